@@ -1,0 +1,183 @@
+# Tidemark.  `make help` lists what can be made.  GNU make; gcc or clang.
+#
+# Variables: BUILD (where results go), CC, CFLAGS, LDFLAGS, WERROR=1, SAN=address,undefined
+# or SAN=thread, PREFIX, DESTDIR, BINDIR, LIBDIR, INCLUDEDIR, MANDIR.
+
+VERSION := $(shell sed -n 's/.*TIDE_VERSION_STRING "\(.*\)"/\1/p' lib/tidemark.h)
+SONAME := libtidemark.so.0
+
+BUILD ?= build
+PREFIX ?= /usr/local
+BINDIR ?= $(PREFIX)/bin
+LIBDIR ?= $(PREFIX)/lib
+INCLUDEDIR ?= $(PREFIX)/include
+MANDIR ?= $(PREFIX)/share/man
+BASHCOMPDIR ?= $(PREFIX)/share/bash-completion/completions
+ZSHCOMPDIR ?= $(PREFIX)/share/zsh/site-functions
+FISHCOMPDIR ?= $(PREFIX)/share/fish/vendor_completions.d
+DOCDIR ?= $(PREFIX)/share/doc/tidemark
+
+CFLAGS ?= -O2 -g
+WARN := -Wall -Wextra -Wshadow -Wvla -Wmissing-prototypes -Wstrict-prototypes -Wformat=2 -Wundef -Wno-unused-parameter
+HARDEN := -fstack-protector-strong -D_FORTIFY_SOURCE=2 -fPIC
+LDHARDEN := -Wl,-z,relro -Wl,-z,now -Wl,--as-needed
+ifdef WERROR
+WARN += -Werror
+endif
+ifdef SAN
+# Fortified calls hide what the sanitizers look for.
+HARDEN := -fPIC
+SANFLAGS := -fsanitize=$(SAN) -fno-sanitize-recover=all -fno-omit-frame-pointer
+LDHARDEN := -Wl,--as-needed
+endif
+
+ALL_CFLAGS = -std=gnu11 -pthread $(WARN) $(HARDEN) $(SANFLAGS) -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 $(CPPFLAGS) $(CFLAGS)
+LIB_CFLAGS = $(ALL_CFLAGS) -Ilib -Iformats
+CMD_CFLAGS = $(ALL_CFLAGS) -Ilib
+LIB_LIBS := -ljson-c -lzstd -ldeflate -pthread
+
+LIB_SRC := $(wildcard lib/*.c) $(wildcard formats/*.c)
+LIB_OBJ := $(LIB_SRC:%.c=$(BUILD)/obj/%.o)
+CMD_SHARED := $(patsubst %.c,$(BUILD)/obj/%.o,$(filter-out $(wildcard cmd/*-*.c),$(wildcard cmd/*.c)))
+CMD_SRC := $(wildcard cmd/*-*.c)
+COMMANDS := $(CMD_SRC:cmd/%.c=%)
+BINS := $(COMMANDS:%=$(BUILD)/bin/%)
+UNIT_SRC := $(wildcard tests/unit/test-*.c)
+UNITS := $(UNIT_SRC:tests/unit/%.c=$(BUILD)/unit/%)
+HELPER_SRC := $(wildcard tests/helpers/*.c)
+HELPERS := $(HELPER_SRC:tests/helpers/%.c=$(BUILD)/helpers/%)
+FUZZ_SRC := $(wildcard tests/fuzz/fuzz-*.c)
+MANPAGES := $(wildcard man/*.1 man/*.5 man/*.7)
+
+DEPS_BUILD := gcc libc6-dev pkg-config libpopt-dev libjson-c-dev libzstd-dev libdeflate-dev
+DEPS_TEST := bats bats-support bats-assert mandoc shellcheck qemu-utils qemu-system-x86 python3 jq strace parallel \
+	e2fsprogs libnbd-bin util-linux clang zstd netbase
+
+.PHONY: FORCE all help deps demo check check-quick lint asan tsan fuzz-smoke bench bench-quick cov install uninstall dist clean
+all: $(BUILD)/lib/libtidemark.so $(BUILD)/lib/libtidemark.a $(BUILD)/lib/pkgconfig/tidemark.pc $(BINS)
+
+help:
+	@sed -n 's/^#: //p' Makefile
+
+#: all          the library in $(BUILD)/lib and the commands in $(BUILD)/bin
+#: deps         install the Debian packages that building and testing need
+#: demo         build, then play the session of the README on a real ext4 image
+#: check        build everything and run all tests
+#: check-quick  the unit and command tests only
+#: lint         layers, man pages, shell scripts, completeness
+#: asan, tsan   `check` under ASan+UBSan; the unit tests under TSan
+#: fuzz-smoke   each fuzzer for a short time
+#: bench        ratios to qemu-img and QEMU, measured side by side; bench-quick in little time
+#: cov          line coverage of the tests
+#: install      to $(DESTDIR)$(PREFIX); uninstall takes it away
+#: dist         a source archive of HEAD
+#: clean        remove $(BUILD)
+
+# A change of compiler or flags rebuilds everything.
+FLAGS_NOW := $(CC) $(ALL_CFLAGS) $(LDFLAGS) $(LDHARDEN)
+$(BUILD)/flags: FORCE
+	@mkdir -p $(@D)
+	@echo '$(FLAGS_NOW)' | cmp -s - $@ || echo '$(FLAGS_NOW)' > $@
+FORCE:
+
+$(BUILD)/obj/lib/%.o: lib/%.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(CC) $(LIB_CFLAGS) -MMD -MP -c -o $@ $<
+$(BUILD)/obj/formats/%.o: formats/%.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(CC) $(LIB_CFLAGS) -MMD -MP -c -o $@ $<
+$(BUILD)/obj/cmd/%.o: cmd/%.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(CC) $(CMD_CFLAGS) -MMD -MP -c -o $@ $<
+$(BUILD)/obj/tests/%.o: tests/%.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(CC) $(LIB_CFLAGS) -Itests/unit -MMD -MP -c -o $@ $<
+
+$(BUILD)/lib/$(SONAME): $(LIB_OBJ) lib/libtidemark.map
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -shared -Wl,-soname,$(SONAME) -Wl,--version-script=lib/libtidemark.map -o $@ $(LIB_OBJ) \
+		$(LDHARDEN) $(LDFLAGS) $(LIB_LIBS)
+$(BUILD)/lib/libtidemark.so: $(BUILD)/lib/$(SONAME)
+	ln -sf $(SONAME) $@
+$(BUILD)/lib/libtidemark.a: $(LIB_OBJ)
+	@mkdir -p $(@D)
+	rm -f $@ && ar rcs $@ $(LIB_OBJ)
+PLACES_NOW := $(PREFIX) $(LIBDIR) $(INCLUDEDIR)
+$(BUILD)/places: FORCE
+	@mkdir -p $(@D)
+	@echo '$(PLACES_NOW)' | cmp -s - $@ || echo '$(PLACES_NOW)' > $@
+$(BUILD)/lib/pkgconfig/tidemark.pc: lib/tidemark.pc.in lib/tidemark.h $(BUILD)/places
+	@mkdir -p $(@D)
+	sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@INCLUDEDIR@|$(INCLUDEDIR)|; s|@VERSION@|$(VERSION)|' $< > $@
+
+$(BINS): $(BUILD)/bin/%: $(BUILD)/obj/cmd/%.o $(CMD_SHARED) $(BUILD)/lib/libtidemark.so
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -o $@ $< $(CMD_SHARED) -L$(BUILD)/lib -ltidemark -lpopt '-Wl,-rpath,$$ORIGIN/../lib' $(LDHARDEN) $(LDFLAGS)
+$(UNITS): $(BUILD)/unit/%: $(BUILD)/obj/tests/unit/%.o $(BUILD)/lib/libtidemark.a
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -o $@ $< $(BUILD)/lib/libtidemark.a $(LDFLAGS) $(LIB_LIBS)
+$(HELPERS): $(BUILD)/helpers/%: $(BUILD)/obj/tests/helpers/%.o $(BUILD)/lib/libtidemark.a
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -o $@ $< $(BUILD)/lib/libtidemark.a $(LDFLAGS) $(LIB_LIBS)
+.SECONDARY:
+
+deps:
+	@sh tests/deps.sh $(DEPS_BUILD) $(DEPS_TEST)
+
+demo: all
+	@sh tests/demo.sh $(abspath $(BUILD))/bin
+
+check: all $(UNITS) $(HELPERS)
+	@BUILD=$(abspath $(BUILD)) tests/run lint unit cli interop crash fuzz
+check-quick: all $(UNITS) $(HELPERS)
+	@BUILD=$(abspath $(BUILD)) tests/run unit cli
+lint: all
+	@BUILD=$(abspath $(BUILD)) tests/run lint
+asan:
+	$(MAKE) BUILD=$(BUILD)/asan SAN=address,undefined CFLAGS='-O1 -g' check
+tsan:
+	$(MAKE) BUILD=$(BUILD)/tsan SAN=thread CFLAGS='-O1 -g' check-quick
+fuzz-smoke: all
+	@BUILD=$(abspath $(BUILD)) tests/run fuzz
+bench: all
+	@BUILD=$(abspath $(BUILD)) tests/bench/run
+bench-quick: all
+	@BUILD=$(abspath $(BUILD)) tests/bench/run --quick
+cov:
+	$(MAKE) BUILD=$(BUILD)/cov CFLAGS='-O0 -g --coverage' LDFLAGS=--coverage check-quick
+	cd $(BUILD)/cov/obj && gcov -n -r $$(find lib formats -name '*.gcda') | sed -n '/^File/{N;p;}'
+
+install: all
+	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(INCLUDEDIR) $(DESTDIR)$(DOCDIR)
+	install -m 755 $(BINS) $(DESTDIR)$(BINDIR)
+	install -m 755 $(BUILD)/lib/$(SONAME) $(DESTDIR)$(LIBDIR)/libtidemark.so.$(VERSION)
+	ln -sf libtidemark.so.$(VERSION) $(DESTDIR)$(LIBDIR)/$(SONAME)
+	ln -sf $(SONAME) $(DESTDIR)$(LIBDIR)/libtidemark.so
+	install -m 644 $(BUILD)/lib/libtidemark.a $(DESTDIR)$(LIBDIR)
+	install -m 644 $(BUILD)/lib/pkgconfig/tidemark.pc $(DESTDIR)$(LIBDIR)/pkgconfig
+	install -m 644 lib/tidemark.h $(DESTDIR)$(INCLUDEDIR)
+	for m in $(MANPAGES); do \
+		install -D -m 644 $$m $(DESTDIR)$(MANDIR)/man$${m##*.}/$${m##*/} || exit 1; done
+	install -D -m 644 completions/tidemark.bash $(DESTDIR)$(BASHCOMPDIR)/tidemark
+	for c in $(COMMANDS); do ln -sf tidemark $(DESTDIR)$(BASHCOMPDIR)/$$c || exit 1; done
+	install -D -m 644 completions/tidemark.zsh $(DESTDIR)$(ZSHCOMPDIR)/_tidemark
+	for c in $(COMMANDS); do \
+		install -D -m 644 completions/tidemark.fish $(DESTDIR)$(FISHCOMPDIR)/$$c.fish || exit 1; done
+	install -m 644 README.md NEWS.md LICENSE $(DESTDIR)$(DOCDIR)
+
+uninstall:
+	rm -f $(COMMANDS:%=$(DESTDIR)$(BINDIR)/%) $(COMMANDS:%=$(DESTDIR)$(BASHCOMPDIR)/%) \
+		$(COMMANDS:%=$(DESTDIR)$(FISHCOMPDIR)/%.fish) $(DESTDIR)$(BASHCOMPDIR)/tidemark \
+		$(DESTDIR)$(ZSHCOMPDIR)/_tidemark $(DESTDIR)$(LIBDIR)/libtidemark.* \
+		$(DESTDIR)$(LIBDIR)/pkgconfig/tidemark.pc $(DESTDIR)$(INCLUDEDIR)/tidemark.h
+	for m in $(MANPAGES); do rm -f $(DESTDIR)$(MANDIR)/man$${m##*.}/$${m##*/}; done
+	rm -rf $(DESTDIR)$(DOCDIR)
+
+dist:
+	git archive --prefix=tidemark-$(VERSION)/ -o tidemark-$(VERSION).tar.gz HEAD
+
+clean:
+	rm -rf $(BUILD)
+
+-include $(LIB_OBJ:.o=.d) $(CMD_SHARED:.o=.d) $(CMD_SRC:%.c=$(BUILD)/obj/%.d) $(UNIT_SRC:%.c=$(BUILD)/obj/%.d) \
+	$(HELPER_SRC:%.c=$(BUILD)/obj/%.d)
