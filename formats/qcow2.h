@@ -1,0 +1,321 @@
+/*
+ * qcow2, versions 2 and 3: what the parts of the driver share.  Nobody else includes this.
+ *
+ * A disk is cut into clusters.  An L1 table points at L2 tables of one cluster each, whose
+ * 64-bit entries say where a cluster of the disk lies in the file.  Reference counts of the
+ * file's clusters stand in blocks of one cluster each that the refcount table points at.
+ *
+ * Three ways of being open:
+ *
+ *   reading   L1 in memory, L2 tables on demand in a bounded cache.
+ *   in place  (TIDE_OPEN_WRITE) changed tables stay in memory until a flush, which writes
+ *             them in the order that qcow2_flush.c explains.  A cluster that is given up
+ *             counts as used until the flush that makes its loss durable is through.
+ *   new       (TIDE_OPEN_NEW) clusters are dealt out in the order of the requests, no
+ *             counts are kept: all that was dealt out is used once.  qcow2_fresh.c writes
+ *             the counts at the end.
+ *
+ * A failed flush makes the image useless for further writing (`failed`): what reached the
+ * disk is then unknown, but it is a prefix, so a valid image.
+ *
+ * Everything from `lock` on is changed only by its holder; what stands before it is fixed
+ * once the image is open.
+ */
+#ifndef TIDE_QCOW2_H
+#define TIDE_QCOW2_H
+
+#include <pthread.h>
+
+#include "image_driver.h"
+
+#define TIDE_QCOW2_MAGIC     0x514649fbu
+#define TIDE_QCOW2_HEADER_V2 72u
+#define TIDE_QCOW2_HEADER_V3 104u
+
+#define TIDE_QCOW2_L1_BYTES_MAX        (UINT64_C(32) << 20)
+#define TIDE_QCOW2_REFTABLE_BYTES_MAX  (UINT64_C(8) << 20)
+#define TIDE_QCOW2_SNAPSHOTS_MAX       65536u
+#define TIDE_QCOW2_SNAPSHOTS_BYTES_MAX (UINT64_C(64) << 20)
+#define TIDE_QCOW2_NAME_MAX            1023u
+
+/* Clusters of a file must begin below this. */
+#define TIDE_QCOW2_HOST_BITS 56u
+
+enum {
+	TIDE_QCOW2_INCOMPAT_DIRTY = 1 << 0,
+	TIDE_QCOW2_INCOMPAT_CORRUPT = 1 << 1,
+	TIDE_QCOW2_INCOMPAT_DATA_FILE = 1 << 2,
+	TIDE_QCOW2_INCOMPAT_COMPRESSION = 1 << 3,
+	TIDE_QCOW2_INCOMPAT_EXTENDED_L2 = 1 << 4,
+	TIDE_QCOW2_COMPAT_LAZY_REFCOUNTS = 1 << 0,
+	TIDE_QCOW2_AUTOCLEAR_BITMAPS = 1 << 0,
+};
+
+enum { TIDE_QCOW2_ZLIB = 0, TIDE_QCOW2_ZSTD = 1 };
+
+enum {
+	TIDE_QCOW2_EXT_END = 0,
+	TIDE_QCOW2_EXT_BACKING_FORMAT = (int)0xe2792aca,
+	TIDE_QCOW2_EXT_FEATURES = 0x6803f857,
+	TIDE_QCOW2_EXT_BITMAPS = 0x23852875,
+	/* Tidemark's own, "TIDE": eight bytes, the size of a disk that is no multiple of 512.  QEMU keeps what it does
+	   not know. */
+	TIDE_QCOW2_EXT_EXACT_SIZE = 0x54494445,
+};
+
+/* Where the fields of the header that are rewritten stand. */
+enum { TIDE_QCOW2_AT_REFTABLE = 48, TIDE_QCOW2_AT_AUTOCLEAR = 88 };
+
+#define TIDE_QCOW2_ENTRY_COPIED     (UINT64_C(1) << 63)
+#define TIDE_QCOW2_ENTRY_COMPRESSED (UINT64_C(1) << 62)
+#define TIDE_QCOW2_ENTRY_ZERO       UINT64_C(1)
+#define TIDE_QCOW2_ENTRY_OFFSET     UINT64_C(0x00fffffffffffe00)
+
+struct tide_qcow2_header {
+	unsigned version, cluster_bits, refcount_order, compression;
+	uint64_t size;
+	uint64_t exact_size; /* of the disk that the image was made for; 0: `size` */
+	uint64_t l1_offset, l1_entries;
+	uint64_t reftable_offset, reftable_clusters;
+	uint32_t snapshots;
+	uint64_t snapshots_offset;
+	uint64_t incompatible, compatible, autoclear;
+	char *backing, *backing_format; /* or NULL */
+	uint32_t n_bitmaps;             /* 0: none, or not to be relied on */
+	uint64_t bitmap_dir_offset, bitmap_dir_size;
+};
+
+/* An L2 table or a refcount block, as it stands in the file. */
+struct tide_qcow2_table {
+	uint64_t index; /* in the L1 or refcount table */
+	uint64_t host;  /* where it stands, bytes; 0: it has no place yet */
+	bool dirty;
+	bool fresh; /* nothing on the disk points to it yet */
+	struct tide_qcow2_table *newer, *older;
+	uint8_t data[];
+};
+
+struct tide_qcow2_table_list {
+	struct tide_qcow2_table *newest, *oldest;
+};
+
+/* Tables by index.  Clean ones may go when there are too many, in order of their last use. */
+struct tide_qcow2_cache {
+	struct tide_qcow2_table **slot;
+	uint64_t n_slots;
+	size_t table_size;
+	size_t n, n_dirty, n_max;
+	struct tide_qcow2_table_list clean, dirty;
+};
+
+/* Clusters [first, first + n) of the file. */
+struct tide_qcow2_run {
+	uint64_t first, n;
+	bool punch; /* give the space back to the file system when they become free */
+};
+
+struct tide_qcow2_runs {
+	struct tide_qcow2_run *run;
+	size_t n, cap;
+};
+
+/* A stretch of the file that holds metadata. */
+struct tide_qcow2_area {
+	uint64_t first, n;
+	const char *what;
+};
+
+/* Where metadata stands: never to be allocated, freed as data or written as data. */
+struct tide_qcow2_meta {
+	struct tide_qcow2_area *area; /* ascending, disjoint: what does not change */
+	size_t n_areas, cap_areas;
+	uint64_t *set; /* hash set of L2 tables and refcount blocks, cluster number + 1; 0: free place */
+	size_t set_cap, set_n;
+};
+
+struct tide_qcow2_bitmap {
+	uint64_t table_offset;
+	uint32_t table_entries;
+	unsigned granularity_bits;
+	bool in_use, enabled;
+	char *name;
+};
+
+struct tide_qcow2 {
+	int fd;
+	bool writable, is_new;
+	bool is_device; /* the file cannot grow */
+	struct tide_qcow2_header header;
+	unsigned cluster_bits;
+	uint64_t cluster_size;
+	unsigned l2_bits;    /* log2 of the entries of an L2 table */
+	unsigned block_bits; /* log2 of the entries of a refcount block */
+	uint64_t size;       /* of the disk */
+	bool has_backing;
+	size_t n_bitmaps;
+	struct tide_qcow2_bitmap *bitmaps;
+
+	pthread_mutex_t lock;
+	uint64_t file_size; /* with all that is allocated; may be ahead of the file system's */
+	uint64_t *l1;       /* header.l1_entries of them, in the host's byte order */
+	uint8_t *l1_dirty;  /* one a page of 512 entries */
+	struct tide_qcow2_cache l2;
+
+	/* For writing. */
+	bool prepared; /* the file is ready to be changed */
+	bool touched;  /* something may have changed since the last flush */
+	bool failed;
+	uint64_t *reftable; /* offsets of blocks */
+	uint64_t reftable_entries;
+	uint64_t reftable_offset;
+	uint64_t reftable_dirty_from, reftable_dirty_to; /* entries; empty when equal */
+	bool reftable_moved;
+	struct tide_qcow2_cache blocks;
+	uint64_t cursor;             /* where the search for free clusters goes on; new: the end of what is dealt out */
+	struct tide_qcow2_runs free; /* new: clusters that were given back, ascending */
+	struct tide_qcow2_runs deferred; /* in place: to be given up by the next flush */
+	struct tide_qcow2_meta meta;
+};
+
+static inline uint64_t tide_qcow2_clusters(const struct tide_qcow2 *q, uint64_t bytes)
+{
+	return (bytes >> q->cluster_bits) + ((bytes & (q->cluster_size - 1)) != 0);
+}
+
+/* ---- qcow2_header.c ---- */
+
+bool tide_qcow2_header_probe(const uint8_t *head, size_t len);
+/* Reads and checks the header and its extensions.  Release also after a failure. */
+int tide_qcow2_header_read(int fd, uint64_t file_size, struct tide_qcow2_header *h, struct tide_error *err);
+void tide_qcow2_header_release(struct tide_qcow2_header *h);
+int tide_qcow2_header_info(const struct tide_qcow2_header *h, struct tide_driver_info *info, struct tide_error *err);
+
+/* ---- qcow2_cache.c ---- */
+
+int tide_qcow2_cache_init(struct tide_qcow2_cache *c, uint64_t n_slots, size_t table_size, struct tide_error *err);
+void tide_qcow2_cache_release(struct tide_qcow2_cache *c);
+int tide_qcow2_cache_grow(struct tide_qcow2_cache *c, uint64_t n_slots, struct tide_error *err);
+/* NULL when it is not there.  What is returned stays until the next _add or _trim. */
+struct tide_qcow2_table *tide_qcow2_cache_find(struct tide_qcow2_cache *c, uint64_t index);
+/* A new, clean table, all zero. */
+struct tide_qcow2_table *tide_qcow2_cache_add(struct tide_qcow2_cache *c, uint64_t index, struct tide_error *err);
+void tide_qcow2_cache_drop(struct tide_qcow2_cache *c, struct tide_qcow2_table *t);
+void tide_qcow2_cache_set_dirty(struct tide_qcow2_cache *c, struct tide_qcow2_table *t, bool dirty);
+/* Clean tables go until there is room for one more. */
+void tide_qcow2_cache_trim(struct tide_qcow2_cache *c);
+/* The dirty tables in ascending order of index; free() the array. NULL also when out of memory. */
+struct tide_qcow2_table **tide_qcow2_cache_dirty(const struct tide_qcow2_cache *c, struct tide_error *err);
+/* Writes the dirty tables, all or only the fresh (those must be clean or have a place), and leaves them clean. */
+int tide_qcow2_cache_write(struct tide_qcow2_cache *c, int fd, bool fresh_only, struct tide_error *err);
+
+/* ---- qcow2_l2.c ---- */
+
+enum tide_qcow2_kind { TIDE_QCOW2_HOLE, TIDE_QCOW2_ZEROES, TIDE_QCOW2_DATA, TIDE_QCOW2_COMPRESSED };
+
+struct tide_qcow2_cluster {
+	enum tide_qcow2_kind kind;
+	bool copied;
+	uint64_t host; /* DATA, COMPRESSED: first byte.  ZEROES: a cluster that is set aside, or 0 */
+	uint64_t len;  /* COMPRESSED: at most so many bytes */
+};
+
+static inline uint64_t tide_qcow2_l1_index(const struct tide_qcow2 *q, uint64_t off)
+{
+	return off >> (q->cluster_bits + q->l2_bits);
+}
+
+static inline uint64_t tide_qcow2_l2_index(const struct tide_qcow2 *q, uint64_t off)
+{
+	return (off >> q->cluster_bits) & ((UINT64_C(1) << q->l2_bits) - 1);
+}
+
+int tide_qcow2_l2_open(struct tide_qcow2 *q, struct tide_error *err);
+/* What the entry for the cluster of the disk at off says; checked. */
+int tide_qcow2_l2_decode(const struct tide_qcow2 *q, uint64_t entry, uint64_t off, struct tide_qcow2_cluster *out,
+                         struct tide_error *err);
+/* *t NULL: there is no such table, and so nothing in its part of the disk. */
+int tide_qcow2_l2_load(struct tide_qcow2 *q, uint64_t l1_index, struct tide_qcow2_table **t, struct tide_error *err);
+/* As load, for changing: made or copied when there is none or it is shared; marked dirty. */
+int tide_qcow2_l2_load_for_write(struct tide_qcow2 *q, uint64_t l1_index, struct tide_qcow2_table **t,
+                                 struct tide_error *err);
+/* The cluster of the disk at off. */
+int tide_qcow2_l2_lookup(struct tide_qcow2 *q, uint64_t off, struct tide_qcow2_cluster *out, struct tide_error *err);
+int tide_qcow2_l2_write_l1(struct tide_qcow2 *q, struct tide_error *err);
+bool tide_qcow2_l2_is_l1_dirty(const struct tide_qcow2 *q);
+/* New images: gives every dirty table a place and writes it. */
+int tide_qcow2_l2_write_all_new(struct tide_qcow2 *q, struct tide_error *err);
+
+/* ---- qcow2_read.c, qcow2_compressed.c, qcow2_bitmap.c: see image_driver.h ---- */
+
+int tide_qcow2_read_extent(void *state, uint64_t off, uint64_t len, struct tide_extent *out, struct tide_error *err);
+int tide_qcow2_compressed_read(void *state, void *buf, uint64_t off, uint64_t len, struct tide_error *err);
+int tide_qcow2_bitmap_open(struct tide_qcow2 *q, struct tide_error *err);
+int tide_qcow2_bitmap_info(const struct tide_qcow2 *q, struct tide_driver_info *info, struct tide_error *err);
+int tide_qcow2_bitmap_read(void *state, size_t index, struct tide_bitmap **out, struct tide_error *err);
+void tide_qcow2_bitmap_release(struct tide_qcow2 *q);
+
+/* ---- qcow2_create.c ---- */
+
+int tide_qcow2_create_image(int fd, const struct tide_driver_create *options, struct tide_error *err);
+
+/* ---- qcow2_write.c ---- */
+
+int tide_qcow2_write_begin(void *state, uint64_t off, uint64_t len, struct tide_extent *out, struct tide_error *err);
+int tide_qcow2_write_commit(void *state, const struct tide_extent *place, struct tide_error *err);
+void tide_qcow2_write_abort(void *state, const struct tide_extent *place);
+
+/* ---- qcow2_zero.c ---- */
+
+int tide_qcow2_zero_range(void *state, uint64_t off, uint64_t len, bool may_unmap, struct tide_error *err);
+
+/* ---- qcow2_flush.c ---- */
+
+int tide_qcow2_flush_image(void *state, struct tide_error *err);
+/* Before each change, lock held: makes the file ready, refuses after a failure, flushes when memory is full. */
+int tide_qcow2_flush_prepare(struct tide_qcow2 *q, struct tide_error *err);
+
+/* ---- qcow2_alloc.c: the same questions for in-place and new images; lock held ---- */
+
+/* Up to `want` clusters in a row, at least one, none of them in use; marked as used. */
+int tide_qcow2_alloc_clusters(struct tide_qcow2 *q, uint64_t want, uint64_t *first, uint64_t *got,
+                              struct tide_error *err);
+/* Never referenced on the disk: free at once. */
+void tide_qcow2_alloc_undo(struct tide_qcow2 *q, uint64_t first, uint64_t n);
+/* Room for n more calls of _drop, which then cannot fail; until the next _clusters. */
+int tide_qcow2_alloc_reserve(struct tide_qcow2 *q, size_t n, struct tide_error *err);
+/* The clusters lose a reference, once the next flush has made it so. */
+void tide_qcow2_alloc_drop(struct tide_qcow2 *q, uint64_t first, uint64_t n, bool punch);
+/* The same for what a cluster of the disk was made of; check that this frees no metadata before changing anything. */
+int tide_qcow2_alloc_check_drop(const struct tide_qcow2 *q, const struct tide_qcow2_cluster *c, struct tide_error *err);
+void tide_qcow2_alloc_drop_cluster(struct tide_qcow2 *q, const struct tide_qcow2_cluster *c, bool punch);
+/* May this cluster of data be written where it is?  It is used once and no metadata, else an error. */
+int tide_qcow2_alloc_is_exclusive(struct tide_qcow2 *q, uint64_t host, bool *exclusive, struct tide_error *err);
+int tide_qcow2_runs_reserve(struct tide_qcow2_runs *runs, size_t more, struct tide_error *err);
+
+/* ---- qcow2_refcount.c: in place ---- */
+
+int tide_qcow2_refcount_open(struct tide_qcow2 *q, struct tide_error *err);
+int tide_qcow2_refcount_get(struct tide_qcow2 *q, uint64_t cluster, uint64_t *count, struct tide_error *err);
+int tide_qcow2_refcount_alloc(struct tide_qcow2 *q, uint64_t want, uint64_t *first, uint64_t *got,
+                              struct tide_error *err);
+int tide_qcow2_refcount_decrease(struct tide_qcow2 *q, uint64_t cluster, bool *is_free, struct tide_error *err);
+/* The entry `index` of a refcount block. */
+uint64_t tide_qcow2_refcount_entry(unsigned order, const uint8_t *block, uint64_t index);
+void tide_qcow2_refcount_set_entry(unsigned order, uint8_t *block, uint64_t index, uint64_t count);
+
+/* ---- qcow2_fresh.c: new images ---- */
+
+int tide_qcow2_fresh_alloc(struct tide_qcow2 *q, uint64_t want, uint64_t *first, uint64_t *got, struct tide_error *err);
+void tide_qcow2_fresh_free(struct tide_qcow2 *q, uint64_t first, uint64_t n);
+int tide_qcow2_fresh_flush(struct tide_qcow2 *q, struct tide_error *err);
+
+/* ---- qcow2_meta.c ---- */
+
+int tide_qcow2_meta_open(struct tide_qcow2 *q, struct tide_error *err);
+void tide_qcow2_meta_release(struct tide_qcow2 *q);
+/* What metadata stands in these clusters; NULL: none. */
+const char *tide_qcow2_meta_find(const struct tide_qcow2 *q, uint64_t first, uint64_t n);
+int tide_qcow2_meta_add(struct tide_qcow2 *q, uint64_t cluster, struct tide_error *err);
+void tide_qcow2_meta_remove(struct tide_qcow2 *q, uint64_t cluster);
+
+#endif

@@ -1,0 +1,309 @@
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "bytes.h"
+#include "error.h"
+#include "mem.h"
+#include "qcow2.h"
+#include "range.h"
+#include "sysio.h"
+
+#define L1_PAGE_BITS 9u /* entries that are written together: 4096 bytes */
+
+static uint64_t l1_pages(const struct tide_qcow2 *q)
+{
+	return (q->header.l1_entries >> L1_PAGE_BITS) + 1;
+}
+
+int tide_qcow2_l2_open(struct tide_qcow2 *q, struct tide_error *err)
+{
+	uint64_t n = q->header.l1_entries;
+
+	q->l1 = tide_mem_alloc(n, sizeof(*q->l1), err);
+	q->l1_dirty = tide_mem_alloc(l1_pages(q), 1, err);
+	if (!q->l1 || !q->l1_dirty)
+		return -1;
+	if (n > 0 && tide_sysio_pread(q->fd, q->l1, n * 8, q->header.l1_offset, false, err) < 0)
+		return tide_error_wrap(err, "Could not read L1 table");
+	for (uint64_t i = 0; i < n; i++)
+		q->l1[i] = tide_get_be64(&q->l1[i]);
+	return tide_qcow2_cache_init(&q->l2, n, q->cluster_size, err);
+}
+
+static int decode_compressed(const struct tide_qcow2 *q, uint64_t entry, uint64_t off, struct tide_qcow2_cluster *out,
+                             struct tide_error *err)
+{
+	unsigned x = 62 - (q->cluster_bits - 8);
+	uint64_t sectors = (entry & ~(UINT64_C(3) << 62)) >> x;
+
+	out->kind = TIDE_QCOW2_COMPRESSED;
+	out->copied = false;
+	out->host = entry & ((UINT64_C(1) << x) - 1);
+	if (out->host >> TIDE_QCOW2_HOST_BITS)
+		return tide_error_set(err, TIDE_E_CORRUPT,
+		                      "L2 entry for the cluster at %" PRIu64 ": reserved bits are set: %#018" PRIx64,
+		                      off, entry);
+	if (out->host < q->cluster_size || out->host >= q->file_size)
+		return tide_error_set(err, TIDE_E_CORRUPT,
+		                      "L2 entry for the cluster at %" PRIu64 ": compressed data at %" PRIu64
+		                      " does not lie within the file of %" PRIu64 " bytes",
+		                      off, out->host, q->file_size);
+	out->len = (sectors + 1) * 512 - (out->host & 511);
+	return 0;
+}
+
+/* Standard clusters, zero or not. */
+static int check_standard(const struct tide_qcow2 *q, uint64_t entry, uint64_t off, uint64_t host,
+                          struct tide_error *err)
+{
+	uint64_t known = TIDE_QCOW2_ENTRY_COPIED | TIDE_QCOW2_ENTRY_OFFSET | TIDE_QCOW2_ENTRY_ZERO;
+
+	if (entry & ~known)
+		return tide_error_set(err, TIDE_E_CORRUPT,
+		                      "L2 entry for the cluster at %" PRIu64 ": reserved bits are set: %#018" PRIx64,
+		                      off, entry);
+	if ((entry & TIDE_QCOW2_ENTRY_ZERO) && q->header.version < 3)
+		return tide_error_set(err, TIDE_E_CORRUPT,
+		                      "L2 entry for the cluster at %" PRIu64 ": zero flag in a version 2 image", off);
+	if (host & (q->cluster_size - 1))
+		return tide_error_set(err, TIDE_E_CORRUPT,
+		                      "L2 entry for the cluster at %" PRIu64 ": the offset %" PRIu64
+		                      " is not a multiple of the cluster size",
+		                      off, host);
+	if (host == 0 && (entry & TIDE_QCOW2_ENTRY_COPIED))
+		return tide_error_set(err, TIDE_E_CORRUPT,
+		                      "L2 entry for the cluster at %" PRIu64 ": data at offset 0, the header's", off);
+	if (host >= q->file_size && !(entry & TIDE_QCOW2_ENTRY_ZERO))
+		return tide_error_set(err, TIDE_E_CORRUPT,
+		                      "L2 entry for the cluster at %" PRIu64 ": the offset %" PRIu64
+		                      " lies beyond the end of the file at %" PRIu64,
+		                      off, host, q->file_size);
+	return 0;
+}
+
+int tide_qcow2_l2_decode(const struct tide_qcow2 *q, uint64_t entry, uint64_t off, struct tide_qcow2_cluster *out,
+                         struct tide_error *err)
+{
+	if (entry & TIDE_QCOW2_ENTRY_COMPRESSED) {
+		if (entry & TIDE_QCOW2_ENTRY_COPIED)
+			return tide_error_set(err, TIDE_E_CORRUPT,
+			                      "L2 entry for the cluster at %" PRIu64
+			                      ": compressed, but flagged as used once: %#018" PRIx64,
+			                      off, entry);
+		return decode_compressed(q, entry, off, out, err);
+	}
+	*out = (struct tide_qcow2_cluster){.kind = TIDE_QCOW2_HOLE};
+	if (entry == 0)
+		return 0;
+	out->host = entry & TIDE_QCOW2_ENTRY_OFFSET;
+	out->copied = entry & TIDE_QCOW2_ENTRY_COPIED;
+	if (check_standard(q, entry, off, out->host, err) < 0)
+		return -1;
+	out->kind = entry & TIDE_QCOW2_ENTRY_ZERO ? TIDE_QCOW2_ZEROES : TIDE_QCOW2_DATA;
+	return 0;
+}
+
+static int check_l1_entry(const struct tide_qcow2 *q, uint64_t index, struct tide_error *err)
+{
+	uint64_t entry = q->l1[index], host = entry & TIDE_QCOW2_ENTRY_OFFSET;
+
+	if (entry & ~(TIDE_QCOW2_ENTRY_COPIED | TIDE_QCOW2_ENTRY_OFFSET))
+		return tide_error_set(err, TIDE_E_CORRUPT, "L1 entry %" PRIu64 ": reserved bits are set: %#018" PRIx64,
+		                      index, entry);
+	if (host & (q->cluster_size - 1))
+		return tide_error_set(err, TIDE_E_CORRUPT,
+		                      "L1 entry %" PRIu64 ": the offset %" PRIu64
+		                      " is not a multiple of the cluster size",
+		                      index, host);
+	if (host == 0)
+		return tide_error_set(err, TIDE_E_CORRUPT,
+		                      "L1 entry %" PRIu64 ": an L2 table at offset 0, the header's", index);
+	if (!tide_range_is_within(host, q->cluster_size, q->file_size))
+		return tide_error_set(err, TIDE_E_CORRUPT,
+		                      "L1 entry %" PRIu64 ": the L2 table at %" PRIu64
+		                      " does not lie within the file of %" PRIu64 " bytes",
+		                      index, host, q->file_size);
+	return 0;
+}
+
+/* Writes the least recently used table of a new image out, so that it may go. */
+static int make_room(struct tide_qcow2 *q, struct tide_error *err)
+{
+	struct tide_qcow2_table *t;
+
+	tide_qcow2_cache_trim(&q->l2);
+	if (!q->is_new || q->l2.n < q->l2.n_max)
+		return 0;
+	t = q->l2.dirty.oldest;
+	if (!t->host) {
+		uint64_t first, got;
+
+		if (tide_qcow2_fresh_alloc(q, 1, &first, &got, err) < 0)
+			return -1;
+		t->host = first << q->cluster_bits;
+		q->l1[t->index] = t->host | TIDE_QCOW2_ENTRY_COPIED;
+		q->l1_dirty[t->index >> L1_PAGE_BITS] = 1;
+	}
+	if (tide_sysio_pwrite(q->fd, t->data, q->cluster_size, t->host, err) < 0)
+		return -1;
+	tide_qcow2_cache_drop(&q->l2, t);
+	return 0;
+}
+
+int tide_qcow2_l2_load(struct tide_qcow2 *q, uint64_t l1_index, struct tide_qcow2_table **out, struct tide_error *err)
+{
+	struct tide_qcow2_table *t = tide_qcow2_cache_find(&q->l2, l1_index);
+
+	*out = t;
+	if (t || q->l1[l1_index] == 0)
+		return 0;
+	if (check_l1_entry(q, l1_index, err) < 0 || make_room(q, err) < 0)
+		return -1;
+	t = tide_qcow2_cache_add(&q->l2, l1_index, err);
+	if (!t)
+		return -1;
+	t->host = q->l1[l1_index] & TIDE_QCOW2_ENTRY_OFFSET;
+	if (tide_sysio_pread(q->fd, t->data, q->cluster_size, t->host, false, err) < 0) {
+		tide_qcow2_cache_drop(&q->l2, t);
+		return tide_error_wrap(err, "Could not read the L2 table of L1 entry %" PRIu64, l1_index);
+	}
+	*out = t;
+	return 0;
+}
+
+static int add_new_table(struct tide_qcow2 *q, uint64_t l1_index, struct tide_qcow2_table **out, struct tide_error *err)
+{
+	if (make_room(q, err) < 0)
+		return -1;
+	*out = tide_qcow2_cache_add(&q->l2, l1_index, err);
+	if (!*out)
+		return -1;
+	(*out)->fresh = true;
+	tide_qcow2_cache_set_dirty(&q->l2, *out, true);
+	return 0;
+}
+
+/* In place: gives the table a cluster of its own, that nothing on the disk points to. */
+static int move_table(struct tide_qcow2 *q, struct tide_qcow2_table *t, struct tide_error *err)
+{
+	uint64_t first, got;
+
+	if (tide_qcow2_alloc_clusters(q, 1, &first, &got, err) < 0)
+		return -1;
+	/* After the allocation: that may defer something, too. */
+	if (tide_qcow2_alloc_reserve(q, 1, err) < 0 || tide_qcow2_meta_add(q, first, err) < 0) {
+		tide_qcow2_alloc_undo(q, first, 1);
+		return -1;
+	}
+	if (t->host) {
+		tide_qcow2_meta_remove(q, t->host >> q->cluster_bits);
+		tide_qcow2_alloc_drop(q, t->host >> q->cluster_bits, 1, false);
+	}
+	t->host = first << q->cluster_bits;
+	t->fresh = true;
+	tide_qcow2_cache_set_dirty(&q->l2, t, true);
+	q->l1[t->index] = t->host | TIDE_QCOW2_ENTRY_COPIED;
+	q->l1_dirty[t->index >> L1_PAGE_BITS] = 1;
+	return 0;
+}
+
+/* Is this table of an in-place image referenced only once? */
+static int is_own_table(struct tide_qcow2 *q, const struct tide_qcow2_table *t, bool *own, struct tide_error *err)
+{
+	uint64_t count;
+
+	if (tide_qcow2_refcount_get(q, t->host >> q->cluster_bits, &count, err) < 0)
+		return -1;
+	if (count == 0)
+		return tide_error_set(err, TIDE_E_CORRUPT,
+		                      "The L2 table at %" PRIu64 " has the reference count 0, expected at least 1",
+		                      t->host);
+	*own = count == 1 && (q->l1[t->index] & TIDE_QCOW2_ENTRY_COPIED);
+	return 0;
+}
+
+int tide_qcow2_l2_load_for_write(struct tide_qcow2 *q, uint64_t l1_index, struct tide_qcow2_table **out,
+                                 struct tide_error *err)
+{
+	struct tide_qcow2_table *t;
+	bool own = true;
+
+	if (tide_qcow2_l2_load(q, l1_index, &t, err) < 0)
+		return -1;
+	if (!t) {
+		if (add_new_table(q, l1_index, &t, err) < 0)
+			return -1;
+		if (!q->is_new && move_table(q, t, err) < 0) {
+			tide_qcow2_cache_drop(&q->l2, t);
+			return -1;
+		}
+	} else if (!t->dirty) {
+		if (!q->is_new && (is_own_table(q, t, &own, err) < 0 || (!own && move_table(q, t, err) < 0)))
+			return -1;
+		tide_qcow2_cache_set_dirty(&q->l2, t, true);
+	}
+	*out = t;
+	return 0;
+}
+
+int tide_qcow2_l2_lookup(struct tide_qcow2 *q, uint64_t off, struct tide_qcow2_cluster *out, struct tide_error *err)
+{
+	struct tide_qcow2_table *t;
+	uint64_t entry = 0;
+
+	if (tide_qcow2_l2_load(q, tide_qcow2_l1_index(q, off), &t, err) < 0)
+		return -1;
+	if (t)
+		entry = tide_get_be64(t->data + 8 * tide_qcow2_l2_index(q, off));
+	return tide_qcow2_l2_decode(q, entry, off, out, err);
+}
+
+bool tide_qcow2_l2_is_l1_dirty(const struct tide_qcow2 *q)
+{
+	return memchr(q->l1_dirty, 1, l1_pages(q)) != NULL;
+}
+
+static int write_l1_page(struct tide_qcow2 *q, uint64_t page, struct tide_error *err)
+{
+	uint8_t buf[8u << L1_PAGE_BITS];
+	uint64_t first = page << L1_PAGE_BITS;
+	uint64_t n = TIDE_MIN(q->header.l1_entries - first, UINT64_C(1) << L1_PAGE_BITS);
+
+	for (uint64_t i = 0; i < n; i++)
+		tide_put_be64(buf + 8 * i, q->l1[first + i]);
+	return tide_sysio_pwrite(q->fd, buf, 8 * n, q->header.l1_offset + 8 * first, err);
+}
+
+int tide_qcow2_l2_write_l1(struct tide_qcow2 *q, struct tide_error *err)
+{
+	uint8_t *p = q->l1_dirty, *end = p + l1_pages(q);
+
+	while ((p = memchr(p, 1, (size_t)(end - p)))) {
+		if (write_l1_page(q, (uint64_t)(p - q->l1_dirty), err) < 0)
+			return -1;
+		*p++ = 0;
+	}
+	return 0;
+}
+
+int tide_qcow2_l2_write_all_new(struct tide_qcow2 *q, struct tide_error *err)
+{
+	TIDE_AUTOFREE struct tide_qcow2_table **dirty = tide_qcow2_cache_dirty(&q->l2, err);
+
+	if (!dirty)
+		return -1;
+	for (size_t i = 0; i < q->l2.n_dirty; i++) {
+		struct tide_qcow2_table *t = dirty[i];
+		uint64_t first, got;
+
+		if (t->host)
+			continue;
+		if (tide_qcow2_fresh_alloc(q, 1, &first, &got, err) < 0)
+			return -1;
+		t->host = first << q->cluster_bits;
+		q->l1[t->index] = t->host | TIDE_QCOW2_ENTRY_COPIED;
+		q->l1_dirty[t->index >> L1_PAGE_BITS] = 1;
+	}
+	return tide_qcow2_cache_write(&q->l2, q->fd, false, err);
+}

@@ -1,0 +1,134 @@
+#include <inttypes.h>
+
+#include "bytes.h"
+#include "error.h"
+#include "qcow2.h"
+#include "range.h"
+
+/* So many L2 tables are looked at in one go, at most: other threads want the lock, too. */
+#define TABLES_MAX 32
+
+/* From off to the end of its cluster, or less. */
+static int piece_at(const struct tide_qcow2 *q, uint64_t entry, uint64_t off, struct tide_extent *out,
+                    struct tide_error *err)
+{
+	uint64_t within = off & (q->cluster_size - 1);
+	struct tide_qcow2_cluster c;
+
+	if (tide_qcow2_l2_decode(q, entry, off, &c, err) < 0)
+		return -1;
+	*out = (struct tide_extent){
+	        .off = off, .len = q->cluster_size - within, .kind = TIDE_EXTENT_DATA, .map_fd = -1};
+	switch (c.kind) {
+	case TIDE_QCOW2_HOLE:
+		out->kind = TIDE_EXTENT_HOLE;
+		break;
+	case TIDE_QCOW2_ZEROES:
+		out->kind = TIDE_EXTENT_ZERO;
+		break;
+	case TIDE_QCOW2_COMPRESSED:
+		break;
+	case TIDE_QCOW2_DATA:
+		/* What the file lacks of its last cluster reads as zeroes. */
+		if (c.host + within >= q->file_size) {
+			out->kind = TIDE_EXTENT_ZERO;
+			break;
+		}
+		out->len = TIDE_MIN(out->len, q->file_size - c.host - within);
+		out->mapped = true;
+		out->map_fd = q->fd;
+		out->map_off = c.host + within;
+		break;
+	}
+	return 0;
+}
+
+/* Appends a piece when it goes on where the extent ends. */
+static bool join(struct tide_extent *e, const struct tide_extent *piece)
+{
+	if (e->len == 0) {
+		*e = *piece;
+		return true;
+	}
+	if (e->kind != piece->kind || e->mapped != piece->mapped)
+		return false;
+	if (e->mapped && e->map_off + e->len != piece->map_off)
+		return false;
+	e->len += piece->len;
+	return true;
+}
+
+/* The end of the part of the disk, at most `end`, that has no L2 tables from off on. */
+static uint64_t skip_absent(const struct tide_qcow2 *q, uint64_t off, uint64_t end)
+{
+	unsigned shift = q->cluster_bits + q->l2_bits;
+	uint64_t i = off >> shift, last = (end - 1) >> shift;
+
+	while (i <= last && q->l1[i] == 0 && !q->l2.slot[i])
+		i++;
+	return i > last ? end : i << shift;
+}
+
+/* Joins pieces of one table, from e's end up to `end`: 1 when the extent may go on behind it. */
+static int walk_table(const struct tide_qcow2 *q, const struct tide_qcow2_table *t, uint64_t end, struct tide_extent *e,
+                      struct tide_error *err)
+{
+	while (e->off + e->len < end) {
+		uint64_t at = e->off + e->len;
+		uint64_t entry = tide_get_be64(t->data + 8 * tide_qcow2_l2_index(q, at));
+		struct tide_extent piece;
+
+		/* What is wrong farther on is told to those who ask for it. */
+		if (piece_at(q, entry, at, &piece, e->len ? NULL : err) < 0)
+			return e->len ? 0 : -1;
+		if (!join(e, &piece))
+			return 0;
+	}
+	return 1;
+}
+
+static int find_extent(struct tide_qcow2 *q, uint64_t end, struct tide_extent *e, struct tide_error *err)
+{
+	unsigned shift = q->cluster_bits + q->l2_bits;
+
+	for (unsigned n = 0; e->off + e->len < end && n < TABLES_MAX;) {
+		uint64_t at = e->off + e->len, stop = skip_absent(q, at, end);
+		struct tide_qcow2_table *t;
+		int rc;
+
+		if (stop > at) {
+			struct tide_extent hole = {.off = at, .len = stop - at, .kind = TIDE_EXTENT_HOLE, .map_fd = -1};
+
+			if (!join(e, &hole))
+				return 0;
+			continue;
+		}
+		if (tide_qcow2_l2_load(q, at >> shift, &t, e->len ? NULL : err) < 0)
+			return e->len ? 0 : -1;
+		rc = walk_table(q, t, TIDE_MIN(end, ((at >> shift) + 1) << shift), e, err);
+		if (rc <= 0)
+			return rc;
+		n++;
+	}
+	return 0;
+}
+
+int tide_qcow2_read_extent(void *state, uint64_t off, uint64_t len, struct tide_extent *out, struct tide_error *err)
+{
+	struct tide_qcow2 *q = state;
+	struct tide_extent e = {.off = off};
+	int rc;
+
+	if (len == 0 || !tide_range_is_within(off, len, q->size))
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "Cannot read %" PRIu64 " bytes at %" PRIu64 " of a disk of %" PRIu64, len, off,
+		                      q->size);
+	pthread_mutex_lock(&q->lock);
+	rc = find_extent(q, off + len, &e, err);
+	pthread_mutex_unlock(&q->lock);
+	if (rc < 0)
+		return -1;
+	e.len = TIDE_MIN(e.len, len);
+	*out = e;
+	return 0;
+}

@@ -1,0 +1,144 @@
+#include <inttypes.h>
+#include <string.h>
+
+#include "bytes.h"
+#include "error.h"
+#include "mem.h"
+#include "qcow2.h"
+#include "range.h"
+#include "sysio.h"
+
+/* What zeroing a cluster asks for. */
+enum step {
+	NOTHING,    /* it reads as zeroes */
+	FLAG,       /* the zero flag; its cluster stays set aside */
+	FLAG_ALONE, /* the zero flag; its cluster goes */
+	WRITE,      /* version 2 has no flag: zero bytes */
+};
+
+static enum step choose_step(const struct tide_qcow2 *q, const struct tide_qcow2_cluster *c, bool may_unmap)
+{
+	switch (c->kind) {
+	case TIDE_QCOW2_HOLE:
+		/* Also without a backing image: it may be given one, and then this must not let it show. */
+		return q->header.version >= 3 ? FLAG_ALONE : WRITE;
+	case TIDE_QCOW2_ZEROES:
+		return may_unmap && c->host ? FLAG_ALONE : NOTHING;
+	default:
+		if (q->header.version < 3)
+			return WRITE;
+		return !may_unmap && c->copied ? FLAG : FLAG_ALONE;
+	}
+}
+
+/* Version 2 cannot say "zeroes", as a backing image, now or later, would show: writes them.  Lock held. */
+static int write_zeroes(struct tide_qcow2 *q, uint64_t off, struct tide_error *err)
+{
+	uint64_t len = TIDE_MIN(q->cluster_size, q->size - off);
+	struct tide_extent place;
+	int rc = 0;
+
+	TIDE_AUTOFREE uint8_t *zeroes = tide_mem_alloc(len, 1, err);
+	if (!zeroes)
+		return -1;
+	pthread_mutex_unlock(&q->lock);
+	if (tide_qcow2_write_begin(q, off, len, &place, err) < 0) {
+		rc = -1;
+	} else if (tide_sysio_pwrite(q->fd, zeroes, place.len, place.map_off, err) < 0) {
+		tide_qcow2_write_abort(q, &place);
+		rc = -1;
+	} else {
+		rc = tide_qcow2_write_commit(q, &place, err);
+	}
+	pthread_mutex_lock(&q->lock);
+	return rc;
+}
+
+static int apply(struct tide_qcow2 *q, uint64_t off, const struct tide_qcow2_cluster *c, enum step step, bool may_unmap,
+                 struct tide_error *err)
+{
+	struct tide_qcow2_table *t;
+	uint64_t value = TIDE_QCOW2_ENTRY_ZERO;
+
+	if (step == NOTHING)
+		return 0;
+	if (step == WRITE)
+		return write_zeroes(q, off, err);
+	if (tide_qcow2_alloc_check_drop(q, c, err) < 0 ||
+	    tide_qcow2_l2_load_for_write(q, tide_qcow2_l1_index(q, off), &t, err) < 0 ||
+	    tide_qcow2_alloc_reserve(q, 1, err) < 0)
+		return -1;
+	if (step == FLAG)
+		value = c->host | TIDE_QCOW2_ENTRY_COPIED | TIDE_QCOW2_ENTRY_ZERO;
+	if (step != FLAG)
+		tide_qcow2_alloc_drop_cluster(q, c, may_unmap);
+	tide_put_be64(t->data + 8 * tide_qcow2_l2_index(q, off), value);
+	return 0;
+}
+
+/* Is there nothing at all from off on, and no backing image?  Then *next is where that ends. */
+static bool skip_nothing(const struct tide_qcow2 *q, uint64_t off, uint64_t end, uint64_t *next)
+{
+	unsigned shift = q->cluster_bits + q->l2_bits;
+	uint64_t i = off >> shift;
+
+	if (q->has_backing || q->l1[i] || q->l2.slot[i])
+		return false;
+	*next = TIDE_MIN(end, (i + 1) << shift);
+	return true;
+}
+
+static int zero_clusters(struct tide_qcow2 *q, uint64_t off, uint64_t end, bool may_unmap, struct tide_error *err)
+{
+	while (off < end) {
+		struct tide_qcow2_cluster c;
+		uint64_t next = off + q->cluster_size;
+
+		if (tide_qcow2_flush_prepare(q, err) < 0)
+			return -1;
+		if (tide_qcow2_l2_lookup(q, off, &c, err) < 0 ||
+		    apply(q, off, &c, choose_step(q, &c, may_unmap), may_unmap, err) < 0)
+			return -1;
+		off = next;
+	}
+	return 0;
+}
+
+/* Does the range read as zeroes as it is, whatever a backing image holds? */
+static int reads_as_zeroes(struct tide_qcow2 *q, uint64_t off, uint64_t end, bool *yes, struct tide_error *err)
+{
+	for (*yes = true; *yes && off < end;) {
+		struct tide_qcow2_cluster c;
+		uint64_t next = (off & ~(q->cluster_size - 1)) + q->cluster_size;
+
+		if (!skip_nothing(q, off, end, &next)) {
+			if (tide_qcow2_l2_lookup(q, off, &c, err) < 0)
+				return -1;
+			*yes = c.kind == TIDE_QCOW2_ZEROES || (c.kind == TIDE_QCOW2_HOLE && !q->has_backing);
+		}
+		off = next;
+	}
+	return 0;
+}
+
+int tide_qcow2_zero_range(void *state, uint64_t off, uint64_t len, bool may_unmap, struct tide_error *err)
+{
+	struct tide_qcow2 *q = state;
+	uint64_t mask = q->cluster_size - 1, end = off + len;
+	bool zeroes;
+	int rc;
+
+	if (!tide_range_is_within(off, len, q->size))
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "Cannot zero %" PRIu64 " bytes at %" PRIu64 " of a disk of %" PRIu64, len, off,
+		                      q->size);
+	pthread_mutex_lock(&q->lock);
+	if ((off & mask) || ((end & mask) && end != q->size)) {
+		rc = reads_as_zeroes(q, off, end, &zeroes, err);
+		rc = rc < 0 ? -1 : !zeroes;
+	} else {
+		rc = zero_clusters(q, off, end, may_unmap, err);
+	}
+	pthread_mutex_unlock(&q->lock);
+	return rc;
+}

@@ -1,0 +1,135 @@
+/*
+ * Raw images: the file is the disk.  Holes of the file read as zeroes and are told apart by
+ * SEEK_DATA; zeroing punches them.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "error.h"
+#include "image_driver.h"
+#include "mem.h"
+#include "range.h"
+#include "sysio.h"
+
+struct raw_image {
+	int fd;
+	uint64_t size;
+};
+
+static bool raw_probe(const uint8_t *head, size_t len)
+{
+	return true;
+}
+
+static int raw_create(int fd, const struct tide_driver_create *options, struct tide_error *err)
+{
+	const char *settings = options->settings;
+	char key[64], value[256];
+	int more = tide_driver_next_setting(&settings, key, value, err);
+
+	if (more < 0)
+		return -1;
+	if (more)
+		return tide_error_set(err, TIDE_E_REFUSED, "Invalid parameter '%s'", key);
+	if (options->backing)
+		return tide_error_set(err, TIDE_E_REFUSED, "Backing file not supported for file format 'raw'");
+	if (options->size > INT64_MAX)
+		return tide_error_set(err, TIDE_E_REFUSED, "A raw image cannot have %llu bytes",
+		                      (unsigned long long)options->size);
+	if (ftruncate(fd, (off_t)options->size) < 0)
+		return tide_error_set_sys(err, errno, "Could not resize file");
+	return 0;
+}
+
+static int raw_open(int fd, const char *dir, unsigned flags, struct tide_driver_info *info, void **state,
+                    struct tide_error *err)
+{
+	struct raw_image *raw = tide_mem_alloc(1, sizeof(*raw), err);
+
+	if (!raw)
+		return -1;
+	raw->fd = fd;
+	if (tide_sysio_size(fd, &raw->size, err) < 0) {
+		free(raw);
+		return -1;
+	}
+	info->size = raw->size;
+	*state = raw;
+	return 0;
+}
+
+static void raw_close(void *state)
+{
+	free(state);
+}
+
+static int raw_flush(void *state, struct tide_error *err)
+{
+	struct raw_image *raw = state;
+
+	return tide_sysio_fdatasync(raw->fd, err);
+}
+
+static int raw_extent(void *state, uint64_t off, uint64_t len, struct tide_extent *out, struct tide_error *err)
+{
+	struct raw_image *raw = state;
+	uint64_t n;
+	bool data;
+
+	tide_sysio_extent(raw->fd, off, len, &data, &n);
+	*out = (struct tide_extent){
+		.off = off,
+		.len = n,
+		.kind = data ? TIDE_EXTENT_DATA : TIDE_EXTENT_ZERO,
+		.mapped = data,
+		.map_fd = raw->fd,
+		.map_off = off,
+	};
+	return 0;
+}
+
+static int raw_write_begin(void *state, uint64_t off, uint64_t len, struct tide_extent *out, struct tide_error *err)
+{
+	struct raw_image *raw = state;
+
+	*out = (struct tide_extent){
+		.off = off,
+		.len = len,
+		.kind = TIDE_EXTENT_DATA,
+		.mapped = true,
+		.map_fd = raw->fd,
+		.map_off = off,
+	};
+	return 0;
+}
+
+static int raw_write_commit(void *state, const struct tide_extent *place, struct tide_error *err)
+{
+	return 0;
+}
+
+static void raw_write_abort(void *state, const struct tide_extent *place)
+{
+}
+
+static int raw_zero(void *state, uint64_t off, uint64_t len, bool may_unmap, struct tide_error *err)
+{
+	struct raw_image *raw = state;
+
+	return tide_sysio_zero(raw->fd, off, len, err);
+}
+
+const struct tide_image_driver tide_raw_driver = {
+	.name = "raw",
+	.probe = raw_probe,
+	.create = raw_create,
+	.open = raw_open,
+	.close = raw_close,
+	.flush = raw_flush,
+	.extent = raw_extent,
+	.write_begin = raw_write_begin,
+	.write_commit = raw_write_commit,
+	.write_abort = raw_write_abort,
+	.zero = raw_zero,
+};

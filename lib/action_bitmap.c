@@ -1,0 +1,459 @@
+/*
+ * The bitmap verbs: QMP's block-dirty-bitmap-* and Tidemark's own mark.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "error.h"
+#include "json.h"
+#include "txn.h"
+
+#define NAME_MAX_BYTES 1023
+
+static struct tide_node *open_node(struct tide_session *session, const char *id, bool create, struct tide_error *err)
+{
+	struct tide_node *node = tide_session_find(session, id);
+
+	if (!node) {
+		tide_error_set(err, TIDE_E_REFUSED, "Node '%s' not found", id);
+		return NULL;
+	}
+	return tide_node_open(node, TIDE_NODE_CHANGE, create, &session->sink, err) < 0 ? NULL : node;
+}
+
+static void touch(struct tide_session *session, const char *id, enum tide_node_mode mode, bool create)
+{
+	struct tide_node *node = id ? tide_session_find(session, id) : NULL;
+
+	if (node)
+		tide_node_want(node, mode, create);
+}
+
+/* ---- add --------------------------------------------------------------------------- */
+
+static int add_copy(struct tide_step *step, struct tide_error *err)
+{
+	struct tide_bitmap_add *args = step->args;
+
+	if (tide_action_own_string(step, &args->node, err) < 0)
+		return -1;
+	return tide_action_own_string(step, &args->name, err);
+}
+
+static void add_touch(struct tide_session *session, const struct tide_step *step)
+{
+	const struct tide_bitmap_add *args = step->args;
+
+	if (*args->name) /* else it is refused before the image is looked at */
+		touch(session, args->node, TIDE_NODE_CHANGE, true);
+}
+
+static int check_granularity(uint64_t granularity, struct tide_error *err)
+{
+	if (granularity > UINT32_MAX)
+		return tide_error_set(err, TIDE_E_REFUSED, "Parameter 'granularity' expects uint32_t");
+	if (granularity < TIDE_BITMAP_GRANULARITY_MIN || (granularity & (granularity - 1)))
+		return tide_error_set(err, TIDE_E_REFUSED, "Granularity must be power of 2 and at least 512");
+	return 0;
+}
+
+/* In QEMU's order: duplicate, then length; a name that is not UTF-8 could not be a QMP string at all. */
+static int check_new_name(struct tide_node *node, const char *name, struct tide_error *err)
+{
+	struct tide_node_found found;
+	struct tide_error ignored = TIDE_ERROR_INIT;
+
+	if (tide_node_find(node, name, &found, &ignored) == 0)
+		return tide_error_set(err, TIDE_E_REFUSED, "Bitmap already exists: %s", name);
+	tide_error_release(&ignored);
+	if (strlen(name) > NAME_MAX_BYTES)
+		return tide_error_set(err, TIDE_E_REFUSED, "Bitmap name too long: %s", name);
+	return 0;
+}
+
+static int refuse_store(const struct tide_node *node, struct tide_error *err)
+{
+	if (strcmp(tide_image_format(node->image), "qcow2"))
+		return tide_error_set(err, TIDE_E_REFUSED, "Can't store persistent bitmaps to %s: Operation not supported",
+		                      node->id);
+	return tide_error_set(err, TIDE_E_UNSUPPORTED,
+	                      "This version does not write bitmaps into images: use the sidecar");
+}
+
+static int add_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
+{
+	const struct tide_bitmap_add *args = step->args;
+	struct tide_sidecar_bitmap *entry;
+	struct tide_node *node = tide_session_find(session, args->node);
+	uint64_t granularity = args->granularity;
+
+	if (!*args->name)
+		return tide_error_set(err, TIDE_E_REFUSED, "Bitmap name cannot be empty");
+	if (!tide_json_is_utf8(args->name))
+		return tide_error_set(err, TIDE_E_REFUSED, "A bitmap's name must be valid UTF-8");
+	if (!node)
+		return tide_error_set(err, TIDE_E_REFUSED, "Cannot find device='%s' nor node-name='%s'", args->node,
+		                      args->node);
+	if (args->has_granularity && check_granularity(granularity, err) < 0)
+		return -1;
+	if (tide_node_open(node, TIDE_NODE_CHANGE, true, &session->sink, err) < 0)
+		return -1;
+	if (args->store == TIDE_STORE_IMAGE)
+		return refuse_store(node, err);
+	if (check_new_name(node, args->name, err) < 0)
+		return -1;
+	if (!args->has_granularity)
+		granularity = tide_node_default_granularity(node);
+	entry = tide_sidecar_bitmap_new(args->name, tide_image_size(node->image), granularity, err);
+	if (!entry)
+		return -1;
+	entry->enabled = !args->disabled;
+	if (tide_sidecar_insert(node->sc, 0, entry, err) < 0) {
+		tide_sidecar_bitmap_free(entry);
+		return -1;
+	}
+	node->dirty = true;
+	return 0;
+}
+
+const struct tide_action tide_action_bitmap_add = {
+	.name = "block-dirty-bitmap-add",
+	.args_size = sizeof(struct tide_bitmap_add),
+	.copy_args = add_copy,
+	.touch = add_touch,
+	.prepare = add_prepare,
+};
+
+/* ---- remove, clear, enable, disable ------------------------------------------------ */
+
+static int ref_copy(struct tide_step *step, struct tide_error *err)
+{
+	struct tide_bitmap_ref *args = step->args;
+
+	if (tide_action_own_string(step, &args->node, err) < 0)
+		return -1;
+	return tide_action_own_string(step, &args->name, err);
+}
+
+static void ref_touch(struct tide_session *session, const struct tide_step *step)
+{
+	const struct tide_bitmap_ref *args = step->args;
+
+	touch(session, args->node, TIDE_NODE_CHANGE, false);
+}
+
+static struct tide_sidecar_bitmap *find_ref(struct tide_session *session, const struct tide_step *step, unsigned flags,
+                                            struct tide_node **node, struct tide_error *err)
+{
+	const struct tide_bitmap_ref *args = step->args;
+	struct tide_node_found found;
+
+	*node = open_node(session, args->node, false, err);
+	if (!*node)
+		return NULL;
+	if (tide_node_find_usable(*node, args->name, flags | TIDE_BITMAP_WILL_WRITE, &found, err) < 0)
+		return NULL;
+	return found.entry;
+}
+
+static int remove_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
+{
+	struct tide_node *node;
+	struct tide_sidecar_bitmap *entry = find_ref(session, step, TIDE_BITMAP_ALLOW_INCONSISTENT, &node, err);
+
+	return entry ? tide_node_mark_removed(node, entry, err) : -1;
+}
+
+const struct tide_action tide_action_bitmap_remove = {
+	.name = "block-dirty-bitmap-remove",
+	.args_size = sizeof(struct tide_bitmap_ref),
+	.copy_args = ref_copy,
+	.touch = ref_touch,
+	.prepare = remove_prepare,
+};
+
+static int clear_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
+{
+	struct tide_node *node;
+	struct tide_sidecar_bitmap *entry = find_ref(session, step, 0, &node, err);
+	struct tide_bitmap *bm = entry ? tide_sidecar_bitmap_load(node->sc, entry, err) : NULL;
+
+	if (!bm)
+		return -1;
+	tide_bitmap_clear(bm);
+	node->dirty = true;
+	return 0;
+}
+
+const struct tide_action tide_action_bitmap_clear = {
+	.name = "block-dirty-bitmap-clear",
+	.args_size = sizeof(struct tide_bitmap_ref),
+	.copy_args = ref_copy,
+	.touch = ref_touch,
+	.prepare = clear_prepare,
+};
+
+static int set_enabled(struct tide_session *session, struct tide_step *step, bool enabled, struct tide_error *err)
+{
+	struct tide_node *node;
+	struct tide_sidecar_bitmap *entry = find_ref(session, step, 0, &node, err);
+
+	if (!entry)
+		return -1;
+	entry->enabled = enabled;
+	node->dirty = true;
+	return 0;
+}
+
+static int enable_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
+{
+	return set_enabled(session, step, true, err);
+}
+
+static int disable_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
+{
+	return set_enabled(session, step, false, err);
+}
+
+const struct tide_action tide_action_bitmap_enable = {
+	.name = "block-dirty-bitmap-enable",
+	.args_size = sizeof(struct tide_bitmap_ref),
+	.copy_args = ref_copy,
+	.touch = ref_touch,
+	.prepare = enable_prepare,
+};
+
+const struct tide_action tide_action_bitmap_disable = {
+	.name = "block-dirty-bitmap-disable",
+	.args_size = sizeof(struct tide_bitmap_ref),
+	.copy_args = ref_copy,
+	.touch = ref_touch,
+	.prepare = disable_prepare,
+};
+
+/* ---- merge ------------------------------------------------------------------------- */
+
+static int merge_copy(struct tide_step *step, struct tide_error *err)
+{
+	struct tide_bitmap_merge *args = step->args;
+	struct tide_bitmap_ref *sources = tide_action_own(step, args->sources, args->n_sources, sizeof(*sources), err);
+
+	if (!sources || tide_action_own_string(step, &args->node, err) < 0 ||
+	    tide_action_own_string(step, &args->target, err) < 0)
+		return -1;
+	for (size_t i = 0; i < args->n_sources; i++) {
+		if (tide_action_own_string(step, &sources[i].node, err) < 0 ||
+		    tide_action_own_string(step, &sources[i].name, err) < 0)
+			return -1;
+	}
+	args->sources = sources;
+	return 0;
+}
+
+static void merge_touch(struct tide_session *session, const struct tide_step *step)
+{
+	const struct tide_bitmap_merge *args = step->args;
+
+	touch(session, args->node, TIDE_NODE_CHANGE, false);
+	for (size_t i = 0; i < args->n_sources; i++)
+		touch(session, args->sources[i].node, TIDE_NODE_LOOK, false);
+}
+
+static int find_source(struct tide_session *session, struct tide_node *target_node, const struct tide_bitmap_ref *ref,
+                       struct tide_node **node, struct tide_error *err)
+{
+	struct tide_node_found found;
+
+	*node = ref->node ? tide_session_find(session, ref->node) : target_node;
+	if (!*node)
+		return tide_error_set(err, TIDE_E_REFUSED, "Node '%s' not found", ref->node);
+	if (tide_node_open(*node, TIDE_NODE_LOOK, false, &session->sink, err) < 0)
+		return -1;
+	return tide_node_find(*node, ref->name, &found, err);
+}
+
+static int merge_source(struct tide_node *node, const char *name, struct tide_bitmap *into, struct tide_error *err)
+{
+	struct tide_node_found found;
+	struct tide_bitmap *source;
+	bool own;
+	int rc;
+
+	if (tide_node_find_usable(node, name, 0, &found, err) < 0)
+		return -1;
+	source = tide_node_bitmap(node, &found, &own, err);
+	if (!source)
+		return -1;
+	rc = tide_bitmap_merge(into, source, err);
+	if (own)
+		tide_bitmap_free(source);
+	return rc;
+}
+
+/* QEMU's order: the target's name; then for each source its name, the target's state, the source's. */
+static int merge_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
+{
+	const struct tide_bitmap_merge *args = step->args;
+	struct tide_node *node = open_node(session, args->node, false, err), *other;
+	struct tide_node_found found;
+	struct tide_bitmap *target = NULL;
+
+	if (!node || tide_node_find(node, args->target, &found, err) < 0)
+		return -1;
+	for (size_t i = 0; i < args->n_sources; i++) {
+		const struct tide_bitmap_ref *ref = &args->sources[i];
+
+		if (find_source(session, node, ref, &other, err) < 0)
+			return -1;
+		if (!target) {
+			if (tide_node_find_usable(node, args->target, TIDE_BITMAP_WILL_WRITE, &found, err) < 0)
+				return -1;
+			target = tide_sidecar_bitmap_load(node->sc, found.entry, err);
+		}
+		if (!target || merge_source(other, ref->name, target, err) < 0)
+			return -1;
+	}
+	if (!target)
+		return tide_node_find_usable(node, args->target, TIDE_BITMAP_WILL_WRITE, &found, err);
+	node->dirty = true;
+	return 0;
+}
+
+const struct tide_action tide_action_bitmap_merge = {
+	.name = "block-dirty-bitmap-merge",
+	.args_size = sizeof(struct tide_bitmap_merge),
+	.copy_args = merge_copy,
+	.touch = merge_touch,
+	.prepare = merge_prepare,
+};
+
+/* ---- mark -------------------------------------------------------------------------- */
+
+static int mark_copy(struct tide_step *step, struct tide_error *err)
+{
+	struct tide_bitmap_mark *args = step->args;
+
+	args->ranges = tide_action_own(step, args->ranges, args->n_ranges, sizeof(*args->ranges), err);
+	if (!args->ranges || tide_action_own_string(step, &args->node, err) < 0)
+		return -1;
+	return tide_action_own_string(step, &args->name, err);
+}
+
+static void mark_touch(struct tide_session *session, const struct tide_step *step)
+{
+	const struct tide_bitmap_mark *args = step->args;
+
+	touch(session, args->node, TIDE_NODE_CHANGE, false);
+}
+
+static int mark_range(struct tide_node *node, struct tide_bitmap *bm, const struct tide_range *r, bool unset,
+                      struct tide_error *err)
+{
+	uint64_t size = tide_image_size(node->image);
+
+	if (r->off > size || r->len > size - r->off)
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "The range %llu+%llu does not lie within the disk of %llu bytes",
+		                      (unsigned long long)r->off, (unsigned long long)r->len, (unsigned long long)size);
+	if (r->len == 0)
+		return 0;
+	return unset ? tide_bitmap_reset(bm, r->off, r->len, err) : tide_bitmap_set(bm, r->off, r->len, err);
+}
+
+static int mark_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
+{
+	const struct tide_bitmap_mark *args = step->args;
+	struct tide_node *node = open_node(session, args->node, false, err);
+	struct tide_node_found found;
+	struct tide_bitmap *bm;
+
+	if (!node || tide_node_find_usable(node, args->name, TIDE_BITMAP_WILL_WRITE | TIDE_BITMAP_ALLOW_INCONSISTENT, &found,
+	                                   err) < 0)
+		return -1;
+	bm = tide_sidecar_bitmap_load(node->sc, found.entry, err);
+	if (!bm)
+		return -1;
+	for (size_t i = 0; i < args->n_ranges; i++) {
+		if (mark_range(node, bm, &args->ranges[i], args->unset, err) < 0)
+			return -1;
+	}
+	node->dirty = true;
+	if (args->unset || !found.entry->untracked)
+		return 0;
+	found.entry->untracked = false; /* the caller has said what was written around the tracking */
+	for (size_t i = 0; i < node->sc->n; i++) {
+		if (node->sc->items[i]->untracked)
+			tide_event_warning(&session->sink, node->path, "bitmap '%s' is still inconsistent",
+			                   node->sc->items[i]->name);
+	}
+	return 0;
+}
+
+const struct tide_action tide_action_bitmap_mark = {
+	.name = "x-block-dirty-bitmap-mark",
+	.args_size = sizeof(struct tide_bitmap_mark),
+	.copy_args = mark_copy,
+	.touch = mark_touch,
+	.prepare = mark_prepare,
+};
+
+/* ---- abort ------------------------------------------------------------------------- */
+
+static int abort_copy(struct tide_step *step, struct tide_error *err)
+{
+	return 0;
+}
+
+static int abort_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
+{
+	return tide_error_set(err, TIDE_E_REFUSED, "Transaction aborted using Abort action");
+}
+
+const struct tide_action tide_action_abort = {
+	.name = "abort",
+	.args_size = 1,
+	.copy_args = abort_copy,
+	.prepare = abort_prepare,
+};
+
+/* ---- the public calls -------------------------------------------------------------- */
+
+int tide_txn_bitmap_add(struct tide_txn *txn, const struct tide_bitmap_add *args, struct tide_error *err)
+{
+	return tide_txn_append(txn, &tide_action_bitmap_add, args, err);
+}
+
+int tide_txn_bitmap_remove(struct tide_txn *txn, const struct tide_bitmap_ref *args, struct tide_error *err)
+{
+	return tide_txn_append(txn, &tide_action_bitmap_remove, args, err);
+}
+
+int tide_txn_bitmap_clear(struct tide_txn *txn, const struct tide_bitmap_ref *args, struct tide_error *err)
+{
+	return tide_txn_append(txn, &tide_action_bitmap_clear, args, err);
+}
+
+int tide_txn_bitmap_enable(struct tide_txn *txn, const struct tide_bitmap_ref *args, struct tide_error *err)
+{
+	return tide_txn_append(txn, &tide_action_bitmap_enable, args, err);
+}
+
+int tide_txn_bitmap_disable(struct tide_txn *txn, const struct tide_bitmap_ref *args, struct tide_error *err)
+{
+	return tide_txn_append(txn, &tide_action_bitmap_disable, args, err);
+}
+
+int tide_txn_bitmap_merge(struct tide_txn *txn, const struct tide_bitmap_merge *args, struct tide_error *err)
+{
+	return tide_txn_append(txn, &tide_action_bitmap_merge, args, err);
+}
+
+int tide_txn_bitmap_mark(struct tide_txn *txn, const struct tide_bitmap_mark *args, struct tide_error *err)
+{
+	return tide_txn_append(txn, &tide_action_bitmap_mark, args, err);
+}
+
+int tide_txn_abort(struct tide_txn *txn, struct tide_error *err)
+{
+	return tide_txn_append(txn, &tide_action_abort, "", err);
+}

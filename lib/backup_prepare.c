@@ -1,0 +1,318 @@
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "backup_job.h"
+#include "error.h"
+#include "lock.h"
+#include "mem.h"
+#include "range.h"
+
+#define UNIT_MIN 65536u
+
+static const char *const sync_names[] = {
+	[TIDE_SYNC_FULL] = "full",     [TIDE_SYNC_TOP] = "top",   [TIDE_SYNC_INCREMENTAL] = "incremental",
+	[TIDE_SYNC_BITMAP] = "bitmap", [TIDE_SYNC_NONE] = "none",
+};
+
+/* ---- arguments --------------------------------------------------------------------- */
+
+/* QEMU's checks, in its order (blockdev.c, do_backup_common); *found.entry is the bitmap, if any. */
+static int check_bitmap_args(struct tide_backup_job *job, const struct tide_backup *args,
+                             struct tide_node_found *found, struct tide_error *err)
+{
+	bool wants = job->sync == TIDE_SYNC_INCREMENTAL || job->sync == TIDE_SYNC_BITMAP;
+	const char *sync = sync_names[job->sync];
+	unsigned flags = job->bitmap_mode == TIDE_BITMAP_MODE_NEVER ? 0 : TIDE_BITMAP_WILL_WRITE;
+	struct tide_error ignored = TIDE_ERROR_INIT;
+
+	if (wants && !args->bitmap)
+		return tide_error_set(err, TIDE_E_REFUSED, "must provide a valid bitmap name for '%s' sync mode", sync);
+	if (job->sync == TIDE_SYNC_INCREMENTAL && job->bitmap_mode != TIDE_BITMAP_MODE_UNSET &&
+	    job->bitmap_mode != TIDE_BITMAP_MODE_ON_SUCCESS)
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "Bitmap sync mode must be 'on-success' when using sync mode 'incremental'");
+	if (job->sync == TIDE_SYNC_INCREMENTAL)
+		job->bitmap_mode = TIDE_BITMAP_MODE_ON_SUCCESS;
+	if (!args->bitmap) {
+		if (job->bitmap_mode != TIDE_BITMAP_MODE_UNSET)
+			return tide_error_set(err, TIDE_E_REFUSED, "Cannot specify bitmap sync mode without a bitmap");
+		return 0;
+	}
+	if (tide_node_find(job->node, args->bitmap, found, &ignored) < 0) {
+		tide_error_release(&ignored);
+		return tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' could not be found", args->bitmap);
+	}
+	if (job->bitmap_mode == TIDE_BITMAP_MODE_UNSET)
+		return tide_error_set(err, TIDE_E_REFUSED, "Bitmap sync mode must be given when providing a bitmap");
+	if (tide_node_find_usable(job->node, args->bitmap, flags, found, err) < 0)
+		return -1;
+	if (job->sync == TIDE_SYNC_NONE)
+		return tide_error_set(err, TIDE_E_REFUSED, "sync mode 'none' does not produce meaningful bitmap outputs");
+	if (job->bitmap_mode == TIDE_BITMAP_MODE_NEVER && !wants)
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "Bitmap sync mode 'never' has no meaningful effect when combined with sync mode '%s'",
+		                      sync);
+	return 0;
+}
+
+static int check_supported(const struct tide_backup_job *job, const struct tide_backup *args, struct tide_error *err)
+{
+	if (job->sync == TIDE_SYNC_NONE) {
+		tide_error_set(err, TIDE_E_REFUSED, "sync mode 'none' copies what a running guest overwrites: an image "
+		                                    "without one has nothing to copy");
+		return tide_error_hint(err, "use full, top or incremental");
+	}
+	if (args->compress && !strcmp(tide_image_format(job->target.image), "raw"))
+		return tide_error_set(err, TIDE_E_REFUSED, "Compression is not supported for this drive ");
+	if (args->compress)
+		return tide_error_set(err, TIDE_E_UNSUPPORTED, "This version does not write compressed images");
+	if (args->speed > INT64_MAX) {
+		/* QEMU has made the job by then. */
+		tide_event_job_status(job->sink, job->id, "created");
+		tide_event_job_status(job->sink, job->id, "null");
+		return tide_error_set(err, TIDE_E_REFUSED, "Parameter 'speed' expects a non-negative value");
+	}
+	return 0;
+}
+
+/* QEMU's id_wellformed: a letter, then letters, digits, '-', '.' and '_'. */
+static bool is_id(const char *id)
+{
+	const char *letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+
+	return *id && strchr(letters, *id) && !id[1 + strspn(id + 1, "abcdefghijklmnopqrstuvwxyz"
+	                                                              "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")];
+}
+
+/* ---- the target -------------------------------------------------------------------- */
+
+static const char *probe_backing(const char *path, const char *name, struct tide_error *err)
+{
+	TIDE_AUTOIMAGE struct tide_image *image = NULL;
+	TIDE_AUTOFREE char *where = tide_image_resolve(path, name, err);
+	struct tide_image_options options = { .path = where, .force_share = true, .no_backing = true };
+
+	if (!where)
+		return NULL;
+	if (tide_image_open(&options, &image, err) < 0) {
+		tide_error_wrap(err, "Could not open backing file");
+		return NULL;
+	}
+	if (strcmp(tide_image_format(image), "raw"))
+		return tide_image_find_driver(tide_image_format(image))->name;
+	tide_error_set(err, TIDE_E_REFUSED, "The format of the backing image '%s' cannot be told from its content", name);
+	tide_error_hint(err, "say it: --backing '%s',format=raw", name);
+	return NULL;
+}
+
+/* The place where this image's bitmaps are, or would be, kept is no target. */
+static int check_not_sidecar(const struct tide_backup_job *job, const char *target, struct tide_error *err)
+{
+	TIDE_AUTOFREE char *name = tide_target_name_from(job->node->sidecar_path, target, err);
+	TIDE_AUTOFREE char *where = name ? tide_image_resolve(job->node->sidecar_path, name, err) : NULL;
+
+	if (!where)
+		return -1;
+	if (!strcmp(where, job->node->sidecar_path))
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "Could not create '%s': it is where the bitmaps of the source are kept", target);
+	return 0;
+}
+
+static int create_target(struct tide_backup_job *job, const struct tide_backup *args, struct tide_error *err)
+{
+	struct tide_image *source = job->node->image;
+	const struct tide_driver_info *info = tide_image_info(source);
+	struct tide_driver_create create = { .size = tide_image_exact_size(source) };
+	const char *format = args->format ? args->format : tide_image_format(source);
+	TIDE_AUTOFREE char *backing = NULL;
+
+	if (check_not_sidecar(job, args->target, err) < 0)
+		return -1;
+	if (args->backing) {
+		backing = tide_target_backing_name(args->target, args->backing, err);
+		if (!backing)
+			return -1;
+		create.backing_format =
+			args->backing_format ? args->backing_format : probe_backing(args->target, backing, err);
+		if (!create.backing_format)
+			return -1;
+	} else if (job->sync == TIDE_SYNC_TOP && tide_image_backing(source)) {
+		backing = tide_target_name_from(args->target, tide_image_path(tide_image_backing(source)), err);
+		if (!backing)
+			return -1;
+		create.backing_format = info->backing_format;
+	}
+	create.backing = backing;
+	if (tide_target_create(&job->target, args->target, format, &create, source, false, err) < 0)
+		return -1;
+	/* A target that something else may be chained under, or that stays when it is not whole, must say where zeroes are. */
+	job->copy.target_reads_zero = !strcmp(format, "raw") || (!backing && job->sync == TIDE_SYNC_FULL &&
+	                                                          job->bitmap_mode != TIDE_BITMAP_MODE_ALWAYS);
+	return 0;
+}
+
+static int open_target(struct tide_backup_job *job, const struct tide_backup *args, struct tide_error *err)
+{
+	if (args->mode == TIDE_MODE_ABSOLUTE_PATHS)
+		return create_target(job, args, err);
+	if (args->backing)
+		return tide_error_set(err, TIDE_E_REFUSED, "A backing image can be given to a new target only, not with "
+		                                           "mode 'existing'");
+	return tide_target_open(&job->target, args->target, args->format, err);
+}
+
+/* Sizes are compared as QEMU sees them: in sectors. */
+static int check_sizes(const struct tide_backup_job *job, struct tide_error *err)
+{
+	uint64_t source = tide_range_align_up(tide_image_size(job->node->image), 512);
+	uint64_t target = tide_range_align_up(tide_image_size(job->target.image), 512);
+
+	if (source != target)
+		return tide_error_set(err, TIDE_E_REFUSED, "Source and target image have different sizes");
+	return 0;
+}
+
+/* ---- the plan ---------------------------------------------------------------------- */
+
+static struct tide_bitmap *plan_top(const struct tide_backup_job *job, struct tide_error *err)
+{
+	uint64_t size = tide_image_size(job->node->image);
+	TIDE_AUTOBITMAP struct tide_bitmap *own = tide_bitmap_new(size, job->copy.unit, err);
+	struct tide_extent x;
+
+	if (!own)
+		return NULL;
+	for (uint64_t off = 0; off < size; off += x.len) {
+		if (tide_image_extent_top(job->node->image, off, size - off, &x, err) < 0)
+			return NULL;
+		if (x.kind != TIDE_EXTENT_HOLE && tide_bitmap_set(own, off, x.len, err) < 0)
+			return NULL;
+	}
+	return tide_copy_plan(tide_image_size(job->target.image), job->copy.unit, own, err);
+}
+
+static int plan(struct tide_backup_job *job, const struct tide_node_found *found, struct tide_error *err)
+{
+	uint64_t size = tide_image_size(job->target.image);
+	bool own = false;
+	struct tide_bitmap *dirty = NULL;
+
+	job->copy.unit = TIDE_MAX(UNIT_MIN, tide_image_info(job->target.image)->cluster_size);
+	if (job->sync == TIDE_SYNC_TOP) {
+		job->copy.todo = plan_top(job, err);
+	} else if (job->sync == TIDE_SYNC_FULL) {
+		job->copy.todo = tide_copy_plan(size, job->copy.unit, NULL, err);
+	} else {
+		dirty = tide_node_bitmap(job->node, found, &own, err);
+		if (!dirty)
+			return -1;
+		job->copy.todo = tide_copy_plan(size, job->copy.unit, dirty, err);
+		if (own)
+			tide_bitmap_free(dirty);
+	}
+	if (!job->copy.todo)
+		return -1;
+	job->copy.len = tide_bitmap_count(job->copy.todo) * job->copy.unit;
+	return 0;
+}
+
+/* Busy, with a successor that records from now on. */
+static int freeze(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry, const char *group,
+                  struct tide_error *err)
+{
+	struct tide_sidecar_bitmap *successor =
+		tide_sidecar_bitmap_new(NULL, tide_image_size(job->node->image), entry->granularity, err);
+
+	if (!successor)
+		return -1;
+	successor->enabled = entry->enabled;
+	if (group && !(entry->group = tide_mem_strdup(group, err))) {
+		tide_sidecar_bitmap_free(successor);
+		return -1;
+	}
+	if (tide_lock_token_new(&job->token, err) < 0 ||
+	    tide_lock_token_hold(tide_image_fd(job->node->image), job->token, err) < 0) {
+		tide_sidecar_bitmap_free(successor);
+		return -1;
+	}
+	entry->token = job->token;
+	entry->successor = successor;
+	job->n_older = job->node->sc->n;
+	job->node->dirty = true;
+	return 0;
+}
+
+/* x-perf, which makes no difference here, but has its rules. */
+static int check_perf(const struct tide_backup_job *job, const struct tide_backup *args, struct tide_error *err)
+{
+	long long unit = (long long)TIDE_MAX(UNIT_MIN, tide_image_info(job->target.image)->cluster_size);
+
+	if (args->has_max_workers && (args->max_workers < 1 || args->max_workers > INT_MAX))
+		return tide_error_set(err, TIDE_E_REFUSED, "max-workers must be between 1 and %d", INT_MAX);
+	if (args->has_max_chunk && args->max_chunk < 0)
+		return tide_error_set(err, TIDE_E_REFUSED, "max-chunk must be zero (which means no limit) or positive");
+	if (args->max_chunk > 0 && args->max_chunk < unit)
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "Required max-chunk (%lld) is less than backup cluster size (%lld)",
+		                      (long long)args->max_chunk, unit);
+	return 0;
+}
+
+static int prepare(struct tide_backup_job *job, const struct tide_backup *args, const char *group,
+                   struct tide_error *err)
+{
+	struct tide_node_found found = { 0 };
+
+	if (job->node->job)
+		return tide_error_set(err, TIDE_E_REFUSED, "Node '%s' is busy: block device is in use by block job: backup",
+		                      job->node->id);
+	if (open_target(job, args, err) < 0 || check_bitmap_args(job, args, &found, err) < 0 ||
+	    check_supported(job, args, err) < 0 || check_sizes(job, err) < 0 || check_perf(job, args, err) < 0)
+		return -1;
+	if (args->job_id && !is_id(job->id)) {
+		tide_error_set(err, TIDE_E_REFUSED, "Invalid job ID '%s'", job->id);
+		return tide_error_hint(err, "a letter, then letters, digits, '-', '.', '_'");
+	}
+	if (plan(job, &found, err) < 0)
+		return -1;
+	return found.entry ? freeze(job, found.entry, group, err) : 0;
+}
+
+int tide_backup_prepare(struct tide_node *node, const struct tide_backup *args, const char *group,
+                        struct tide_sink *sink, struct tide_backup_job **out, struct tide_error *err)
+{
+	struct tide_backup_job *job = tide_mem_alloc(1, sizeof(*job), err);
+
+	if (!job)
+		return -1;
+	job->target = (struct tide_target)TIDE_TARGET_INIT;
+	job->node = node;
+	job->sink = sink;
+	job->sync = args->sync;
+	job->bitmap_mode = args->bitmap_mode;
+	job->on_source_error = args->on_source_error;
+	job->on_target_error = args->on_target_error;
+	job->retry_after = args->retry_after;
+	job->copy.sink = sink;
+	job->copy.speed = args->speed;
+	job->copy.workers = args->has_max_workers ? (unsigned)TIDE_MIN(args->max_workers, TIDE_COPY_WORKERS) : 0;
+	job->copy.piece_max = args->max_chunk > 0 ? (uint64_t)args->max_chunk : 0;
+	job->copy.retry = tide_backup_retry;
+	atomic_init(&job->copy.stop, false);
+	job->id = tide_mem_strdup(args->job_id ? args->job_id : node->id, err);
+	if (job->id && args->bitmap)
+		job->bitmap = tide_mem_strdup(args->bitmap, err);
+	if (!job->id || (args->bitmap && !job->bitmap) || prepare(job, args, group, err) < 0) {
+		tide_backup_free(job);
+		return -1;
+	}
+	job->copy.device = job->id;
+	job->copy.source = node->image;
+	job->copy.target = job->target.image;
+	node->job = job->id;
+	tide_event_job_status(sink, job->id, "created");
+	*out = job;
+	return 0;
+}

@@ -1,0 +1,23 @@
+/*
+ * The door to libzstd.
+ */
+#ifndef TIDE_COMPRESS_H
+#define TIDE_COMPRESS_H
+
+#include "compiler.h"
+#include "tidemark.h"
+
+/* Largest size that `len` bytes can compress to. */
+size_t tide_compress_bound(size_t len);
+
+/* One frame.  *out_len: in, the room; out, what was used.  TIDE_E_REFUSED when the room is too small. */
+int tide_compress_zstd(void *out, size_t *out_len, const void *in, size_t len, int level, struct tide_error *err);
+
+/*
+ * Fills exactly out_len bytes from the frames at `in`; a frame that would give more is
+ * refused, as QEMU does.  Bytes after the frame that fills out are
+ * ignored (a qcow2 compressed cluster does not know its exact length) unless exact.
+ */
+int tide_compress_unzstd(void *out, size_t out_len, const void *in, size_t len, bool exact, struct tide_error *err);
+
+#endif

@@ -1,0 +1,477 @@
+#include "copy.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "error.h"
+#include "mem.h"
+#include "range.h"
+#include "sysio.h"
+
+#define PIECE_MAX (UINT64_C(1) << 20)
+#define PROGRESS_NS 100000000u
+#define NAP_NS 10000000u
+#define ZERO_BLOCK 65536u
+
+struct engine {
+	struct tide_copy *copy;
+	uint64_t piece;          /* most bytes a worker takes at once */
+	uint64_t align;          /* of what goes to the target */
+	struct tide_bitmap *plan; /* todo as it was at the start */
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	pthread_mutex_t retry_lock;
+	_Atomic unsigned retries; /* how often `retry` has said yes */
+	/* Under the lock: */
+	uint64_t cursor;
+	uint64_t issued; /* bytes handed out, for the speed limit */
+	uint64_t start_ns;
+	unsigned running;
+	bool stop;
+	struct tide_error error;
+};
+
+struct worker {
+	struct engine *e;
+	uint8_t *buf;
+	pthread_t thread;
+};
+
+static uint64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+struct tide_bitmap *tide_copy_plan(uint64_t size, uint64_t unit, const struct tide_bitmap *dirty,
+                                   struct tide_error *err)
+{
+	TIDE_AUTOBITMAP struct tide_bitmap *plan = tide_bitmap_new(size, unit, err);
+	struct tide_bitmap *result;
+	uint64_t off = 0, start, len;
+
+	if (!plan)
+		return NULL;
+	if (!dirty) {
+		if (size && tide_bitmap_set(plan, 0, size, err) < 0)
+			return NULL;
+	} else {
+		while (off < tide_bitmap_size(dirty) && tide_bitmap_next_dirty(dirty, off, UINT64_MAX, &start, &len)) {
+			if (start >= size)
+				break;
+			if (tide_bitmap_set(plan, start, TIDE_MIN(len, size - start), err) < 0)
+				return NULL;
+			off = start + len;
+		}
+	}
+	result = plan;
+	plan = NULL;
+	return result;
+}
+
+/* ---- one piece --------------------------------------------------------------------- */
+
+static int write_run(struct engine *e, const uint8_t *buf, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	struct tide_image *target = e->copy->target;
+
+	while (len) {
+		struct tide_extent place;
+		int rc = tide_image_write_begin(target, off, len, &place, err);
+
+		if (rc > 0)
+			return tide_image_write(target, buf, off, len, err);
+		if (rc < 0)
+			return -1;
+		if (tide_sysio_pwrite(place.map_fd, buf, place.len, place.map_off, err) < 0) {
+			tide_image_write_abort(target, &place);
+			return -1;
+		}
+		if (tide_image_write_commit(target, &place, err) < 0)
+			return -1;
+		/* A hint: what it says about errors, the sync at the end says too. */
+		sync_file_range(place.map_fd, (off_t)place.map_off, (off_t)place.len, SYNC_FILE_RANGE_WRITE);
+		buf += place.len;
+		off += place.len;
+		len -= place.len;
+	}
+	return 0;
+}
+
+static int zero_run(struct engine *e, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	if (e->copy->target_reads_zero || len == 0)
+		return 0;
+	return tide_image_zero(e->copy->target, off, len, true, err);
+}
+
+/* Writes what was read, stretches of zero bytes as zeroes. */
+static int store(struct engine *e, const uint8_t *buf, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	uint64_t block = TIDE_MAX(e->align, ZERO_BLOCK), pos = 0;
+
+	while (pos < len) {
+		uint64_t end = pos;
+		bool zero = false;
+
+		while (end < len) {
+			uint64_t n = TIDE_MIN(block, len - end);
+			bool z = tide_sysio_is_zero(buf + end, n);
+
+			if (end > pos && z != zero)
+				break;
+			zero = z;
+			end += n;
+		}
+		if ((zero ? zero_run(e, off + pos, end - pos, err) : write_run(e, buf + pos, off + pos, end - pos, err)) < 0)
+			return -1;
+		pos = end;
+	}
+	return 0;
+}
+
+/* The zeroes at off, in bytes that are whole blocks of the target (or reach the end of the range); 0: data. */
+static int zeroes_at(struct engine *e, uint64_t off, uint64_t len, uint64_t *zeroes, uint64_t *data,
+                     struct tide_error *err)
+{
+	uint64_t size = tide_image_size(e->copy->source);
+	uint64_t end = off;
+	struct tide_extent x;
+
+	*zeroes = *data = 0;
+	while (end < off + len) {
+		if (end >= size) {
+			end = off + len;
+			break;
+		}
+		if (tide_image_extent(e->copy->source, end, TIDE_MIN(off + len, size) - end, &x, err) < 0)
+			return -1;
+		if (x.kind == TIDE_EXTENT_DATA)
+			break;
+		end += x.len;
+	}
+	if (end < off + len)
+		end = tide_range_align_down(end, e->align);
+	if (end > off) {
+		*zeroes = end - off;
+		return 0;
+	}
+	end = TIDE_MIN(tide_range_align_up(x.off + x.len, e->align), off + len);
+	*data = end - off;
+	return 0;
+}
+
+static int copy_piece(struct engine *e, uint8_t *buf, uint64_t off, uint64_t len, bool *reading, struct tide_error *err)
+{
+	while (len) {
+		uint64_t zeroes, data, n = 0;
+
+		*reading = true;
+		if (zeroes_at(e, off, len, &zeroes, &data, err) < 0)
+			return -1;
+		while (!zeroes && n + data < len) { /* gather data that is scattered in the source */
+			n += data;
+			if (zeroes_at(e, off + n, len - n, &zeroes, &data, err) < 0)
+				return -1;
+		}
+		n += zeroes ? 0 : data;
+		if (n && tide_image_read(e->copy->source, buf, off, n, err) < 0)
+			return -1;
+		*reading = false;
+		if (n && store(e, buf, off, n, err) < 0)
+			return -1;
+		if (zeroes && zero_run(e, off + n, zeroes, err) < 0)
+			return -1;
+		off += n + zeroes;
+		len -= n + zeroes;
+	}
+	return 0;
+}
+
+/* ---- workers ----------------------------------------------------------------------- */
+
+bool tide_copy_is_stopped(struct tide_copy *copy)
+{
+	return atomic_load_explicit(&copy->stop, memory_order_relaxed) || tide_event_is_cancelled(copy->sink);
+}
+
+/* Waits until the speed limit lets `len` more bytes go; returns false when there is no reason to go on. */
+static bool throttle(struct engine *e, uint64_t len)
+{
+	struct tide_copy *c = e->copy;
+	bool go;
+
+	pthread_mutex_lock(&e->lock);
+	for (;;) {
+		struct timespec nap = { 0, NAP_NS };
+		unsigned __int128 due = c->speed ? (unsigned __int128)e->issued * 1000000000u / c->speed : 0;
+
+		go = !e->stop && !tide_copy_is_stopped(c);
+		if (!go || now_ns() - e->start_ns >= due)
+			break;
+		pthread_mutex_unlock(&e->lock);
+		nanosleep(&nap, NULL);
+		pthread_mutex_lock(&e->lock);
+	}
+	e->issued += len;
+	pthread_mutex_unlock(&e->lock);
+	return go;
+}
+
+static bool take_piece(struct engine *e, uint64_t *off, uint64_t *len)
+{
+	bool more;
+
+	/* Nobody begins a new piece while somebody waits to try one again: the job is paused. */
+	pthread_mutex_lock(&e->retry_lock);
+	pthread_mutex_unlock(&e->retry_lock);
+	pthread_mutex_lock(&e->lock);
+	more = !e->stop && tide_bitmap_next_dirty(e->plan, e->cursor, e->piece, off, len) == 1;
+	if (more) {
+		/* Pieces end on multiples of the piece size, so that they stay aligned in the target. */
+		uint64_t end = tide_range_align_down(*off, e->piece) + e->piece;
+
+		*len = TIDE_MIN(*len, end - *off);
+		e->cursor = *off + *len;
+	}
+	pthread_mutex_unlock(&e->lock);
+	return more;
+}
+
+static void finish_piece(struct engine *e, uint64_t off, uint64_t len, bool ok, bool reading, struct tide_error *err)
+{
+	struct tide_copy *c = e->copy;
+
+	pthread_mutex_lock(&e->lock);
+	if (ok && tide_bitmap_reset(c->todo, off, len, err) == 0) {
+		c->offset = c->len - tide_bitmap_count(c->todo) * c->unit;
+	} else if (!ok && tide_copy_is_stopped(c)) {
+		e->stop = true; /* cancelled: what went wrong on the way does not matter any more */
+	} else if (!e->error.code) {
+		c->failed_reading = !ok && reading;
+		tide_error_move(&e->error, err);
+		e->stop = true;
+	}
+	tide_error_release(err);
+	pthread_cond_signal(&e->changed);
+	pthread_mutex_unlock(&e->lock);
+}
+
+/* One asks at a time; who waited while another one's wait was answered tries again without asking. */
+static bool may_retry(struct engine *e, bool reading, unsigned tries, const struct tide_error *err)
+{
+	unsigned seen = atomic_load(&e->retries);
+	bool again = false;
+
+	if (!e->copy->retry)
+		return false;
+	pthread_mutex_lock(&e->retry_lock);
+	if (tries == 1 && seen != atomic_load(&e->retries))
+		again = true;
+	else if (!tide_copy_is_stopped(e->copy))
+		again = e->copy->retry(e->copy, reading, tries, err);
+	if (again)
+		atomic_fetch_add(&e->retries, 1);
+	pthread_mutex_unlock(&e->retry_lock);
+	return again;
+}
+
+static void do_piece(struct engine *e, uint8_t *buf, uint64_t off, uint64_t len)
+{
+	struct tide_error err = TIDE_ERROR_INIT;
+	unsigned tries = 0;
+	bool reading, ok;
+
+	for (;;) {
+		reading = false;
+		ok = copy_piece(e, buf, off, len, &reading, &err) == 0;
+		if (ok || !may_retry(e, reading, ++tries, &err))
+			break;
+		tide_error_release(&err);
+	}
+	finish_piece(e, off, len, ok, reading, &err);
+}
+
+static void *work(void *arg)
+{
+	struct worker *w = arg;
+	struct engine *e = w->e;
+	uint64_t off, len;
+
+	while (take_piece(e, &off, &len) && throttle(e, len))
+		do_piece(e, w->buf, off, len);
+	pthread_mutex_lock(&e->lock);
+	e->running--;
+	pthread_cond_signal(&e->changed);
+	pthread_mutex_unlock(&e->lock);
+	return NULL;
+}
+
+static void report(struct engine *e, bool finished)
+{
+	const struct tide_copy *c = e->copy;
+	struct tide_progress p = { c->device, 0, c->len, finished };
+
+	pthread_mutex_lock(&e->lock);
+	p.offset = c->offset;
+	pthread_mutex_unlock(&e->lock);
+	if (c->device)
+		tide_event_progress(c->sink, &p);
+}
+
+/* Reports progress until all workers are done. */
+static void watch(struct engine *e)
+{
+	uint64_t last = now_ns();
+
+	pthread_mutex_lock(&e->lock);
+	while (e->running) {
+		struct timespec until;
+
+		clock_gettime(CLOCK_REALTIME, &until);
+		until.tv_nsec += PROGRESS_NS;
+		if (until.tv_nsec >= 1000000000) {
+			until.tv_nsec -= 1000000000;
+			until.tv_sec++;
+		}
+		pthread_cond_timedwait(&e->changed, &e->lock, &until);
+		if (now_ns() - last >= PROGRESS_NS) {
+			pthread_mutex_unlock(&e->lock);
+			report(e, false);
+			pthread_mutex_lock(&e->lock);
+			last = now_ns();
+		}
+	}
+	pthread_mutex_unlock(&e->lock);
+}
+
+static unsigned worker_count(const struct engine *e)
+{
+	uint64_t pieces = tide_range_div_up(e->copy->len - e->copy->offset, e->piece);
+
+	unsigned most = e->copy->workers ? TIDE_MIN(e->copy->workers, TIDE_COPY_WORKERS) : TIDE_COPY_WORKERS;
+
+	return (unsigned)TIDE_MIN(pieces, most);
+}
+
+static int run_workers(struct engine *e, struct tide_error *err)
+{
+	struct worker workers[TIDE_COPY_WORKERS] = { { 0 } };
+	unsigned n = worker_count(e), started = 0;
+	int rc = 0;
+
+	for (unsigned i = 0; i < n && rc == 0; i++) {
+		workers[i].e = e;
+		workers[i].buf = tide_mem_aligned(4096, e->piece, err);
+		if (!workers[i].buf)
+			rc = -1;
+	}
+	if (rc == 0 && n > 0 && e->copy->len - e->copy->offset <= e->piece) { /* not worth a thread */
+		e->running = 1;
+		work(&workers[0]);
+		n = 0;
+	}
+	for (unsigned i = 0; i < n && rc == 0; i++) {
+		pthread_mutex_lock(&e->lock);
+		e->running++;
+		pthread_mutex_unlock(&e->lock);
+		rc = pthread_create(&workers[i].thread, NULL, work, &workers[i]);
+		if (rc == 0) {
+			started++;
+			continue;
+		}
+		pthread_mutex_lock(&e->lock);
+		e->running--;
+		pthread_mutex_unlock(&e->lock);
+		if (started)
+			rc = n = 0; /* fewer will do */
+		else
+			rc = tide_error_set_sys(err, rc, "Could not start a thread");
+	}
+	if (started)
+		watch(e);
+	for (unsigned i = 0; i < started; i++)
+		pthread_join(workers[i].thread, NULL);
+	for (unsigned i = 0; i < TIDE_COPY_WORKERS; i++)
+		free(workers[i].buf);
+	return rc;
+}
+
+/*
+ * Where the target reads as zeroes by itself, units that the source says are zeroes need nobody's visit: an empty disk
+ * of any size costs one look.  An error here is met again, and told, by the worker that comes to the place.
+ */
+static void skip_zeroes(struct engine *e)
+{
+	struct tide_copy *c = e->copy;
+	uint64_t size = tide_image_size(c->source), off = 0, start, len;
+	struct tide_extent x;
+
+	while (tide_bitmap_next_dirty(e->plan, off, UINT64_MAX, &start, &len)) {
+		for (off = start; off < start + len; off += x.len) {
+			x = (struct tide_extent){ .off = off, .len = start + len - off, .kind = TIDE_EXTENT_ZERO };
+			if (off < size && tide_image_extent(c->source, off, TIDE_MIN(start + len, size) - off, &x, NULL) < 0)
+				return;
+			if (x.kind != TIDE_EXTENT_DATA && (tide_bitmap_reset(e->plan, off, x.len, NULL) < 0 ||
+			                                   tide_bitmap_reset(c->todo, off, x.len, NULL) < 0))
+				return;
+		}
+	}
+	c->offset = c->len - tide_bitmap_count(c->todo) * c->unit;
+}
+
+/* Piece size: large, but with a speed limit no more than a tenth of a second's worth. */
+static uint64_t piece_size(const struct tide_copy *c)
+{
+	uint64_t piece = PIECE_MAX;
+
+	while (c->piece_max && piece > c->unit && piece > c->piece_max)
+		piece /= 2;
+	while (c->speed && piece > c->unit && piece > c->speed / 10)
+		piece /= 2;
+	return TIDE_MAX(piece, c->unit);
+}
+
+int tide_copy_run(struct tide_copy *copy, struct tide_error *err)
+{
+	struct engine e = {
+		.copy = copy,
+		.piece = piece_size(copy),
+		.align = TIDE_MAX(tide_image_info(copy->target)->cluster_size, 4096),
+		.start_ns = now_ns(),
+		.error = TIDE_ERROR_INIT,
+	};
+	int rc;
+
+	copy->len = tide_bitmap_count(copy->todo) * copy->unit;
+	copy->offset = 0;
+	if (copy->len == 0)
+		return 0;
+	e.plan = tide_bitmap_copy(copy->todo, err);
+	if (!e.plan)
+		return -1;
+	pthread_mutex_init(&e.lock, NULL);
+	pthread_cond_init(&e.changed, NULL);
+	pthread_mutex_init(&e.retry_lock, NULL);
+	if (copy->target_reads_zero)
+		skip_zeroes(&e);
+	rc = run_workers(&e, err);
+	report(&e, true);
+	pthread_mutex_destroy(&e.retry_lock);
+	pthread_cond_destroy(&e.changed);
+	pthread_mutex_destroy(&e.lock);
+	tide_bitmap_free(e.plan);
+	copy->cancelled = tide_copy_is_stopped(copy) && copy->offset < copy->len;
+	if (e.error.code)
+		return tide_error_move(err, &e.error);
+	if (rc == 0 && copy->cancelled)
+		return tide_error_set(err, TIDE_E_CANCELLED, "Cancelled");
+	return rc;
+}

@@ -1,0 +1,12 @@
+/*
+ * Making a new, empty image, as qemu-img create does.
+ */
+#ifndef TIDE_CREATE_H
+#define TIDE_CREATE_H
+
+#include "target.h"
+
+/* Checks everything and makes the image, still without its name; tide_target_commit gives it. */
+int tide_create_image(struct tide_target *target, const struct tide_image_create *args, struct tide_error *err);
+
+#endif

@@ -1,0 +1,38 @@
+/*
+ * Setting errors.  `struct tide_error` and its codes are public (tidemark.h).
+ *
+ * Three verbs, each returning -1 so that a failing check is one statement:
+ *
+ *     return tide_error_set(err, TIDE_E_CORRUPT, "L1 table ends at %" PRIu64 ", after the end of the file", end);
+ *     return tide_error_set_sys(err, errno, "Could not open '%s'", path);
+ *     return tide_error_wrap(err, "Could not open '%s'", path);
+ *
+ * err may be NULL everywhere.  The first error wins: a set on an error already set is
+ * ignored, so that a failing clean-up does not hide the cause.  Out of memory while
+ * building a text degrades to a fixed text, never to a crash.
+ */
+#ifndef TIDE_ERROR_H
+#define TIDE_ERROR_H
+
+#include <stdarg.h>
+
+#include "compiler.h"
+#include "tidemark.h"
+
+int tide_error_set(struct tide_error *err, enum tide_code code, const char *fmt, ...) TIDE_PRINTF(3, 4);
+
+/* Code TIDE_E_IO (TIDE_E_NOMEM for ENOMEM); the text gets ": " and strerror(sys) appended. */
+int tide_error_set_sys(struct tide_error *err, int sys, const char *fmt, ...) TIDE_PRINTF(3, 4);
+
+/* Puts the text and ": " before the message that is set; code and hint stay. */
+int tide_error_wrap(struct tide_error *err, const char *fmt, ...) TIDE_PRINTF(2, 3);
+
+/* Adds a way on for people.  Returns -1 too, so it can end the statement. */
+int tide_error_hint(struct tide_error *err, const char *fmt, ...) TIDE_PRINTF(2, 3);
+
+int tide_error_set_nomem(struct tide_error *err);
+
+/* Moves src into dst (which must be unset or NULL: then src is released).  Returns -1. */
+int tide_error_move(struct tide_error *dst, struct tide_error *src);
+
+#endif

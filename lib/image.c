@@ -1,0 +1,616 @@
+#include "image.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "error.h"
+#include "lock.h"
+#include "mem.h"
+#include "range.h"
+#include "sysio.h"
+
+struct tide_image {
+	char *path;
+	int fd;
+	bool own_fd;
+	unsigned flags;
+	const struct tide_image_driver *driver;
+	void *state;
+	struct tide_driver_info info;
+	struct tide_image *backing;
+	dev_t dev;
+	ino_t ino;
+	struct tide_stamp stamp;
+};
+
+/* Who is above, while a chain is being opened. */
+struct chain_link {
+	const struct tide_image *image;
+	const struct chain_link *above;
+	unsigned depth;
+};
+
+static const struct tide_image_driver *const drivers[] = {
+#define TIDE_FORMAT(driver) &driver,
+#include "../formats/formats.def"
+#undef TIDE_FORMAT
+};
+
+const struct tide_image_driver *tide_image_find_driver(const char *format)
+{
+	for (size_t i = 0; i < TIDE_ARRAY_SIZE(drivers); i++) {
+		if (!strcmp(drivers[i]->name, format))
+			return drivers[i];
+	}
+	return NULL;
+}
+
+static const struct tide_image_driver *probe(int fd, struct tide_error *err)
+{
+	uint8_t head[512] = { 0 };
+	uint64_t size;
+	size_t n;
+
+	if (tide_sysio_size(fd, &size, err) < 0)
+		return NULL;
+	n = TIDE_MIN(size, sizeof(head));
+	if (tide_sysio_pread(fd, head, n, 0, true, err) < 0)
+		return NULL;
+	for (size_t i = 0; i < TIDE_ARRAY_SIZE(drivers); i++) {
+		if (drivers[i]->probe(head, n))
+			return drivers[i];
+	}
+	tide_error_set(err, TIDE_E_UNSUPPORTED, "Image format not recognized");
+	return NULL;
+}
+
+static const struct tide_image_driver *choose_driver(int fd, const char *format, struct tide_error *err)
+{
+	const struct tide_image_driver *driver;
+
+	if (!format)
+		return probe(fd, err);
+	driver = tide_image_find_driver(format);
+	if (!driver) {
+		tide_error_set(err, TIDE_E_REFUSED, "Unknown driver '%s'", format);
+		tide_error_hint(err, "this version knows the formats raw and qcow2");
+	}
+	return driver;
+}
+
+/* "proto:rest" with proto as in a URI, before any slash. */
+static bool has_protocol(const char *name)
+{
+	size_t n = strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+-.");
+
+	return n > 0 && name[n] == ':';
+}
+
+char *tide_image_resolve(const char *path, const char *name, struct tide_error *err)
+{
+	const char *slash = strrchr(path, '/');
+
+	if (name[0] == '/' || !slash)
+		return tide_mem_strdup(name, err);
+	return tide_mem_printf(err, "%.*s/%s", (int)(slash - path), path, name);
+}
+
+static char *dir_of(const char *path, struct tide_error *err)
+{
+	const char *slash = strrchr(path, '/');
+
+	if (!slash)
+		return tide_mem_strdup(".", err);
+	return tide_mem_strndup(path, slash == path ? 1 : (size_t)(slash - path), err);
+}
+
+static struct tide_image *image_new(const char *path, struct tide_error *err)
+{
+	struct tide_image *image = tide_mem_alloc(1, sizeof(*image), err);
+
+	if (!image)
+		return NULL;
+	image->fd = -1;
+	image->path = tide_mem_strdup(path, err);
+	if (!image->path) {
+		free(image);
+		return NULL;
+	}
+	return image;
+}
+
+void tide_image_close(struct tide_image *image)
+{
+	while (image) {
+		struct tide_image *backing = image->backing;
+
+		if (image->state)
+			image->driver->close(image->state);
+		tide_driver_info_release(&image->info);
+		if (image->own_fd)
+			tide_sysio_close(image->fd);
+		free(image->path);
+		free(image);
+		image = backing;
+	}
+}
+
+void tide_image_closep(struct tide_image **image)
+{
+	tide_image_close(*image);
+}
+
+static int remember_file(struct tide_image *image, struct tide_error *err)
+{
+	struct stat st;
+
+	if (fstat(image->fd, &st) < 0)
+		return tide_error_set_sys(err, errno, "fstat");
+	if (S_ISDIR(st.st_mode))
+		return tide_error_set_sys(err, EISDIR, "Not an image");
+	if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
+		return tide_error_set(err, TIDE_E_UNSUPPORTED, "Neither a regular file nor a block device");
+	image->dev = st.st_dev;
+	image->ino = st.st_ino;
+	return tide_stamp_take(image->fd, &image->stamp, err);
+}
+
+static int check_no_loop(const struct tide_image *image, const struct chain_link *above, struct tide_error *err)
+{
+	for (const struct chain_link *l = above; l; l = l->above) {
+		if (tide_image_is_same_file(image, l->image))
+			return tide_error_set(err, TIDE_E_CORRUPT, "The backing chain leads back to '%s': it is a loop",
+			                      image->path);
+	}
+	return 0;
+}
+
+static int open_driver(struct tide_image *image, struct tide_error *err)
+{
+	TIDE_AUTOFREE char *dir = dir_of(image->path, err);
+
+	if (!dir)
+		return -1;
+	return image->driver->open(image->fd, dir, image->flags, &image->info, &image->state, err);
+}
+
+static int open_link(const struct tide_image_options *options, const struct chain_link *above, struct tide_image **out,
+                     struct tide_error *err);
+
+static int open_backing(struct tide_image *image, const struct tide_image_options *options,
+                        const struct chain_link *above, struct tide_error *err)
+{
+	struct chain_link here = { image, above, above ? above->depth + 1 : 1 };
+	struct tide_image_options below = { .force_share = options->force_share, .format = image->info.backing_format };
+	TIDE_AUTOFREE char *path = NULL;
+	const char *name = image->info.backing;
+
+	if (!name || options->no_backing)
+		return 0;
+	if (!strncmp(name, "file:", 5))
+		name += 5;
+	else if (has_protocol(name))
+		return tide_error_set(err, TIDE_E_UNSUPPORTED,
+		                      "The backing file name '%s' is not a plain path: such names are not followed", name);
+	if (!image->info.backing_format) {
+		tide_error_set(err, TIDE_E_REFUSED, "Backing file '%s' specified without backing format", name);
+		return tide_error_hint(err, "state it: qemu-img rebase -u -b '%s' -F FORMAT '%s'", name, image->path);
+	}
+	if (here.depth > TIDE_IMAGE_DEPTH_MAX)
+		return tide_error_set(err, TIDE_E_REFUSED, "The backing chain is deeper than %d images",
+		                      TIDE_IMAGE_DEPTH_MAX);
+	path = tide_image_resolve(image->path, name, err);
+	if (!path)
+		return -1;
+	below.path = path;
+	if (open_link(&below, &here, &image->backing, err) < 0)
+		return tide_error_wrap(err, "Could not open backing file");
+	return 0;
+}
+
+static int open_checked(struct tide_image *image, const struct tide_image_options *options,
+                        const struct chain_link *above, struct tide_error *err)
+{
+	if (remember_file(image, err) < 0 || check_no_loop(image, above, err) < 0)
+		return -1;
+	if (!options->force_share &&
+	    tide_lock_acquire(image->fd, options->write ? TIDE_LOCK_WRITE_HELD : TIDE_LOCK_READ_HELD,
+	                      options->write ? TIDE_LOCK_WRITE_UNSHARED : TIDE_LOCK_READ_UNSHARED, image->path, err) < 0)
+		return -1;
+	/* What counts is how the file is now that nobody else writes to it. */
+	if (tide_stamp_take(image->fd, &image->stamp, err) < 0)
+		return -1;
+	image->driver = choose_driver(image->fd, options->format, err);
+	if (!image->driver || open_driver(image, err) < 0)
+		return -1;
+	return 0;
+}
+
+static int open_link(const struct tide_image_options *options, const struct chain_link *above, struct tide_image **out,
+                     struct tide_error *err)
+{
+	TIDE_AUTOIMAGE struct tide_image *image = NULL;
+	TIDE_AUTOFREE char *real = realpath(options->path, NULL);
+
+	image = image_new(real ? real : options->path, err);
+	if (!image)
+		return -1;
+	/* O_NONBLOCK: a FIFO must not hang us; it has no effect on files and block devices. */
+	image->fd = tide_sysio_open(options->path, (options->write ? O_RDWR : O_RDONLY) | O_NONBLOCK, err);
+	if (image->fd < 0)
+		return -1;
+	image->own_fd = true;
+	image->flags = options->write ? TIDE_OPEN_WRITE : 0;
+	if (open_checked(image, options, above, err) < 0)
+		/* QEMU says no more than which lock. */
+		return err && err->code == TIDE_E_LOCKED ? -1 : tide_error_wrap(err, "Could not open '%s'", options->path);
+	if (open_backing(image, options, above, err) < 0)
+		return tide_error_wrap(err, "Could not open '%s'", options->path);
+	*out = image;
+	image = NULL;
+	return 0;
+}
+
+int tide_image_open(const struct tide_image_options *options, struct tide_image **image, struct tide_error *err)
+{
+	return open_link(options, NULL, image, err);
+}
+
+int tide_image_create(int fd, const char *path, const struct tide_image_driver *driver,
+                      const struct tide_driver_create *options, struct tide_image **out, struct tide_error *err)
+{
+	TIDE_AUTOIMAGE struct tide_image *image = image_new(path, err);
+	static const struct tide_image_options follow;
+
+	if (!image)
+		return -1;
+	if (driver->create(fd, options, err) < 0)
+		return -1;
+	image->fd = fd;
+	image->flags = TIDE_OPEN_WRITE | TIDE_OPEN_NEW;
+	image->driver = driver;
+	if (remember_file(image, err) < 0 || open_driver(image, err) < 0 || open_backing(image, &follow, NULL, err) < 0)
+		return -1;
+	*out = image;
+	image = NULL;
+	return 0;
+}
+
+const char *tide_image_path(const struct tide_image *image)
+{
+	return image->path;
+}
+
+const char *tide_image_format(const struct tide_image *image)
+{
+	return image->driver->name;
+}
+
+int tide_image_fd(const struct tide_image *image)
+{
+	return image->fd;
+}
+
+uint64_t tide_image_size(const struct tide_image *image)
+{
+	return image->info.size;
+}
+
+uint64_t tide_image_exact_size(const struct tide_image *image)
+{
+	uint64_t size = image->info.size;
+
+	/* An overlay that QEMU made over a backup does not know; the images below do. */
+	for (; image && image->info.size == size; image = image->backing) {
+		if (image->info.exact_size)
+			return image->info.exact_size;
+	}
+	return size;
+}
+
+const struct tide_driver_info *tide_image_info(const struct tide_image *image)
+{
+	return &image->info;
+}
+
+struct tide_image *tide_image_backing(const struct tide_image *image)
+{
+	return image->backing;
+}
+
+bool tide_image_is_same_file(const struct tide_image *a, const struct tide_image *b)
+{
+	return a->dev == b->dev && a->ino == b->ino;
+}
+
+int tide_image_check_unchanged(const struct tide_image *image, struct tide_error *err)
+{
+	for (; image; image = image->backing) {
+		struct tide_stamp now;
+
+		if (tide_stamp_take(image->fd, &now, err) < 0)
+			return tide_error_wrap(err, "'%s'", image->path);
+		if (!tide_stamp_is_equal(&now, &image->stamp))
+			return tide_error_set(err, TIDE_E_REFUSED,
+			                      "'%s' was changed by another program while it was read", image->path);
+	}
+	return 0;
+}
+
+static int check_range(const struct tide_image *image, uint64_t off, uint64_t len, bool write, struct tide_error *err)
+{
+	if (!tide_range_is_within(off, len, image->info.size))
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "The range %" PRIu64 "+%" PRIu64 " does not lie within the disk of %" PRIu64 " bytes",
+		                      off, len, image->info.size);
+	if (write && !(image->flags & TIDE_OPEN_WRITE))
+		return tide_error_set(err, TIDE_E_REFUSED, "The image is open for reading only");
+	return 0;
+}
+
+int tide_image_extent_top(struct tide_image *image, uint64_t off, uint64_t len, struct tide_extent *out,
+                          struct tide_error *err)
+{
+	if (check_range(image, off, len, false, err) < 0)
+		return -1;
+	if (image->driver->extent(image->state, off, len, out, err) < 0)
+		return tide_error_wrap(err, "'%s'", image->path);
+	out->depth = 0;
+	return 0;
+}
+
+/* The extent at off, and the image of the chain that holds it; *owner NULL: none, it reads as zeroes. */
+static int find_extent(struct tide_image *image, uint64_t off, uint64_t len, struct tide_extent *out,
+                       struct tide_image **owner, struct tide_error *err)
+{
+	unsigned depth = 0;
+
+	*owner = NULL;
+	for (; image; image = image->backing, depth++) {
+		if (off >= image->info.size) /* an overlay may be larger than its backing image */
+			break;
+		len = TIDE_MIN(len, image->info.size - off);
+		if (image->driver->extent(image->state, off, len, out, err) < 0)
+			return tide_error_wrap(err, "'%s'", image->path);
+		out->depth = depth;
+		len = out->len;
+		if (out->kind != TIDE_EXTENT_HOLE) {
+			*owner = image;
+			return 0;
+		}
+	}
+	*out = (struct tide_extent){ .off = off, .len = len, .kind = TIDE_EXTENT_HOLE, .depth = depth ? depth - 1 : 0 };
+	return 0;
+}
+
+int tide_image_extent(struct tide_image *image, uint64_t off, uint64_t len, struct tide_extent *out,
+                      struct tide_error *err)
+{
+	struct tide_image *owner;
+
+	if (check_range(image, off, len, false, err) < 0)
+		return -1;
+	return find_extent(image, off, len, out, &owner, err);
+}
+
+static int read_extent(struct tide_image *owner, const struct tide_extent *e, uint8_t *buf, struct tide_error *err)
+{
+	int rc;
+
+	if (!owner || e->kind != TIDE_EXTENT_DATA) {
+		memset(buf, 0, e->len);
+		return 0;
+	}
+	if (e->mapped)
+		rc = tide_sysio_pread(e->map_fd, buf, e->len, e->map_off, true, err);
+	else
+		rc = owner->driver->read(owner->state, buf, e->off, e->len, err);
+	return rc < 0 ? tide_error_wrap(err, "'%s'", owner->path) : 0;
+}
+
+int tide_image_read(struct tide_image *image, void *buf, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	uint8_t *p = buf;
+
+	if (off <= image->info.size && len > image->info.size - off) {
+		uint64_t within = image->info.size - off;
+
+		memset(p + within, 0, len - within);
+		len = within;
+	}
+	if (check_range(image, off, len, false, err) < 0)
+		return -1;
+	while (len) {
+		struct tide_image *owner;
+		struct tide_extent e;
+
+		if (find_extent(image, off, len, &e, &owner, err) < 0 || read_extent(owner, &e, p, err) < 0)
+			return -1;
+		p += e.len;
+		off += e.len;
+		len -= e.len;
+	}
+	return 0;
+}
+
+int tide_image_write_begin(struct tide_image *image, uint64_t off, uint64_t len, struct tide_extent *place,
+                           struct tide_error *err)
+{
+	int rc;
+
+	if (check_range(image, off, len, true, err) < 0)
+		return -1;
+	rc = image->driver->write_begin(image->state, off, len, place, err);
+	return rc < 0 ? tide_error_wrap(err, "'%s'", image->path) : rc;
+}
+
+int tide_image_write_commit(struct tide_image *image, const struct tide_extent *place, struct tide_error *err)
+{
+	if (image->driver->write_commit(image->state, place, err) < 0)
+		return tide_error_wrap(err, "'%s'", image->path);
+	return 0;
+}
+
+void tide_image_write_abort(struct tide_image *image, const struct tide_extent *place)
+{
+	image->driver->write_abort(image->state, place);
+}
+
+static int write_place(struct tide_image *image, const struct tide_extent *place, const void *buf,
+                       struct tide_error *err)
+{
+	if (tide_sysio_pwrite(place->map_fd, buf, place->len, place->map_off, err) < 0) {
+		tide_image_write_abort(image, place);
+		return tide_error_wrap(err, "'%s'", image->path);
+	}
+	return tide_image_write_commit(image, place, err);
+}
+
+static int write_whole(struct tide_image *image, const uint8_t *buf, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	while (len) {
+		struct tide_extent place;
+		int rc = tide_image_write_begin(image, off, len, &place, err);
+
+		if (rc > 0)
+			return tide_error_set(err, TIDE_E_CORRUPT, "'%s': whole clusters at %" PRIu64 " cannot be written",
+			                      image->path, off);
+		if (rc < 0 || write_place(image, &place, buf, err) < 0)
+			return -1;
+		buf += place.len;
+		off += place.len;
+		len -= place.len;
+	}
+	return 0;
+}
+
+/* Writes a part of the cluster at off by rewriting all of it; *done is how many bytes of the request that took. */
+static int write_part(struct tide_image *image, const void *buf, uint64_t off, uint64_t len, uint64_t *done,
+                      struct tide_error *err)
+{
+	uint64_t cluster = image->info.cluster_size;
+	uint64_t start = tide_range_align_down(off, cluster);
+	uint64_t whole = TIDE_MIN(cluster, image->info.size - start);
+	TIDE_AUTOFREE uint8_t *bounce = tide_mem_aligned(4096, cluster, err);
+
+	if (!bounce)
+		return -1;
+	*done = TIDE_MIN(len, start + whole - off);
+	if (tide_image_read(image, bounce, start, whole, err) < 0)
+		return -1;
+	memcpy(bounce + (off - start), buf, *done);
+	return write_whole(image, bounce, start, whole, err);
+}
+
+int tide_image_write(struct tide_image *image, const void *buf, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	const uint8_t *p = buf;
+
+	if (check_range(image, off, len, true, err) < 0)
+		return -1;
+	while (len) {
+		struct tide_extent place = { .len = 0 };
+		uint64_t done = 0;
+		int rc = tide_image_write_begin(image, off, len, &place, err);
+
+		if (rc == 0) {
+			rc = write_place(image, &place, p, err);
+			done = place.len;
+		} else if (rc > 0) {
+			rc = write_part(image, p, off, len, &done, err);
+		}
+		if (rc < 0)
+			return -1;
+		p += done;
+		off += done;
+		len -= done;
+	}
+	return 0;
+}
+
+/* Zeroes a part of one cluster by writing zero bytes, where it does not read as zeroes already. */
+static int zero_part(struct tide_image *image, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	TIDE_AUTOFREE uint8_t *zeroes = NULL;
+	struct tide_image *owner;
+	struct tide_extent e;
+
+	if (len == 0)
+		return 0;
+	if (find_extent(image, off, len, &e, &owner, err) < 0)
+		return -1;
+	if (e.kind != TIDE_EXTENT_DATA && e.len == len)
+		return 0;
+	zeroes = tide_mem_alloc(len, 1, err);
+	return zeroes ? tide_image_write(image, zeroes, off, len, err) : -1;
+}
+
+/* The whole clusters of a range: [*start, *end); empty when there is none. */
+static void whole_clusters(const struct tide_image *image, uint64_t off, uint64_t len, uint64_t *start, uint64_t *end)
+{
+	uint64_t cluster = TIDE_MAX(image->info.cluster_size, 1);
+
+	*start = tide_range_align_up(off, cluster);
+	*end = off + len == image->info.size ? off + len : tide_range_align_down(off + len, cluster);
+	if (*start > *end)
+		*start = *end = off + len;
+}
+
+int tide_image_zero(struct tide_image *image, uint64_t off, uint64_t len, bool may_unmap, struct tide_error *err)
+{
+	uint64_t start, end;
+	int rc;
+
+	if (check_range(image, off, len, true, err) < 0)
+		return -1;
+	if (len == 0)
+		return 0;
+	whole_clusters(image, off, len, &start, &end);
+	if (zero_part(image, off, TIDE_MIN(start, off + len) - off, err) < 0)
+		return -1;
+	if (start < end) {
+		rc = image->driver->zero(image->state, start, end - start, may_unmap, err);
+		if (rc > 0)
+			return tide_error_set(err, TIDE_E_CORRUPT, "'%s': whole clusters at %" PRIu64 " cannot be zeroed",
+			                      image->path, start);
+		if (rc < 0)
+			return tide_error_wrap(err, "'%s'", image->path);
+	}
+	return zero_part(image, end, off + len - end, err);
+}
+
+int tide_image_discard(struct tide_image *image, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	uint64_t start, end;
+
+	if (check_range(image, off, len, true, err) < 0)
+		return -1;
+	if (len == 0)
+		return 0;
+	whole_clusters(image, off, len, &start, &end);
+	return start < end ? tide_image_zero(image, start, end - start, true, err) : 0;
+}
+
+int tide_image_flush(struct tide_image *image, struct tide_error *err)
+{
+	if (image->driver->flush(image->state, err) < 0)
+		return tide_error_wrap(err, "'%s'", image->path);
+	return tide_stamp_take(image->fd, &image->stamp, err);
+}
+
+const struct tide_stamp *tide_image_stamp(const struct tide_image *image)
+{
+	return &image->stamp;
+}
+
+int tide_image_read_bitmap(struct tide_image *image, size_t index, struct tide_bitmap **out, struct tide_error *err)
+{
+	if (!image->driver->bitmap_read || index >= image->info.n_bitmaps)
+		return tide_error_set(err, TIDE_E_REFUSED, "The image holds no bitmap number %zu", index);
+	return image->driver->bitmap_read(image->state, index, out, err);
+}

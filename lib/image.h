@@ -1,0 +1,94 @@
+/*
+ * Images: probing, locking, backing chains, and checked requests to the drivers.
+ *
+ * An image is opened with its whole chain.  The files of a chain are locked as QEMU locks
+ * them (lock.h): the top one for reading or writing, those below for reading.  Backing
+ * images are opened by the format that the overlay names, never by probing; names are
+ * relative to the directory of the image that names them.  A chain that loops, or is deeper
+ * than TIDE_IMAGE_DEPTH_MAX, is refused.
+ *
+ * Every request is checked here, once, against the disk's size and the rights of the
+ * opener; what a driver leaves out (backing images, requests that are smaller than a
+ * cluster) is done here for all of them.
+ *
+ * Offsets and lengths are bytes of the disk.  Threads: extent, read, write, zero and the
+ * write_ calls may run side by side on ranges that share no cluster.
+ */
+#ifndef TIDE_IMAGE_H
+#define TIDE_IMAGE_H
+
+#include "image_driver.h"
+#include "stamp.h"
+
+#define TIDE_IMAGE_DEPTH_MAX 200
+
+struct tide_image;
+
+struct tide_image_options {
+	const char *path;
+	const char *format; /* NULL: probe */
+	bool write;
+	bool force_share; /* take no locks */
+	bool no_backing;  /* open this image only; what it does not hold reads as zeroes */
+};
+
+/* The error names the path, as QEMU's does: Could not open 'PATH': … */
+int tide_image_open(const struct tide_image_options *options, struct tide_image **image, struct tide_error *err);
+
+/*
+ * An image in the empty, still nameless file fd, which will get the name path; backing
+ * (NULL: none) is opened as the image below it.  fd stays the caller's.
+ */
+int tide_image_create(int fd, const char *path, const struct tide_image_driver *driver,
+                      const struct tide_driver_create *options, struct tide_image **image, struct tide_error *err);
+
+void tide_image_close(struct tide_image *image); /* without flush: recent writes may be lost */
+void tide_image_closep(struct tide_image **image);
+#define TIDE_AUTOIMAGE TIDE_CLEANUP(tide_image_closep)
+
+/* NULL for a name that no driver has. */
+const struct tide_image_driver *tide_image_find_driver(const char *format);
+
+/* Where name leads when the image at path refers to it; the caller frees it. */
+char *tide_image_resolve(const char *path, const char *name, struct tide_error *err);
+
+const char *tide_image_path(const struct tide_image *image); /* symbolic links resolved */
+const char *tide_image_format(const struct tide_image *image);
+int tide_image_fd(const struct tide_image *image);
+uint64_t tide_image_size(const struct tide_image *image);
+/* The size to restore: that of the disk the chain was made from, where its format had to round it up. */
+uint64_t tide_image_exact_size(const struct tide_image *image);
+const struct tide_driver_info *tide_image_info(const struct tide_image *image);
+struct tide_image *tide_image_backing(const struct tide_image *image);
+bool tide_image_is_same_file(const struct tide_image *a, const struct tide_image *b);
+
+/* What is at off through the whole chain, at least one byte and at most len. HOLE: nobody says, it reads as zeroes. */
+int tide_image_extent(struct tide_image *image, uint64_t off, uint64_t len, struct tide_extent *out,
+                      struct tide_error *err);
+/* What this image alone says. */
+int tide_image_extent_top(struct tide_image *image, uint64_t off, uint64_t len, struct tide_extent *out,
+                          struct tide_error *err);
+
+/* Bytes past the end of the disk read as zeroes when the range starts within it. */
+int tide_image_read(struct tide_image *image, void *buf, uint64_t off, uint64_t len, struct tide_error *err);
+int tide_image_write(struct tide_image *image, const void *buf, uint64_t off, uint64_t len, struct tide_error *err);
+int tide_image_zero(struct tide_image *image, uint64_t off, uint64_t len, bool may_unmap, struct tide_error *err);
+/* Gives back what whole clusters of the range take; they read as zeroes, the rest stays. */
+int tide_image_discard(struct tide_image *image, uint64_t off, uint64_t len, struct tide_error *err);
+int tide_image_flush(struct tide_image *image, struct tide_error *err);
+
+/* The driver's calls, for the copy engine: image_driver.h. */
+int tide_image_write_begin(struct tide_image *image, uint64_t off, uint64_t len, struct tide_extent *place,
+                           struct tide_error *err);
+int tide_image_write_commit(struct tide_image *image, const struct tide_extent *place, struct tide_error *err);
+void tide_image_write_abort(struct tide_image *image, const struct tide_extent *place);
+
+int tide_image_read_bitmap(struct tide_image *image, size_t index, struct tide_bitmap **out, struct tide_error *err);
+
+/* The stamp of the top file when it was locked; after a flush of our own writes, that of now. */
+const struct tide_stamp *tide_image_stamp(const struct tide_image *image);
+
+/* Has a file of the chain changed since it was opened?  Then the error says which. */
+int tide_image_check_unchanged(const struct tide_image *image, struct tide_error *err);
+
+#endif

@@ -1,0 +1,129 @@
+/*
+ * What an image format implements: formats/FORMAT.c defines one `const struct
+ * tide_image_driver`, and formats.def lists it in the order of probing, raw last.
+ *
+ * The dispatcher (image.c) is the only caller.  It checks ranges against the disk's size
+ * and rights against the open flags, walks backing chains, splits requests, and reads,
+ * copies and emulates; a driver fills in only what is special about its format:
+ *
+ *   open        parse and check everything that a later call relies on.  The file is not
+ *               trusted: each size, offset, count and name is checked against the file's
+ *               own limits before it is used, each check with a message of its own that
+ *               says what was expected and what was found.
+ *   extent      what stands at `off`: at least one byte, at most `len`.
+ *   read        DATA that is not mapped (compressed clusters) only.
+ *   write_begin reserves a place for [off, off + len): *out is where the caller is to put
+ *               the bytes of [out->off, out->off + out->len), a non-empty prefix of the
+ *               range.  Returns 1, and reserves nothing, when the bytes cannot be written
+ *               without their neighbours (a part of a cluster that this image does not hold
+ *               alone): the dispatcher then reads the whole cluster through the chain and
+ *               comes again with an aligned range.  A range that starts on a cluster and
+ *               covers whole clusters, the last one up to the end of the disk, is never
+ *               answered with 1.
+ *   write_commit  the bytes are in place: make them the disk's content.  Before this
+ *               call, and after write_abort, the disk reads as before (bytes that are
+ *               overwritten in place apart).
+ *   zero        makes the range read as zeroes, also where a backing image says otherwise.
+ *               Same alignment rule as write_begin: 1 asks for whole clusters.  may_unmap:
+ *               space may be given back.
+ *   flush       all commits so far are durable, and in an order in which every prefix of
+ *               the writes is a valid image.  With TIDE_OPEN_NEW (a file that nobody else
+ *               can see yet) the order does not matter and flush is called once, before
+ *               the file gets its name.
+ *   close       gives everything up.  Writes nothing, fails never; without flush the
+ *               commits since the last flush may be lost, the image stays valid.
+ *
+ * Threads: extent, read, write_begin, write_commit, write_abort and zero may be called from
+ * several threads at once, on ranges that do not overlap.  The rest wants the image alone.
+ */
+#ifndef TIDE_IMAGE_DRIVER_H
+#define TIDE_IMAGE_DRIVER_H
+
+#include "bitmap.h"
+#include "compiler.h"
+#include "extent.h"
+#include "tidemark.h"
+
+enum {
+	TIDE_OPEN_WRITE = 1 << 0,
+	TIDE_OPEN_NEW = 1 << 1, /* just created by this driver, not visible to anybody yet; implies WRITE */
+};
+
+/* A persistent bitmap inside the image. */
+struct tide_driver_bitmap {
+	char *name; /* NUL-terminated bytes */
+	uint64_t granularity;
+	bool in_use;  /* left open by a program that died: contents unusable */
+	bool enabled; /* QEMU's flag `auto` */
+};
+
+struct tide_driver_info {
+	uint64_t size;         /* of the disk, bytes */
+	uint64_t exact_size;   /* of the disk it was made for, where the format can only say it rounded up; 0: size */
+	uint64_t cluster_size; /* 0: none */
+	char *backing;         /* as written in the image, or NULL */
+	char *backing_format;  /* or NULL */
+	bool dirty, corrupt;
+	uint32_t snapshots;
+	size_t n_features;
+	struct tide_feature *features; /* for image-info; see tidemark.h */
+	size_t n_bitmaps;
+	struct tide_driver_bitmap *bitmaps; /* in directory order */
+};
+
+struct tide_driver_create {
+	uint64_t size;
+	uint64_t cluster_size;      /* 0: the format's default */
+	const char *backing;        /* stored as it stands, or NULL */
+	const char *backing_format; /* given when backing is */
+	const char *settings;       /* "key=value,key=value" or NULL; unknown keys are refused by name */
+};
+
+struct tide_image_driver {
+	const char *name;
+	bool has_backing; /* can new images name a backing image? */
+
+	/* Does the file begin like one of this format?  head: its first len bytes, 512 or all there are. */
+	bool (*probe)(const uint8_t *head, size_t len);
+
+	/* Writes an empty image of info->size bytes into the empty file fd. */
+	int (*create)(int fd, const struct tide_driver_create *options, struct tide_error *err);
+
+	/*
+	 * fd stays the caller's and outlives *state.  dir is the directory that a relative
+	 * name in the image is relative to.  Fills *info, whose strings the caller releases
+	 * with tide_driver_info_release, also after a failure.
+	 */
+	int (*open)(int fd, const char *dir, unsigned flags, struct tide_driver_info *info, void **state,
+	            struct tide_error *err);
+	void (*close)(void *state);
+	int (*flush)(void *state, struct tide_error *err);
+
+	int (*extent)(void *state, uint64_t off, uint64_t len, struct tide_extent *out, struct tide_error *err);
+	int (*read)(void *state, void *buf, uint64_t off, uint64_t len, struct tide_error *err);
+
+	int (*write_begin)(void *state, uint64_t off, uint64_t len, struct tide_extent *out, struct tide_error *err);
+	int (*write_commit)(void *state, const struct tide_extent *place, struct tide_error *err);
+	void (*write_abort)(void *state, const struct tide_extent *place);
+	int (*zero)(void *state, uint64_t off, uint64_t len, bool may_unmap, struct tide_error *err);
+
+	/* The contents of persistent bitmap `index` into *out (new).  NULL for formats that have none. */
+	int (*bitmap_read)(void *state, size_t index, struct tide_bitmap **out, struct tide_error *err);
+};
+
+void tide_driver_info_release(struct tide_driver_info *info);
+
+/* Appends a feature; key and text are copied. */
+int tide_driver_info_add(struct tide_driver_info *info, const char *key, enum tide_feature_kind kind, uint64_t number,
+                         const char *text, struct tide_error *err);
+
+/*
+ * Takes the next "key=value" off a settings string: 1 and copies in key and value, 0 at the
+ * end, -1 on a malformed one.  A comma in a value is doubled, as QEMU does.
+ */
+int tide_driver_next_setting(const char **settings, char key[64], char value[256], struct tide_error *err);
+
+extern const struct tide_image_driver tide_raw_driver;
+extern const struct tide_image_driver tide_qcow2_driver;
+
+#endif

@@ -1,0 +1,137 @@
+/*
+ * A node: an image and its bitmaps, found by name in either store, as one transaction sees
+ * them.
+ *
+ * Opening for change locks the image and the sidecar and reads the sidecar; actions then
+ * change the node in memory, each seeing what earlier ones did; tide_node_stage writes the
+ * sidecar to come, tide_node_commit puts it in place.  Dropping a node that was not
+ * committed leaves everything as it was, so actions need no undo for bitmaps.
+ *
+ * Opening also repairs what a program that died left behind, in memory; it is on disk with
+ * the next commit:
+ *   - a busy bitmap whose token nobody holds: the job died.  Its successor is merged back,
+ *     as after a failed job.
+ *   - a writer token that nobody holds: a tracked write died.  Its bits are in the bitmaps
+ *     already, so the stamp is taken anew.
+ *   - a stamp that no longer matches the image: something wrote around the tracking, and
+ *     every bitmap is `untracked` (inconsistent) until it is marked or vouched for.
+ *   - another disk size: the bitmaps follow, and what was added is dirty.
+ */
+#ifndef TIDE_NODE_H
+#define TIDE_NODE_H
+
+#include "event.h"
+#include "image.h"
+#include "sidecar.h"
+#include "store.h"
+
+enum tide_node_mode {
+	TIDE_NODE_LOOK,   /* the image is read-locked (unless force_share); nothing can be changed */
+	TIDE_NODE_CHANGE, /* bitmaps can be changed; the image is read-locked */
+	TIDE_NODE_WRITE,  /* and its content: the image is write-locked */
+};
+
+struct tide_node {
+	char *id; /* device id */
+	char *path, *format, *sidecar; /* as given; format and sidecar may be NULL */
+	bool ignore_stamp, force_share;
+
+	/* How the transaction at hand is going to use it (tide_node_want). */
+	bool wanted, want_create;
+	enum tide_node_mode want;
+	const char *job; /* the backup job that runs on it; NULL: none */
+
+	/* While open: */
+	bool is_open;
+	enum tide_node_mode mode;
+	struct tide_image *image;
+	struct tide_store store;
+	char *sidecar_path;
+	struct tide_sidecar *sc; /* never NULL while open; without a sidecar it is empty and has_sidecar false */
+	bool has_sidecar;
+	bool dirty;     /* sc differs from what is on disk */
+	bool untracked; /* the stamp did not match */
+	size_t n_removed;
+	struct tide_sidecar_bitmap **removed; /* gone with the commit; until then their names are taken */
+
+	/* A grouped transaction's changes wait for its end: what was there before it, then what will be. */
+	struct tide_sidecar *base, *after;
+	uint64_t token; /* of the bitmaps that it has made busy, where no job does */
+	char *pointer;  /* the file that leads to the group's record, while it stands; NULL: none */
+	bool completed; /* opening it found a group that had succeeded, and has finished what was left */
+};
+
+struct tide_node *tide_node_new(const struct tide_drive *drive, struct tide_error *err);
+void tide_node_free(struct tide_node *node);
+
+/* Widens how tide_node_open will open it, whatever mode that is asked for. */
+void tide_node_want(struct tide_node *node, enum tide_node_mode mode, bool create);
+
+/*
+ * Already open in a mode that suffices: nothing happens.  create: the sidecar may come into
+ * being (bitmap-add).
+ */
+int tide_node_open(struct tide_node *node, enum tide_node_mode mode, bool create, struct tide_sink *sink,
+                   struct tide_error *err);
+void tide_node_close(struct tide_node *node);
+
+/* A bitmap inside the image. */
+struct tide_node_found {
+	struct tide_sidecar_bitmap *entry; /* in the sidecar; or NULL */
+	size_t index;                      /* in the image's directory, when entry is NULL */
+	const struct tide_driver_bitmap *inside;
+};
+
+/* QEMU's "Dirty bitmap 'x' not found" when neither store has it. */
+int tide_node_find(struct tide_node *node, const char *name, struct tide_node_found *found, struct tide_error *err);
+
+enum {
+	TIDE_BITMAP_ALLOW_INCONSISTENT = 1 << 0,
+	TIDE_BITMAP_WILL_WRITE = 1 << 1, /* refuses bitmaps inside the image: read-only in this version */
+};
+
+/* find, and QEMU's refusals in QEMU's order: busy, readonly, inconsistent. */
+int tide_node_find_usable(struct tide_node *node, const char *name, unsigned flags, struct tide_node_found *found,
+                          struct tide_error *err);
+
+/* The contents; *own: the caller frees the bitmap (it was read from the image), else it is the entry's. */
+struct tide_bitmap *tide_node_bitmap(struct tide_node *node, const struct tide_node_found *found, bool *own,
+                                     struct tide_error *err);
+
+/* QEMU's default: the image's cluster size within 4 KiB and 64 KiB, or 64 KiB. */
+uint64_t tide_node_default_granularity(const struct tide_node *node);
+
+int tide_node_mark_removed(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_error *err);
+
+/* Sets the range in every bitmap that records. */
+int tide_node_record(struct tide_node *node, uint64_t off, uint64_t len, struct tide_error *err);
+
+/* Writes the sidecar to come, if anything changed; the last step that can be refused. */
+int tide_node_stage(struct tide_node *node, struct tide_error *err);
+int tide_node_commit(struct tide_node *node, struct tide_error *err);
+
+/* Gives the sidecar's lock back, for the time a job runs; the image stays open and locked. */
+void tide_node_unlock_store(struct tide_node *node);
+/* Locks and reads the sidecar again, at the end of a job. */
+int tide_node_relock_store(struct tide_node *node, struct tide_sink *sink, struct tide_error *err);
+
+/*
+ * Changes that are made on disk only when a group has succeeded.  defer: from now on, called before the first change.
+ * begin: in place of the commit, makes the bitmaps of before busy on disk (those that jobs own already, or all of them),
+ * group being the path of the record.  load_deferred: locks the sidecar, and sc is what it will be.  drop_deferred: the group failed.
+ */
+int tide_node_defer(struct tide_node *node, struct tide_error *err);
+int tide_node_begin_deferred(struct tide_node *node, const char *group, struct tide_error *err);
+int tide_node_load_deferred(struct tide_node *node, struct tide_sink *sink, struct tide_error *err);
+void tide_node_drop_deferred(struct tide_node *node, struct tide_sink *sink);
+
+/* Makes sure that whoever opens the node after a crash finds the record; unpoint: it is not needed any more. */
+int tide_node_point(struct tide_node *node, const char *record, struct tide_error *err);
+void tide_node_unpoint(struct tide_node *node);
+/* The record stays, so the pointer to it does too. */
+void tide_node_leave_pointer(struct tide_node *node);
+
+/* The bitmaps of the node for people and QMP, newest first. */
+int tide_node_list(struct tide_node *node, struct tide_bitmap_list **list, struct tide_error *err);
+
+#endif

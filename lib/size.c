@@ -1,0 +1,47 @@
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "error.h"
+#include "range.h"
+
+/* The number at the start of text, in *end what follows it; false when there is none.  Sets errno to ERANGE or 0. */
+static bool parse_number(const char *text, uint64_t *v, const char **end)
+{
+	bool hex = text[0] == '0' && (text[1] == 'x' || text[1] == 'X');
+	const char *digits = hex ? text + 2 : text;
+
+	/* strtoull alone would take blanks, signs and a second 0x. */
+	if (strspn(digits, hex ? "0123456789abcdefABCDEF" : "0123456789") == 0)
+		return false;
+	errno = 0;
+	*v = strtoull(text, (char **)end, hex ? 16 : 10);
+	return true;
+}
+
+int tide_parse_size(const char *text, uint64_t *size, struct tide_error *err)
+{
+	static const char suffixes[] = "KkMmGgTtPpEe";
+	const char *end;
+	uint64_t v;
+	unsigned shift = 0;
+
+	if (!parse_number(text, &v, &end))
+		return tide_error_set(err, TIDE_E_USAGE, "'%s' is not a size: it does not start with a digit", text);
+	bool overflow = errno == ERANGE;
+	const char *suffix = *end ? strchr(suffixes, *end) : NULL;
+	if (suffix) {
+		shift = 10 * (unsigned)((suffix - suffixes) / 2 + 1);
+		end++;
+		if (strcmp(end, "iB") == 0)
+			end += 2;
+	}
+	if (*end)
+		return tide_error_set(err, TIDE_E_USAGE,
+		                      "'%s' is not a size: expected a number and nothing more than one of K M G T P E, "
+		                      "found '%s'",
+		                      text, end);
+	if (overflow || !tide_range_shl(v, shift, size))
+		return tide_error_set(err, TIDE_E_USAGE, "'%s' is too large: sizes go up to 2^64 - 1", text);
+	return 0;
+}

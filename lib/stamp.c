@@ -1,0 +1,28 @@
+#include "stamp.h"
+
+#include <errno.h>
+#include <sys/stat.h>
+
+#include "error.h"
+
+int tide_stamp_take(int fd, struct tide_stamp *stamp, struct tide_error *err)
+{
+	struct stat st;
+
+	if (fstat(fd, &st) < 0)
+		return tide_error_set_sys(err, errno, "Could not look at the image's times");
+	*stamp = (struct tide_stamp){ .valid = S_ISREG(st.st_mode) };
+	if (!stamp->valid)
+		return 0;
+	stamp->size = (uint64_t)st.st_size;
+	stamp->mtime_sec = st.st_mtim.tv_sec;
+	stamp->mtime_nsec = (uint32_t)st.st_mtim.tv_nsec;
+	return 0;
+}
+
+bool tide_stamp_is_equal(const struct tide_stamp *a, const struct tide_stamp *b)
+{
+	if (!a->valid || !b->valid)
+		return true;
+	return a->size == b->size && a->mtime_sec == b->mtime_sec && a->mtime_nsec == b->mtime_nsec;
+}

@@ -1,0 +1,22 @@
+/*
+ * The stamp of an image file: how large it was, and when it was last changed.  Two equal
+ * stamps say that nothing has written to the file in between (tidemark.7, Trust).
+ */
+#ifndef TIDE_STAMP_H
+#define TIDE_STAMP_H
+
+#include "tidemark.h"
+
+struct tide_stamp {
+	bool valid;    /* false for block devices, which have no such time */
+	uint64_t size; /* bytes */
+	int64_t mtime_sec;
+	uint32_t mtime_nsec;
+};
+
+int tide_stamp_take(int fd, struct tide_stamp *stamp, struct tide_error *err);
+
+/* True also when one of them is not valid: then there is nothing to compare. */
+bool tide_stamp_is_equal(const struct tide_stamp *a, const struct tide_stamp *b);
+
+#endif

@@ -1,0 +1,256 @@
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <linux/fs.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "error.h"
+#include "mem.h"
+#include "range.h"
+#include "sysio.h"
+
+int tide_sysio_open(const char *path, int flags, struct tide_error *err)
+{
+	int fd;
+
+	do
+		fd = open(path, flags | O_CLOEXEC | O_NOCTTY, 0666);
+	while (fd < 0 && errno == EINTR);
+	if (fd < 0)
+		tide_error_set_sys(err, errno, "Could not open '%s'", path);
+	return fd;
+}
+
+void tide_sysio_close(int fd)
+{
+	int sys = errno;
+
+	if (fd >= 0)
+		close(fd);
+	errno = sys;
+}
+
+void tide_sysio_closep(int *fd)
+{
+	tide_sysio_close(*fd);
+}
+
+/* One transfer at an offset or (off NULL) of a stream, repeated when a signal interrupts it. */
+static ssize_t read_some(int fd, void *buf, size_t len, const uint64_t *off)
+{
+	ssize_t n;
+
+	do
+		n = off ? pread(fd, buf, len, (off_t)*off) : read(fd, buf, len);
+	while (n < 0 && errno == EINTR);
+	return n;
+}
+
+int tide_sysio_pread(int fd, void *buf, size_t len, uint64_t off, bool zero_eof, struct tide_error *err)
+{
+	size_t done = 0;
+
+	while (done < len) {
+		uint64_t at = off + done;
+		ssize_t n = read_some(fd, (char *)buf + done, len - done, &at);
+		if (n < 0)
+			return tide_error_set_sys(err, errno, "Could not read %zu bytes at %" PRIu64, len, off);
+		if (n == 0)
+			break;
+		done += (size_t)n;
+	}
+	if (done < len && !zero_eof)
+		return tide_error_set(err, TIDE_E_CORRUPT,
+		                      "Could not read %zu bytes at %" PRIu64 ": the file ends at %" PRIu64, len, off,
+		                      off + done);
+	memset((char *)buf + done, 0, len - done);
+	return 0;
+}
+
+int tide_sysio_pwrite(int fd, const void *buf, size_t len, uint64_t off, struct tide_error *err)
+{
+	size_t done = 0;
+
+	while (done < len) {
+		ssize_t n = pwrite(fd, (const char *)buf + done, len - done, (off_t)(off + done));
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return tide_error_set_sys(err, n < 0 ? errno : EIO, "Could not write %zu bytes at %" PRIu64,
+			                          len, off);
+		done += (size_t)n;
+	}
+	return 0;
+}
+
+ssize_t tide_sysio_read(int fd, void *buf, size_t len, struct tide_error *err)
+{
+	size_t done = 0;
+
+	while (done < len) {
+		ssize_t n = read_some(fd, (char *)buf + done, len - done, NULL);
+		if (n < 0)
+			return tide_error_set_sys(err, errno, "Could not read");
+		if (n == 0)
+			break;
+		done += (size_t)n;
+	}
+	return (ssize_t)done;
+}
+
+int tide_sysio_fdatasync(int fd, struct tide_error *err)
+{
+	int ret;
+
+	do
+		ret = fdatasync(fd);
+	while (ret < 0 && errno == EINTR);
+	return ret < 0 ? tide_error_set_sys(err, errno, "Could not flush") : 0;
+}
+
+int tide_sysio_fsync_dir(const char *path, struct tide_error *err)
+{
+	const char *slash = strrchr(path, '/');
+	size_t len = slash ? (size_t)(slash - path) : 0;
+	char *dir TIDE_AUTOFREE = slash ? tide_mem_strndup(path, TIDE_MAX(len, (size_t)1), err)
+	                                : tide_mem_strdup(".", err);
+
+	if (!dir)
+		return -1;
+	int fd TIDE_AUTOCLOSE = tide_sysio_open(dir, O_RDONLY | O_DIRECTORY, err);
+	if (fd < 0)
+		return -1;
+	/* EINVAL: a file system whose directories need no sync. */
+	if (fsync(fd) < 0 && errno != EINVAL)
+		return tide_error_set_sys(err, errno, "Could not flush directory '%s'", dir);
+	return 0;
+}
+
+int tide_sysio_size(int fd, uint64_t *size, struct tide_error *err)
+{
+	struct stat st;
+
+	if (fstat(fd, &st) < 0)
+		return tide_error_set_sys(err, errno, "Could not get the size");
+	if (S_ISREG(st.st_mode)) {
+		*size = (uint64_t)st.st_size;
+		return 0;
+	}
+	if (!S_ISBLK(st.st_mode))
+		return tide_error_set(err, TIDE_E_REFUSED, "%s is neither a regular file nor a block device",
+		                      S_ISDIR(st.st_mode) ? "A directory" : "This");
+	if (ioctl(fd, BLKGETSIZE64, size) < 0)
+		return tide_error_set_sys(err, errno, "Could not get the size of the block device");
+	return 0;
+}
+
+void tide_sysio_extent(int fd, uint64_t off, uint64_t limit, bool *data, uint64_t *len)
+{
+	*data = true;
+	*len = limit;
+	if (off > INT64_MAX)
+		return;
+	off_t next = lseek(fd, (off_t)off, SEEK_DATA);
+	if (next < 0) {
+		*data = errno != ENXIO;
+		return;
+	}
+	*data = (uint64_t)next == off;
+	if (*data)
+		next = lseek(fd, (off_t)off, SEEK_HOLE);
+	if (next > (off_t)off)
+		*len = TIDE_MIN(limit, (uint64_t)next - off);
+	else
+		*data = true;
+}
+
+/* 0 done, 1 this way is not there, -1 error. */
+static int try_fallocate(int fd, int mode, uint64_t off, uint64_t len, bool block)
+{
+	int ret;
+
+	do
+		ret = fallocate(fd, mode | FALLOC_FL_KEEP_SIZE, (off_t)off, (off_t)len);
+	while (ret < 0 && errno == EINTR);
+	if (ret == 0)
+		return 0;
+	/* Block devices answer EINVAL to ranges that are not whole sectors. */
+	return errno == EOPNOTSUPP || errno == ENOSYS || errno == ENOTTY || errno == ENODEV ||
+	                       (block && errno == EINVAL)
+	               ? 1
+	               : -1;
+}
+
+static int write_zeroes(int fd, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	const size_t piece = 1 << 20;
+	uint64_t size;
+
+	if (tide_sysio_size(fd, &size, err) < 0)
+		return -1;
+	len = off < size ? TIDE_MIN(len, size - off) : 0;
+	if (len == 0)
+		return 0;
+	char *zeroes TIDE_AUTOFREE = tide_mem_alloc(piece, 1, err);
+	if (!zeroes)
+		return -1;
+	for (uint64_t done = 0; done < len; done += piece)
+		if (tide_sysio_pwrite(fd, zeroes, (size_t)TIDE_MIN(len - done, piece), off + done, err) < 0)
+			return -1;
+	return 0;
+}
+
+int tide_sysio_zero(int fd, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	static const int modes[] = { FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE };
+	struct stat st;
+
+	if (len == 0)
+		return 0;
+	if (!tide_range_is_within(off, len, INT64_MAX))
+		return tide_error_set_sys(err, EFBIG, "Could not zero %" PRIu64 " bytes at %" PRIu64, len, off);
+	if (fstat(fd, &st) < 0)
+		return tide_error_set_sys(err, errno, "Could not get the type of the file");
+	for (size_t i = 0; i < TIDE_ARRAY_SIZE(modes); i++) {
+		int ret = try_fallocate(fd, modes[i], off, len, S_ISBLK(st.st_mode));
+		if (ret < 0)
+			return tide_error_set_sys(err, errno, "Could not zero %" PRIu64 " bytes at %" PRIu64, len, off);
+		if (ret == 0)
+			return 0;
+	}
+	return write_zeroes(fd, off, len, err);
+}
+
+/* Compilers turn this into the widest registers that the target has. */
+typedef uint64_t words __attribute__((vector_size(64)));
+
+bool tide_sysio_is_zero(const void *buf, size_t len)
+{
+	const uint8_t *p = buf;
+
+	/* Most data shows at once that it is none. */
+	if (len > 0 && (p[0] | p[len / 2] | p[len - 1]) != 0)
+		return false;
+	for (; len >= 4 * sizeof(words); p += 4 * sizeof(words), len -= 4 * sizeof(words)) {
+		words a, b, c, d;
+		memcpy(&a, p, sizeof(a));
+		memcpy(&b, p + sizeof(a), sizeof(b));
+		memcpy(&c, p + 2 * sizeof(a), sizeof(c));
+		memcpy(&d, p + 3 * sizeof(a), sizeof(d));
+		a |= b | c | d;
+		if ((a[0] | a[1] | a[2] | a[3] | a[4] | a[5] | a[6] | a[7]) != 0)
+			return false;
+	}
+	uint64_t any = 0, w;
+	for (; len >= sizeof(w); p += sizeof(w), len -= sizeof(w)) {
+		memcpy(&w, p, sizeof(w));
+		any |= w;
+	}
+	for (; len > 0; p++, len--)
+		any |= *p;
+	return any == 0;
+}

@@ -1,0 +1,185 @@
+#include "target.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "error.h"
+#include "lock.h"
+#include "mem.h"
+#include "sidecar.h"
+
+/* The directory of a path, resolved; NULL when it is not there. */
+static char *real_dir(const char *path)
+{
+	const char *slash = strrchr(path, '/');
+	TIDE_AUTOFREE char *dir = slash ? strndup(path, slash == path ? 1 : (size_t)(slash - path)) : strdup(".");
+
+	return dir ? realpath(dir, NULL) : NULL;
+}
+
+/* Where the name leads, absolute, also when it is a symbolic link; the name itself when its directory is not there. */
+static char *final_path(const char *path, struct tide_error *err)
+{
+	const char *slash = strrchr(path, '/');
+	TIDE_AUTOFREE char *dir = NULL;
+	char *real = realpath(path, NULL);
+
+	if (real)
+		return real;
+	dir = *path ? real_dir(path) : NULL;
+	if (!dir)
+		return tide_mem_strdup(path, err);
+	return tide_mem_printf(err, "%s%s%s", dir, strcmp(dir, "/") ? "/" : "", slash ? slash + 1 : path);
+}
+
+/* An image's bitmaps are not to be lost to a mistyped name. */
+static int check_no_sidecar(int fd, const char *path, struct tide_error *err)
+{
+	uint8_t head[8] = { 0 };
+
+	if (tide_sysio_pread(fd, head, sizeof(head), 0, true, err) < 0)
+		return -1;
+	if (tide_sidecar_is_one(head, sizeof(head)))
+		return tide_error_set(err, TIDE_E_REFUSED, "Could not create '%s': what stands there holds an image's bitmaps",
+		                      path);
+	return 0;
+}
+
+static int lock_old(struct tide_target *target, const char *path, bool exclusive, struct tide_error *err)
+{
+	struct stat st;
+
+	if (stat(path, &st) < 0)
+		return 0;
+	if (exclusive) {
+		tide_error_set_sys(err, EEXIST, "Could not create '%s'", path);
+		return tide_error_hint(err, "it was left as it is; give another name, or replace it with --overwrite");
+	}
+	if (!S_ISREG(st.st_mode))
+		return tide_error_set(err, TIDE_E_REFUSED, "Could not create '%s': it is there and no regular file", path);
+	target->old_fd = tide_sysio_open(path, O_RDONLY, err);
+	if (target->old_fd < 0 || check_no_sidecar(target->old_fd, path, err) < 0)
+		return -1;
+	return tide_lock_acquire(target->old_fd, TIDE_LOCK_WRITE_HELD, TIDE_LOCK_WRITE_UNSHARED, path, err);
+}
+
+static int copy_owner(int fd, const struct tide_image *like, struct tide_error *err)
+{
+	struct stat st;
+
+	if (fstat(tide_image_fd(like), &st) < 0)
+		return tide_error_set_sys(err, errno, "Could not look at '%s'", tide_image_path(like));
+	if (!S_ISREG(st.st_mode))
+		return 0;
+	if (fchown(fd, st.st_uid, st.st_gid) < 0 && errno != EPERM)
+		return tide_error_set_sys(err, errno, "Could not set the owner of the new image");
+	if (fchmod(fd, st.st_mode & 0666) < 0)
+		return tide_error_set_sys(err, errno, "Could not set the mode of the new image");
+	return 0;
+}
+
+/* What open(2) with 0666 would give; the umask can only be read by setting it, or from here. */
+static mode_t default_mode(void)
+{
+	char text[4096], *field;
+	int fd = open("/proc/self/status", O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+
+	if (fd >= 0)
+		close(fd);
+	text[n > 0 ? n : 0] = '\0';
+	field = strstr(text, "\nUmask:");
+	return field ? 0666 & ~(mode_t)strtoul(field + 7, NULL, 8) : 0600;
+}
+
+int tide_target_create(struct tide_target *target, const char *path, const char *format,
+                       const struct tide_driver_create *options, const struct tide_image *like, bool exclusive,
+                       struct tide_error *err)
+{
+	const struct tide_image_driver *driver = tide_image_find_driver(format);
+	TIDE_AUTOFREE char *final = final_path(path, err);
+
+	if (!final)
+		return -1;
+	if (!driver)
+		return tide_error_set(err, TIDE_E_REFUSED, "Unknown file format '%s'", format);
+	if (options->backing && !driver->has_backing)
+		return tide_error_set(err, TIDE_E_REFUSED, "Backing file not supported for file format '%s'", format);
+	target->exclusive = exclusive;
+	if (lock_old(target, final, exclusive, err) < 0 ||
+	    tide_staged_begin(&target->staged, final, like ? 0600 : default_mode(), err) < 0)
+		return -1;
+	if (like && copy_owner(target->staged.fd, like, err) < 0)
+		return -1;
+	if (tide_image_create(target->staged.fd, final, driver, options, &target->image, err) < 0)
+		return err && err->sys && !options->backing ? tide_error_wrap(err, "Could not create '%s'", path) : -1;
+	return 0;
+}
+
+int tide_target_open(struct tide_target *target, const char *path, const char *format, struct tide_error *err)
+{
+	struct tide_image_options options = { .path = path, .format = format, .write = true };
+
+	if (format && !tide_image_find_driver(format))
+		return tide_error_set(err, TIDE_E_REFUSED, "Unknown file format '%s'", format);
+	target->existing = true;
+	return tide_image_open(&options, &target->image, err);
+}
+
+int tide_target_stage(struct tide_target *target, struct tide_error *err)
+{
+	if (tide_image_flush(target->image, err) < 0)
+		return -1;
+	return target->existing ? 0 : tide_staged_sync(&target->staged, err);
+}
+
+int tide_target_commit(struct tide_target *target, struct tide_error *err)
+{
+	if (tide_image_flush(target->image, err) < 0)
+		return -1;
+	return target->existing ? 0 : tide_staged_commit(&target->staged, target->exclusive, err);
+}
+
+void tide_target_release(struct tide_target *target)
+{
+	tide_image_close(target->image);
+	tide_staged_release(&target->staged);
+	tide_sysio_close(target->old_fd);
+	*target = (struct tide_target)TIDE_TARGET_INIT;
+}
+
+char *tide_target_name_from(const char *path, const char *file, struct tide_error *err)
+{
+	TIDE_AUTOFREE char *real = realpath(file, NULL);
+	TIDE_AUTOFREE char *file_dir = real ? real_dir(real) : NULL;
+	TIDE_AUTOFREE char *target_dir = real_dir(path);
+
+	if (file_dir && target_dir && !strcmp(file_dir, target_dir))
+		return tide_mem_strdup(strrchr(real, '/') + 1, err);
+	return tide_mem_strdup(real ? real : file, err);
+}
+
+char *tide_target_backing_name(const char *path, const char *backing, struct tide_error *err)
+{
+	TIDE_AUTOFREE char *beside = tide_image_resolve(path, backing, err);
+	struct stat a, b;
+	bool have_a, have_b;
+
+	if (!beside)
+		return NULL;
+	have_a = stat(beside, &a) == 0;
+	have_b = stat(backing, &b) == 0;
+	if (have_a && have_b && (a.st_dev != b.st_dev || a.st_ino != b.st_ino)) {
+		tide_error_set(err, TIDE_E_REFUSED, "The backing image '%s' could be '%s' or the one in the current directory",
+		               backing, beside);
+		tide_error_hint(err, "say which with an absolute path");
+		return NULL;
+	}
+	if (have_a || !have_b)
+		return tide_mem_strdup(backing, err);
+	return tide_target_name_from(path, backing, err);
+}

@@ -1,0 +1,410 @@
+/*
+ * libtidemark: dirty bitmaps and incremental backups of disk images.
+ *
+ * This is the one public header; every command in cmd/ is written against it alone.
+ *
+ * A program opens a session, names the images it will talk about (drives), and hands
+ * actions to a transaction.  Running the transaction prepares every action, commits all
+ * or none of them, runs the jobs they started to their end, and delivers the replies and
+ * events, each a line of JSON as QEMU's QMP would print it, to the session's `line`
+ * callback.  The queries below change nothing and need no transaction.
+ *
+ * Units: every offset, length, size and granularity is in bytes.  Ranges are half-open.
+ * Ownership: strings in argument structures belong to the caller and are copied; what a
+ * query returns belongs to the caller and is released by the matching _free.
+ * Errors: a fallible function returns 0, or -1 (NULL for pointers) and fills *err, which
+ * may be NULL.  Threads: a session belongs to one thread; only tide_session_cancel may be
+ * called from another thread or a signal handler.
+ *
+ * Semantics follow QEMU 7.2's QMP commands of the same names; tidemark(7) lists where
+ * they differ on purpose.
+ */
+#ifndef TIDEMARK_H
+#define TIDEMARK_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define TIDE_VERSION_STRING "0.1.0"
+
+/* The version of the library that is running. */
+const char *tide_version(void);
+
+/* ---- errors ------------------------------------------------------------------------ */
+
+enum tide_code {
+	TIDE_E_NONE = 0,
+	TIDE_E_REFUSED,           /* a request that cannot be granted; nothing changed */
+	TIDE_E_USAGE,             /* the words of the request are wrong */
+	TIDE_E_IO,                /* a system call failed; `sys` holds errno */
+	TIDE_E_NOMEM,             /* out of memory */
+	TIDE_E_CORRUPT,           /* a file does not hold what its format promises */
+	TIDE_E_UNSUPPORTED,       /* a valid file or request that this version does not handle */
+	TIDE_E_LOCKED,            /* another program uses the image */
+	TIDE_E_CANCELLED,         /* ended by tide_session_cancel */
+	TIDE_E_PARTIAL,           /* some jobs of the transaction succeeded and some failed */
+	TIDE_E_COMMAND_NOT_FOUND, /* QMP class CommandNotFound */
+	TIDE_E_DEVICE_NOT_ACTIVE, /* QMP class DeviceNotActive */
+};
+
+struct tide_error {
+	enum tide_code code;
+	int sys;    /* errno, or 0 */
+	char *msg;  /* for people and for QMP's "desc"; never NULL once code is set */
+	char *hint; /* a way on, or NULL; not part of QMP's reply */
+};
+
+#define TIDE_ERROR_INIT { TIDE_E_NONE, 0, NULL, NULL }
+
+/* Frees the texts and sets the error back to its initial state. */
+void tide_error_release(struct tide_error *err);
+
+/* The exit status that the command-line contract gives this code: 0, 1, 2 or 3. */
+int tide_error_exit_status(enum tide_code code);
+
+/* QMP's error class for this code, e.g. "GenericError". */
+const char *tide_error_class(enum tide_code code);
+
+/* ---- session ----------------------------------------------------------------------- */
+
+struct tide_session;
+
+struct tide_progress {
+	const char *device; /* the job's device id */
+	uint64_t offset;    /* bytes done, as the job's events count them */
+	uint64_t len;       /* bytes to do */
+	bool finished;      /* last call for this job */
+};
+
+struct tide_session_options {
+	void *data; /* handed to each callback */
+
+	/* One reply or event, a line of JSON without its newline.  Return -1 when it could not be delivered. */
+	int (*line)(void *data, const char *json);
+
+	/* Something a person should know; the command goes on. image may be NULL. */
+	void (*warning)(void *data, const char *image, const char *text);
+
+	/* Called about ten times a second while a job runs. */
+	void (*progress)(void *data, const struct tide_progress *progress);
+
+	bool job_events; /* deliver JOB_STATUS_CHANGE too */
+};
+
+struct tide_session *tide_session_new(const struct tide_session_options *options, struct tide_error *err);
+void tide_session_free(struct tide_session *session);
+
+/* Cancels every job of the session, now running or started later.  Async-signal-safe. */
+void tide_session_cancel(struct tide_session *session);
+
+/* Wakes every job that an error stopped (on_error stop, enospc, auto): it tries the same piece again.  Async-signal-safe. */
+void tide_session_resume(struct tide_session *session);
+
+/* Delivers {"error": …} for err unless this request has had its reply already. */
+int tide_session_reply_error(struct tide_session *session, const struct tide_error *err);
+
+struct tide_drive {
+	const char *id;      /* the name that requests, replies and events use; NULL: file name up to its first dot */
+	const char *path;    /* a file or a block device */
+	const char *format;  /* "raw", "qcow2"; NULL: as pinned in the sidecar, else probed */
+	const char *sidecar; /* NULL: IMAGE.bitmaps, or for a block device a file in /var/lib/tidemark */
+	bool ignore_stamp;   /* trust the bitmaps although the image changed around the tracking */
+	bool force_share;    /* look although another program may be writing */
+};
+
+/* Makes an image known to the session.  Opens nothing.  *id (may be NULL) is the name it got, owned by the session. */
+int tide_session_add_drive(struct tide_session *session, const struct tide_drive *drive, const char **id,
+                           struct tide_error *err);
+
+/* ---- transactions ------------------------------------------------------------------ */
+
+struct tide_txn;
+
+struct tide_txn *tide_txn_new(struct tide_session *session, struct tide_error *err);
+void tide_txn_free(struct tide_txn *txn);
+
+/* Prepare, then abort: whatever would be refused is refused, nothing changes. */
+void tide_txn_set_dry_run(struct tide_txn *txn, bool dry_run);
+
+/* QMP's completion-mode: the jobs succeed together or fail together. */
+void tide_txn_set_grouped(struct tide_txn *txn, bool grouped);
+
+/*
+ * Runs the transaction: prepares all actions in order, commits them, runs their jobs to
+ * the end and delivers the reply and the events.  Returns -1 when an action was refused
+ * (nothing changed) or a job did not succeed (its events say so).
+ */
+int tide_txn_run(struct tide_txn *txn, struct tide_error *err);
+
+enum tide_store_kind {
+	TIDE_STORE_SIDECAR = 0, /* IMAGE.bitmaps */
+	TIDE_STORE_IMAGE,       /* inside a qcow2, as QEMU keeps them */
+};
+
+struct tide_bitmap_add {
+	const char *node;
+	const char *name;
+	bool has_granularity;
+	uint64_t granularity;
+	bool disabled;
+	enum tide_store_kind store;
+};
+
+/* The arguments of bitmap-remove, -clear, -enable and -disable. */
+struct tide_bitmap_ref {
+	const char *node;
+	const char *name;
+};
+
+struct tide_bitmap_merge {
+	const char *node;
+	const char *target;
+	size_t n_sources;
+	const struct tide_bitmap_ref *sources; /* a source's node NULL: the target's */
+};
+
+struct tide_range {
+	uint64_t off, len;
+};
+
+struct tide_bitmap_mark {
+	const char *node;
+	const char *name;
+	bool unset;
+	size_t n_ranges;
+	const struct tide_range *ranges;
+};
+
+enum tide_write_kind {
+	TIDE_WRITE_DATA = 0, /* from `input` */
+	TIDE_WRITE_PATTERN,  /* `length` times `pattern` */
+	TIDE_WRITE_ZERO,
+	TIDE_WRITE_DISCARD,
+};
+
+struct tide_image_write {
+	const char *node;
+	enum tide_write_kind kind;
+	uint64_t offset;
+	bool has_length; /* required but for TIDE_WRITE_DATA, which then reads to the end of input */
+	uint64_t length;
+	uint8_t pattern;
+	int input; /* file descriptor; not closed */
+};
+
+enum tide_sync_mode {
+	TIDE_SYNC_FULL = 0,
+	TIDE_SYNC_TOP,
+	TIDE_SYNC_INCREMENTAL,
+	TIDE_SYNC_BITMAP,
+	TIDE_SYNC_NONE,
+};
+
+enum tide_bitmap_mode {
+	TIDE_BITMAP_MODE_UNSET = 0,
+	TIDE_BITMAP_MODE_ON_SUCCESS,
+	TIDE_BITMAP_MODE_NEVER,
+	TIDE_BITMAP_MODE_ALWAYS,
+};
+
+enum tide_new_image_mode {
+	TIDE_MODE_ABSOLUTE_PATHS = 0, /* create the target, replacing what stands under its name */
+	TIDE_MODE_EXISTING,
+};
+
+enum tide_on_error {
+	TIDE_ON_ERROR_REPORT = 0,
+	TIDE_ON_ERROR_IGNORE,
+	TIDE_ON_ERROR_ENOSPC,
+	TIDE_ON_ERROR_STOP,
+	TIDE_ON_ERROR_AUTO,
+};
+
+struct tide_backup {
+	const char *device;
+	const char *target;
+	const char *format; /* of the target; NULL: the source's when created, else probed */
+	enum tide_sync_mode sync;
+	enum tide_new_image_mode mode;
+	const char *bitmap; /* NULL: none */
+	enum tide_bitmap_mode bitmap_mode;
+	const char *backing;        /* the new target's backing image; NULL: none (sync top: the source's) */
+	const char *backing_format; /* NULL: probed, qcow2 or refused */
+	const char *job_id;         /* NULL: the device id */
+	uint64_t speed;             /* bytes a second; 0: unlimited */
+	bool compress;
+	const char *filter_node_name; /* checked as QEMU checks it, and otherwise unused; NULL: none */
+	bool has_max_workers, has_max_chunk; /* the same for x-perf */
+	int64_t max_workers, max_chunk;
+	enum tide_on_error on_source_error;
+	enum tide_on_error on_target_error;
+	uint32_t retry_after; /* seconds after which a stopped job tries again by itself; 0: only tide_session_resume */
+};
+
+/* "key=value" settings of a new image, as qemu-img's -o. */
+struct tide_image_create {
+	const char *path;
+	const char *format;
+	const char *backing;        /* NULL: none; a relative name is relative to the new image's directory */
+	const char *backing_format; /* required with backing */
+	bool has_size;
+	uint64_t size;
+	const char *settings; /* "cluster_size=64K,compression_type=zstd", or NULL */
+};
+
+struct tide_chain_restore {
+	const char *device; /* the top image */
+	const char *target;
+	const char *format; /* NULL: raw */
+	bool overwrite;     /* replace what stands under the target's name */
+};
+
+int tide_txn_bitmap_add(struct tide_txn *txn, const struct tide_bitmap_add *args, struct tide_error *err);
+int tide_txn_bitmap_remove(struct tide_txn *txn, const struct tide_bitmap_ref *args, struct tide_error *err);
+int tide_txn_bitmap_clear(struct tide_txn *txn, const struct tide_bitmap_ref *args, struct tide_error *err);
+int tide_txn_bitmap_enable(struct tide_txn *txn, const struct tide_bitmap_ref *args, struct tide_error *err);
+int tide_txn_bitmap_disable(struct tide_txn *txn, const struct tide_bitmap_ref *args, struct tide_error *err);
+int tide_txn_bitmap_merge(struct tide_txn *txn, const struct tide_bitmap_merge *args, struct tide_error *err);
+int tide_txn_bitmap_mark(struct tide_txn *txn, const struct tide_bitmap_mark *args, struct tide_error *err);
+int tide_txn_image_write(struct tide_txn *txn, const struct tide_image_write *args, struct tide_error *err);
+int tide_txn_image_create(struct tide_txn *txn, const struct tide_image_create *args, struct tide_error *err);
+int tide_txn_backup(struct tide_txn *txn, const struct tide_backup *args, struct tide_error *err);
+/* target is the id of another drive, which must exist; format, mode and backing are not looked at. */
+int tide_txn_blockdev_backup(struct tide_txn *txn, const struct tide_backup *args, struct tide_error *err);
+/* Always refused: the transaction is undone. */
+int tide_txn_abort(struct tide_txn *txn, struct tide_error *err);
+int tide_txn_chain_restore(struct tide_txn *txn, const struct tide_chain_restore *args, struct tide_error *err);
+
+/* ---- queries ----------------------------------------------------------------------- */
+
+struct tide_bitmap_info {
+	char *name; /* as bytes; need not be UTF-8 */
+	uint64_t count;
+	uint64_t granularity;
+	bool recording;
+	bool busy;
+	bool persistent;
+	bool inconsistent;
+	enum tide_store_kind store;
+};
+
+struct tide_bitmap_list {
+	size_t n;
+	struct tide_bitmap_info *items; /* newest first, as QEMU lists them */
+};
+
+int tide_query_bitmaps(struct tide_session *session, const char *node, struct tide_bitmap_list **list,
+                       struct tide_error *err);
+void tide_bitmap_list_free(struct tide_bitmap_list *list);
+
+struct tide_dump {
+	uint64_t disk_size;
+	uint64_t granularity;
+	uint64_t count;
+	char sha256[65];
+	size_t n;
+	struct tide_range *dirty; /* ascending, disjoint, not touching, clipped to the disk */
+};
+
+int tide_query_dump(struct tide_session *session, const char *node, const char *name, struct tide_dump **dump,
+                    struct tide_error *err);
+void tide_dump_free(struct tide_dump *dump);
+
+enum tide_feature_kind {
+	TIDE_FEATURE_BOOL = 0,
+	TIDE_FEATURE_NUMBER,
+	TIDE_FEATURE_TEXT,
+};
+
+struct tide_feature {
+	char *key; /* as qemu-img info names it, e.g. "refcount-bits" */
+	enum tide_feature_kind kind;
+	uint64_t number;
+	char *text;
+};
+
+struct tide_image_info {
+	char *filename;
+	char *format;
+	uint64_t virtual_size;
+	uint64_t actual_size;  /* bytes allocated by the file system */
+	uint64_t cluster_size; /* 0: the format has none */
+	bool dirty;
+	bool corrupt;
+	uint32_t snapshots;
+	size_t n_features;
+	struct tide_feature *features;    /* "format-specific" */
+	struct tide_bitmap_list *bitmaps; /* those inside the image and, for the top one, the sidecar's */
+	char *sidecar;                    /* top image: the sidecar's path if there is one, else NULL */
+	char *backing_filename;           /* as written in the image, or NULL */
+	char *backing_path;               /* where that leads to */
+	char *backing_format;
+	struct tide_image_info *backing; /* the next image of the chain, or NULL */
+};
+
+int tide_query_image(struct tide_session *session, const char *node, struct tide_image_info **info,
+                     struct tide_error *err);
+void tide_image_info_free(struct tide_image_info *info);
+
+/* Deliver what a query returned as {"return": …}. */
+int tide_reply_bitmaps(struct tide_session *session, const struct tide_bitmap_list *list);
+int tide_reply_dump(struct tide_session *session, const struct tide_dump *dump);
+int tide_reply_sha256(struct tide_session *session, const struct tide_dump *dump);
+int tide_reply_image(struct tide_session *session, const struct tide_image_info *info);
+
+/* ---- commands in JSON -------------------------------------------------------------- */
+
+struct tide_stream;
+
+/*
+ * QMP commands, one JSON value after another, read from a file descriptor (which stays the
+ * caller's).
+ */
+struct tide_stream_options {
+	bool dry_run;         /* as tide_txn_set_dry_run, for every command */
+	uint32_t retry_after; /* as in struct tide_backup, for every backup */
+};
+
+struct tide_stream *tide_stream_new(struct tide_session *session, int fd, const struct tide_stream_options *options,
+                                    struct tide_error *err);
+void tide_stream_free(struct tide_stream *stream);
+
+/*
+ * Reads one command, as soon as it is complete, and runs it to the end of its jobs.  Each
+ * gets its reply, whatever becomes of it.  1: it succeeded; 0: there are no more; -1: it
+ * failed, and the next call goes on behind it.  tide_session_cancel ends the waiting for input, with
+ * TIDE_E_CANCELLED.
+ */
+int tide_stream_next(struct tide_stream *stream, struct tide_error *err);
+
+/* ---- ranges written elsewhere ------------------------------------------------------ */
+
+struct tide_range_list {
+	size_t n;
+	struct tide_range *ranges;
+};
+
+/*
+ * Reads the ranges that another program recorded from a file descriptor, to its end:
+ * lines of "OFFSET LENGTH", or a JSON list as nbdinfo, qemu-img map and rbd print it.
+ * Nothing is returned unless the whole input made sense.
+ */
+int tide_ranges_read(int fd, struct tide_range_list **list, struct tide_error *err);
+void tide_range_list_free(struct tide_range_list *list);
+
+/*
+ * A size as people write it: decimal or 0x…, then nothing or one of K M G T P E
+ * (powers of 1024), optionally followed by "iB".  Nothing else, no sign, no space.
+ */
+int tide_parse_size(const char *text, uint64_t *size, struct tide_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

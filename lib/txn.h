@@ -1,0 +1,16 @@
+/*
+ * The transaction engine (its calls are public, tidemark.h): every command is a transaction,
+ * of one action or of many.
+ *
+ *   prepare all ─► stage every changed sidecar ─► commit them ─► run ─► reply ─► jobs ─► clean
+ *        │ refused         │ refused
+ *        └─────────────────┴─► nothing changed; the error is the reply
+ */
+#ifndef TIDE_TXN_H
+#define TIDE_TXN_H
+
+#include "action.h"
+
+int tide_txn_append(struct tide_txn *txn, const struct tide_action *action, const void *args, struct tide_error *err);
+
+#endif
