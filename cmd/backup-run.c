@@ -1,0 +1,110 @@
+#include <stdlib.h>
+#include <string.h>
+
+#include "cmd.h"
+
+enum { SYNC = 1, BITMAP, BITMAP_MODE, FORMAT, MODE, BACKING, SPEED, COMPRESS, ON_SOURCE_ERROR, ON_TARGET_ERROR, RETRY_AFTER,
+       JOB_ID };
+
+static const struct poptOption options[] = {
+	{ "sync", 0, POPT_ARG_STRING, NULL, SYNC, "what to copy (default: full)", "full|top|incremental|bitmap|none" },
+	{ "bitmap", 0, POPT_ARG_STRING, NULL, BITMAP, "the dirty bitmap that says what has changed", "NAME" },
+	{ "bitmap-mode", 0, POPT_ARG_STRING, NULL, BITMAP_MODE, "when the bitmap is cleared of what was copied",
+	  "on-success|never|always" },
+	{ "format", 'F', POPT_ARG_STRING, NULL, FORMAT,
+	  "format of TARGET (default: IMAGE's when it is created, else probed)", "raw|qcow2" },
+	{ "mode", 0, POPT_ARG_STRING, NULL, MODE, "create TARGET, or write into one that exists (default: absolute-paths)",
+	  "absolute-paths|existing" },
+	{ "backing", 0, POPT_ARG_STRING, NULL, BACKING, "the backup that a new TARGET is chained on",
+	  "PATH[,format=FORMAT]" },
+	{ "speed", 0, POPT_ARG_STRING, NULL, SPEED, "limit in bytes a second (default: 0, none)", "SIZE" },
+	{ "compress", 0, POPT_ARG_NONE, NULL, COMPRESS, "compress what is written", NULL },
+	{ "on-source-error", 0, POPT_ARG_STRING, NULL, ON_SOURCE_ERROR, "when reading IMAGE fails (default: report)",
+	  "report|ignore|enospc|stop|auto" },
+	{ "on-target-error", 0, POPT_ARG_STRING, NULL, ON_TARGET_ERROR, "when writing TARGET fails (default: report)",
+	  "report|ignore|enospc|stop|auto" },
+	{ "retry-after", 0, POPT_ARG_STRING, NULL, RETRY_AFTER,
+	  "how long an error may stop the job before it tries again (default: until SIGCONT)", "SECONDS" },
+	{ "job-id", 0, POPT_ARG_STRING, NULL, JOB_ID, "name of the job in events (default: the device)", "ID" },
+	{ "job-events", 0, POPT_ARG_NONE, NULL, OPT_JOB_EVENTS, "print the event JOB_STATUS_CHANGE too", NULL },
+	POPT_TABLEEND
+};
+
+static int parse_choices(const struct opt_line *line, struct tide_backup *args, struct tide_error *err)
+{
+	int sync = TIDE_SYNC_FULL, mode = TIDE_MODE_ABSOLUTE_PATHS, bitmap_mode = -1;
+	int on_source = TIDE_ON_ERROR_REPORT, on_target = TIDE_ON_ERROR_REPORT;
+
+	if (opt_choice(line, SYNC, &sync, err) || opt_choice(line, BITMAP_MODE, &bitmap_mode, err) ||
+	    opt_choice(line, MODE, &mode, err) || opt_choice(line, ON_SOURCE_ERROR, &on_source, err) ||
+	    opt_choice(line, ON_TARGET_ERROR, &on_target, err))
+		return -1;
+	args->sync = (enum tide_sync_mode)sync;
+	args->mode = (enum tide_new_image_mode)mode;
+	args->bitmap_mode = (enum tide_bitmap_mode)(bitmap_mode + 1); /* the list lacks the first, "unset" */
+	args->on_source_error = (enum tide_on_error)on_source;
+	args->on_target_error = (enum tide_on_error)on_target;
+	return 0;
+}
+
+/* PATH[,format=FORMAT]; `text` is taken apart in place. */
+static int parse_backing(char *text, struct tide_backup *args, struct tide_error *err)
+{
+	args->backing = text;
+	for (char *next = opt_cut(text); next;) {
+		char *setting = next;
+
+		next = opt_cut(setting);
+		if (strncmp(setting, "format=", 7) != 0)
+			return opt_usage(err, "--backing: '%s' is neither format=FORMAT nor, with its comma doubled, part of the path",
+			                 setting);
+		args->backing_format = setting + 7;
+	}
+	if (!*args->backing)
+		return opt_usage(err, "--backing: the path is empty");
+	return 0;
+}
+
+/* A negative number gets QEMU's answer. */
+static int parse_speed(const struct opt_line *line, struct tide_backup *args, struct tide_error *err)
+{
+	const char *text = opt_text(line, SPEED);
+
+	if (text && *text == '-')
+		return opt_usage(err, "Parameter 'speed' expects a non-negative value");
+	return opt_size(line, SPEED, &args->speed, NULL, err);
+}
+
+static int run(struct cmd *c, struct tide_error *err)
+{
+	const struct opt_line *line = c->opt;
+	CMD_AUTOFREE char *backing = opt_has(line, BACKING) ? strdup(opt_text(line, BACKING)) : NULL;
+	struct tide_backup args = {
+		.target = c->args[1],
+		.format = opt_text(line, FORMAT),
+		.bitmap = opt_text(line, BITMAP),
+		.job_id = opt_text(line, JOB_ID),
+		.compress = opt_has(line, COMPRESS),
+	};
+
+	if (opt_has(line, BACKING) && !backing)
+		return opt_fail(err, TIDE_E_NOMEM, "Out of memory");
+	if (parse_choices(line, &args, err) || (backing && parse_backing(backing, &args, err)) ||
+	    parse_speed(line, &args, err) || opt_seconds(line, RETRY_AFTER, &args.retry_after, err) ||
+	    cmd_add_image(c, err) || cmd_begin(c, err))
+		return -1;
+	args.device = c->node;
+	return tide_txn_backup(c->txn, &args, err) ? -1 : tide_txn_run(c->txn, err);
+}
+
+const struct command command = {
+	.name = "backup-run",
+	.summary = "Back up an image, whole or what a dirty bitmap says has changed",
+	.arguments = "IMAGE TARGET",
+	.completes = "ff",
+	.options = options,
+	.min_args = 2,
+	.max_args = 2,
+	.flags = CMD_IMAGE | CMD_CHANGE | CMD_JOB,
+	.run = run,
+};

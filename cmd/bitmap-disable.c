@@ -1,0 +1,17 @@
+#include "cmd.h"
+
+static int run(struct cmd *c, struct tide_error *err)
+{
+	return cmd_run_bitmap(c, tide_txn_bitmap_disable, err);
+}
+
+const struct command command = {
+	.name = "bitmap-disable",
+	.summary = "Let a dirty bitmap record no more writes",
+	.arguments = "IMAGE NAME",
+	.completes = "fb",
+	.min_args = 2,
+	.max_args = 2,
+	.flags = CMD_IMAGE | CMD_CHANGE,
+	.run = run,
+};

@@ -1,0 +1,17 @@
+#include "cmd.h"
+
+static int run(struct cmd *c, struct tide_error *err)
+{
+	return cmd_run_bitmap(c, tide_txn_bitmap_remove, err);
+}
+
+const struct command command = {
+	.name = "bitmap-remove",
+	.summary = "Remove a dirty bitmap",
+	.arguments = "IMAGE NAME",
+	.completes = "fb",
+	.min_args = 2,
+	.max_args = 2,
+	.flags = CMD_IMAGE | CMD_CHANGE,
+	.run = run,
+};

@@ -1,0 +1,85 @@
+/*
+ * What a command is, and what main does for all of them.
+ *
+ * Each cmd/<noun>-<verb>.c defines one `const struct command command`: its words, its
+ * options, and a run function that fills in an argument structure of tidemark.h and
+ * hands it to the library.  main.c does the rest, once: parsing, --help, --usage and
+ * --version, completion, the session and its callbacks, replies on stdout and messages
+ * on stderr, signals, progress, and the exit status.
+ *
+ * stdout carries one line of JSON a reply or event, each written with one write and
+ * checked; what could not be written makes the exit status 1, but does not stop a job.
+ * A show command prints for people instead, unless its --output asks for JSON.
+ */
+#ifndef CMD_H
+#define CMD_H
+
+#include <popt.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "tidemark.h"
+#include "opt.h"
+#include "ui.h"
+
+#define CMD_CLEANUP(fn) __attribute__((cleanup(fn)))
+#define CMD_AUTOFREE CMD_CLEANUP(cmd_freep)
+#define CMD_ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
+
+enum {
+	CMD_IMAGE = 1, /* the first argument is an image of the session: -f, --sidecar, -d, --ignore-stamp */
+	CMD_SHOW = 2,  /* only looks: -U; prints for people unless --output says otherwise */
+	CMD_CHANGE = 4, /* --dry-run */
+	CMD_JOB = 8,   /* --progress, --no-progress */
+};
+
+struct cmd {
+	const struct command *command;
+	const struct opt_line *opt;
+	const char **args; /* the positional arguments, n_args of them */
+	int n_args;
+	struct tide_session *session;
+	struct tide_txn *txn; /* from cmd_begin */
+	const char *node;     /* from cmd_add_image */
+	struct ui ui;
+	int out_errno; /* why standard output could not be written, or 0 */
+};
+
+struct command {
+	const char *name;
+	const char *summary;
+	const char *arguments; /* as the usage line shows them: "IMAGE NAME" */
+	const char *completes; /* a letter an argument: f file, b bitmap of the first one, s either, - neither;
+	                          the last one stands for all that follow */
+	const struct poptOption *options;
+	int min_args, max_args; /* max_args -1: no limit */
+	unsigned flags;
+	int (*run)(struct cmd *c, struct tide_error *err);
+};
+
+extern const struct command command;
+
+/* Makes the first argument known to the session as c->node, as the common options say. */
+int cmd_add_image(struct cmd *c, struct tide_error *err);
+
+/* Refuses formats and URIs that this version does not know. */
+int cmd_check_image(const char *path, const char *format, struct tide_error *err);
+
+/* From now on SIGINT and SIGTERM cancel the session. */
+void cmd_catch_signals(struct cmd *c);
+
+/* Opens c->txn, and from then on SIGINT and SIGTERM cancel it. */
+int cmd_begin(struct cmd *c, struct tide_error *err);
+
+/* The whole of a command that takes IMAGE NAME and nothing else. */
+int cmd_run_bitmap(struct cmd *c,
+                   int (*action)(struct tide_txn *, const struct tide_bitmap_ref *, struct tide_error *),
+                   struct tide_error *err);
+
+/* What a --output option chose; every list of outputs starts with the one for people. */
+enum { CMD_OUTPUT_HUMAN = 0 };
+
+/* For CMD_AUTOFREE: free(*p). */
+void cmd_freep(void *p);
+
+#endif

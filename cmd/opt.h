@@ -1,0 +1,104 @@
+/*
+ * Command lines: popt's tables in, checked values out.
+ *
+ * An option of a command has a `val` of its own, from 1 up, and takes either nothing
+ * (POPT_ARG_NONE) or a text (POPT_ARG_STRING, arg NULL); what was given is kept in order
+ * in struct opt_line.  An argument description with bars, "report|ignore|stop", is the
+ * list of what the option accepts: help shows it, opt_choice checks against it, and
+ * completion offers it, so the three cannot disagree.
+ *
+ * A wrong word is an error of code TIDE_E_USAGE.  Numbers are read by tide_parse_size
+ * and nothing else.
+ */
+#ifndef OPT_H
+#define OPT_H
+
+#include <popt.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "tidemark.h"
+
+struct command;
+
+/* The values of the options that main handles. */
+enum {
+	OPT_OUTPUT = 256, /* of the show commands, in their own tables */
+	OPT_IMAGE_FORMAT,
+	OPT_SIDECAR,
+	OPT_DEVICE,
+	OPT_IGNORE_STAMP,
+	OPT_FORCE_SHARE,
+	OPT_DRY_RUN,
+	OPT_JOB_EVENTS, /* of backup-run, in its own table */
+	OPT_PROGRESS,
+	OPT_NO_PROGRESS,
+	OPT_QUIET,
+	OPT_HELP,
+	OPT_USAGE,
+	OPT_VERSION,
+	OPT_COMPLETE_OPTIONS,
+	OPT_COMPLETE_VALUES,
+};
+
+struct opt_given {
+	int val;
+	char *text; /* NULL for an option without an argument */
+};
+
+struct opt_line {
+	const struct command *command;
+	struct poptOption tables[7]; /* the command's own and those that its flags bring */
+	poptContext popt;
+	size_t n;
+	struct opt_given *given;
+	const char **args;
+	int n_args;
+};
+
+/* argv[0] is skipped.  Returns 0 or popt's error, with *bad the offending word (owned by popt). */
+int opt_line_parse(struct opt_line *line, const struct command *command, int argc, const char **argv,
+                   const char **bad);
+void opt_line_release(struct opt_line *line);
+
+/* Usage errors for the number of arguments. */
+int opt_check_args(const struct opt_line *line, struct tide_error *err);
+
+bool opt_has(const struct opt_line *line, int val);
+
+/* The text given last, or NULL. */
+const char *opt_text(const struct opt_line *line, int val);
+
+/* The texts of all occurrences joined by commas, to be freed, or NULL. */
+char *opt_join(const struct opt_line *line, int val);
+
+/* *choice becomes the place of the given word among those accepted; it stays as it is when none was given. */
+int opt_choice(const struct opt_line *line, int val, int *choice, struct tide_error *err);
+
+/* *size becomes the given number, and *has (may be NULL) true; both stay when none was given. */
+int opt_size(const struct opt_line *line, int val, uint64_t *size, bool *has, struct tide_error *err);
+
+/* The same for a time in seconds. */
+int opt_seconds(const struct opt_line *line, int val, uint32_t *seconds, struct tide_error *err);
+
+/* A number that stands in an argument; `what` names it in messages. */
+int opt_parse_size(const char *what, const char *text, uint64_t *size, struct tide_error *err);
+
+/* The option of that value, or of that name ("sync", "--sync", "-f"), or NULL. */
+const struct poptOption *opt_find(const struct opt_line *line, int val, const char *name);
+
+/* Calls fn for every option that is not hidden, in the order of --help. */
+void opt_each(const struct opt_line *line, void (*fn)(const struct poptOption *option, void *data), void *data);
+
+/* Iterates over the words of a list with bars: false at its end. */
+bool opt_next_word(const char **list, const char **word, size_t *len);
+
+/* Cuts *text at its first lone comma, a doubled one becoming one; returns what follows, or NULL. */
+char *opt_cut(char *text);
+
+/* Set an error; return -1.  opt_usage has code TIDE_E_USAGE. */
+int opt_usage(struct tide_error *err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+int opt_fail(struct tide_error *err, enum tide_code code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+
+#endif

@@ -1,0 +1,134 @@
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "cmd.h"
+
+enum { DRIVE = 1, RETRY_AFTER };
+
+static const struct poptOption options[] = {
+        {"drive", 0, POPT_ARG_STRING, NULL, DRIVE, "an image, and the name that commands use for it; may be repeated",
+         "ID=PATH[,format=FORMAT][,sidecar=PATH]"},
+        {"ignore-stamp", 0, POPT_ARG_NONE, NULL, OPT_IGNORE_STAMP,
+         "trust the bitmaps although the images changed around them", NULL},
+        {"retry-after", 0, POPT_ARG_STRING, NULL, RETRY_AFTER,
+         "how long an error may stop a job before it tries again (default: until SIGCONT)", "SECONDS"},
+        {"job-events", 0, POPT_ARG_NONE, NULL, OPT_JOB_EVENTS, "print the event JOB_STATUS_CHANGE too", NULL},
+        POPT_TABLEEND};
+
+static int parse_setting(const char *setting, struct tide_drive *drive, struct tide_error *err)
+{
+	if (strncmp(setting, "format=", 7) == 0)
+		drive->format = setting + 7;
+	else if (strncmp(setting, "sidecar=", 8) == 0)
+		drive->sidecar = setting + 8;
+	else
+		return opt_usage(err,
+		                 "--drive: '%s' is neither format=FORMAT nor sidecar=PATH nor, with its comma doubled, "
+		                 "part of the path",
+		                 setting);
+	return 0;
+}
+
+/* ID=PATH[,format=FORMAT][,sidecar=PATH]; `text` is taken apart in place. */
+static int parse_drive(char *text, struct tide_drive *drive, struct tide_error *err)
+{
+	char *next = opt_cut(text), *equals = strchr(text, '=');
+
+	if (!equals || equals == text || !equals[1])
+		return opt_usage(err, "--drive: '%s' is not ID=PATH", text);
+	*equals = '\0';
+	drive->id = text;
+	drive->path = equals + 1;
+	while (next) {
+		char *setting = next;
+
+		next = opt_cut(setting);
+		if (parse_setting(setting, drive, err))
+			return -1;
+	}
+	return 0;
+}
+
+static int add_drives(struct cmd *c, struct tide_error *err)
+{
+	for (size_t i = 0; i < c->opt->n; i++) {
+		struct tide_drive drive = {.ignore_stamp = opt_has(c->opt, OPT_IGNORE_STAMP)};
+		CMD_AUTOFREE char *text = NULL;
+
+		if (c->opt->given[i].val != DRIVE)
+			continue;
+		text = strdup(c->opt->given[i].text);
+		if (!text)
+			return opt_fail(err, TIDE_E_NOMEM, "Out of memory");
+		if (parse_drive(text, &drive, err) || cmd_check_image(drive.path, drive.format, err) ||
+		    tide_session_add_drive(c->session, &drive, NULL, err))
+			return -1;
+	}
+	return 0;
+}
+
+/* Each failure is said when it happens; the first one decides how the command ends. */
+static int run_all(struct cmd *c, struct tide_stream *stream, struct tide_error *err)
+{
+	int rc;
+
+	do {
+		struct tide_error own = TIDE_ERROR_INIT;
+
+		rc = tide_stream_next(stream, &own);
+		if (rc < 0 && (own.code != TIDE_E_CANCELLED || !err->code))
+			ui_error(&c->ui, &own);
+		if (rc < 0 && !err->code)
+			err->code = own.code;
+		if (own.code == TIDE_E_CANCELLED)
+			rc = 0;
+		tide_error_release(&own);
+	} while (rc != 0);
+	return err->code ? -1 : 0;
+}
+
+static void close_file(int *fd)
+{
+	if (*fd > STDIN_FILENO)
+		close(*fd);
+}
+
+static int run(struct cmd *c, struct tide_error *err)
+{
+	const char *name = c->n_args ? c->args[0] : "-";
+	bool from_stdin = strcmp(name, "-") == 0;
+	CMD_CLEANUP(close_file) int fd = from_stdin ? STDIN_FILENO : open(name, O_RDONLY | O_CLOEXEC);
+	struct tide_stream_options stream_options = {.dry_run = opt_has(c->opt, OPT_DRY_RUN)};
+	struct tide_stream *stream;
+	int rc;
+
+	c->ui.image = NULL;
+	if (opt_seconds(c->opt, RETRY_AFTER, &stream_options.retry_after, err))
+		return -1;
+	if (fd < 0)
+		return opt_fail(err, TIDE_E_IO, "Could not open '%s': %s", name, strerror(errno));
+	if (add_drives(c, err))
+		return -1;
+	cmd_catch_signals(c);
+	stream = tide_stream_new(c->session, fd, &stream_options, err);
+	if (!stream)
+		return -1;
+	rc = run_all(c, stream, err);
+	tide_stream_free(stream);
+	return rc;
+}
+
+const struct command command = {
+        .name = "txn-apply",
+        .summary = "Run QMP commands, transactions among them, on images that no machine uses",
+        .arguments = "[FILE|-]",
+        .completes = "f",
+        .options = options,
+        .min_args = 0,
+        .max_args = 1,
+        .flags = CMD_CHANGE | CMD_JOB,
+        .run = run,
+};

@@ -1,0 +1,29 @@
+# fish completion for Tidemark.  The commands themselves know what can stand where; this
+# only asks them (COMMAND --complete-words WORD...) and hands over what they say.
+
+function __tidemark_complete
+    set -l words (commandline -opc)
+    set -l word (commandline -ct)
+    set -l plain (string replace -r '^~/' "$HOME/" -- (string unescape -- $word; or echo -- $word))
+    for line in ($words[1] --complete-words $words[2..-1] "$plain" 2>/dev/null)
+        if test "$line" = :files
+            # The file names behind --option= keep that in front.
+            set -l option (string match -r -- '^--[^=]*=' $word)
+            for path in (__fish_complete_path (string replace -r -- '^--[^=]*=' '' $word))
+                echo -- "$option$path"
+            end
+        else
+            echo -- $line
+        end
+    end
+end
+
+# Installed under each command's name; read as it stands, it serves them all.
+set -l commands (string replace -r '\.fish$' '' (status basename))
+if test "$commands" = tidemark
+    set commands backup-run bitmap-add bitmap-clear bitmap-disable bitmap-dump bitmap-enable bitmap-list \
+        bitmap-mark bitmap-merge bitmap-remove chain-restore image-create image-info image-write txn-apply
+end
+for command in $commands
+    complete -c $command -f -a '(__tidemark_complete)'
+end

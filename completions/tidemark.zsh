@@ -1,0 +1,30 @@
+#compdef backup-run bitmap-add bitmap-clear bitmap-disable bitmap-dump bitmap-enable bitmap-list bitmap-mark bitmap-merge bitmap-remove chain-restore image-create image-info image-write txn-apply
+# zsh completion for Tidemark.  The commands themselves know what can stand where; this
+# only asks them (COMMAND --complete-words WORD...) and hands over what they say.
+
+_tidemark() {
+	local line files word
+	local -a asked names shown expl
+
+	for word in "${words[@]:0:$CURRENT}"; do
+		word=${(Q)word}
+		[[ $word == '~/'* ]] && word=$HOME/${word#'~/'}
+		asked+=("$word")
+	done
+	for line in "${(@f)$("$asked[1]" --complete-words "${(@)asked[2,-1]}" 2>/dev/null)}"; do
+		if [[ $line == :files ]]; then
+			files=yes
+		elif [[ -n $line ]]; then
+			names+=("${line%%$'\t'*}")
+			shown+=("${line//$'\t'/  -- }")
+		fi
+	done
+	(( $#names )) && _wanted values expl value compadd -l -d shown -a names
+	if [[ -n $files ]]; then
+		compset -P '--*='
+		_files
+	fi
+	(( compstate[nmatches] ))
+}
+
+_tidemark "$@"
