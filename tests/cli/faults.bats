@@ -1,0 +1,77 @@
+#!/usr/bin/env bats
+# System calls that fail once, at the places where an error is easily lost.
+
+load helper
+
+# inject CALL:N CMD...: the Nth such call of the command, over all its threads, fails with EIO.
+inject() {
+	local what=$1
+	shift
+	# A leak check cannot work under a tracer.
+	ASAN_OPTIONS="detect_leaks=0:$ASAN_OPTIONS" strace -f -qq -o trace -e trace="${what%:*}" \
+		-e inject="${what%:*}:error=EIO:when=${what#*:}" "$@"
+}
+
+events() {
+	jq -r 'select(.event).event' <<< "$output" | paste -sd ' '
+}
+
+setup_disk() {
+	truncate -s 4M disk.img
+	ok bitmap-add disk.img b
+	done_ backup-run -F qcow2 disk.img full.qcow2
+	ok image-write --pattern 0x51 disk.img 1M 2M
+}
+
+@test "the sync of a target that fails, with bitmap-mode always: nothing is kept, and nothing is forgotten" {
+	setup_disk
+	# The first sync makes the busy bitmap durable, the second its directory; the third is the target's.
+	attempt inject fsync:3 backup-run --sync bitmap --bitmap-mode always --bitmap b -F qcow2 --backing full.qcow2 \
+		disk.img inc.qcow2
+	assert_equal "$status" 1
+	assert_equal "$(events)" 'BLOCK_JOB_ERROR BLOCK_JOB_COMPLETED'
+	[ ! -e inc.qcow2 ]
+	done_ bitmap-list --output=json disk.img
+	assert_equal "$(jq -c '.return[0] | [.count, .busy]' <<< "$output")" '[2097152,false]'
+	done_ backup-run --sync bitmap --bitmap-mode always --bitmap b -F qcow2 --backing full.qcow2 disk.img inc.qcow2
+	ok chain-restore inc.qcow2 back.img
+	cmp disk.img back.img
+}
+
+@test "each sync of an incremental backup that fails: refused or failed, and the next one is whole" {
+	local n
+	setup_disk
+	for n in 1 2 3 4 5 6; do
+		rm -f inc.qcow2
+		attempt inject "fsync:$n" backup-run --sync incremental --bitmap b -F qcow2 --backing full.qcow2 disk.img inc.qcow2
+		done_ bitmap-list -q --output=json disk.img
+		if [ -e inc.qcow2 ]; then
+			done_ qemu-img compare disk.img inc.qcow2
+		else
+			assert_equal "$(jq -c '.return[0] | [.count, .busy]' <<< "$output")" '[2097152,false]'
+		fi
+	done
+	ok bitmap-mark disk.img b 1M 2M
+	done_ backup-run --sync incremental --bitmap b -F qcow2 --backing full.qcow2 disk.img inc.qcow2
+	ok chain-restore inc.qcow2 back.img
+	cmp disk.img back.img
+}
+
+@test "a write that fails is still dirty" {
+	local n
+	setup_disk
+	ok bitmap-clear disk.img b
+	for n in 1 2 3 4; do
+		attempt inject "pwrite64:$n" image-write --pattern 0x77 disk.img 3M 64K
+	done
+	done_ bitmap-list -q --output=json disk.img
+	assert_equal "$(jq -c '.return[0] | [.count, .inconsistent]' <<< "$output")" '[65536,null]'
+}
+
+@test "two syncs for a small command" {
+	truncate -s 4M disk.img
+	ok bitmap-add disk.img b
+	ASAN_OPTIONS="detect_leaks=0:$ASAN_OPTIONS" strace -f -qq -o trace -e trace=fsync,fdatasync,sync,syncfs \
+		bitmap-clear disk.img b > out
+	assert_equal "$(grep -c sync trace)" 2
+}
