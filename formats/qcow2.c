@@ -15,6 +15,7 @@ static void close_image(void *state)
 
 	if (!q)
 		return;
+	tide_qcow2_stage_release(q);
 	tide_qcow2_bitmap_release(q);
 	tide_qcow2_cache_release(&q->l2);
 	tide_qcow2_cache_release(&q->blocks);
@@ -44,7 +45,7 @@ static int measure_file(struct tide_qcow2 *q, struct tide_error *err)
 	return tide_sysio_size(q->fd, &q->file_size, err);
 }
 
-static int check_writable(const struct tide_qcow2 *q, struct tide_error *err)
+int tide_qcow2_check_writable(const struct tide_qcow2 *q, struct tide_error *err)
 {
 	if (q->header.incompatible & TIDE_QCOW2_INCOMPAT_CORRUPT) {
 		tide_error_set(err, TIDE_E_CORRUPT, "qcow2: Image is corrupt; cannot be opened read/write");
@@ -55,15 +56,6 @@ static int check_writable(const struct tide_qcow2 *q, struct tide_error *err)
 		        err, TIDE_E_REFUSED,
 		        "The image was not closed properly and its refcounts are not up to date: it cannot be written");
 		return tide_error_hint(err, "repair it first: qemu-img check -r all IMAGE");
-	}
-	for (size_t i = 0; i < q->n_bitmaps; i++) {
-		if (!q->bitmaps[i].enabled || q->bitmaps[i].in_use)
-			continue;
-		tide_error_set(err, TIDE_E_UNSUPPORTED,
-		               "The bitmap '%s' inside the image records writes, which this version cannot do for it",
-		               q->bitmaps[i].name);
-		return tide_error_hint(err, "disable or remove it first: qemu-img bitmap --disable IMAGE '%s'",
-		                       q->bitmaps[i].name);
 	}
 	return 0;
 }
@@ -92,7 +84,7 @@ static int open_state(struct tide_qcow2 *q, struct tide_error *err)
 	q->block_bits = q->cluster_bits + 3 - q->header.refcount_order;
 	q->size = q->header.size;
 	q->has_backing = q->header.backing != NULL;
-	if (tide_qcow2_bitmap_open(q, err) < 0 || (q->writable && check_writable(q, err) < 0) ||
+	if (tide_qcow2_bitmap_open(q, err) < 0 || (q->writable && !q->late && tide_qcow2_check_writable(q, err) < 0) ||
 	    tide_qcow2_l2_open(q, err) < 0)
 		return -1;
 	if (q->writable && tide_qcow2_refcount_open(q, err) < 0)
@@ -110,6 +102,7 @@ static int open_image(int fd, const char *dir, unsigned flags, struct tide_drive
 	q->fd = fd;
 	q->is_new = flags & TIDE_OPEN_NEW;
 	q->writable = q->is_new || (flags & TIDE_OPEN_WRITE);
+	q->late = flags & TIDE_OPEN_LATER;
 	pthread_mutex_init(&q->lock, NULL);
 	if (open_state(q, err) < 0 || tide_qcow2_header_info(&q->header, info, err) < 0 ||
 	    tide_qcow2_bitmap_info(q, info, err) < 0)
@@ -134,4 +127,7 @@ const struct tide_image_driver tide_qcow2_driver = {
         .write_abort = tide_qcow2_write_abort,
         .zero = tide_qcow2_zero_range,
         .bitmap_read = tide_qcow2_bitmap_read,
+        .bitmaps_stage = tide_qcow2_stage_bitmaps,
+        .bitmaps_commit = tide_qcow2_stage_commit,
+        .bitmaps_abort = tide_qcow2_stage_abort,
 };

@@ -125,12 +125,18 @@ struct tide_qcow2_area {
 	const char *what;
 };
 
+/* A hash set of clusters. */
+struct tide_qcow2_set {
+	uint64_t *slot; /* cluster number + 1; 0: free place */
+	size_t cap, n;
+};
+
 /* Where metadata stands: never to be allocated, freed as data or written as data. */
 struct tide_qcow2_meta {
 	struct tide_qcow2_area *area; /* ascending, disjoint: what does not change */
 	size_t n_areas, cap_areas;
-	uint64_t *set; /* hash set of L2 tables and refcount blocks, cluster number + 1; 0: free place */
-	size_t set_cap, set_n;
+	struct tide_qcow2_set tables;  /* L2 tables and refcount blocks */
+	struct tide_qcow2_set bitmaps; /* their directory, tables and data, staged ones too */
 };
 
 struct tide_qcow2_bitmap {
@@ -138,12 +144,16 @@ struct tide_qcow2_bitmap {
 	uint32_t table_entries;
 	unsigned granularity_bits;
 	bool in_use, enabled;
+	bool unsound; /* in use, and its table is damaged: what it refers to is nobody's, and never freed */
 	char *name;
 };
+
+struct tide_qcow2_stage;
 
 struct tide_qcow2 {
 	int fd;
 	bool writable, is_new;
+	bool late; /* whether it may be written is asked before the first change */
 	bool is_device; /* the file cannot grow */
 	struct tide_qcow2_header header;
 	unsigned cluster_bits;
@@ -175,12 +185,18 @@ struct tide_qcow2 {
 	struct tide_qcow2_runs free; /* new: clusters that were given back, ascending */
 	struct tide_qcow2_runs deferred; /* in place: to be given up by the next flush */
 	struct tide_qcow2_meta meta;
+	struct tide_qcow2_stage *stage; /* a staged change of the bitmaps, or NULL */
 };
 
 static inline uint64_t tide_qcow2_clusters(const struct tide_qcow2 *q, uint64_t bytes)
 {
 	return (bytes >> q->cluster_bits) + ((bytes & (q->cluster_size - 1)) != 0);
 }
+
+/* ---- qcow2.c ---- */
+
+/* Do flags in the header forbid to write? */
+int tide_qcow2_check_writable(const struct tide_qcow2 *q, struct tide_error *err);
 
 /* ---- qcow2_header.c ---- */
 
@@ -253,6 +269,60 @@ int tide_qcow2_bitmap_open(struct tide_qcow2 *q, struct tide_error *err);
 int tide_qcow2_bitmap_info(const struct tide_qcow2 *q, struct tide_driver_info *info, struct tide_error *err);
 int tide_qcow2_bitmap_read(void *state, size_t index, struct tide_bitmap **out, struct tide_error *err);
 void tide_qcow2_bitmap_release(struct tide_qcow2 *q);
+void tide_qcow2_bitmap_free(struct tide_qcow2_bitmap *bitmaps, size_t n);
+/* Table entries that a bitmap of this granularity needs. */
+uint64_t tide_qcow2_bitmap_entries(const struct tide_qcow2 *q, unsigned granularity_bits);
+/* Reads a bitmap's table, in the host's byte order, and checks its entries; free() it. */
+uint64_t *tide_qcow2_bitmap_table(const struct tide_qcow2 *q, const struct tide_qcow2_bitmap *b,
+                                  struct tide_error *err);
+
+/* ---- qcow2_bitmap_put.c, qcow2_stage.c, qcow2_switch.c: changing bitmaps ---- */
+
+#define TIDE_QCOW2_BITMAP_TYPE_DIRTY 1u
+#define TIDE_QCOW2_BITMAP_HEAD       24u /* of a directory entry, before the name */
+#define TIDE_QCOW2_BITMAPS_MAX       65535u
+#define TIDE_QCOW2_BITMAP_DIR_MAX    UINT64_C(67107840)
+#define TIDE_QCOW2_BITMAP_DATA_MAX   (UINT64_C(512) << 20)
+/* Of a bitmap's flags and of its table's entries. */
+enum { TIDE_QCOW2_BITMAP_IN_USE = 1 << 0, TIDE_QCOW2_BITMAP_AUTO = 1 << 1 };
+#define TIDE_QCOW2_BITMAP_OFFSET   UINT64_C(0x00fffffffffffe00)
+#define TIDE_QCOW2_BITMAP_RESERVED UINT64_C(0xff000000000001fe)
+#define TIDE_QCOW2_BITMAP_ALL_ONES UINT64_C(1)
+
+/* Is this set of bitmaps one that the image, and QEMU, can hold? */
+int tide_qcow2_put_check(const struct tide_qcow2 *q, const struct tide_driver_bitmap_put *put, size_t n,
+                         struct tide_error *err);
+/* Writes a bitmap's data and table; its clusters are added to `used`, also on failure. */
+int tide_qcow2_put_contents(struct tide_qcow2 *q, const struct tide_bitmap *bm, struct tide_qcow2_bitmap *b,
+                            struct tide_qcow2_runs *used, struct tide_error *err);
+/* Writes a directory; likewise. */
+int tide_qcow2_put_directory(struct tide_qcow2 *q, const struct tide_qcow2_bitmap *bitmaps, size_t n, uint64_t *offset,
+                             uint64_t *size, struct tide_qcow2_runs *used, struct tide_error *err);
+
+int tide_qcow2_stage_bitmaps(void *state, const struct tide_driver_bitmap_put *put, size_t n,
+                             struct tide_driver_switch *sw, struct tide_error *err);
+int tide_qcow2_stage_commit(void *state, struct tide_driver_info *info, struct tide_error *err);
+void tide_qcow2_stage_abort(void *state);
+void tide_qcow2_stage_release(struct tide_qcow2 *q); /* gives up the memory only */
+
+/* What the bitmaps extension is to say; n 0: there is to be none. */
+struct tide_qcow2_extension {
+	uint32_t n;
+	uint64_t dir_offset, dir_size;
+};
+
+/* The extension with the names of features, when the switch takes it away; free() data. */
+struct tide_qcow2_names {
+	uint8_t *data; /* as it stood, from its type on; NULL: it stays, or there is none */
+	uint64_t len;
+	uint64_t at; /* where it can go after the switch: where the extensions end then */
+};
+
+/* Works out the switch to this extension, and moves the backing file's name first where that is needed. */
+int tide_qcow2_switch_plan(struct tide_qcow2 *q, const struct tide_qcow2_extension *to, struct tide_driver_switch *sw,
+                           struct tide_qcow2_names *names, struct tide_error *err);
+/* After the switch.  Only a courtesy to those who do not know a feature. */
+void tide_qcow2_switch_restore_names(struct tide_qcow2 *q, const struct tide_qcow2_names *names);
 
 /* ---- qcow2_create.c ---- */
 
@@ -271,6 +341,7 @@ int tide_qcow2_zero_range(void *state, uint64_t off, uint64_t len, bool may_unma
 /* ---- qcow2_flush.c ---- */
 
 int tide_qcow2_flush_image(void *state, struct tide_error *err);
+int tide_qcow2_flush_locked(struct tide_qcow2 *q, struct tide_error *err); /* lock held */
 /* Before each change, lock held: makes the file ready, refuses after a failure, flushes when memory is full. */
 int tide_qcow2_flush_prepare(struct tide_qcow2 *q, struct tide_error *err);
 
@@ -290,6 +361,7 @@ int tide_qcow2_alloc_check_drop(const struct tide_qcow2 *q, const struct tide_qc
 void tide_qcow2_alloc_drop_cluster(struct tide_qcow2 *q, const struct tide_qcow2_cluster *c, bool punch);
 /* May this cluster of data be written where it is?  It is used once and no metadata, else an error. */
 int tide_qcow2_alloc_is_exclusive(struct tide_qcow2 *q, uint64_t host, bool *exclusive, struct tide_error *err);
+int tide_qcow2_runs_add(struct tide_qcow2_runs *runs, uint64_t first, uint64_t n, struct tide_error *err);
 int tide_qcow2_runs_reserve(struct tide_qcow2_runs *runs, size_t more, struct tide_error *err);
 
 /* ---- qcow2_refcount.c: in place ---- */
@@ -298,6 +370,8 @@ int tide_qcow2_refcount_open(struct tide_qcow2 *q, struct tide_error *err);
 int tide_qcow2_refcount_get(struct tide_qcow2 *q, uint64_t cluster, uint64_t *count, struct tide_error *err);
 int tide_qcow2_refcount_alloc(struct tide_qcow2 *q, uint64_t want, uint64_t *first, uint64_t *got,
                               struct tide_error *err);
+/* Exactly n clusters in a row. */
+int tide_qcow2_refcount_alloc_row(struct tide_qcow2 *q, uint64_t n, uint64_t *first, struct tide_error *err);
 int tide_qcow2_refcount_decrease(struct tide_qcow2 *q, uint64_t cluster, bool *is_free, struct tide_error *err);
 /* The entry `index` of a refcount block. */
 uint64_t tide_qcow2_refcount_entry(unsigned order, const uint8_t *block, uint64_t index);
@@ -315,7 +389,11 @@ int tide_qcow2_meta_open(struct tide_qcow2 *q, struct tide_error *err);
 void tide_qcow2_meta_release(struct tide_qcow2 *q);
 /* What metadata stands in these clusters; NULL: none. */
 const char *tide_qcow2_meta_find(const struct tide_qcow2 *q, uint64_t first, uint64_t n);
+/* L2 tables and refcount blocks. */
 int tide_qcow2_meta_add(struct tide_qcow2 *q, uint64_t cluster, struct tide_error *err);
 void tide_qcow2_meta_remove(struct tide_qcow2 *q, uint64_t cluster);
+/* What belongs to bitmaps. */
+int tide_qcow2_meta_add_bitmap(struct tide_qcow2 *q, uint64_t cluster, struct tide_error *err);
+bool tide_qcow2_meta_remove_bitmap(struct tide_qcow2 *q, uint64_t cluster); /* was it there? */
 
 #endif

@@ -21,6 +21,20 @@ int tide_qcow2_runs_reserve(struct tide_qcow2_runs *runs, size_t more, struct ti
 	return 0;
 }
 
+int tide_qcow2_runs_add(struct tide_qcow2_runs *runs, uint64_t first, uint64_t n, struct tide_error *err)
+{
+	struct tide_qcow2_run *last = runs->n ? &runs->run[runs->n - 1] : NULL;
+
+	if (last && last->first + last->n == first) {
+		last->n += n;
+		return 0;
+	}
+	if (tide_qcow2_runs_reserve(runs, 1, err) < 0)
+		return -1;
+	runs->run[runs->n++] = (struct tide_qcow2_run){first, n, false};
+	return 0;
+}
+
 int tide_qcow2_alloc_clusters(struct tide_qcow2 *q, uint64_t want, uint64_t *first, uint64_t *got,
                               struct tide_error *err)
 {

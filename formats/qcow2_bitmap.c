@@ -9,15 +9,9 @@
 #include "range.h"
 #include "sysio.h"
 
-enum { FLAG_IN_USE = 1 << 0, FLAG_AUTO = 1 << 1, FLAGS_RESERVED = ~3 };
+#define FLAGS_RESERVED (~UINT32_C(3))
 
-#define ENTRY_HEAD        24u
-#define TYPE_DIRTY        1u
 #define TABLE_ENTRIES_MAX 0x8000000u
-#define DATA_BYTES_MAX    (UINT64_C(512) << 20)
-#define TABLE_RESERVED    UINT64_C(0xff000000000001fe)
-#define TABLE_OFFSET      UINT64_C(0x00fffffffffffe00)
-#define TABLE_ALL_ONES    UINT64_C(1)
 
 /* A directory entry as it stands in the file. */
 struct entry {
@@ -27,17 +21,21 @@ struct entry {
 	const char *name;
 };
 
+void tide_qcow2_bitmap_free(struct tide_qcow2_bitmap *bitmaps, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		free(bitmaps[i].name);
+	free(bitmaps);
+}
+
 void tide_qcow2_bitmap_release(struct tide_qcow2 *q)
 {
-	for (size_t i = 0; i < q->n_bitmaps; i++)
-		free(q->bitmaps[i].name);
-	free(q->bitmaps);
+	tide_qcow2_bitmap_free(q->bitmaps, q->n_bitmaps);
 	q->bitmaps = NULL;
 	q->n_bitmaps = 0;
 }
 
-/* Table entries that a bitmap of this granularity needs. */
-static uint64_t entries_needed(const struct tide_qcow2 *q, unsigned granularity_bits)
+uint64_t tide_qcow2_bitmap_entries(const struct tide_qcow2 *q, unsigned granularity_bits)
 {
 	uint64_t bits = tide_range_div_up(q->size, UINT64_C(1) << granularity_bits);
 
@@ -49,14 +47,14 @@ static bool is_sound(const struct tide_qcow2 *q, const struct entry *e)
 	if (e->table_entries == 0 || e->table_entries > TABLE_ENTRIES_MAX || e->table_offset == 0 ||
 	    (e->table_offset & (q->cluster_size - 1)))
 		return false;
-	if (e->granularity_bits < 9 || e->granularity_bits > 31 || (e->flags & (uint32_t)FLAGS_RESERVED) ||
-	    e->type != TYPE_DIRTY)
+	if (e->granularity_bits < 9 || e->granularity_bits > 31 || (e->flags & FLAGS_RESERVED) ||
+	    e->type != TIDE_QCOW2_BITMAP_TYPE_DIRTY)
 		return false;
 	if (e->name_len == 0 || e->name_len > TIDE_QCOW2_NAME_MAX || memchr(e->name, '\0', e->name_len))
 		return false;
-	if ((uint64_t)e->table_entries << q->cluster_bits > DATA_BYTES_MAX)
+	if ((uint64_t)e->table_entries << q->cluster_bits > TIDE_QCOW2_BITMAP_DATA_MAX)
 		return false;
-	return (e->flags & FLAG_IN_USE) || entries_needed(q, e->granularity_bits) <= e->table_entries;
+	return (e->flags & TIDE_QCOW2_BITMAP_IN_USE) || tide_qcow2_bitmap_entries(q, e->granularity_bits) <= e->table_entries;
 }
 
 /* The entry at *off: 1 and *off moves on, 0 when the directory does not hold it whole. */
@@ -65,7 +63,7 @@ static int parse_entry(const uint8_t *dir, uint64_t dir_size, uint64_t *off, str
 	const uint8_t *p = dir + *off;
 	uint64_t len;
 
-	if (dir_size - *off < ENTRY_HEAD)
+	if (dir_size - *off < TIDE_QCOW2_BITMAP_HEAD)
 		return 0;
 	e->table_offset = tide_get_be64(p);
 	e->table_entries = tide_get_be32(p + 8);
@@ -74,10 +72,10 @@ static int parse_entry(const uint8_t *dir, uint64_t dir_size, uint64_t *off, str
 	e->granularity_bits = p[17];
 	e->name_len = tide_get_be16(p + 18);
 	e->extra = tide_get_be32(p + 20);
-	len = tide_range_align_up(ENTRY_HEAD + (uint64_t)e->extra + e->name_len, 8);
+	len = tide_range_align_up(TIDE_QCOW2_BITMAP_HEAD + (uint64_t)e->extra + e->name_len, 8);
 	if (len > dir_size - *off)
 		return 0;
-	e->name = (const char *)p + ENTRY_HEAD + e->extra;
+	e->name = (const char *)p + TIDE_QCOW2_BITMAP_HEAD + e->extra;
 	*off += len;
 	return 1;
 }
@@ -97,8 +95,8 @@ static int add_entry(struct tide_qcow2 *q, const struct entry *e, struct tide_er
 	b->table_offset = e->table_offset;
 	b->table_entries = e->table_entries;
 	b->granularity_bits = e->granularity_bits;
-	b->in_use = e->flags & FLAG_IN_USE;
-	b->enabled = e->flags & FLAG_AUTO;
+	b->in_use = e->flags & TIDE_QCOW2_BITMAP_IN_USE;
+	b->enabled = e->flags & TIDE_QCOW2_BITMAP_AUTO;
 	q->n_bitmaps++;
 	return 0;
 }
@@ -153,8 +151,7 @@ static int check_names(const struct tide_qcow2 *q, struct tide_error *err)
 	return 0;
 }
 
-/* Reads a bitmap's table and checks its entries; free() it. */
-static uint64_t *read_table(const struct tide_qcow2 *q, const struct tide_qcow2_bitmap *b, struct tide_error *err)
+uint64_t *tide_qcow2_bitmap_table(const struct tide_qcow2 *q, const struct tide_qcow2_bitmap *b, struct tide_error *err)
 {
 	TIDE_AUTOFREE uint64_t *table = NULL;
 	uint64_t bytes = UINT64_C(8) * b->table_entries, *result;
@@ -170,9 +167,9 @@ static uint64_t *read_table(const struct tide_qcow2 *q, const struct tide_qcow2_
 	if (!table || tide_sysio_pread(q->fd, table, bytes, b->table_offset, false, err) < 0)
 		return NULL;
 	for (uint32_t i = 0; i < b->table_entries; i++) {
-		uint64_t e = table[i] = tide_get_be64(&table[i]), off = e & TABLE_OFFSET;
+		uint64_t e = table[i] = tide_get_be64(&table[i]), off = e & TIDE_QCOW2_BITMAP_OFFSET;
 
-		if ((e & TABLE_RESERVED) || (off & (q->cluster_size - 1)) || (off && (e & TABLE_ALL_ONES))) {
+		if ((e & TIDE_QCOW2_BITMAP_RESERVED) || (off & (q->cluster_size - 1)) || (off && (e & TIDE_QCOW2_BITMAP_ALL_ONES))) {
 			tide_error_set(err, TIDE_E_CORRUPT,
 			               "Could not read bitmap_table table from image for bitmap '%s': Invalid argument",
 			               b->name);
@@ -200,10 +197,10 @@ static int check_tables(const struct tide_qcow2 *q, struct tide_error *err)
 			        err, TIDE_E_CORRUPT,
 			        "The table of bitmap '%s' does not fit into the file beside those before it", b->name);
 		left -= bytes;
-		TIDE_AUTOFREE uint64_t *table = read_table(q, b, err);
+		TIDE_AUTOFREE uint64_t *table = tide_qcow2_bitmap_table(q, b, err);
 		if (!table)
 			return -1;
-		if (b->table_entries != entries_needed(q, b->granularity_bits))
+		if (b->table_entries != tide_qcow2_bitmap_entries(q, b->granularity_bits))
 			return tide_error_set(err, TIDE_E_CORRUPT,
 			                      "Could not read bitmap '%s' from image: Invalid argument", b->name);
 	}
@@ -241,10 +238,10 @@ int tide_qcow2_bitmap_info(const struct tide_qcow2 *q, struct tide_driver_info *
 /* The piece of the bitmap that one table entry stands for. */
 static int read_piece(const struct tide_qcow2 *q, uint64_t entry, uint8_t *buf, struct tide_error *err)
 {
-	uint64_t off = entry & TABLE_OFFSET;
+	uint64_t off = entry & TIDE_QCOW2_BITMAP_OFFSET;
 
 	if (off == 0) {
-		memset(buf, entry & TABLE_ALL_ONES ? 0xff : 0, q->cluster_size);
+		memset(buf, entry & TIDE_QCOW2_BITMAP_ALL_ONES ? 0xff : 0, q->cluster_size);
 		return 0;
 	}
 	if (off >= q->file_size)
@@ -302,7 +299,7 @@ int tide_qcow2_bitmap_read(void *state, size_t index, struct tide_bitmap **out, 
 		tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' is inconsistent and cannot be used", b->name);
 		return tide_error_hint(err, "Try block-dirty-bitmap-remove to delete this bitmap from disk");
 	}
-	table = read_table(q, b, err);
+	table = tide_qcow2_bitmap_table(q, b, err);
 	if (!table)
 		return -1;
 	bm = tide_bitmap_new(q->size, UINT64_C(1) << b->granularity_bits, err);

@@ -143,7 +143,7 @@ static int flush_in_place(struct tide_qcow2 *q, struct tide_error *err)
 	return 0;
 }
 
-static int flush_locked(struct tide_qcow2 *q, struct tide_error *err)
+int tide_qcow2_flush_locked(struct tide_qcow2 *q, struct tide_error *err)
 {
 	int rc;
 
@@ -167,7 +167,7 @@ int tide_qcow2_flush_image(void *state, struct tide_error *err)
 	if (!q->writable)
 		return 0;
 	pthread_mutex_lock(&q->lock);
-	rc = flush_locked(q, err);
+	rc = tide_qcow2_flush_locked(q, err);
 	pthread_mutex_unlock(&q->lock);
 	return rc;
 }
@@ -191,7 +191,8 @@ static int clear_features(struct tide_qcow2 *q, struct tide_error *err)
 /* The file gets whole clusters, so that writes near its end need no thought. */
 static int make_ready(struct tide_qcow2 *q, struct tide_error *err)
 {
-	if (tide_qcow2_meta_open(q, err) < 0 || clear_features(q, err) < 0)
+	if ((q->late && tide_qcow2_check_writable(q, err) < 0) || tide_qcow2_meta_open(q, err) < 0 ||
+	    clear_features(q, err) < 0)
 		return -1;
 	if (!q->is_device) {
 		q->file_size = tide_qcow2_clusters(q, q->file_size) << q->cluster_bits;
@@ -210,7 +211,8 @@ int tide_qcow2_flush_prepare(struct tide_qcow2 *q, struct tide_error *err)
 	if (!q->prepared && !q->is_new && make_ready(q, err) < 0)
 		return -1;
 	q->prepared = true;
-	if (!q->is_new && (dirty > DIRTY_BYTES_MAX || q->deferred.n > DEFERRED_MAX) && flush_locked(q, err) < 0)
+	if (!q->is_new && (dirty > DIRTY_BYTES_MAX || q->deferred.n > DEFERRED_MAX) &&
+	    tide_qcow2_flush_locked(q, err) < 0)
 		return -1;
 	q->touched = true;
 	return 0;

@@ -11,73 +11,114 @@
 
 /* ---- the hash set: open addressing, linear probing, at most half full ---- */
 
-static size_t home(const struct tide_qcow2_meta *m, uint64_t key)
+static size_t home(const struct tide_qcow2_set *s, uint64_t key)
 {
-	return (size_t)((key * UINT64_C(0x9e3779b97f4a7c15)) >> 20) & (m->set_cap - 1);
+	return (size_t)((key * UINT64_C(0x9e3779b97f4a7c15)) >> 20) & (s->cap - 1);
 }
 
 /* Where the key stands, or the free place where it would. */
-static size_t find_slot(const struct tide_qcow2_meta *m, uint64_t key)
+static size_t find_slot(const struct tide_qcow2_set *s, uint64_t key)
 {
-	size_t i = home(m, key);
+	size_t i = home(s, key);
 
-	while (m->set[i] && m->set[i] != key)
-		i = (i + 1) & (m->set_cap - 1);
+	while (s->slot[i] && s->slot[i] != key)
+		i = (i + 1) & (s->cap - 1);
 	return i;
 }
 
-static int grow_set(struct tide_qcow2_meta *m, struct tide_error *err)
+static int grow_set(struct tide_qcow2_set *s, struct tide_error *err)
 {
-	struct tide_qcow2_meta grown = {.set_cap = m->set_cap ? m->set_cap * 2 : 256};
+	struct tide_qcow2_set grown = {.cap = s->cap ? s->cap * 2 : 256, .n = s->n};
 
-	grown.set = tide_mem_alloc(grown.set_cap, sizeof(*grown.set), err);
-	if (!grown.set)
+	grown.slot = tide_mem_alloc(grown.cap, sizeof(*grown.slot), err);
+	if (!grown.slot)
 		return -1;
-	for (size_t i = 0; i < m->set_cap; i++) {
-		if (m->set[i])
-			grown.set[find_slot(&grown, m->set[i])] = m->set[i];
+	for (size_t i = 0; i < s->cap; i++) {
+		if (s->slot[i])
+			grown.slot[find_slot(&grown, s->slot[i])] = s->slot[i];
 	}
-	free(m->set);
-	m->set = grown.set;
-	m->set_cap = grown.set_cap;
+	free(s->slot);
+	*s = grown;
 	return 0;
+}
+
+static int set_add(struct tide_qcow2_set *s, uint64_t cluster, struct tide_error *err)
+{
+	size_t i;
+
+	if (s->n >= s->cap / 2 && grow_set(s, err) < 0)
+		return -1;
+	i = find_slot(s, cluster + 1);
+	s->n += s->slot[i] == 0;
+	s->slot[i] = cluster + 1;
+	return 0;
+}
+
+static bool set_has(const struct tide_qcow2_set *s, uint64_t cluster)
+{
+	return s->cap && s->slot[find_slot(s, cluster + 1)];
+}
+
+static bool set_has_any(const struct tide_qcow2_set *s, uint64_t first, uint64_t n)
+{
+	for (uint64_t i = 0; s->n && i < n; i++) {
+		if (set_has(s, first + i))
+			return true;
+	}
+	return false;
+}
+
+static bool set_remove(struct tide_qcow2_set *s, uint64_t cluster)
+{
+	size_t mask = s->cap - 1, hole, i;
+
+	if (!set_has(s, cluster))
+		return false;
+	hole = find_slot(s, cluster + 1);
+	s->n--;
+	/* Those that follow move up when the hole lies between their home and them. */
+	for (i = (hole + 1) & mask; s->slot[i]; i = (i + 1) & mask) {
+		if (((i - home(s, s->slot[i])) & mask) >= ((i - hole) & mask)) {
+			s->slot[hole] = s->slot[i];
+			hole = i;
+		}
+	}
+	s->slot[hole] = 0;
+	return true;
 }
 
 int tide_qcow2_meta_add(struct tide_qcow2 *q, uint64_t cluster, struct tide_error *err)
 {
-	struct tide_qcow2_meta *m = &q->meta;
-	size_t i;
-
-	if (m->set_n >= m->set_cap / 2 && grow_set(m, err) < 0)
-		return -1;
-	i = find_slot(m, cluster + 1);
-	m->set_n += m->set[i] == 0;
-	m->set[i] = cluster + 1;
-	return 0;
+	return set_add(&q->meta.tables, cluster, err);
 }
 
 void tide_qcow2_meta_remove(struct tide_qcow2 *q, uint64_t cluster)
 {
-	struct tide_qcow2_meta *m = &q->meta;
-	size_t mask = m->set_cap - 1, hole, i;
+	set_remove(&q->meta.tables, cluster);
+}
 
-	if (m->set_cap == 0)
-		return;
-	hole = find_slot(m, cluster + 1);
-	if (!m->set[hole])
-		return;
-	m->set_n--;
-	/* Those that follow move up when the hole lies between their home and them. */
-	for (i = (hole + 1) & mask; m->set[i]; i = (i + 1) & mask) {
-		if (((i - home(m, m->set[i])) & mask) >= ((i - hole) & mask)) {
-			m->set[hole] = m->set[i];
-			hole = i;
-		}
-	}
-	m->set[hole] = 0;
+int tide_qcow2_meta_add_bitmap(struct tide_qcow2 *q, uint64_t cluster, struct tide_error *err)
+{
+	return set_add(&q->meta.bitmaps, cluster, err);
+}
+
+bool tide_qcow2_meta_remove_bitmap(struct tide_qcow2 *q, uint64_t cluster)
+{
+	return set_remove(&q->meta.bitmaps, cluster);
 }
 
 /* ---- areas ---- */
+
+static int check_place(const struct tide_qcow2 *q, uint64_t off, uint64_t bytes, const char *what,
+                       struct tide_error *err)
+{
+	if (!tide_range_is_within(off, bytes, q->file_size) || (off & (q->cluster_size - 1)))
+		return tide_error_set(err, TIDE_E_CORRUPT,
+		                      "The %s, %" PRIu64 " bytes at %" PRIu64
+		                      ", does not lie on clusters within the file of %" PRIu64 " bytes",
+		                      what, bytes, off, q->file_size);
+	return 0;
+}
 
 static int add_area(struct tide_qcow2 *q, uint64_t off, uint64_t bytes, const char *what, struct tide_error *err)
 {
@@ -86,11 +127,8 @@ static int add_area(struct tide_qcow2 *q, uint64_t off, uint64_t bytes, const ch
 
 	if (n == 0)
 		return 0;
-	if (!tide_range_is_within(off, bytes, q->file_size) || (off & (q->cluster_size - 1)))
-		return tide_error_set(err, TIDE_E_CORRUPT,
-		                      "The %s, %" PRIu64 " bytes at %" PRIu64
-		                      ", does not lie on clusters within the file of %" PRIu64 " bytes",
-		                      what, bytes, off, q->file_size);
+	if (check_place(q, off, bytes, what, err) < 0)
+		return -1;
 	if (m->n_areas == m->cap_areas) {
 		size_t cap = m->cap_areas ? m->cap_areas * 2 : 32;
 		struct tide_qcow2_area *area = tide_mem_realloc(m->area, cap, sizeof(*area), err);
@@ -151,16 +189,84 @@ static int add_snapshots(struct tide_qcow2 *q, struct tide_error *err)
 	return add_area(q, start, TIDE_MIN(off, q->file_size) - start, "snapshot table", err);
 }
 
-static int add_bitmaps(struct tide_qcow2 *q, struct tide_error *err)
+/* Clusters of bitmaps belong to nothing else.  added: gets a list of them. */
+static int add_bitmap_clusters(struct tide_qcow2 *q, uint64_t off, uint64_t bytes, const char *what,
+                               struct tide_qcow2_runs *added, struct tide_error *err)
 {
-	if (q->n_bitmaps == 0)
-		return 0;
-	for (size_t i = 0; i < q->n_bitmaps; i++) {
-		if (add_area(q, q->bitmaps[i].table_offset, UINT64_C(8) * q->bitmaps[i].table_entries, "bitmap table",
-		             err) < 0)
+	uint64_t first = off >> q->cluster_bits, n = tide_qcow2_clusters(q, bytes);
+	const char *other = tide_qcow2_meta_find(q, first, n);
+
+	if (other)
+		return tide_error_set(err, TIDE_E_CORRUPT, "The %s at %" PRIu64 " overlaps with the image's %s", what,
+		                      off, other);
+	for (uint64_t i = 0; i < n; i++) {
+		if (tide_qcow2_meta_add_bitmap(q, first + i, err) < 0)
 			return -1;
 	}
-	return add_area(q, q->header.bitmap_dir_offset, q->header.bitmap_dir_size, "bitmap directory", err);
+	return added ? tide_qcow2_runs_add(added, first, n, err) : 0;
+}
+
+static int add_bitmap(struct tide_qcow2 *q, const struct tide_qcow2_bitmap *b, struct tide_qcow2_runs *added,
+                      struct tide_error *err)
+{
+	uint64_t bytes = UINT64_C(8) * b->table_entries;
+	TIDE_AUTOFREE uint64_t *table = NULL;
+
+	if (check_place(q, b->table_offset, bytes, "bitmap table", err) < 0)
+		return -1;
+	table = tide_qcow2_bitmap_table(q, b, err);
+	if (!table || add_bitmap_clusters(q, b->table_offset, bytes, "bitmap table", added, err) < 0)
+		return -1;
+	for (uint32_t i = 0; i < b->table_entries; i++) {
+		uint64_t off = table[i] & TIDE_QCOW2_BITMAP_OFFSET;
+
+		/* A last cluster need not be there whole. */
+		if (off && (check_place(q, off, 1, "bitmap data", err) < 0 ||
+		            add_bitmap_clusters(q, off, 1, "bitmap data", added, err) < 0))
+			return -1;
+	}
+	return 0;
+}
+
+/* What was in use when a program died may be damaged; then it is no reason not to write, and none of it is known. */
+static int add_bitmap_in_use(struct tide_qcow2 *q, struct tide_qcow2_bitmap *b, struct tide_error *err)
+{
+	struct tide_qcow2_runs added = {0};
+	struct tide_error failure = TIDE_ERROR_INIT;
+	bool unknown;
+
+	b->unsound = add_bitmap(q, b, &added, &failure) < 0;
+	for (size_t i = 0; b->unsound && i < added.n; i++) {
+		for (uint64_t c = 0; c < added.run[i].n; c++)
+			tide_qcow2_meta_remove_bitmap(q, added.run[i].first + c);
+	}
+	free(added.run);
+	unknown = failure.code == TIDE_E_NOMEM || failure.code == TIDE_E_IO;
+	if (unknown)
+		return tide_error_move(err, &failure);
+	tide_error_release(&failure);
+	return 0;
+}
+
+/* All the rest is known by now. */
+static int add_bitmaps(struct tide_qcow2 *q, struct tide_error *err)
+{
+	uint64_t dir = q->header.bitmap_dir_offset, size = q->header.bitmap_dir_size;
+
+	if (q->n_bitmaps == 0)
+		return 0;
+	if (check_place(q, dir, size, "bitmap directory", err) < 0 ||
+	    add_bitmap_clusters(q, dir, size, "bitmap directory", NULL, err) < 0)
+		return -1;
+	for (size_t i = 0; i < q->n_bitmaps; i++) {
+		if (!q->bitmaps[i].in_use && add_bitmap(q, &q->bitmaps[i], NULL, err) < 0)
+			return -1;
+	}
+	for (size_t i = 0; i < q->n_bitmaps; i++) {
+		if (q->bitmaps[i].in_use && add_bitmap_in_use(q, &q->bitmaps[i], err) < 0)
+			return -1;
+	}
+	return 0;
 }
 
 static int add_table(struct tide_qcow2 *q, uint64_t off, const char *what, struct tide_error *err)
@@ -219,15 +325,18 @@ int tide_qcow2_meta_open(struct tide_qcow2 *q, struct tide_error *err)
 	tide_qcow2_meta_release(q);
 	if (add_area(q, 0, q->cluster_size, "header", err) < 0 ||
 	    add_area(q, q->header.l1_offset, q->header.l1_entries * 8, "L1 table", err) < 0 ||
-	    add_snapshots(q, err) < 0 || add_bitmaps(q, err) < 0)
+	    add_snapshots(q, err) < 0)
 		return -1;
-	return sort_areas(q, err) < 0 || check_reftable(q, err) < 0 ? -1 : add_tables(q, err);
+	if (sort_areas(q, err) < 0 || check_reftable(q, err) < 0 || add_tables(q, err) < 0)
+		return -1;
+	return add_bitmaps(q, err);
 }
 
 void tide_qcow2_meta_release(struct tide_qcow2 *q)
 {
 	free(q->meta.area);
-	free(q->meta.set);
+	free(q->meta.tables.slot);
+	free(q->meta.bitmaps.slot);
 	q->meta = (struct tide_qcow2_meta){0};
 }
 
@@ -239,9 +348,9 @@ const char *tide_qcow2_meta_find(const struct tide_qcow2 *q, uint64_t first, uin
 
 	if (table < first + n && first < table + table_n)
 		return "refcount table";
-	for (uint64_t i = 0; m->set_cap && i < n; i++) {
-		if (m->set[find_slot(m, first + i + 1)])
-			return "L2 table or refcount block";
-	}
+	if (set_has_any(&m->tables, first, n))
+		return "L2 table or refcount block";
+	if (set_has_any(&m->bitmaps, first, n))
+		return "bitmaps";
 	return find_area(m, first, n);
 }

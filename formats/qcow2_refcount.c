@@ -347,3 +347,67 @@ int tide_qcow2_refcount_alloc(struct tide_qcow2 *q, uint64_t want, uint64_t *fir
 	*got = n;
 	return 0;
 }
+
+/* A row among what has refcount blocks: 1, or 0: there is none, and *end is the first cluster without a block. */
+static int find_row(struct tide_qcow2 *q, uint64_t want, uint64_t *first, uint64_t *end, struct tide_error *err)
+{
+	uint64_t n;
+
+	for (uint64_t index = q->cursor >> q->block_bits; index < q->reftable_entries; index++) {
+		uint64_t at = TIDE_MAX(index << q->block_bits, q->cursor);
+
+		while (has_block(q, at >> q->block_bits)) {
+			if (count_run(q, at, UINT64_MAX, true, &n, err) < 0)
+				return -1;
+			at += n;
+			if (count_run(q, at, want, false, &n, err) < 0)
+				return -1;
+			if (n == want) {
+				*first = at;
+				return 1;
+			}
+			at += n;
+		}
+		index = TIDE_MAX(index, at >> q->block_bits);
+	}
+	*end = 0;
+	for (uint64_t i = q->reftable_entries; i-- > 0 && !*end;)
+		*end = q->reftable[i] ? (i + 1) << q->block_bits : 0;
+	return 0;
+}
+
+/* Behind everything that is counted: first the blocks that a row needs, then the row. */
+static int make_row(struct tide_qcow2 *q, uint64_t base, uint64_t n, uint64_t *first, struct tide_error *err)
+{
+	uint64_t per_block = UINT64_C(1) << q->block_bits;
+	uint64_t blocks = tide_range_div_up(n, per_block - 1), index = base >> q->block_bits;
+
+	if (index + blocks > q->reftable_entries)
+		return grow_reftable(q, index + blocks, err);
+	if (claim(q, base, blocks + n, err) < 0)
+		return -1;
+	for (uint64_t i = 0; i < blocks; i++) {
+		/* What fails midway leaves blocks that count too much, a leak; nothing on the disk is wrong. */
+		if (add_block(q, index + i, base + i, 0, TIDE_MIN(blocks + n - i * per_block, per_block), err) < 0)
+			return -1;
+	}
+	*first = base + blocks;
+	return 1;
+}
+
+int tide_qcow2_refcount_alloc_row(struct tide_qcow2 *q, uint64_t n, uint64_t *first, struct tide_error *err)
+{
+	uint64_t end;
+	int rc;
+
+	do {
+		rc = find_row(q, n, first, &end, err);
+		if (rc < 0)
+			return -1;
+		if (rc > 0)
+			return claim(q, *first, n, err) < 0 ? -1 : mark_used(q, *first, n, err);
+		/* A larger refcount table moves the end: then once more. */
+		rc = make_row(q, end, n, first, err);
+	} while (rc == 0);
+	return rc < 0 ? -1 : 0;
+}

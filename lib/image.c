@@ -14,6 +14,9 @@
 #include "range.h"
 #include "sysio.h"
 
+/* So long a writer waits for others to leave. */
+#define LOCK_WAIT_MS 10000u
+
 struct tide_image {
 	char *path;
 	int fd;
@@ -26,6 +29,8 @@ struct tide_image {
 	dev_t dev;
 	ino_t ino;
 	struct tide_stamp stamp;
+	bool write_later, records_bitmaps, locks;
+	bool write_locked; /* write_later: by lock_write */
 };
 
 /* Who is above, while a chain is being opened. */
@@ -179,6 +184,21 @@ static int open_driver(struct tide_image *image, struct tide_error *err)
 	return image->driver->open(image->fd, dir, image->flags, &image->info, &image->state, err);
 }
 
+/* Who writes without recording would make enabled bitmaps lie. */
+static int check_recording(const struct tide_image *image, struct tide_error *err)
+{
+	for (size_t i = 0; i < image->info.n_bitmaps && !image->records_bitmaps; i++) {
+		const struct tide_driver_bitmap *b = &image->info.bitmaps[i];
+
+		if (!b->enabled || b->in_use)
+			continue;
+		tide_error_set(err, TIDE_E_UNSUPPORTED,
+		               "The bitmap '%s' inside the image records writes, which this version cannot do for it", b->name);
+		return tide_error_hint(err, "disable or remove it first: qemu-img bitmap --disable IMAGE '%s'", b->name);
+	}
+	return 0;
+}
+
 static int open_link(const struct tide_image_options *options, const struct chain_link *above, struct tide_image **out,
                      struct tide_error *err);
 
@@ -228,7 +248,7 @@ static int open_checked(struct tide_image *image, const struct tide_image_option
 	image->driver = choose_driver(image->fd, options->format, err);
 	if (!image->driver || open_driver(image, err) < 0)
 		return -1;
-	return 0;
+	return options->write ? check_recording(image, err) : 0;
 }
 
 static int open_link(const struct tide_image_options *options, const struct chain_link *above, struct tide_image **out,
@@ -236,16 +256,22 @@ static int open_link(const struct tide_image_options *options, const struct chai
 {
 	TIDE_AUTOIMAGE struct tide_image *image = NULL;
 	TIDE_AUTOFREE char *real = realpath(options->path, NULL);
+	bool writes = options->write || options->write_later;
 
 	image = image_new(real ? real : options->path, err);
 	if (!image)
 		return -1;
 	/* O_NONBLOCK: a FIFO must not hang us; it has no effect on files and block devices. */
-	image->fd = tide_sysio_open(options->path, (options->write ? O_RDWR : O_RDONLY) | O_NONBLOCK, err);
+	image->fd = tide_sysio_open(options->path, (writes ? O_RDWR : O_RDONLY) | O_NONBLOCK, err);
 	if (image->fd < 0)
 		return -1;
 	image->own_fd = true;
-	image->flags = options->write ? TIDE_OPEN_WRITE : 0;
+	image->flags = writes ? TIDE_OPEN_WRITE : 0;
+	image->write_later = options->write_later && !options->write;
+	if (image->write_later)
+		image->flags |= TIDE_OPEN_LATER;
+	image->records_bitmaps = options->records_bitmaps;
+	image->locks = !options->force_share;
 	if (open_checked(image, options, above, err) < 0)
 		/* QEMU says no more than which lock. */
 		return err && err->code == TIDE_E_LOCKED ? -1 : tide_error_wrap(err, "Could not open '%s'", options->path);
@@ -342,15 +368,20 @@ int tide_image_check_unchanged(const struct tide_image *image, struct tide_error
 	return 0;
 }
 
+static int check_write(const struct tide_image *image, struct tide_error *err)
+{
+	if (!(image->flags & TIDE_OPEN_WRITE) || (image->write_later && !image->write_locked))
+		return tide_error_set(err, TIDE_E_REFUSED, "The image is open for reading only");
+	return 0;
+}
+
 static int check_range(const struct tide_image *image, uint64_t off, uint64_t len, bool write, struct tide_error *err)
 {
 	if (!tide_range_is_within(off, len, image->info.size))
 		return tide_error_set(err, TIDE_E_REFUSED,
 		                      "The range %" PRIu64 "+%" PRIu64 " does not lie within the disk of %" PRIu64 " bytes",
 		                      off, len, image->info.size);
-	if (write && !(image->flags & TIDE_OPEN_WRITE))
-		return tide_error_set(err, TIDE_E_REFUSED, "The image is open for reading only");
-	return 0;
+	return write ? check_write(image, err) : 0;
 }
 
 int tide_image_extent_top(struct tide_image *image, uint64_t off, uint64_t len, struct tide_extent *out,
@@ -613,4 +644,57 @@ int tide_image_read_bitmap(struct tide_image *image, size_t index, struct tide_b
 	if (!image->driver->bitmap_read || index >= image->info.n_bitmaps)
 		return tide_error_set(err, TIDE_E_REFUSED, "The image holds no bitmap number %zu", index);
 	return image->driver->bitmap_read(image->state, index, out, err);
+}
+
+bool tide_image_can_store_bitmaps(const struct tide_image *image)
+{
+	return image->driver->bitmaps_stage != NULL;
+}
+
+int tide_image_stage_bitmaps(struct tide_image *image, const struct tide_driver_bitmap_put *put, size_t n,
+                             struct tide_driver_switch *sw, struct tide_error *err)
+{
+	if (!tide_image_can_store_bitmaps(image))
+		return tide_error_set(err, TIDE_E_UNSUPPORTED, "Operation not supported");
+	if (check_write(image, err) < 0 || image->driver->bitmaps_stage(image->state, put, n, sw, err) < 0)
+		return -1;
+	return tide_stamp_take(image->fd, &image->stamp, err);
+}
+
+int tide_image_commit_bitmaps(struct tide_image *image, struct tide_error *err)
+{
+	if (check_write(image, err) < 0)
+		return -1;
+	if (image->driver->bitmaps_commit(image->state, &image->info, err) < 0)
+		return tide_error_wrap(err, "'%s'", image->path);
+	return tide_stamp_take(image->fd, &image->stamp, err);
+}
+
+void tide_image_abort_bitmaps(struct tide_image *image)
+{
+	image->driver->bitmaps_abort(image->state);
+	/* Should it fail, the stamp is an old one: then the file counts as changed, which is the safe side. */
+	tide_stamp_take(image->fd, &image->stamp, NULL);
+}
+
+int tide_image_lock_write(struct tide_image *image, struct tide_error *err)
+{
+	if (!image->write_later || image->write_locked)
+		return 0;
+	if (check_recording(image, err) < 0)
+		return -1;
+	if (image->locks && tide_lock_raise(image->fd, TIDE_LOCK_WRITE_HELD & ~TIDE_LOCK_READ_HELD, LOCK_WAIT_MS,
+	                                    image->path, err) < 0)
+		return -1;
+	image->write_locked = true;
+	return 0;
+}
+
+void tide_image_unlock_write(struct tide_image *image)
+{
+	if (!image->write_later || !image->write_locked)
+		return;
+	if (image->locks)
+		tide_lock_lower(image->fd, TIDE_LOCK_WRITE_HELD & ~TIDE_LOCK_READ_HELD);
+	image->write_locked = false;
 }

@@ -28,7 +28,9 @@ struct tide_image_options {
 	const char *path;
 	const char *format; /* NULL: probe */
 	bool write;
-	bool force_share; /* take no locks */
+	bool write_later;      /* open the file for writing, lock it for reading: see tide_image_lock_write */
+	bool records_bitmaps;  /* the caller records its writes in the enabled bitmaps inside the image */
+	bool force_share;      /* take no locks */
 	bool no_backing;  /* open this image only; what it does not hold reads as zeroes */
 };
 
@@ -83,7 +85,25 @@ int tide_image_write_begin(struct tide_image *image, uint64_t off, uint64_t len,
 int tide_image_write_commit(struct tide_image *image, const struct tide_extent *place, struct tide_error *err);
 void tide_image_write_abort(struct tide_image *image, const struct tide_extent *place);
 
+/*
+ * With write_later the image is read, beside other readers, until it is to be changed: then
+ * lock_write makes its locks those of a writer, waiting for up to ten seconds while another
+ * program holds the image, and unlock_write makes them a reader's again.  In between nobody
+ * can have changed it.  Bitmaps inside that nobody would record into are an error of lock_write, a
+ * flag in the header that forbids to write is one of the first change, neither is one of open.
+ */
+int tide_image_lock_write(struct tide_image *image, struct tide_error *err);
+void tide_image_unlock_write(struct tide_image *image);
+
+/* Persistent bitmaps inside the image. */
 int tide_image_read_bitmap(struct tide_image *image, size_t index, struct tide_bitmap **out, struct tide_error *err);
+/* Does the format have them? */
+bool tide_image_can_store_bitmaps(const struct tide_image *image);
+/* Changing them, in an image that is open for writing: see image_driver.h.  After the commit tide_image_info has them. */
+int tide_image_stage_bitmaps(struct tide_image *image, const struct tide_driver_bitmap_put *put, size_t n,
+                             struct tide_driver_switch *sw, struct tide_error *err);
+int tide_image_commit_bitmaps(struct tide_image *image, struct tide_error *err);
+void tide_image_abort_bitmaps(struct tide_image *image);
 
 /* The stamp of the top file when it was locked; after a flush of our own writes, that of now. */
 const struct tide_stamp *tide_image_stamp(const struct tide_image *image);

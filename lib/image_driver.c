@@ -6,6 +6,13 @@
 #include "error.h"
 #include "mem.h"
 
+void tide_driver_bitmaps_free(struct tide_driver_bitmap *bitmaps, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		free(bitmaps[i].name);
+	free(bitmaps);
+}
+
 void tide_driver_info_release(struct tide_driver_info *info)
 {
 	free(info->backing);
@@ -15,9 +22,7 @@ void tide_driver_info_release(struct tide_driver_info *info)
 		free(info->features[i].text);
 	}
 	free(info->features);
-	for (size_t i = 0; i < info->n_bitmaps; i++)
-		free(info->bitmaps[i].name);
-	free(info->bitmaps);
+	tide_driver_bitmaps_free(info->bitmaps, info->n_bitmaps);
 	*info = (struct tide_driver_info){ 0 };
 }
 

@@ -30,6 +30,11 @@
  *               the writes is a valid image.  With TIDE_OPEN_NEW (a file that nobody else
  *               can see yet) the order does not matter and flush is called once, before
  *               the file gets its name.
+ *   bitmaps_stage   writes a new set of bitmaps into clusters that nothing refers to, durably.
+ *               All that is left is the switch, some bytes within one sector of the file.
+ *   bitmaps_commit  makes the switch, durably, and frees what only the old set used.  -1: it is
+ *               unknown which set the file holds, one of the two whole; nothing is freed.
+ *   bitmaps_abort   frees what was staged; the old set stays.
  *   close       gives everything up.  Writes nothing, fails never; without flush the
  *               commits since the last flush may be lost, the image stays valid.
  *
@@ -47,6 +52,7 @@
 enum {
 	TIDE_OPEN_WRITE = 1 << 0,
 	TIDE_OPEN_NEW = 1 << 1, /* just created by this driver, not visible to anybody yet; implies WRITE */
+	TIDE_OPEN_LATER = 1 << 2, /* with WRITE: what forbids to write is an error of the first change, not of open */
 };
 
 /* A persistent bitmap inside the image. */
@@ -55,6 +61,31 @@ struct tide_driver_bitmap {
 	uint64_t granularity;
 	bool in_use;  /* left open by a program that died: contents unusable */
 	bool enabled; /* QEMU's flag `auto` */
+};
+
+/* What the image's bitmap directory is to hold, in directory order. */
+struct tide_driver_bitmap_put {
+	const char *name;
+	uint64_t granularity;
+	bool in_use, enabled;
+	bool keep;    /* contents (table and clusters) stay those of the stored bitmap `index` */
+	size_t index; /* of tide_driver_info.bitmaps */
+	const struct tide_bitmap *contents; /* !keep */
+};
+
+/*
+ * What makes a staged set of bitmaps the image's: after[] replaces before[], len bytes at
+ * offset, all in one 512-byte sector, so that it happens whole or not at all.  Whoever
+ * carries it out later, after a crash, first makes sure that before[] still stands there and
+ * that the guarded bytes, the old directory, have this CRC-32C: else another program was
+ * there.  len 0: there is nothing to do.
+ */
+struct tide_driver_switch {
+	uint64_t offset;
+	size_t len;
+	uint8_t before[512], after[512];
+	uint64_t guard_offset, guard_len; /* guard_len 0: there was no directory */
+	uint32_t guard_crc;
 };
 
 struct tide_driver_info {
@@ -109,9 +140,18 @@ struct tide_image_driver {
 
 	/* The contents of persistent bitmap `index` into *out (new).  NULL for formats that have none. */
 	int (*bitmap_read)(void *state, size_t index, struct tide_bitmap **out, struct tide_error *err);
+	/*
+	 * Changing them; NULL for formats that have none.  The errors of stage are QEMU's about a bitmap, without
+	 * its "Can't make bitmap 'NAME' persistent in 'NODE': ".  commit replaces info->bitmaps by the new list.
+	 */
+	int (*bitmaps_stage)(void *state, const struct tide_driver_bitmap_put *put, size_t n,
+	                     struct tide_driver_switch *sw, struct tide_error *err);
+	int (*bitmaps_commit)(void *state, struct tide_driver_info *info, struct tide_error *err);
+	void (*bitmaps_abort)(void *state);
 };
 
 void tide_driver_info_release(struct tide_driver_info *info);
+void tide_driver_bitmaps_free(struct tide_driver_bitmap *bitmaps, size_t n);
 
 /* Appends a feature; key and text are copied. */
 int tide_driver_info_add(struct tide_driver_info *info, const char *key, enum tide_feature_kind kind, uint64_t number,

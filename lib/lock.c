@@ -112,6 +112,8 @@ static int hint_holder(int fd, pid_t pid, const char *path, struct tide_error *e
 {
 	char name[64], comm_path[64];
 
+	if (!err)
+		return -1;
 	if (pid <= 0)
 		pid = find_holder(fd);
 	if (pid <= 0)
@@ -173,6 +175,37 @@ int tide_lock_acquire(int fd, unsigned held, unsigned unshared, const char *path
 	unlock_bytes(fd, PERM_BASE, held);
 	unlock_bytes(fd, SHARED_BASE, unshared);
 	return -1;
+}
+
+void tide_lock_lower(int fd, unsigned held)
+{
+	unlock_bytes(fd, PERM_BASE, held);
+}
+
+static int try_raise(int fd, unsigned held, const char *path, struct tide_error *err)
+{
+	if (check_bytes(fd, SHARED_BASE, held, path, err) < 0)
+		return -1;
+	/* Again, with the lock taken: two who look at the same time must not both find the way free. */
+	if (lock_bytes(fd, PERM_BASE, held, path, err) == 0 && check_bytes(fd, SHARED_BASE, held, path, err) == 0)
+		return 0;
+	tide_lock_lower(fd, held);
+	return -1;
+}
+
+int tide_lock_raise(int fd, unsigned held, unsigned timeout_ms, const char *path, struct tide_error *err)
+{
+	uint64_t deadline = now_ms() + timeout_ms;
+
+	for (uint64_t pause_ms = 1;; pause_ms = TIDE_MIN(pause_ms * 2, (uint64_t)50)) {
+		bool last = now_ms() >= deadline;
+
+		if (try_raise(fd, held, path, last ? err : NULL) == 0)
+			return 0;
+		if (last)
+			return -1;
+		nanosleep(&(struct timespec){ .tv_nsec = (long)pause_ms * 1000000 }, NULL);
+	}
 }
 
 /* ---- tokens ------------------------------------------------------------------------ */

@@ -37,6 +37,15 @@ enum {
  */
 int tide_lock_acquire(int fd, unsigned held, unsigned unshared, const char *path, struct tide_error *err);
 
+/*
+ * For a file that is locked already and shares neither permission, as a reader: holds more,
+ * trying again for up to timeout_ms while somebody does not share it.  On failure what was
+ * held before still is.  Only one who may succeed takes the lock, so that those who wait
+ * do not turn readers away.
+ */
+int tide_lock_raise(int fd, unsigned held, unsigned timeout_ms, const char *path, struct tide_error *err);
+void tide_lock_lower(int fd, unsigned held);
+
 /* Tokens: any value from 1 to TIDE_LOCK_TOKEN_MAX. */
 #define TIDE_LOCK_TOKEN_MAX ((UINT64_C(1) << 61) - 1)
 int tide_lock_token_new(uint64_t *token, struct tide_error *err); /* random */
