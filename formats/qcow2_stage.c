@@ -183,7 +183,7 @@ static int stage(struct tide_qcow2 *q, const struct tide_driver_bitmap_put *put,
 		                      q->is_new ? "to be made" : "for reading only");
 	if (q->stage)
 		return tide_error_set(err, TIDE_E_REFUSED, "The image has a staged change of its bitmaps already");
-	if (tide_qcow2_flush_prepare(q, err) < 0 || tide_qcow2_put_check(q, put, n, err) < 0)
+	if (tide_qcow2_put_check(q, put, n, err) < 0 || tide_qcow2_flush_prepare(q, err) < 0)
 		return -1;
 	q->stage = s = tide_mem_alloc(1, sizeof(*s), err);
 	if (!s)

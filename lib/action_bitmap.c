@@ -44,8 +44,13 @@ static void add_touch(struct tide_session *session, const struct tide_step *step
 {
 	const struct tide_bitmap_add *args = step->args;
 
-	if (*args->name) /* else it is refused before the image is looked at */
-		touch(session, args->node, TIDE_NODE_CHANGE, true);
+	bool inside = args->store == TIDE_STORE_IMAGE;
+
+	if (!*args->name)
+		return; /* it is refused before the image is looked at */
+	touch(session, args->node, TIDE_NODE_CHANGE, !inside);
+	if (inside && tide_session_find(session, args->node))
+		tide_node_want_inside(tide_session_find(session, args->node));
 }
 
 static int check_granularity(uint64_t granularity, struct tide_error *err)
@@ -60,24 +65,11 @@ static int check_granularity(uint64_t granularity, struct tide_error *err)
 /* In QEMU's order: duplicate, then length; a name that is not UTF-8 could not be a QMP string at all. */
 static int check_new_name(struct tide_node *node, const char *name, struct tide_error *err)
 {
-	struct tide_node_found found;
-	struct tide_error ignored = TIDE_ERROR_INIT;
-
-	if (tide_node_find(node, name, &found, &ignored) == 0)
+	if (tide_node_has(node, name))
 		return tide_error_set(err, TIDE_E_REFUSED, "Bitmap already exists: %s", name);
-	tide_error_release(&ignored);
 	if (strlen(name) > NAME_MAX_BYTES)
 		return tide_error_set(err, TIDE_E_REFUSED, "Bitmap name too long: %s", name);
 	return 0;
-}
-
-static int refuse_store(const struct tide_node *node, struct tide_error *err)
-{
-	if (strcmp(tide_image_format(node->image), "qcow2"))
-		return tide_error_set(err, TIDE_E_REFUSED, "Can't store persistent bitmaps to %s: Operation not supported",
-		                      node->id);
-	return tide_error_set(err, TIDE_E_UNSUPPORTED,
-	                      "This version does not write bitmaps into images: use the sidecar");
 }
 
 static int add_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
@@ -96,23 +88,16 @@ static int add_prepare(struct tide_session *session, struct tide_step *step, str
 		                      args->node);
 	if (args->has_granularity && check_granularity(granularity, err) < 0)
 		return -1;
-	if (tide_node_open(node, TIDE_NODE_CHANGE, true, &session->sink, err) < 0)
+	if (tide_node_open(node, TIDE_NODE_CHANGE, args->store == TIDE_STORE_SIDECAR, &session->sink, err) < 0)
 		return -1;
-	if (args->store == TIDE_STORE_IMAGE)
-		return refuse_store(node, err);
 	if (check_new_name(node, args->name, err) < 0)
 		return -1;
 	if (!args->has_granularity)
 		granularity = tide_node_default_granularity(node);
-	entry = tide_sidecar_bitmap_new(args->name, tide_image_size(node->image), granularity, err);
+	entry = tide_node_add(node, args->name, granularity, args->store, err);
 	if (!entry)
 		return -1;
 	entry->enabled = !args->disabled;
-	if (tide_sidecar_insert(node->sc, 0, entry, err) < 0) {
-		tide_sidecar_bitmap_free(entry);
-		return -1;
-	}
-	node->dirty = true;
 	return 0;
 }
 
@@ -146,14 +131,9 @@ static struct tide_sidecar_bitmap *find_ref(struct tide_session *session, const 
                                             struct tide_node **node, struct tide_error *err)
 {
 	const struct tide_bitmap_ref *args = step->args;
-	struct tide_node_found found;
 
 	*node = open_node(session, args->node, false, err);
-	if (!*node)
-		return NULL;
-	if (tide_node_find_usable(*node, args->name, flags | TIDE_BITMAP_WILL_WRITE, &found, err) < 0)
-		return NULL;
-	return found.entry;
+	return *node ? tide_node_find_usable(*node, args->name, flags | TIDE_BITMAP_WILL_WRITE, err) : NULL;
 }
 
 static int remove_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
@@ -176,12 +156,11 @@ static int clear_prepare(struct tide_session *session, struct tide_step *step, s
 {
 	struct tide_node *node;
 	struct tide_sidecar_bitmap *entry = find_ref(session, step, 0, &node, err);
-	struct tide_bitmap *bm = entry ? tide_sidecar_bitmap_load(node->sc, entry, err) : NULL;
+	struct tide_bitmap *bm = entry ? tide_node_bitmap_for_change(node, entry, err) : NULL;
 
 	if (!bm)
 		return -1;
 	tide_bitmap_clear(bm);
-	node->dirty = true;
 	return 0;
 }
 
@@ -201,7 +180,7 @@ static int set_enabled(struct tide_session *session, struct tide_step *step, boo
 	if (!entry)
 		return -1;
 	entry->enabled = enabled;
-	node->dirty = true;
+	tide_node_touch(node, entry);
 	return 0;
 }
 
@@ -262,32 +241,20 @@ static void merge_touch(struct tide_session *session, const struct tide_step *st
 static int find_source(struct tide_session *session, struct tide_node *target_node, const struct tide_bitmap_ref *ref,
                        struct tide_node **node, struct tide_error *err)
 {
-	struct tide_node_found found;
-
 	*node = ref->node ? tide_session_find(session, ref->node) : target_node;
 	if (!*node)
 		return tide_error_set(err, TIDE_E_REFUSED, "Node '%s' not found", ref->node);
 	if (tide_node_open(*node, TIDE_NODE_LOOK, false, &session->sink, err) < 0)
 		return -1;
-	return tide_node_find(*node, ref->name, &found, err);
+	return tide_node_find(*node, ref->name, err) ? 0 : -1;
 }
 
 static int merge_source(struct tide_node *node, const char *name, struct tide_bitmap *into, struct tide_error *err)
 {
-	struct tide_node_found found;
-	struct tide_bitmap *source;
-	bool own;
-	int rc;
+	struct tide_sidecar_bitmap *entry = tide_node_find_usable(node, name, 0, err);
+	struct tide_bitmap *source = entry ? tide_node_bitmap(node, entry, err) : NULL;
 
-	if (tide_node_find_usable(node, name, 0, &found, err) < 0)
-		return -1;
-	source = tide_node_bitmap(node, &found, &own, err);
-	if (!source)
-		return -1;
-	rc = tide_bitmap_merge(into, source, err);
-	if (own)
-		tide_bitmap_free(source);
-	return rc;
+	return source ? tide_bitmap_merge(into, source, err) : -1;
 }
 
 /* QEMU's order: the target's name; then for each source its name, the target's state, the source's. */
@@ -295,10 +262,10 @@ static int merge_prepare(struct tide_session *session, struct tide_step *step, s
 {
 	const struct tide_bitmap_merge *args = step->args;
 	struct tide_node *node = open_node(session, args->node, false, err), *other;
-	struct tide_node_found found;
+	struct tide_sidecar_bitmap *entry;
 	struct tide_bitmap *target = NULL;
 
-	if (!node || tide_node_find(node, args->target, &found, err) < 0)
+	if (!node || !tide_node_find(node, args->target, err))
 		return -1;
 	for (size_t i = 0; i < args->n_sources; i++) {
 		const struct tide_bitmap_ref *ref = &args->sources[i];
@@ -306,17 +273,15 @@ static int merge_prepare(struct tide_session *session, struct tide_step *step, s
 		if (find_source(session, node, ref, &other, err) < 0)
 			return -1;
 		if (!target) {
-			if (tide_node_find_usable(node, args->target, TIDE_BITMAP_WILL_WRITE, &found, err) < 0)
-				return -1;
-			target = tide_sidecar_bitmap_load(node->sc, found.entry, err);
+			entry = tide_node_find_usable(node, args->target, TIDE_BITMAP_WILL_WRITE, err);
+			target = entry ? tide_node_bitmap_for_change(node, entry, err) : NULL;
 		}
 		if (!target || merge_source(other, ref->name, target, err) < 0)
 			return -1;
 	}
-	if (!target)
-		return tide_node_find_usable(node, args->target, TIDE_BITMAP_WILL_WRITE, &found, err);
-	node->dirty = true;
-	return 0;
+	if (target)
+		return 0;
+	return tide_node_find_usable(node, args->target, TIDE_BITMAP_WILL_WRITE, err) ? 0 : -1;
 }
 
 const struct tide_action tide_action_bitmap_merge = {
@@ -364,23 +329,26 @@ static int mark_prepare(struct tide_session *session, struct tide_step *step, st
 {
 	const struct tide_bitmap_mark *args = step->args;
 	struct tide_node *node = open_node(session, args->node, false, err);
-	struct tide_node_found found;
+	unsigned flags = TIDE_BITMAP_WILL_WRITE;
+	struct tide_sidecar_bitmap *entry = node ? tide_node_find(node, args->name, err) : NULL;
 	struct tide_bitmap *bm;
 
-	if (!node || tide_node_find_usable(node, args->name, TIDE_BITMAP_WILL_WRITE | TIDE_BITMAP_ALLOW_INCONSISTENT, &found,
-	                                   err) < 0)
+	if (!entry)
 		return -1;
-	bm = tide_sidecar_bitmap_load(node->sc, found.entry, err);
+	/* Of a bitmap that a program left open nobody knows what it lacks. */
+	if (!entry->in_use)
+		flags |= TIDE_BITMAP_ALLOW_INCONSISTENT;
+	entry = tide_node_find_usable(node, args->name, flags, err);
+	bm = entry ? tide_node_bitmap_for_change(node, entry, err) : NULL;
 	if (!bm)
 		return -1;
 	for (size_t i = 0; i < args->n_ranges; i++) {
 		if (mark_range(node, bm, &args->ranges[i], args->unset, err) < 0)
 			return -1;
 	}
-	node->dirty = true;
-	if (args->unset || !found.entry->untracked)
+	if (args->unset || !entry->untracked)
 		return 0;
-	found.entry->untracked = false; /* the caller has said what was written around the tracking */
+	entry->untracked = false; /* the caller has said what was written around the tracking */
 	for (size_t i = 0; i < node->sc->n; i++) {
 		if (node->sc->items[i]->untracked)
 			tide_event_warning(&session->sink, node->path, "bitmap '%s' is still inconsistent",

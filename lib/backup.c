@@ -8,6 +8,7 @@
 #include "error.h"
 #include "lock.h"
 #include "mem.h"
+#include "node_inside.h"
 
 #define RETRY_NAP_NS 10000000
 #define IGNORE_TRIES 4
@@ -87,36 +88,61 @@ void tide_backup_free(struct tide_backup_job *job)
 		tide_lock_token_drop(tide_image_fd(job->node->image), job->token);
 	free(job->id);
 	free(job->bitmap);
+	for (size_t i = 0; i < job->n_older; i++)
+		free(job->older[i]);
+	free(job->older);
 	tide_error_release(&job->cause);
 	free(job);
 }
 
 /* ---- settling ---------------------------------------------------------------------- */
 
-static long find_token(const struct tide_backup_job *job)
+static struct tide_sidecar *store_of(const struct tide_backup_job *job)
 {
-	for (size_t i = 0; i < job->node->sc->n; i++) {
-		if (job->node->sc->items[i]->token == job->token)
+	return job->is_inside ? job->node->inside : job->node->sc;
+}
+
+/* Where this job's bitmap is, or -1. */
+static long find_own(const struct tide_backup_job *job)
+{
+	const struct tide_sidecar *store = store_of(job);
+
+	if (job->is_inside)
+		return tide_sidecar_find(store, job->bitmap);
+	for (size_t i = 0; i < store->n; i++) {
+		if (store->items[i]->token == job->token)
 			return (long)i;
 	}
 	return -1;
 }
 
+static bool is_older(const struct tide_backup_job *job, const char *name)
+{
+	for (size_t i = 0; i < job->n_older; i++) {
+		if (!strcmp(job->older[i], name))
+			return true;
+	}
+	return false;
+}
+
 /* ok: the job succeeded.  kept: it did not, but its partial target was kept (always). */
 static int settle_entry(struct tide_backup_job *job, bool ok, bool kept, struct tide_error *err)
 {
-	long index = find_token(job);
+	bool clears = (ok && job->bitmap_mode != TIDE_BITMAP_MODE_NEVER) || kept;
+	struct tide_sidecar *store = store_of(job);
+	long index = find_own(job);
 	struct tide_sidecar_bitmap *entry;
 	struct tide_bitmap *bm;
-	size_t newer;
+	size_t newer = 0;
 
 	if (index < 0)
 		return tide_error_set(err, TIDE_E_CORRUPT, "The bitmap '%s' is no longer this job's", job->bitmap);
-	entry = job->node->sc->items[index];
-	bm = tide_sidecar_bitmap_load(job->node->sc, entry, err);
+	entry = store->items[index];
+	bm = clears || !job->is_inside ? tide_node_bitmap_for_change(job->node, entry, err)
+	                               : tide_node_bitmap(job->node, entry, err);
 	if (!bm)
 		return -1;
-	if ((ok && job->bitmap_mode != TIDE_BITMAP_MODE_NEVER) || kept)
+	if (clears)
 		tide_bitmap_clear(bm);
 	if (kept) {
 		TIDE_AUTOBITMAP struct tide_bitmap *rest =
@@ -125,13 +151,15 @@ static int settle_entry(struct tide_backup_job *job, bool ok, bool kept, struct 
 		if (!rest || tide_bitmap_merge(bm, rest, err) < 0)
 			return -1;
 	}
-	if (tide_sidecar_bitmap_thaw(job->node->sc, entry, err) < 0)
+	if (tide_sidecar_bitmap_thaw(store, entry, err) < 0)
 		return -1;
-	if (!((ok && job->bitmap_mode != TIDE_BITMAP_MODE_NEVER) || kept))
+	if (!clears)
 		return 0;
 	/* To where QEMU's successor stands, which takes over: the front as it was when the job began. */
-	newer = job->node->sc->n > job->n_older ? job->node->sc->n - job->n_older : 0;
-	return tide_sidecar_insert(job->node->sc, newer, tide_sidecar_take(job->node->sc, (size_t)index), err);
+	entry = tide_sidecar_take(store, (size_t)index);
+	while (newer < store->n && !is_older(job, store->items[newer]->name))
+		newer++;
+	return tide_sidecar_insert(store, newer, entry, err);
 }
 
 static int settle_bitmap(struct tide_backup_job *job, bool ok, bool kept, struct tide_error *err)
@@ -140,14 +168,19 @@ static int settle_bitmap(struct tide_backup_job *job, bool ok, bool kept, struct
 
 	if (!job->token)
 		return 0;
-	rc = tide_node_relock_store(job->node, job->sink, err);
-	if (rc == 0 && job->node->after && find_token(job) < 0) {
+	/* After a failure an image holds what it held before. */
+	if (job->is_inside && !ok && tide_node_inside_reload(job->node, err) < 0)
+		return -1;
+	if (job->is_inside && !ok && !kept)
+		return 0;
+	rc = job->is_inside ? tide_node_begin_settling(job->node, job->sink, err)
+	                    : tide_node_relock_store(job->node, job->sink, err);
+	if (rc == 0 && (job->node->after || job->is_inside) && find_own(job) < 0) {
 		tide_node_unlock_store(job->node);
 		return 0; /* a bitmap that was to come with the group */
 	}
 	if (rc == 0)
 		rc = settle_entry(job, ok, kept, err);
-	job->node->dirty = true;
 	if (rc == 0)
 		rc = tide_node_stage(job->node, err);
 	if (rc == 0)
@@ -317,11 +350,9 @@ bool tide_backup_stage(struct tide_backup_job *job)
 
 	job->unsound = rc < 0;
 	if (rc == 0 && job->token) {
-		rc = job->node->after ? tide_node_load_deferred(job->node, job->sink, &err)
-		                      : tide_node_relock_store(job->node, job->sink, &err);
+		rc = tide_node_begin_settling(job->node, job->sink, &err);
 		if (rc == 0)
 			rc = settle_entry(job, true, false, &err);
-		job->node->dirty = true;
 		if (rc == 0)
 			rc = tide_node_stage(job->node, &err);
 	}
@@ -330,16 +361,13 @@ bool tide_backup_stage(struct tide_backup_job *job)
 	return rc == 0;
 }
 
-int tide_backup_staged_files(struct tide_backup_job *job, int (*add)(void *data, const char *from, const char *to),
-                             void *data)
+int tide_backup_add_to_record(const struct tide_backup_job *job, struct tide_record *record, struct tide_error *err)
 {
-	const struct tide_staged *staged[] = { &job->target.staged, &job->node->store.staged };
+	const struct tide_staged *staged = &job->target.staged;
 
-	for (size_t i = 0; i < TIDE_ARRAY_SIZE(staged); i++) {
-		if (staged[i]->tmp && add(data, staged[i]->tmp, staged[i]->path) < 0)
-			return -1;
-	}
-	return 0;
+	if (staged->tmp && tide_record_add(record, staged->tmp, staged->path, err) < 0)
+		return -1;
+	return tide_node_add_to_record(job->node, record, err);
 }
 
 int tide_backup_commit(struct tide_backup_job *job, struct tide_error *err)

@@ -57,9 +57,8 @@ struct tide_node *tide_backup_node(const struct tide_backup_job *job);
 const char *tide_backup_target(const struct tide_backup_job *job); /* its path, absolute */
 /* NULL when the job has no bitmap. */
 const char *tide_backup_sidecar(const struct tide_backup_job *job);
-/* Each file that is to be renamed, absolute paths. */
-int tide_backup_staged_files(struct tide_backup_job *job, int (*add)(void *data, const char *from, const char *to),
-                             void *data);
+/* What has been staged, the target and the bitmaps. */
+int tide_backup_add_to_record(const struct tide_backup_job *job, struct tide_record *record, struct tide_error *err);
 int tide_backup_commit(struct tide_backup_job *job, struct tide_error *err);
 void tide_backup_unlock(struct tide_backup_job *job);
 void tide_backup_roll_back(struct tide_backup_job *job);

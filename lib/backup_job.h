@@ -18,7 +18,9 @@ struct tide_backup_job {
 	enum tide_on_error on_source_error, on_target_error;
 	uint32_t retry_after;
 	uint64_t token; /* of the busy bitmap; 0: no bitmap */
-	size_t n_older; /* bitmaps of the node when it was frozen; what comes later stands before it */
+	bool is_inside; /* it is kept in the image */
+	char **older;   /* names of its store's bitmaps when it was frozen; what comes later stands before it */
+	size_t n_older;
 	struct tide_target target;
 	struct tide_copy copy;
 	bool unsound;            /* the target could not be made durable: a second sync would not tell the truth */

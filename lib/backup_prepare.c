@@ -6,6 +6,7 @@
 #include "error.h"
 #include "lock.h"
 #include "mem.h"
+#include "node_inside.h"
 #include "range.h"
 
 #define UNIT_MIN 65536u
@@ -17,14 +18,13 @@ static const char *const sync_names[] = {
 
 /* ---- arguments --------------------------------------------------------------------- */
 
-/* QEMU's checks, in its order (blockdev.c, do_backup_common); *found.entry is the bitmap, if any. */
+/* QEMU's checks, in its order (blockdev.c, do_backup_common); *entry is the bitmap, if any. */
 static int check_bitmap_args(struct tide_backup_job *job, const struct tide_backup *args,
-                             struct tide_node_found *found, struct tide_error *err)
+                             struct tide_sidecar_bitmap **entry, struct tide_error *err)
 {
 	bool wants = job->sync == TIDE_SYNC_INCREMENTAL || job->sync == TIDE_SYNC_BITMAP;
 	const char *sync = sync_names[job->sync];
 	unsigned flags = job->bitmap_mode == TIDE_BITMAP_MODE_NEVER ? 0 : TIDE_BITMAP_WILL_WRITE;
-	struct tide_error ignored = TIDE_ERROR_INIT;
 
 	if (wants && !args->bitmap)
 		return tide_error_set(err, TIDE_E_REFUSED, "must provide a valid bitmap name for '%s' sync mode", sync);
@@ -39,13 +39,12 @@ static int check_bitmap_args(struct tide_backup_job *job, const struct tide_back
 			return tide_error_set(err, TIDE_E_REFUSED, "Cannot specify bitmap sync mode without a bitmap");
 		return 0;
 	}
-	if (tide_node_find(job->node, args->bitmap, found, &ignored) < 0) {
-		tide_error_release(&ignored);
+	if (!tide_node_has(job->node, args->bitmap))
 		return tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' could not be found", args->bitmap);
-	}
 	if (job->bitmap_mode == TIDE_BITMAP_MODE_UNSET)
 		return tide_error_set(err, TIDE_E_REFUSED, "Bitmap sync mode must be given when providing a bitmap");
-	if (tide_node_find_usable(job->node, args->bitmap, flags, found, err) < 0)
+	*entry = tide_node_find_usable(job->node, args->bitmap, flags, err);
+	if (!*entry)
 		return -1;
 	if (job->sync == TIDE_SYNC_NONE)
 		return tide_error_set(err, TIDE_E_REFUSED, "sync mode 'none' does not produce meaningful bitmap outputs");
@@ -193,10 +192,9 @@ static struct tide_bitmap *plan_top(const struct tide_backup_job *job, struct ti
 	return tide_copy_plan(tide_image_size(job->target.image), job->copy.unit, own, err);
 }
 
-static int plan(struct tide_backup_job *job, const struct tide_node_found *found, struct tide_error *err)
+static int plan(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry, struct tide_error *err)
 {
 	uint64_t size = tide_image_size(job->target.image);
-	bool own = false;
 	struct tide_bitmap *dirty = NULL;
 
 	job->copy.unit = TIDE_MAX(UNIT_MIN, tide_image_info(job->target.image)->cluster_size);
@@ -205,16 +203,47 @@ static int plan(struct tide_backup_job *job, const struct tide_node_found *found
 	} else if (job->sync == TIDE_SYNC_FULL) {
 		job->copy.todo = tide_copy_plan(size, job->copy.unit, NULL, err);
 	} else {
-		dirty = tide_node_bitmap(job->node, found, &own, err);
+		dirty = tide_node_bitmap(job->node, entry, err);
 		if (!dirty)
 			return -1;
 		job->copy.todo = tide_copy_plan(size, job->copy.unit, dirty, err);
-		if (own)
-			tide_bitmap_free(dirty);
 	}
 	if (!job->copy.todo)
 		return -1;
 	job->copy.len = tide_bitmap_count(job->copy.todo) * job->copy.unit;
+	return 0;
+}
+
+static int take_token(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry, const char *group,
+                      struct tide_error *err)
+{
+	int fd = tide_image_fd(job->node->image);
+
+	if (entry->inside) {
+		job->is_inside = true;
+		job->token = tide_node_inside_token(entry->name);
+		return tide_node_inside_hold(job->node, entry, err);
+	}
+	if (group && !(entry->group = tide_mem_strdup(group, err)))
+		return -1;
+	if (tide_lock_token_new(&job->token, err) < 0 || tide_lock_token_hold(fd, job->token, err) < 0)
+		return -1;
+	entry->token = job->token;
+	job->node->dirty = true;
+	return 0;
+}
+
+static int remember_older(struct tide_backup_job *job, const struct tide_sidecar *store, struct tide_error *err)
+{
+	job->older = tide_mem_alloc(store->n + 1, sizeof(*job->older), err);
+	if (!job->older)
+		return -1;
+	for (size_t i = 0; i < store->n; i++) {
+		job->older[i] = tide_mem_strdup(store->items[i]->name, err);
+		if (!job->older[i])
+			return -1;
+		job->n_older++;
+	}
 	return 0;
 }
 
@@ -228,20 +257,12 @@ static int freeze(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry
 	if (!successor)
 		return -1;
 	successor->enabled = entry->enabled;
-	if (group && !(entry->group = tide_mem_strdup(group, err))) {
+	if (take_token(job, entry, group, err) < 0) {
 		tide_sidecar_bitmap_free(successor);
 		return -1;
 	}
-	if (tide_lock_token_new(&job->token, err) < 0 ||
-	    tide_lock_token_hold(tide_image_fd(job->node->image), job->token, err) < 0) {
-		tide_sidecar_bitmap_free(successor);
-		return -1;
-	}
-	entry->token = job->token;
 	entry->successor = successor;
-	job->n_older = job->node->sc->n;
-	job->node->dirty = true;
-	return 0;
+	return remember_older(job, entry->inside ? job->node->inside : job->node->sc, err);
 }
 
 /* x-perf, which makes no difference here, but has its rules. */
@@ -263,21 +284,21 @@ static int check_perf(const struct tide_backup_job *job, const struct tide_backu
 static int prepare(struct tide_backup_job *job, const struct tide_backup *args, const char *group,
                    struct tide_error *err)
 {
-	struct tide_node_found found = { 0 };
+	struct tide_sidecar_bitmap *entry = NULL;
 
 	if (job->node->job)
 		return tide_error_set(err, TIDE_E_REFUSED, "Node '%s' is busy: block device is in use by block job: backup",
 		                      job->node->id);
-	if (open_target(job, args, err) < 0 || check_bitmap_args(job, args, &found, err) < 0 ||
+	if (open_target(job, args, err) < 0 || check_bitmap_args(job, args, &entry, err) < 0 ||
 	    check_supported(job, args, err) < 0 || check_sizes(job, err) < 0 || check_perf(job, args, err) < 0)
 		return -1;
 	if (args->job_id && !is_id(job->id)) {
 		tide_error_set(err, TIDE_E_REFUSED, "Invalid job ID '%s'", job->id);
 		return tide_error_hint(err, "a letter, then letters, digits, '-', '.', '_'");
 	}
-	if (plan(job, &found, err) < 0)
+	if (plan(job, entry, err) < 0)
 		return -1;
-	return found.entry ? freeze(job, found.entry, group, err) : 0;
+	return entry ? freeze(job, entry, group, err) : 0;
 }
 
 int tide_backup_prepare(struct tide_node *node, const struct tide_backup *args, const char *group,

@@ -78,18 +78,6 @@ static int by_sidecar(const void *a, const void *b)
 	return !x || !y ? (x != NULL) - (y != NULL) : strcmp(x, y);
 }
 
-struct adding {
-	struct tide_record *record;
-	struct tide_error *err;
-};
-
-static int add_file(void *data, const char *from, const char *to)
-{
-	struct adding *a = data;
-
-	return tide_record_add(a->record, from, to, a->err);
-}
-
 /* Does a job settle this node's bitmaps, and commit what else has changed with them? */
 static bool is_brought_along(const struct group *g, const struct tide_node *node)
 {
@@ -108,7 +96,7 @@ static int stage_nodes(struct group *g, struct tide_record *record, struct tide_
 		if (is_brought_along(g, node))
 			continue;
 		if (tide_node_load_deferred(node, sink, err) < 0 || tide_node_stage(node, err) < 0 ||
-		    tide_record_add(record, node->store.staged.tmp, node->store.staged.path, err) < 0)
+		    tide_node_add_to_record(node, record, err) < 0)
 			return -1;
 	}
 	return 0;
@@ -119,14 +107,13 @@ static struct tide_backup_job *stage_all(struct group *g, struct tide_record *re
 {
 	struct tide_backup_job **sorted = tide_mem_alloc(g->n, sizeof(*sorted), err);
 	struct tide_backup_job *bad = NULL;
-	struct adding adding = { record, err };
 
 	if (!sorted)
 		return g->jobs[0];
 	memcpy(sorted, g->jobs, g->n * sizeof(*sorted));
 	qsort(sorted, g->n, sizeof(*sorted), by_sidecar);
 	for (size_t i = 0; i < g->n && !bad; i++) {
-		if (!tide_backup_stage(sorted[i]) || tide_backup_staged_files(sorted[i], add_file, &adding) < 0)
+		if (!tide_backup_stage(sorted[i]) || tide_backup_add_to_record(sorted[i], record, err) < 0)
 			bad = sorted[i];
 	}
 	free(sorted);
@@ -148,7 +135,7 @@ static int sync_names(struct tide_record *record, struct tide_error *err)
 	const char *end = p ? record->text.buf + record->text.len : NULL;
 
 	while (p < end) {
-		if (tide_sysio_fsync_dir(p, err) < 0)
+		if (*p == '/' && tide_sysio_fsync_dir(p, err) < 0)
 			return -1;
 		p += strlen(p) + 1;
 		p += strlen(p) + 1;
@@ -162,19 +149,25 @@ static struct tide_node *member_node(const struct group *g, size_t i)
 	return i < g->n ? tide_backup_node(g->jobs[i]) : g->plan->nodes[i - g->n];
 }
 
-/* Each image of the group leads to the record; where nothing can be written beside it, the group does without. */
-static void point_all(struct group *g, struct tide_sink *sink)
+/*
+ * Each image of the group leads to the record; where nothing can be written beside it, the group does without, unless
+ * the image is to take its own last step.
+ */
+static int point_all(struct group *g, struct tide_sink *sink, struct tide_error *err)
 {
 	for (size_t i = 0; i < g->n + g->plan->n_nodes; i++) {
 		struct tide_node *node = member_node(g, i);
-		struct tide_error err = TIDE_ERROR_INIT;
+		struct tide_error why = TIDE_ERROR_INIT;
 
-		if (tide_node_point(node, g->plan->record, &err) < 0) {
-			tide_event_warning(sink, node->path, "a crash in the next moment may leave the group half done: %s", err.msg);
-			tide_node_unpoint(node);
-		}
-		tide_error_release(&err);
+		if (tide_node_point(node, g->plan->record, &why) == 0)
+			continue;
+		tide_node_unpoint(node);
+		if (node->inside_staged)
+			return tide_error_move(err, &why);
+		tide_event_warning(sink, node->path, "a crash in the next moment may leave the group half done: %s", why.msg);
+		tide_error_release(&why);
 	}
+	return 0;
 }
 
 /* From the record on there is no way back: what cannot be renamed now will be by whoever opens the node next. */
@@ -184,9 +177,7 @@ static int decide(struct group *g, const char *path, struct tide_record *record,
 	struct tide_error late = TIDE_ERROR_INIT;
 	bool named = record->text.len > 0;
 
-	if (named)
-		point_all(g, sink);
-	if (named && (sync_names(record, err) < 0 || tide_record_commit(record, path, err) < 0))
+	if (named && (point_all(g, sink, err) < 0 || sync_names(record, err) < 0 || tide_record_commit(record, path, err) < 0))
 		return -1;
 	for (size_t i = 0; i < g->n + g->plan->n_nodes; i++) {
 		int rc = i < g->n ? tide_backup_commit(g->jobs[i], &late)

@@ -31,6 +31,7 @@ struct tide_image {
 	struct tide_stamp stamp;
 	bool write_later, records_bitmaps, locks;
 	bool write_locked; /* write_later: by lock_write */
+	bool renounced;
 };
 
 /* Who is above, while a chain is being opened. */
@@ -237,6 +238,9 @@ static int open_checked(struct tide_image *image, const struct tide_image_option
                         const struct chain_link *above, struct tide_error *err)
 {
 	if (remember_file(image, err) < 0 || check_no_loop(image, above, err) < 0)
+		return -1;
+	/* First: who waits here must not be in the way of who has it. */
+	if (image->write_later && tide_lock_bitmaps(image->fd, LOCK_WAIT_MS, image->path, err) < 0)
 		return -1;
 	if (!options->force_share &&
 	    tide_lock_acquire(image->fd, options->write ? TIDE_LOCK_WRITE_HELD : TIDE_LOCK_READ_HELD,
@@ -677,8 +681,18 @@ void tide_image_abort_bitmaps(struct tide_image *image)
 	tide_stamp_take(image->fd, &image->stamp, NULL);
 }
 
+void tide_image_renounce_write(struct tide_image *image)
+{
+	if (!image->write_later || image->write_locked || image->renounced)
+		return;
+	tide_lock_bitmaps_drop(image->fd);
+	image->renounced = true;
+}
+
 int tide_image_lock_write(struct tide_image *image, struct tide_error *err)
 {
+	if (image->renounced)
+		return tide_error_set(err, TIDE_E_REFUSED, "'%s' is read only from now on", image->path);
 	if (!image->write_later || image->write_locked)
 		return 0;
 	if (check_recording(image, err) < 0)

@@ -86,7 +86,8 @@ int tide_image_write_commit(struct tide_image *image, const struct tide_extent *
 void tide_image_write_abort(struct tide_image *image, const struct tide_extent *place);
 
 /*
- * With write_later the image is read, beside other readers, until it is to be changed: then
+ * With write_later, which one program at a time can have (lock.h), the image is read, beside
+ * other readers, until it is to be changed: then
  * lock_write makes its locks those of a writer, waiting for up to ten seconds while another
  * program holds the image, and unlock_write makes them a reader's again.  In between nobody
  * can have changed it.  Bitmaps inside that nobody would record into are an error of lock_write, a
@@ -94,6 +95,8 @@ void tide_image_write_abort(struct tide_image *image, const struct tide_extent *
  */
 int tide_image_lock_write(struct tide_image *image, struct tide_error *err);
 void tide_image_unlock_write(struct tide_image *image);
+/* It will not be changed after all. */
+void tide_image_renounce_write(struct tide_image *image);
 
 /* Persistent bitmaps inside the image. */
 int tide_image_read_bitmap(struct tide_image *image, size_t index, struct tide_bitmap **out, struct tide_error *err);

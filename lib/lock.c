@@ -241,6 +241,36 @@ int tide_lock_token_is_held(int fd, uint64_t token, struct tide_error *err)
 	return sys == 0 ? locked : tide_error_set_sys(err, sys, "Failed to query the lock of a job");
 }
 
+/* ---- bitmaps inside images --------------------------------------------------------- */
+
+int tide_lock_bitmaps(int fd, unsigned timeout_ms, const char *path, struct tide_error *err)
+{
+	uint64_t deadline = now_ms() + timeout_ms;
+
+	for (uint64_t pause_ms = 1;; pause_ms = TIDE_MIN(pause_ms * 2, (uint64_t)50)) {
+		int sys = set_lock(fd, F_WRLCK, TOKEN_BASE, 1), job;
+
+		if (sys == 0)
+			return 0;
+		if (sys != EAGAIN && sys != EACCES)
+			return tide_error_set_sys(err, sys, "Failed to lock the bitmaps inside '%s'", path);
+		job = tide_lock_token_is_held(fd, TIDE_LOCK_TOKEN_JOB, err);
+		if (job < 0)
+			return -1;
+		if (job || now_ms() >= deadline) {
+			tide_error_set(err, TIDE_E_LOCKED, "The bitmaps inside '%s' are going to be changed by another program",
+			               path);
+			return tide_error_hint(err, "wait until it has ended: it is a backup that uses one of them");
+		}
+		nanosleep(&(struct timespec){ .tv_nsec = (long)pause_ms * 1000000 }, NULL);
+	}
+}
+
+void tide_lock_bitmaps_drop(int fd)
+{
+	set_lock(fd, F_UNLCK, TOKEN_BASE, 1);
+}
+
 /* ---- sidecars ---------------------------------------------------------------------- */
 
 int tide_lock_exclusive(int fd, unsigned timeout_ms, struct tide_error *err)

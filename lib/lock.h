@@ -54,6 +54,17 @@ void tide_lock_token_drop(int fd, uint64_t token);
 /* Does another open file description hold it?  1 yes, 0 no, -1 error. */
 int tide_lock_token_is_held(int fd, uint64_t token, struct tide_error *err);
 
+/* Held beside its own by a job on a bitmap that is kept inside the image. */
+#define TIDE_LOCK_TOKEN_JOB 1
+
+/*
+ * One at a time may be about to change the bitmaps inside an image: exclusive among those who
+ * ask for it, whatever else is locked.  Waits for up to timeout_ms, but not for a job.  fd must
+ * be open for writing.
+ */
+int tide_lock_bitmaps(int fd, unsigned timeout_ms, const char *path, struct tide_error *err);
+void tide_lock_bitmaps_drop(int fd);
+
 /*
  * A write lock on the whole file (tokens apart), waited for up to timeout_ms: serialises the short
  * moments in which a sidecar is replaced.  fd must be open for writing.

@@ -8,6 +8,7 @@
 #include "error.h"
 #include "lock.h"
 #include "mem.h"
+#include "node_inside.h"
 #include "record.h"
 
 static char *default_id(const char *path, struct tide_error *err)
@@ -73,7 +74,10 @@ static void drop_sidecar(struct tide_node *node)
 
 void tide_node_close(struct tide_node *node)
 {
+	if (node->inside_staged)
+		tide_node_inside_abort(node);
 	drop_sidecar(node);
+	tide_node_inside_release(node);
 	tide_store_release(&node->store);
 	tide_image_close(node->image);
 	node->image = NULL;
@@ -84,9 +88,10 @@ void tide_node_close(struct tide_node *node)
 	node->base = node->after = NULL;
 	tide_node_unpoint(node);
 	node->token = 0;
+	node->inside_held = false;
 	node->completed = false;
 	node->job = NULL;
-	node->is_open = node->wanted = node->want_create = false;
+	node->is_open = node->wanted = node->want_create = node->want_inside = false;
 }
 
 /* ---- opening ----------------------------------------------------------------------- */
@@ -96,9 +101,32 @@ static int load_sidecar(struct tide_node *node, struct tide_error *err)
 	if (tide_store_load(node->sidecar_path, &node->sc, err) < 0)
 		return -1;
 	node->has_sidecar = node->sc != NULL;
+	node->disk_writer = node->sc ? node->sc->writer : 0;
 	if (!node->sc)
 		node->sc = tide_sidecar_new(err);
 	return node->sc ? 0 : -1;
+}
+
+/* Bitmaps inside the image are going to be changed, perhaps: it is opened anew, as one that will be written later. */
+static int open_for_bitmaps(struct tide_node *node, struct tide_image_options *options, struct tide_error *err)
+{
+	TIDE_AUTOFREE char *format = NULL;
+
+	if (!tide_image_can_store_bitmaps(node->image) || node->mode != TIDE_NODE_CHANGE)
+		return 0;
+	if (tide_image_info(node->image)->n_bitmaps == 0 && !node->want_inside)
+		return 0;
+	format = tide_mem_strdup(tide_image_format(node->image), err);
+	if (!format)
+		return -1;
+	tide_image_close(node->image); /* its locks must not be in the way of who changes them now */
+	node->image = NULL;
+	options->write_later = options->records_bitmaps = true;
+	options->format = format;
+	if (tide_image_open(options, &node->image, &node->inside_error) == 0)
+		return 0;
+	options->write_later = options->records_bitmaps = false;
+	return tide_image_open(options, &node->image, err);
 }
 
 static int open_image(struct tide_node *node, struct tide_error *err)
@@ -107,6 +135,7 @@ static int open_image(struct tide_node *node, struct tide_error *err)
 		.path = node->path,
 		.format = node->format,
 		.write = node->mode == TIDE_NODE_WRITE,
+		.records_bitmaps = node->mode == TIDE_NODE_WRITE,
 		.force_share = node->force_share && node->mode == TIDE_NODE_LOOK,
 	};
 
@@ -120,6 +149,8 @@ static int open_image(struct tide_node *node, struct tide_error *err)
 		options.format = node->sc->format;
 	}
 	if (tide_image_open(&options, &node->image, err) < 0)
+		return -1;
+	if (open_for_bitmaps(node, &options, err) < 0 || tide_node_inside_open(node, err) < 0)
 		return -1;
 	if (!node->has_sidecar) {
 		strncpy(node->sc->format, tide_image_format(node->image), TIDE_SIDECAR_FORMAT_MAX);
@@ -176,7 +207,7 @@ static int check_stamp(struct tide_node *node, struct tide_sink *sink, struct ti
 		if (held < 0)
 			return -1;
 		if (!held) {
-			node->sc->writer = 0;
+			node->sc->writer = node->disk_writer = 0;
 			node->dirty = true;
 			tide_event_warning(sink, node->path, "a tracked write died; what it may have written is dirty");
 		}
@@ -228,6 +259,8 @@ static int recover_pointer(struct tide_node *node, struct tide_sink *sink, struc
 	if (rc)
 		return rc < 0 ? -1 : 0; /* it is at work */
 	rc = tide_record_roll_forward(record, err);
+	if (rc > 0 && tide_node_inside_roll_forward(node, record, sink, err) < 0)
+		return -1;
 	if (rc >= 0)
 		unlink(pointer);
 	return rc;
@@ -283,6 +316,11 @@ void tide_node_want(struct tide_node *node, enum tide_node_mode mode, bool creat
 	node->wanted = true;
 }
 
+void tide_node_want_inside(struct tide_node *node)
+{
+	node->want_inside = true;
+}
+
 int tide_node_open(struct tide_node *node, enum tide_node_mode mode, bool create, struct tide_sink *sink,
                    struct tide_error *err)
 {
@@ -304,6 +342,9 @@ int tide_node_open(struct tide_node *node, enum tide_node_mode mode, bool create
 void tide_node_unlock_store(struct tide_node *node)
 {
 	tide_store_release(&node->store);
+	/* Others may change what is inside the image, unless a job or a group is going to. */
+	if (!node->inside_held && !(node->inside_deferred && node->inside_dirty))
+		tide_image_renounce_write(node->image);
 }
 
 int tide_node_relock_store(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
@@ -316,26 +357,37 @@ int tide_node_relock_store(struct tide_node *node, struct tide_sink *sink, struc
 	return 0;
 }
 
+int tide_node_begin_settling(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
+{
+	if (node->after || node->inside_deferred)
+		return tide_node_load_deferred(node, sink, err);
+	return node->has_sidecar ? tide_node_relock_store(node, sink, err) : 0;
+}
+
 /* ---- bitmaps by name --------------------------------------------------------------- */
 
-int tide_node_find(struct tide_node *node, const char *name, struct tide_node_found *found, struct tide_error *err)
+static struct tide_sidecar_bitmap *find(const struct tide_node *node, const char *name)
 {
-	const struct tide_driver_info *info = tide_image_info(node->image);
 	long i = tide_sidecar_find(node->sc, name);
 
-	*found = (struct tide_node_found){ 0 };
-	if (i >= 0) {
-		found->entry = node->sc->items[i];
-		return 0;
-	}
-	for (size_t k = 0; k < info->n_bitmaps; k++) {
-		if (!strcmp(info->bitmaps[k].name, name)) {
-			found->index = k;
-			found->inside = &info->bitmaps[k];
-			return 0;
-		}
-	}
-	return tide_error_set(err, TIDE_E_REFUSED, "Dirty bitmap '%s' not found", name);
+	if (i >= 0)
+		return node->sc->items[i];
+	i = tide_sidecar_find(node->inside, name);
+	return i >= 0 ? node->inside->items[i] : NULL;
+}
+
+bool tide_node_has(const struct tide_node *node, const char *name)
+{
+	return find(node, name) != NULL;
+}
+
+struct tide_sidecar_bitmap *tide_node_find(struct tide_node *node, const char *name, struct tide_error *err)
+{
+	struct tide_sidecar_bitmap *entry = find(node, name);
+
+	if (!entry)
+		tide_error_set(err, TIDE_E_REFUSED, "Dirty bitmap '%s' not found", name);
+	return entry;
 }
 
 static bool is_removed(const struct tide_node *node, const struct tide_sidecar_bitmap *entry)
@@ -347,49 +399,94 @@ static bool is_removed(const struct tide_node *node, const struct tide_sidecar_b
 	return false;
 }
 
-static int check_inconsistent(struct tide_node *node, const char *name, struct tide_node_found *found, unsigned flags,
+static int check_inconsistent(struct tide_node *node, struct tide_sidecar_bitmap *entry, unsigned flags,
                               struct tide_error *err)
 {
-	if (found->entry && found->entry->untracked && node->ignore_stamp) {
-		found->entry->untracked = false; /* the user vouches for this one */
+	if (entry->untracked && node->ignore_stamp) {
+		entry->untracked = false; /* the user vouches for this one */
 		node->dirty = true;
 	}
-	if (flags & TIDE_BITMAP_ALLOW_INCONSISTENT)
+	if ((flags & TIDE_BITMAP_ALLOW_INCONSISTENT) || (!entry->untracked && !entry->in_use))
 		return 0;
-	if (found->entry ? !found->entry->untracked : !found->inside->in_use)
-		return 0;
-	tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' is inconsistent and cannot be used", name);
-	if (found->entry)
+	tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' is inconsistent and cannot be used", entry->name);
+	if (entry->untracked)
 		return tide_error_hint(err, "'%s' was changed without being tracked; say what was written with "
-		                            "bitmap-mark, or, if its content did not change, use --ignore-stamp",
+		                            "bitmap-mark, compare it with the last backup (bitmap-rescan), or, if its content "
+		                            "did not change, use --ignore-stamp",
 		                       node->path);
-	return tide_error_hint(err, "a program died while it used the bitmap; remove it and begin a new chain");
+	return tide_error_hint(err, "a program died while it used the bitmap; bitmap-rescan against the last backup makes it "
+	                            "usable again");
 }
 
-int tide_node_find_usable(struct tide_node *node, const char *name, unsigned flags, struct tide_node_found *found,
-                          struct tide_error *err)
+struct tide_sidecar_bitmap *tide_node_find_usable(struct tide_node *node, const char *name, unsigned flags,
+                                                  struct tide_error *err)
 {
-	if (tide_node_find(node, name, found, err) < 0)
-		return -1;
-	if (found->entry && (found->entry->token || is_removed(node, found->entry)))
-		return tide_error_set(err, TIDE_E_REFUSED,
-		                      "Bitmap '%s' is currently in use by another operation and cannot be used", name);
-	if (!found->entry && (flags & TIDE_BITMAP_WILL_WRITE)) {
-		tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' is readonly and cannot be modified", name);
-		return tide_error_hint(err, "it is kept inside the image, where this version only reads bitmaps");
+	struct tide_sidecar_bitmap *entry = tide_node_find(node, name, err);
+
+	if (!entry)
+		return NULL;
+	if (entry->token || is_removed(node, entry)) {
+		tide_error_set(err, TIDE_E_REFUSED,
+		               "Bitmap '%s' is currently in use by another operation and cannot be used", name);
+		return NULL;
 	}
-	return check_inconsistent(node, name, found, flags, err);
+	if (entry->inside && (flags & TIDE_BITMAP_WILL_WRITE) && node->inside_error.code) {
+		if (node->inside_error.code == TIDE_E_LOCKED) {
+			tide_node_inside_check(node, err);
+		} else {
+			tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' is readonly and cannot be modified", name);
+			tide_error_hint(err, "%s", node->inside_error.msg);
+		}
+		return NULL;
+	}
+	return check_inconsistent(node, entry, flags, err) < 0 ? NULL : entry;
 }
 
-struct tide_bitmap *tide_node_bitmap(struct tide_node *node, const struct tide_node_found *found, bool *own,
-                                     struct tide_error *err)
+struct tide_bitmap *tide_node_bitmap(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_error *err)
 {
-	struct tide_bitmap *bm = NULL;
+	if (!entry->inside)
+		return tide_sidecar_bitmap_load(node->sc, entry, err);
+	return tide_node_inside_load(node, entry, err) < 0 ? NULL : entry->bitmap;
+}
 
-	*own = !found->entry;
-	if (found->entry)
-		return tide_sidecar_bitmap_load(node->sc, found->entry, err);
-	return tide_image_read_bitmap(node->image, found->index, &bm, err) < 0 ? NULL : bm;
+void tide_node_touch(struct tide_node *node, const struct tide_sidecar_bitmap *entry)
+{
+	if (entry->inside)
+		node->inside_dirty = true;
+	else
+		node->dirty = true;
+}
+
+struct tide_bitmap *tide_node_bitmap_for_change(struct tide_node *node, struct tide_sidecar_bitmap *entry,
+                                                struct tide_error *err)
+{
+	struct tide_bitmap *bm = tide_node_bitmap(node, entry, err);
+
+	if (!bm)
+		return NULL;
+	entry->changed = true;
+	tide_node_touch(node, entry);
+	return bm;
+}
+
+struct tide_sidecar_bitmap *tide_node_add(struct tide_node *node, const char *name, uint64_t granularity,
+                                          enum tide_store_kind store, struct tide_error *err)
+{
+	bool inside = store == TIDE_STORE_IMAGE;
+	struct tide_sidecar_bitmap *entry;
+
+	if (inside && tide_node_inside_check(node, err) < 0)
+		return NULL;
+	entry = tide_sidecar_bitmap_new(name, tide_image_size(node->image), granularity, err);
+	if (!entry)
+		return NULL;
+	entry->inside = entry->changed = inside;
+	if (tide_sidecar_insert(inside ? node->inside : node->sc, 0, entry, err) < 0) {
+		tide_sidecar_bitmap_free(entry);
+		return NULL;
+	}
+	tide_node_touch(node, entry);
+	return entry;
 }
 
 uint64_t tide_node_default_granularity(const struct tide_node *node)
@@ -408,24 +505,55 @@ int tide_node_mark_removed(struct tide_node *node, struct tide_sidecar_bitmap *e
 		return -1;
 	node->removed = grown;
 	node->removed[node->n_removed++] = entry;
-	node->dirty = true;
+	tide_node_touch(node, entry);
 	return 0;
+}
+
+static bool is_dirty(const struct tide_bitmap *bm, uint64_t off, uint64_t len)
+{
+	uint64_t start, run;
+
+	return len == 0 || (tide_bitmap_next_dirty(bm, off, len, &start, &run) && start <= off && start + run >= off + len);
+}
+
+/* ... and, where a job uses the bitmap, in what will be its content after either end of the job. */
+static int record_entry(struct tide_node *node, struct tide_sidecar_bitmap *entry, uint64_t off, uint64_t len,
+                        struct tide_error *err)
+{
+	struct tide_sidecar_bitmap *half = entry->successor ? entry->successor : entry;
+	struct tide_bitmap *bm;
+
+	if (!half->enabled || entry->in_use)
+		return 0;
+	/* To change what the image holds takes several writes: not for bits that are set already. */
+	if (entry->inside) {
+		bm = tide_node_bitmap(node, entry, err);
+		if (!bm)
+			return -1;
+		if (half == entry && is_dirty(bm, off, len))
+			return 0;
+	}
+	if (half != entry) {
+		bm = tide_sidecar_bitmap_load(node->sc, half, err);
+		if (!bm || tide_bitmap_set(bm, off, len, err) < 0)
+			return -1;
+		tide_node_touch(node, entry);
+		if (!entry->inside)
+			return 0; /* the sidecar keeps the two apart */
+	}
+	bm = tide_node_bitmap_for_change(node, entry, err);
+	return bm ? tide_bitmap_set(bm, off, len, err) : -1;
 }
 
 int tide_node_record(struct tide_node *node, uint64_t off, uint64_t len, struct tide_error *err)
 {
 	for (size_t i = 0; i < node->sc->n; i++) {
-		struct tide_sidecar_bitmap *entry = node->sc->items[i];
-		struct tide_bitmap *bm;
-
-		if (entry->successor)
-			entry = entry->successor;
-		if (!entry->enabled)
-			continue;
-		bm = tide_sidecar_bitmap_load(node->sc, entry, err);
-		if (!bm || tide_bitmap_set(bm, off, len, err) < 0)
+		if (record_entry(node, node->sc->items[i], off, len, err) < 0)
 			return -1;
-		node->dirty = true;
+	}
+	for (size_t i = 0; i < node->inside->n; i++) {
+		if (record_entry(node, node->inside->items[i], off, len, err) < 0)
+			return -1;
 	}
 	return 0;
 }
@@ -434,18 +562,28 @@ int tide_node_record(struct tide_node *node, uint64_t off, uint64_t len, struct 
 
 static void drop_removed(struct tide_node *node)
 {
-	for (size_t k = node->sc->n; k-- > 0;) {
-		if (is_removed(node, node->sc->items[k]))
-			tide_sidecar_bitmap_free(tide_sidecar_take(node->sc, k));
+	struct tide_sidecar *stores[] = { node->sc, node->inside };
+
+	for (size_t s = 0; s < TIDE_ARRAY_SIZE(stores); s++) {
+		for (size_t k = stores[s]->n; k-- > 0;) {
+			if (is_removed(node, stores[s]->items[k]))
+				tide_sidecar_bitmap_free(tide_sidecar_take(stores[s], k));
+		}
 	}
 	node->n_removed = 0;
 }
 
 int tide_node_stage(struct tide_node *node, struct tide_error *err)
 {
-	if (!node->dirty || node->mode == TIDE_NODE_LOOK)
+	bool inside = node->inside_dirty && !node->inside_deferred;
+
+	if (node->mode == TIDE_NODE_LOOK || (!node->dirty && !inside))
 		return 0;
 	drop_removed(node);
+	if (inside && tide_node_inside_stage(node, err) < 0)
+		return -1;
+	if (!node->dirty)
+		return 0;
 	/* The stamp of the moment the image was locked, not of now: what came in between came around the tracking. */
 	node->sc->stamp = *tide_image_stamp(node->image);
 	node->sc->generation++;
@@ -454,19 +592,21 @@ int tide_node_stage(struct tide_node *node, struct tide_error *err)
 
 int tide_node_commit(struct tide_node *node, struct tide_error *err)
 {
-	if (!node->dirty || node->mode == TIDE_NODE_LOOK)
-		return 0;
-	if (tide_store_commit(&node->store, err) < 0)
-		return -1;
-	node->dirty = false;
-	node->has_sidecar = true;
-	return 0;
+	if (node->dirty && node->mode != TIDE_NODE_LOOK) {
+		if (tide_store_commit(&node->store, err) < 0)
+			return -1;
+		node->dirty = false;
+		node->has_sidecar = true;
+		node->disk_writer = node->sc->writer;
+	}
+	return node->inside_staged ? tide_node_inside_commit(node, err) : 0;
 }
 
 /* ---- waiting for a group ------------------------------------------------------------ */
 
 int tide_node_defer(struct tide_node *node, struct tide_error *err)
 {
+	node->inside_deferred = true;
 	node->base = tide_sidecar_copy(node->sc, err);
 	return node->base ? 0 : -1;
 }
@@ -488,7 +628,10 @@ static int make_busy(struct tide_node *node, struct tide_sidecar_bitmap *entry, 
 
 int tide_node_begin_deferred(struct tide_node *node, const char *group, struct tide_error *err)
 {
-	if (!node->dirty || node->mode == TIDE_NODE_LOOK)
+	if (node->mode == TIDE_NODE_LOOK)
+		return 0;
+	drop_removed(node);
+	if (!node->dirty)
 		return 0;
 	if (tide_lock_token_new(&node->token, err) < 0 ||
 	    tide_lock_token_hold(tide_image_fd(node->image), node->token, err) < 0)
@@ -501,7 +644,6 @@ int tide_node_begin_deferred(struct tide_node *node, const char *group, struct t
 		if (!entry->token && make_busy(node, entry, token, entry->enabled, group, err) < 0)
 			return -1;
 	}
-	drop_removed(node);
 	node->after = node->sc;
 	node->sc = node->base;
 	node->base = NULL;
@@ -510,11 +652,19 @@ int tide_node_begin_deferred(struct tide_node *node, const char *group, struct t
 	return 0;
 }
 
+bool tide_node_is_deferred(const struct tide_node *node)
+{
+	return node->after || (node->inside_deferred && node->inside_dirty);
+}
+
 int tide_node_load_deferred(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
 {
 	uint64_t generation = node->sc->generation;
 	bool had = node->has_sidecar;
 
+	node->inside_deferred = false;
+	if (!node->after)
+		return had ? tide_node_relock_store(node, sink, err) : 0;
 	drop_sidecar(node);
 	if (tide_store_lock(&node->store, node->sidecar_path, true, err) < 0 || load_sidecar(node, err) < 0)
 		return -1;
@@ -535,6 +685,7 @@ void tide_node_drop_deferred(struct tide_node *node, struct tide_sink *sink)
 	struct tide_error err = TIDE_ERROR_INIT;
 
 	tide_node_unlock_store(node);
+	tide_node_inside_reload(node, &err);
 	if (node->has_sidecar && node->token) {
 		tide_lock_token_drop(tide_image_fd(node->image), node->token);
 		drop_sidecar(node);
@@ -551,6 +702,20 @@ void tide_node_drop_deferred(struct tide_node *node, struct tide_sink *sink)
 	if (err.code)
 		tide_event_warning(sink, node->path, "%s; the next command on the image will do it", err.msg);
 	tide_error_release(&err);
+}
+
+int tide_node_add_to_record(const struct tide_node *node, struct tide_record *record, struct tide_error *err)
+{
+	const struct tide_staged *staged = &node->store.staged;
+	struct tide_stamp stamp;
+
+	if (staged->tmp && tide_record_add(record, staged->tmp, staged->path, err) < 0)
+		return -1;
+	if (!node->inside_staged)
+		return 0;
+	if (tide_stamp_take(tide_image_fd(node->image), &stamp, err) < 0)
+		return -1;
+	return tide_record_add_switch(record, tide_image_path(node->image), &node->inside_switch, &stamp, err);
 }
 
 int tide_node_point(struct tide_node *node, const char *record, struct tide_error *err)
@@ -582,60 +747,39 @@ void tide_node_unpoint(struct tide_node *node)
 
 /* ---- listing ----------------------------------------------------------------------- */
 
-static int list_entry(const struct tide_node *node, const struct tide_sidecar_bitmap *entry,
-                      struct tide_bitmap_info *out, struct tide_error *err)
+static int list_entry(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_bitmap_info *out,
+                      struct tide_error *err)
 {
 	out->name = tide_mem_strdup(entry->name, err);
 	if (!out->name)
 		return -1;
+	if (entry->inside && !entry->in_use && !tide_node_bitmap(node, entry, err))
+		return -1;
 	out->granularity = entry->granularity;
 	out->count = tide_sidecar_bitmap_count(entry) * entry->granularity;
 	out->busy = entry->token != 0;
-	out->inconsistent = entry->untracked && !node->ignore_stamp;
+	out->inconsistent = (entry->untracked && !node->ignore_stamp) || entry->in_use;
 	out->recording = (entry->enabled || (entry->successor && entry->successor->enabled)) && !out->inconsistent;
 	out->persistent = true;
-	out->store = TIDE_STORE_SIDECAR;
-	return 0;
-}
-
-static int list_inside(struct tide_node *node, size_t index, struct tide_bitmap_info *out, struct tide_error *err)
-{
-	const struct tide_driver_bitmap *inside = &tide_image_info(node->image)->bitmaps[index];
-
-	out->name = tide_mem_strdup(inside->name, err);
-	if (!out->name)
-		return -1;
-	out->granularity = inside->granularity;
-	out->inconsistent = inside->in_use;
-	out->recording = inside->enabled && !inside->in_use;
-	out->persistent = true;
-	out->store = TIDE_STORE_IMAGE;
-	if (!inside->in_use) {
-		TIDE_AUTOBITMAP struct tide_bitmap *bm = NULL;
-
-		if (tide_image_read_bitmap(node->image, index, &bm, err) < 0)
-			return -1;
-		out->count = tide_bitmap_count(bm) * inside->granularity;
-	}
+	out->store = entry->inside ? TIDE_STORE_IMAGE : TIDE_STORE_SIDECAR;
 	return 0;
 }
 
 int tide_node_list(struct tide_node *node, struct tide_bitmap_list **out, struct tide_error *err)
 {
-	size_t n_inside = tide_image_info(node->image)->n_bitmaps;
 	struct tide_bitmap_list *list = tide_mem_alloc(1, sizeof(*list), err);
 
 	if (!list)
 		return -1;
-	list->items = tide_mem_alloc(node->sc->n + n_inside + 1, sizeof(*list->items), err);
+	list->items = tide_mem_alloc(node->sc->n + node->inside->n + 1, sizeof(*list->items), err);
 	if (!list->items)
 		goto fail;
 	for (size_t i = 0; i < node->sc->n; i++) {
 		if (list_entry(node, node->sc->items[i], &list->items[list->n++], err) < 0)
 			goto fail;
 	}
-	for (size_t i = n_inside; i-- > 0;) { /* the directory holds the oldest of a session last */
-		if (list_inside(node, i, &list->items[list->n++], err) < 0)
+	for (size_t i = 0; i < node->inside->n; i++) {
+		if (list_entry(node, node->inside->items[i], &list->items[list->n++], err) < 0)
 			goto fail;
 	}
 	*out = list;

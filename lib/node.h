@@ -22,6 +22,7 @@
 
 #include "event.h"
 #include "image.h"
+#include "record.h"
 #include "sidecar.h"
 #include "store.h"
 
@@ -37,7 +38,7 @@ struct tide_node {
 	bool ignore_stamp, force_share;
 
 	/* How the transaction at hand is going to use it (tide_node_want). */
-	bool wanted, want_create;
+	bool wanted, want_create, want_inside;
 	enum tide_node_mode want;
 	const char *job; /* the backup job that runs on it; NULL: none */
 
@@ -51,11 +52,19 @@ struct tide_node {
 	bool has_sidecar;
 	bool dirty;     /* sc differs from what is on disk */
 	bool untracked; /* the stamp did not match */
+	struct tide_sidecar *inside; /* the bitmaps inside the image: node_inside.h */
+	bool inside_dirty;           /* they differ from what the image holds */
+	bool inside_staged, inside_marked;
+	bool inside_held; /* a job uses one of them */
+	uint64_t disk_writer; /* the living writer token that the sidecar on disk has */
+	struct tide_driver_switch inside_switch; /* what makes the staged ones real */
+	struct tide_error inside_error;          /* why they cannot be changed, where the image is of a kind that holds some */
 	size_t n_removed;
 	struct tide_sidecar_bitmap **removed; /* gone with the commit; until then their names are taken */
 
 	/* A grouped transaction's changes wait for its end: what was there before it, then what will be. */
 	struct tide_sidecar *base, *after;
+	bool inside_deferred;
 	uint64_t token; /* of the bitmaps that it has made busy, where no job does */
 	char *pointer;  /* the file that leads to the group's record, while it stands; NULL: none */
 	bool completed; /* opening it found a group that had succeeded, and has finished what was left */
@@ -66,6 +75,8 @@ void tide_node_free(struct tide_node *node);
 
 /* Widens how tide_node_open will open it, whatever mode that is asked for. */
 void tide_node_want(struct tide_node *node, enum tide_node_mode mode, bool create);
+/* A bitmap is going to be made inside the image. */
+void tide_node_want_inside(struct tide_node *node);
 
 /*
  * Already open in a mode that suffices: nothing happens.  create: the sidecar may come into
@@ -75,28 +86,29 @@ int tide_node_open(struct tide_node *node, enum tide_node_mode mode, bool create
                    struct tide_error *err);
 void tide_node_close(struct tide_node *node);
 
-/* A bitmap inside the image. */
-struct tide_node_found {
-	struct tide_sidecar_bitmap *entry; /* in the sidecar; or NULL */
-	size_t index;                      /* in the image's directory, when entry is NULL */
-	const struct tide_driver_bitmap *inside;
-};
-
 /* QEMU's "Dirty bitmap 'x' not found" when neither store has it. */
-int tide_node_find(struct tide_node *node, const char *name, struct tide_node_found *found, struct tide_error *err);
+struct tide_sidecar_bitmap *tide_node_find(struct tide_node *node, const char *name, struct tide_error *err);
+bool tide_node_has(const struct tide_node *node, const char *name);
 
 enum {
 	TIDE_BITMAP_ALLOW_INCONSISTENT = 1 << 0,
-	TIDE_BITMAP_WILL_WRITE = 1 << 1, /* refuses bitmaps inside the image: read-only in this version */
+	TIDE_BITMAP_WILL_WRITE = 1 << 1, /* refuses those inside an image that cannot be changed */
 };
 
 /* find, and QEMU's refusals in QEMU's order: busy, readonly, inconsistent. */
-int tide_node_find_usable(struct tide_node *node, const char *name, unsigned flags, struct tide_node_found *found,
-                          struct tide_error *err);
+struct tide_sidecar_bitmap *tide_node_find_usable(struct tide_node *node, const char *name, unsigned flags,
+                                                  struct tide_error *err);
 
-/* The contents; *own: the caller frees the bitmap (it was read from the image), else it is the entry's. */
-struct tide_bitmap *tide_node_bitmap(struct tide_node *node, const struct tide_node_found *found, bool *own,
-                                     struct tide_error *err);
+/* A new bitmap, empty, in the store that is asked for. */
+struct tide_sidecar_bitmap *tide_node_add(struct tide_node *node, const char *name, uint64_t granularity,
+                                          enum tide_store_kind store, struct tide_error *err);
+
+/* The contents, which stay the entry's: to look at, or to change. */
+struct tide_bitmap *tide_node_bitmap(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_error *err);
+struct tide_bitmap *tide_node_bitmap_for_change(struct tide_node *node, struct tide_sidecar_bitmap *entry,
+                                                struct tide_error *err);
+/* Something else about the entry has changed. */
+void tide_node_touch(struct tide_node *node, const struct tide_sidecar_bitmap *entry);
 
 /* QEMU's default: the image's cluster size within 4 KiB and 64 KiB, or 64 KiB. */
 uint64_t tide_node_default_granularity(const struct tide_node *node);
@@ -106,7 +118,7 @@ int tide_node_mark_removed(struct tide_node *node, struct tide_sidecar_bitmap *e
 /* Sets the range in every bitmap that records. */
 int tide_node_record(struct tide_node *node, uint64_t off, uint64_t len, struct tide_error *err);
 
-/* Writes the sidecar to come, if anything changed; the last step that can be refused. */
+/* Writes the sidecar and the image's bitmaps to come, if anything changed; the last step that can be refused. */
 int tide_node_stage(struct tide_node *node, struct tide_error *err);
 int tide_node_commit(struct tide_node *node, struct tide_error *err);
 
@@ -114,6 +126,8 @@ int tide_node_commit(struct tide_node *node, struct tide_error *err);
 void tide_node_unlock_store(struct tide_node *node);
 /* Locks and reads the sidecar again, at the end of a job. */
 int tide_node_relock_store(struct tide_node *node, struct tide_sink *sink, struct tide_error *err);
+/* At the end of a job, where there may be no sidecar, or changes that waited for a group. */
+int tide_node_begin_settling(struct tide_node *node, struct tide_sink *sink, struct tide_error *err);
 
 /*
  * Changes that are made on disk only when a group has succeeded.  defer: from now on, called before the first change.
@@ -123,7 +137,11 @@ int tide_node_relock_store(struct tide_node *node, struct tide_sink *sink, struc
 int tide_node_defer(struct tide_node *node, struct tide_error *err);
 int tide_node_begin_deferred(struct tide_node *node, const char *group, struct tide_error *err);
 int tide_node_load_deferred(struct tide_node *node, struct tide_sink *sink, struct tide_error *err);
+bool tide_node_is_deferred(const struct tide_node *node);
 void tide_node_drop_deferred(struct tide_node *node, struct tide_sink *sink);
+
+/* What has been staged, for a group's record (record.h). */
+int tide_node_add_to_record(const struct tide_node *node, struct tide_record *record, struct tide_error *err);
 
 /* Makes sure that whoever opens the node after a crash finds the record; unpoint: it is not needed any more. */
 int tide_node_point(struct tide_node *node, const char *record, struct tide_error *err);

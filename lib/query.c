@@ -76,22 +76,15 @@ static int query_dump(struct tide_session *session, const char *id, const char *
                       struct tide_error *err)
 {
 	struct tide_node *node = look(session, id, err);
-	struct tide_node_found found;
+	struct tide_sidecar_bitmap *entry = node ? tide_node_find(node, name, err) : NULL;
 	struct tide_bitmap *bm;
-	bool own;
-	int rc;
 
-	if (!node || tide_node_find(node, name, &found, err) < 0)
+	if (!entry)
 		return -1;
-	if (found.inside && found.inside->in_use)
+	if (entry->in_use)
 		return tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' is inconsistent and cannot be used", name);
-	bm = tide_node_bitmap(node, &found, &own, err);
-	if (!bm)
-		return -1;
-	rc = dump_bitmap(bm, dump, err);
-	if (own)
-		tide_bitmap_free(bm);
-	return rc;
+	bm = tide_node_bitmap(node, entry, err);
+	return bm ? dump_bitmap(bm, dump, err) : -1;
 }
 
 int tide_query_dump(struct tide_session *session, const char *id, const char *name, struct tide_dump **dump,

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,6 +27,87 @@ int tide_record_add(struct tide_record *record, const char *from, const char *to
 	tide_strbuf_add(&record->text, from, strlen(from) + 1);
 	tide_strbuf_add(&record->text, to, strlen(to) + 1);
 	return record->text.failed ? tide_error_set_nomem(err) : 0;
+}
+
+/* ---- steps inside images ----------------------------------------------------------- */
+
+#define SWITCH "switch "
+
+static void add_hex(struct tide_strbuf *text, const uint8_t *bytes, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		tide_strbuf_addf(text, "%02x", bytes[i]);
+}
+
+/* Numbers in hexadecimal: offset, length, before, after, the guard's three, and the stamp's four. */
+int tide_record_add_switch(struct tide_record *record, const char *image, const struct tide_driver_switch *sw,
+                           const struct tide_stamp *stamp, struct tide_error *err)
+{
+	struct tide_strbuf text = TIDE_STRBUF_INIT;
+	int rc = -1;
+
+	tide_strbuf_addf(&text, SWITCH "%" PRIx64 " %zx ", sw->offset, sw->len);
+	add_hex(&text, sw->before, sw->len);
+	tide_strbuf_adds(&text, " ");
+	add_hex(&text, sw->after, sw->len);
+	tide_strbuf_addf(&text, " %" PRIx64 " %" PRIx64 " %" PRIx32 " %x %" PRIx64 " %" PRIx64 " %" PRIx32, sw->guard_offset,
+	                 sw->guard_len, sw->guard_crc, stamp->valid, stamp->size, (uint64_t)stamp->mtime_sec,
+	                 stamp->mtime_nsec);
+	if (!record->text.len)
+		tide_strbuf_adds(&record->text, MAGIC);
+	tide_strbuf_add(&record->text, text.buf, text.len + 1);
+	tide_strbuf_add(&record->text, image, strlen(image) + 1);
+	rc = text.failed || record->text.failed ? tide_error_set_nomem(err) : 0;
+	tide_strbuf_release(&text);
+	return rc;
+}
+
+static bool parse_number(const char **p, uint64_t *value)
+{
+	char *end;
+
+	*value = strtoull(*p, &end, 16);
+	if (end == *p || (*end && *end != ' '))
+		return false;
+	*p = *end ? end + 1 : end;
+	return true;
+}
+
+static bool parse_hex(const char **p, uint8_t *bytes, size_t n)
+{
+	for (size_t i = 0; i < n; i++, *p += 2) {
+		char pair[3] = { (*p)[0], (*p)[0] ? (*p)[1] : '\0', '\0' };
+		char *end;
+
+		bytes[i] = (uint8_t)strtoul(pair, &end, 16);
+		if (end != pair + 2)
+			return false;
+	}
+	if (**p != ' ')
+		return false;
+	++*p;
+	return true;
+}
+
+static bool parse_switch(const char *p, struct tide_driver_switch *sw, struct tide_stamp *stamp)
+{
+	uint64_t len, crc, valid, sec, nsec;
+
+	p += strlen(SWITCH);
+	if (!parse_number(&p, &sw->offset) || !parse_number(&p, &len) || len > sizeof(sw->before))
+		return false;
+	sw->len = len;
+	if (!parse_hex(&p, sw->before, len) || !parse_hex(&p, sw->after, len) || !parse_number(&p, &sw->guard_offset) ||
+	    !parse_number(&p, &sw->guard_len) || !parse_number(&p, &crc) || !parse_number(&p, &valid) ||
+	    !parse_number(&p, &stamp->size) || !parse_number(&p, &sec) || !parse_number(&p, &nsec))
+		return false;
+	if (sw->guard_len > RECORD_MAX)
+		return false;
+	sw->guard_crc = (uint32_t)crc;
+	stamp->valid = valid;
+	stamp->mtime_sec = (int64_t)sec;
+	stamp->mtime_nsec = (uint32_t)nsec;
+	return true;
 }
 
 static int write_durable(struct tide_record *record, const char *path, bool exclusive, struct tide_error *err)
@@ -80,6 +162,33 @@ static int read_record(const char *path, char **text, size_t *len, struct tide_e
 	return 1;
 }
 
+int tide_record_find_switch(const char *path, const char *image, struct tide_driver_switch *sw, struct tide_stamp *stamp,
+                            struct tide_error *err)
+{
+	TIDE_AUTOFREE char *text = NULL;
+	TIDE_AUTOFREE char *done = tide_mem_printf(err, "%s.done", path);
+	size_t len = 0;
+	int rc = done ? read_record(path, &text, &len, err) : -1;
+
+	if (rc == 0)
+		rc = read_record(done, &text, &len, err);
+	if (rc <= 0)
+		return rc;
+	for (const char *p = text + strlen(MAGIC), *end = text + len; p < end;) {
+		const char *to = p + strlen(p) + 1;
+
+		if (to >= end)
+			break;
+		if (!strncmp(p, SWITCH, strlen(SWITCH)) && !strcmp(to, image)) {
+			if (parse_switch(p, sw, stamp))
+				return 1;
+			return tide_error_set(err, TIDE_E_CORRUPT, "The group's record '%s' is damaged", path);
+		}
+		p = to + strlen(to) + 1;
+	}
+	return 0;
+}
+
 /* ---- pointers ---------------------------------------------------------------------- */
 
 int tide_record_point(const char *pointer, uint64_t token, const char *record, struct tide_error *err)
@@ -116,6 +225,8 @@ int tide_record_read_pointer(const char *pointer, uint64_t *token, char **record
 
 static int rename_one(const char *from, const char *to, struct tide_error *err)
 {
+	if (!strncmp(from, SWITCH, strlen(SWITCH)))
+		return 0;
 	if (from[0] != '/' || to[0] != '/')
 		return tide_error_set(err, TIDE_E_CORRUPT, "'%s' is no absolute path", from[0] == '/' ? to : from);
 	if (rename(from, to) < 0 && errno != ENOENT)

@@ -8,6 +8,8 @@
 #ifndef TIDE_RECORD_H
 #define TIDE_RECORD_H
 
+#include "image_driver.h"
+#include "stamp.h"
 #include "strbuf.h"
 #include "tidemark.h"
 
@@ -19,6 +21,12 @@ struct tide_record {
 
 /* Absolute paths. */
 int tide_record_add(struct tide_record *record, const char *from, const char *to, struct tide_error *err);
+/* A last step inside an image: it takes part once the record is there, by whoever opens that image first. */
+int tide_record_add_switch(struct tide_record *record, const char *image, const struct tide_driver_switch *sw,
+                           const struct tide_stamp *stamp, struct tide_error *err);
+/* That of this image, in a record that has been rolled forward or not: 1, or 0: there is none; -1 error. */
+int tide_record_find_switch(const char *path, const char *image, struct tide_driver_switch *sw, struct tide_stamp *stamp,
+                            struct tide_error *err);
 /* Makes the decision: the record is at path, durable. */
 int tide_record_commit(struct tide_record *record, const char *path, struct tide_error *err);
 void tide_record_release(struct tide_record *record);

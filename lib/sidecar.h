@@ -26,6 +26,13 @@ struct tide_sidecar_bitmap {
 	uint8_t *encoded;                      /* the chunk records; NULL once the bitmap has been decoded */
 	size_t encoded_len;
 	struct tide_sidecar_bitmap *successor; /* of a busy bitmap, else NULL */
+
+	/* For a node's bitmaps inside the image (node_inside.h), which are never encoded. */
+	bool inside;
+	bool in_use;  /* a program died while it had it open: the contents say nothing */
+	bool changed; /* the contents are not those that are stored */
+	bool is_stored;
+	size_t stored; /* its place in the image's directory */
 };
 
 #define TIDE_SIDECAR_FORMAT_MAX 15

@@ -346,7 +346,7 @@ static int run_grouped(struct tide_txn *txn, struct tide_backup_job *const *jobs
 	if (!nodes)
 		return -1;
 	for (size_t i = 0; i < txn->session->n_nodes; i++) {
-		if (txn->session->nodes[i]->after)
+		if (tide_node_is_deferred(txn->session->nodes[i]))
 			nodes[plan.n_nodes++] = txn->session->nodes[i];
 	}
 	for (size_t i = 0; i < n; i++)

@@ -22,7 +22,9 @@ struct tide_write {
 	struct tide_node *node;
 	struct tide_sink *sink;
 	struct tide_image_write args;
-	struct tide_sidecar *before; /* the bitmaps without this write; NULL: nothing tracks the image */
+	bool tracked;                       /* a bitmap records */
+	struct tide_sidecar *before;        /* the sidecar's bitmaps without this write; NULL: there is none */
+	struct tide_sidecar *before_inside; /* and the image's */
 	uint64_t token;
 	uint64_t recorded; /* bytes from the offset that are dirty on disk */
 	uint64_t done;     /* bytes from the offset that may have changed */
@@ -113,24 +115,51 @@ static int record(struct tide_write *w, uint64_t len, struct tide_error *err)
 	if (len && tide_node_record(w->node, w->args.offset, len, err) < 0)
 		return -1;
 	w->recorded = len;
-	w->node->sc->writer = w->token;
-	w->node->dirty = true;
+	if (w->token) {
+		w->node->sc->writer = w->token;
+		w->node->dirty = true;
+	}
 	return 0;
+}
+
+/* A copy of the bitmaps inside the image, those that record with their contents. */
+static int copy_inside(struct tide_write *w, struct tide_error *err)
+{
+	struct tide_sidecar *inside = w->node->inside;
+
+	for (size_t i = 0; i < inside->n; i++) {
+		struct tide_sidecar_bitmap *entry = inside->items[i];
+
+		if (!entry->enabled || entry->in_use)
+			continue;
+		w->tracked = true;
+		if (!tide_node_bitmap(w->node, entry, err))
+			return -1;
+	}
+	w->before_inside = tide_sidecar_copy(inside, err);
+	return w->before_inside ? 0 : -1;
 }
 
 static int prepare(struct tide_write *w, struct tide_error *err)
 {
 	if (check(w, err) < 0)
 		return -1;
-	if (!w->node->has_sidecar || (w->args.has_length && w->args.length == 0))
+	if (w->args.has_length && w->args.length == 0)
 		return 0;
 	if (w->node->untracked)
 		tide_event_warning(w->sink, w->node->path,
 		                   "the image was changed without being tracked; its bitmaps stay inconsistent");
-	w->before = tide_sidecar_copy(w->node->sc, err);
-	if (!w->before || tide_lock_token_new(&w->token, err) < 0 ||
-	    tide_lock_token_hold(tide_image_fd(w->node->image), w->token, err) < 0)
+	if (copy_inside(w, err) < 0)
 		return -1;
+	if (w->node->has_sidecar) {
+		w->tracked = true;
+		w->before = tide_sidecar_copy(w->node->sc, err);
+		if (!w->before || tide_lock_token_new(&w->token, err) < 0 ||
+		    tide_lock_token_hold(tide_image_fd(w->node->image), w->token, err) < 0)
+			return -1;
+	}
+	if (!w->tracked)
+		return 0;
 	return record(w, w->args.has_length ? w->args.length : FIRST_WINDOW, err);
 }
 
@@ -159,6 +188,7 @@ void tide_write_free(struct tide_write *w)
 	if (w->token && w->node->image)
 		tide_lock_token_drop(tide_image_fd(w->node->image), w->token);
 	tide_sidecar_free(w->before);
+	tide_sidecar_free(w->before_inside);
 	free(w->buf);
 	free(w);
 }
@@ -170,9 +200,9 @@ static int record_ahead(struct tide_write *w, uint64_t end, struct tide_error *e
 {
 	int rc;
 
-	if (!w->before || end <= w->recorded)
+	if (!w->tracked || end <= w->recorded)
 		return 0;
-	if (tide_node_relock_store(w->node, w->sink, err) < 0)
+	if (w->before && tide_node_relock_store(w->node, w->sink, err) < 0)
 		return -1;
 	rc = record(w, TIDE_MAX(end, w->recorded * 2), err);
 	if (rc == 0)
@@ -257,24 +287,45 @@ static int make_durable(struct tide_write *w, struct tide_error *err)
 	return 0;
 }
 
+static int settle_sidecar(struct tide_write *w, struct tide_error *err)
+{
+	if (tide_node_relock_store(w->node, w->sink, err) < 0)
+		return -1;
+	w->before->generation = w->node->sc->generation;
+	tide_sidecar_free(w->node->sc);
+	w->node->sc = w->before;
+	w->before = NULL;
+	w->node->dirty = true;
+	w->node->sc->writer = 0;
+	return 0;
+}
+
+static void settle_inside(struct tide_write *w)
+{
+	tide_sidecar_free(w->node->inside);
+	w->node->inside = w->before_inside;
+	w->before_inside = NULL;
+	for (size_t i = 0; i < w->node->inside->n; i++) {
+		struct tide_sidecar_bitmap *entry = w->node->inside->items[i];
+
+		entry->changed = entry->bitmap != NULL;
+		w->node->inside_dirty |= entry->changed;
+	}
+}
+
 /* The bitmaps as they were, with exactly what was written; and the stamp of now. */
 static int settle(struct tide_write *w, struct tide_error *err)
 {
-	int rc;
+	int rc = 0;
 
-	if (!w->before)
+	if (!w->tracked)
 		return 0;
-	rc = tide_node_relock_store(w->node, w->sink, err);
-	if (rc == 0) {
-		w->before->generation = w->node->sc->generation;
-		tide_sidecar_free(w->node->sc);
-		w->node->sc = w->before;
-		w->before = NULL;
-		w->node->dirty = true;
-		w->node->sc->writer = 0;
-		if (w->done)
-			rc = tide_node_record(w->node, w->args.offset, w->done, err);
-	}
+	if (w->before)
+		rc = settle_sidecar(w, err);
+	if (w->recorded != w->done)
+		settle_inside(w);
+	if (rc == 0 && w->done)
+		rc = tide_node_record(w->node, w->args.offset, w->done, err);
 	if (rc == 0)
 		rc = tide_node_stage(w->node, err);
 	if (rc == 0)
