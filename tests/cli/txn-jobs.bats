@@ -685,3 +685,18 @@ many() {
 	assert_equal "$status" 0
 	complete
 }
+
+@test "the place of a job's bitmap in the list, when others come and go in the same transaction" {
+	raw disk.img 1M
+	ok bitmap-add disk.img b7
+	ok bitmap-add disk.img b16
+	ok bitmap-mark disk.img b7 0 1
+	local n='"node": "disk"'
+	commands individual \
+		"{\"type\": \"drive-backup\", \"data\": {\"device\": \"disk\", \"target\": \"$PWD/t\", \"format\": \"qcow2\",
+			\"sync\": \"bitmap\", \"bitmap-mode\": \"on-success\", \"bitmap\": \"b7\"}}" \
+		"{\"type\": \"block-dirty-bitmap-add\", \"data\": {$n, \"name\": \"b27\"}}" \
+		"{\"type\": \"block-dirty-bitmap-remove\", \"data\": {$n, \"name\": \"b16\"}}"
+	done_ txn-apply --drive disk=disk.img commands.json
+	assert_equal "$(names disk.img)" "b27 b7"
+}
