@@ -57,6 +57,10 @@ int tide_qcow2_check_writable(const struct tide_qcow2 *q, struct tide_error *err
 		        "The image was not closed properly and its refcounts are not up to date: it cannot be written");
 		return tide_error_hint(err, "repair it first: qemu-img check -r all IMAGE");
 	}
+	if (q->has_data_file && q->header.snapshots)
+		return tide_error_set(err, TIDE_E_UNSUPPORTED,
+		                      "The image has internal snapshots and an external data file, which cannot hold "
+		                      "them: it cannot be written");
 	return 0;
 }
 
@@ -80,10 +84,14 @@ static int open_state(struct tide_qcow2 *q, struct tide_error *err)
 		return -1;
 	q->cluster_bits = q->header.cluster_bits;
 	q->cluster_size = UINT64_C(1) << q->cluster_bits;
-	q->l2_bits = q->cluster_bits - 3;
+	q->extended = q->header.incompatible & TIDE_QCOW2_INCOMPAT_EXTENDED_L2;
+	q->l2_bits = q->cluster_bits - (q->extended ? 4 : 3);
 	q->block_bits = q->cluster_bits + 3 - q->header.refcount_order;
 	q->size = q->header.size;
 	q->has_backing = q->header.backing != NULL;
+	q->has_data_file = q->header.data_file != NULL;
+	q->data_is_raw = q->has_data_file && (q->header.autoclear & TIDE_QCOW2_AUTOCLEAR_DATA_FILE_RAW);
+	q->data_fd = q->has_data_file ? -1 : q->fd;
 	if (tide_qcow2_bitmap_open(q, err) < 0 || (q->writable && !q->late && tide_qcow2_check_writable(q, err) < 0) ||
 	    tide_qcow2_l2_open(q, err) < 0)
 		return -1;
@@ -118,6 +126,7 @@ const struct tide_image_driver tide_qcow2_driver = {
         .probe = tide_qcow2_header_probe,
         .create = tide_qcow2_create_image,
         .open = open_image,
+        .set_data_file = tide_qcow2_data_set_file,
         .close = close_image,
         .flush = tide_qcow2_flush_image,
         .extent = tide_qcow2_read_extent,

@@ -5,6 +5,13 @@
  * 64-bit entries say where a cluster of the disk lies in the file.  Reference counts of the
  * file's clusters stand in blocks of one cluster each that the refcount table points at.
  *
+ * With extended L2 entries, of 128 bits, the second half says for each 32nd part of the
+ * cluster, a subcluster, whether it is allocated, zero, or neither.  They are read one by
+ * one; a write makes whole clusters of them.
+ *
+ * With an external data file the disk's bytes stand in that file, at the same offsets as in
+ * the disk; what is above is about everything else.  It has no reference counts.
+ *
  * Three ways of being open:
  *
  *   reading   L1 in memory, L2 tables on demand in a bounded cache.
@@ -49,6 +56,7 @@ enum {
 	TIDE_QCOW2_INCOMPAT_EXTENDED_L2 = 1 << 4,
 	TIDE_QCOW2_COMPAT_LAZY_REFCOUNTS = 1 << 0,
 	TIDE_QCOW2_AUTOCLEAR_BITMAPS = 1 << 0,
+	TIDE_QCOW2_AUTOCLEAR_DATA_FILE_RAW = 1 << 1,
 };
 
 enum { TIDE_QCOW2_ZLIB = 0, TIDE_QCOW2_ZSTD = 1 };
@@ -58,6 +66,7 @@ enum {
 	TIDE_QCOW2_EXT_BACKING_FORMAT = (int)0xe2792aca,
 	TIDE_QCOW2_EXT_FEATURES = 0x6803f857,
 	TIDE_QCOW2_EXT_BITMAPS = 0x23852875,
+	TIDE_QCOW2_EXT_DATA_FILE = 0x44415441,
 	/* Tidemark's own, "TIDE": eight bytes, the size of a disk that is no multiple of 512.  QEMU keeps what it does
 	   not know. */
 	TIDE_QCOW2_EXT_EXACT_SIZE = 0x54494445,
@@ -71,6 +80,12 @@ enum { TIDE_QCOW2_AT_REFTABLE = 48, TIDE_QCOW2_AT_AUTOCLEAR = 88 };
 #define TIDE_QCOW2_ENTRY_ZERO       UINT64_C(1)
 #define TIDE_QCOW2_ENTRY_OFFSET     UINT64_C(0x00fffffffffffe00)
 
+/* Of an extended L2 entry's second half: the subclusters that are allocated, and those that are zero. */
+#define TIDE_QCOW2_SUBCLUSTER_BITS 5u
+#define TIDE_QCOW2_SUBCLUSTERS     (1u << TIDE_QCOW2_SUBCLUSTER_BITS)
+#define TIDE_QCOW2_BITMAP_ALLOC    UINT64_C(0x00000000ffffffff)
+#define TIDE_QCOW2_BITMAP_ZERO     UINT64_C(0xffffffff00000000)
+
 struct tide_qcow2_header {
 	unsigned version, cluster_bits, refcount_order, compression;
 	uint64_t size;
@@ -81,6 +96,7 @@ struct tide_qcow2_header {
 	uint64_t snapshots_offset;
 	uint64_t incompatible, compatible, autoclear;
 	char *backing, *backing_format; /* or NULL */
+	char *data_file;                /* given when there is an external data file, else NULL */
 	uint32_t n_bitmaps;             /* 0: none, or not to be relied on */
 	uint64_t bitmap_dir_offset, bitmap_dir_size;
 };
@@ -158,15 +174,19 @@ struct tide_qcow2 {
 	struct tide_qcow2_header header;
 	unsigned cluster_bits;
 	uint64_t cluster_size;
+	bool extended;       /* L2 entries have 128 bits, else 64 */
 	unsigned l2_bits;    /* log2 of the entries of an L2 table */
 	unsigned block_bits; /* log2 of the entries of a refcount block */
 	uint64_t size;       /* of the disk */
 	bool has_backing;
+	bool has_data_file, data_is_raw; /* data_is_raw: that file alone is the disk, too */
+	int data_fd;                     /* where the disk's bytes stand: fd, or the data file's, -1 until that is set */
 	size_t n_bitmaps;
 	struct tide_qcow2_bitmap *bitmaps;
 
 	pthread_mutex_t lock;
 	uint64_t file_size; /* with all that is allocated; may be ahead of the file system's */
+	uint64_t data_size; /* of the external data file */
 	uint64_t *l1;       /* header.l1_entries of them, in the host's byte order */
 	uint8_t *l1_dirty;  /* one a page of 512 entries */
 	struct tide_qcow2_cache l2;
@@ -226,13 +246,25 @@ int tide_qcow2_cache_write(struct tide_qcow2_cache *c, int fd, bool fresh_only, 
 
 /* ---- qcow2_l2.c ---- */
 
-enum tide_qcow2_kind { TIDE_QCOW2_HOLE, TIDE_QCOW2_ZEROES, TIDE_QCOW2_DATA, TIDE_QCOW2_COMPRESSED };
+enum tide_qcow2_kind {
+	TIDE_QCOW2_HOLE,
+	TIDE_QCOW2_ZEROES,
+	TIDE_QCOW2_DATA,
+	TIDE_QCOW2_COMPRESSED,
+	TIDE_QCOW2_MIXED, /* its subclusters are not all of one kind */
+};
 
 struct tide_qcow2_cluster {
 	enum tide_qcow2_kind kind;
 	bool copied;
-	uint64_t host; /* DATA, COMPRESSED: first byte.  ZEROES: a cluster that is set aside, or 0 */
-	uint64_t len;  /* COMPRESSED: at most so many bytes */
+	uint64_t host;        /* DATA, COMPRESSED, MIXED: first byte.  Else: a cluster that is set aside, or 0 */
+	uint64_t len;         /* COMPRESSED: at most so many bytes */
+	uint32_t alloc, zero; /* MIXED: a bit a subcluster; MIXED without a cluster has no bit of alloc */
+};
+
+/* An entry of an L2 table; bitmap: extended ones only, else 0. */
+struct tide_qcow2_entry {
+	uint64_t word, bitmap;
 };
 
 static inline uint64_t tide_qcow2_l1_index(const struct tide_qcow2 *q, uint64_t off)
@@ -246,9 +278,16 @@ static inline uint64_t tide_qcow2_l2_index(const struct tide_qcow2 *q, uint64_t 
 }
 
 int tide_qcow2_l2_open(struct tide_qcow2 *q, struct tide_error *err);
-/* What the entry for the cluster of the disk at off says; checked. */
-int tide_qcow2_l2_decode(const struct tide_qcow2 *q, uint64_t entry, uint64_t off, struct tide_qcow2_cluster *out,
-                         struct tide_error *err);
+/* The entry for the cluster of the disk at off, in its table. */
+struct tide_qcow2_entry tide_qcow2_l2_get(const struct tide_qcow2 *q, const struct tide_qcow2_table *t, uint64_t off);
+void tide_qcow2_l2_set(const struct tide_qcow2 *q, struct tide_qcow2_table *t, uint64_t off,
+                       struct tide_qcow2_entry entry);
+/* A cluster of data at host.  A cluster of zeroes; word: 0, or that of the cluster set aside for it. */
+struct tide_qcow2_entry tide_qcow2_l2_data_entry(const struct tide_qcow2 *q, uint64_t host);
+struct tide_qcow2_entry tide_qcow2_l2_zero_entry(const struct tide_qcow2 *q, uint64_t word);
+/* What that entry says; checked. */
+int tide_qcow2_l2_decode(const struct tide_qcow2 *q, struct tide_qcow2_entry entry, uint64_t off,
+                         struct tide_qcow2_cluster *out, struct tide_error *err);
 /* *t NULL: there is no such table, and so nothing in its part of the disk. */
 int tide_qcow2_l2_load(struct tide_qcow2 *q, uint64_t l1_index, struct tide_qcow2_table **t, struct tide_error *err);
 /* As load, for changing: made or copied when there is none or it is shared; marked dirty. */
@@ -260,6 +299,17 @@ int tide_qcow2_l2_write_l1(struct tide_qcow2 *q, struct tide_error *err);
 bool tide_qcow2_l2_is_l1_dirty(const struct tide_qcow2 *q);
 /* New images: gives every dirty table a place and writes it. */
 int tide_qcow2_l2_write_all_new(struct tide_qcow2 *q, struct tide_error *err);
+
+/* ---- qcow2_data.c: the external data file ---- */
+
+int tide_qcow2_data_set_file(void *state, int fd, struct tide_error *err); /* see image_driver.h */
+/* Before the disk's bytes are looked for, lock held: is there a file that holds them? */
+int tide_qcow2_data_check(const struct tide_qcow2 *q, struct tide_error *err);
+/* Before a write: that file gets the length of the disk, so that all of it is there to be mapped. */
+int tide_qcow2_data_prepare(struct tide_qcow2 *q, struct tide_error *err);
+/* The part of a zeroed range that stands in the file, where it must not or need not stay. */
+int tide_qcow2_data_zero(struct tide_qcow2 *q, uint64_t off, uint64_t len, bool may_unmap, struct tide_error *err);
+int tide_qcow2_data_sync(const struct tide_qcow2 *q, struct tide_error *err);
 
 /* ---- qcow2_read.c, qcow2_compressed.c, qcow2_bitmap.c: see image_driver.h ---- */
 

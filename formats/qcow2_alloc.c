@@ -78,6 +78,8 @@ static uint64_t span(const struct tide_qcow2 *q, const struct tide_qcow2_cluster
 {
 	uint64_t len = c->kind == TIDE_QCOW2_COMPRESSED ? c->len : 1;
 
+	if (q->has_data_file)
+		return 0;
 	*first = c->host >> q->cluster_bits;
 	return c->host ? ((c->host + len - 1) >> q->cluster_bits) - *first + 1 : 0;
 }

@@ -21,7 +21,7 @@ struct config {
 	uint64_t size, cluster_size, refcount_bits;
 	bool has_refcount_bits;
 	unsigned version, compression;
-	bool lazy_refcounts;
+	bool lazy_refcounts, extended_l2;
 	const char *backing, *backing_format;
 };
 
@@ -109,7 +109,6 @@ static int parse_compression(const char *value, struct config *c, struct tide_er
 static int parse_unsupported(const char *key, const char *value, struct tide_error *err)
 {
 	static const char *const known[] = {"data_file", "data_file_raw", "encryption"};
-	bool on;
 
 	if (!strcmp(key, "preallocation")) {
 		if (!strcmp(value, "off"))
@@ -118,13 +117,6 @@ static int parse_unsupported(const char *key, const char *value, struct tide_err
 			return refuse_value(key, value, err);
 		return tide_error_set(err, TIDE_E_UNSUPPORTED, "Parameter '%s=%s' is not supported by this version",
 		                      key, value);
-	}
-	if (!strcmp(key, "extended_l2")) {
-		if (parse_switch(key, value, &on, err) < 0)
-			return -1;
-		return on ? tide_error_set(err, TIDE_E_UNSUPPORTED, "Parameter '%s' is not supported by this version",
-		                           key)
-		          : 0;
 	}
 	for (size_t i = 0; i < TIDE_ARRAY_SIZE(known); i++) {
 		if (!strcmp(key, known[i]))
@@ -150,7 +142,24 @@ static int parse_setting(const char *key, const char *value, struct config *c, s
 		return parse_compression(value, c, err);
 	if (!strcmp(key, "lazy_refcounts"))
 		return parse_switch(key, value, &c->lazy_refcounts, err);
+	if (!strcmp(key, "extended_l2"))
+		return parse_switch(key, value, &c->extended_l2, err);
 	return parse_unsupported(key, value, err);
+}
+
+static int check_extended_l2(const struct config *c, struct tide_error *err)
+{
+	if (!c->extended_l2)
+		return 0;
+	if (c->version < 3)
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "Extended L2 entries are only supported with compatibility level 1.1 and above "
+		                      "(use version=v3 or greater)");
+	if (c->cluster_size < TIDE_QCOW2_SUBCLUSTERS * 512)
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "Extended L2 entries are only supported with cluster sizes of at least %u bytes",
+		                      TIDE_QCOW2_SUBCLUSTERS * 512);
+	return 0;
 }
 
 static int check_version2(const struct config *c, struct tide_error *err)
@@ -197,7 +206,7 @@ static int read_config(const struct tide_driver_create *options, struct config *
 	c->exact_size = c->size != options->size ? options->size : 0;
 	c->backing = options->backing;
 	c->backing_format = options->backing_format;
-	return check_version2(c, err);
+	return check_extended_l2(c, err) < 0 ? -1 : check_version2(c, err);
 }
 
 /* ---- layout ---- */
@@ -208,7 +217,7 @@ static int plan(const struct config *c, struct layout *l, struct tide_error *err
 	uint64_t per_block = c->cluster_size * 8 / c->refcount_bits;
 
 	*l = (struct layout){.cluster_bits = bits, .refcount_order = order, .blocks = 1};
-	l->l1_entries = TIDE_MAX(tide_range_div_up(c->size, UINT64_C(1) << (2 * bits - 3)), 1);
+	l->l1_entries = TIDE_MAX(tide_range_div_up(c->size, UINT64_C(1) << (2 * bits - (c->extended_l2 ? 4 : 3))), 1);
 	if (c->size > INT64_MAX || l->l1_entries * 8 > TIDE_QCOW2_L1_BYTES_MAX)
 		return tide_error_set(
 		        err, TIDE_E_REFUSED,
@@ -262,7 +271,8 @@ static void put_fields(uint8_t *h, const struct config *c, const struct layout *
 	tide_put_be32(h + 56, (uint32_t)l->table);
 	if (c->version < 3)
 		return;
-	tide_put_be64(h + 72, c->compression ? TIDE_QCOW2_INCOMPAT_COMPRESSION : 0);
+	tide_put_be64(h + 72, (c->compression ? TIDE_QCOW2_INCOMPAT_COMPRESSION : 0) |
+	                              (c->extended_l2 ? TIDE_QCOW2_INCOMPAT_EXTENDED_L2 : 0));
 	tide_put_be64(h + 80, c->lazy_refcounts ? TIDE_QCOW2_COMPAT_LAZY_REFCOUNTS : 0);
 	tide_put_be32(h + 96, l->refcount_order);
 	tide_put_be32(h + 100, HEADER_LENGTH);

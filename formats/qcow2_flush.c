@@ -151,7 +151,9 @@ int tide_qcow2_flush_locked(struct tide_qcow2 *q, struct tide_error *err)
 		return tide_error_set(err, TIDE_E_IO, "An earlier error left the image without its last changes");
 	if (!q->touched)
 		return 0;
-	rc = q->is_new ? tide_qcow2_fresh_flush(q, err) : flush_in_place(q, err);
+	rc = tide_qcow2_data_sync(q, err);
+	if (rc == 0)
+		rc = q->is_new ? tide_qcow2_fresh_flush(q, err) : flush_in_place(q, err);
 	if (rc < 0)
 		q->failed = true;
 	else
@@ -175,7 +177,7 @@ int tide_qcow2_flush_image(void *state, struct tide_error *err)
 /* Who does not know a feature must clear its flag before the first change. */
 static int clear_features(struct tide_qcow2 *q, struct tide_error *err)
 {
-	uint64_t kept = q->header.autoclear & TIDE_QCOW2_AUTOCLEAR_BITMAPS;
+	uint64_t kept = q->header.autoclear & (TIDE_QCOW2_AUTOCLEAR_BITMAPS | TIDE_QCOW2_AUTOCLEAR_DATA_FILE_RAW);
 	uint8_t buf[8];
 
 	if (q->header.version < 3 || kept == q->header.autoclear)

@@ -27,7 +27,8 @@ void tide_qcow2_header_release(struct tide_qcow2_header *h)
 {
 	free(h->backing);
 	free(h->backing_format);
-	h->backing = h->backing_format = NULL;
+	free(h->data_file);
+	h->backing = h->backing_format = h->data_file = NULL;
 }
 
 static int check_base(const uint8_t *head, uint64_t file_size, struct tide_qcow2_header *h, struct tide_error *err)
@@ -57,15 +58,6 @@ static char *feature_name(const uint8_t *table, uint64_t len, unsigned bit, stru
 	return NULL;
 }
 
-static const char *known_feature(unsigned bit)
-{
-	static const char *const names[] = {
-	        [2] = "external data file",
-	        [4] = "extended L2 entries",
-	};
-	return bit < TIDE_ARRAY_SIZE(names) ? names[bit] : NULL;
-}
-
 static int refuse_features(uint64_t unknown, const uint8_t *table, uint64_t table_len, struct tide_error *err)
 {
 	struct tide_strbuf names = TIDE_STRBUF_INIT;
@@ -76,10 +68,8 @@ static int refuse_features(uint64_t unknown, const uint8_t *table, uint64_t tabl
 
 		if (!(unknown >> bit & 1))
 			continue;
-		own = known_feature(bit) ? NULL : feature_name(table, table_len, bit, NULL);
-		if (known_feature(bit))
-			tide_strbuf_addf(&names, "%s%s (not supported by this version)", sep, known_feature(bit));
-		else if (own && own[0])
+		own = feature_name(table, table_len, bit, NULL);
+		if (own && own[0])
 			tide_strbuf_addf(&names, "%s%s", sep, own);
 		else
 			tide_strbuf_addf(&names, "%sUnknown incompatible feature: %" PRIx64, sep, UINT64_C(1) << bit);
@@ -130,6 +120,16 @@ static int check_compression(const struct tide_qcow2_header *h, struct tide_erro
 	return 0;
 }
 
+/* Do clusters of this size have subclusters of whole sectors? */
+static int check_subclusters(const struct tide_qcow2_header *h, struct tide_error *err)
+{
+	unsigned bits = h->cluster_bits - TIDE_QCOW2_SUBCLUSTER_BITS;
+
+	if ((h->incompatible & TIDE_QCOW2_INCOMPAT_EXTENDED_L2) && bits < 9)
+		return tide_error_set(err, TIDE_E_CORRUPT, "Unsupported subcluster size: %u", 1u << bits);
+	return 0;
+}
+
 /* Is there a table of `bytes` at off, on a cluster, within the file? */
 static int check_table(const struct tide_qcow2_header *h, const struct raw *raw, uint64_t off, uint64_t bytes,
                        const char *what, struct tide_error *err)
@@ -148,7 +148,7 @@ static int check_table(const struct tide_qcow2_header *h, const struct raw *raw,
 
 static int read_l1(const struct raw *raw, struct tide_qcow2_header *h, struct tide_error *err)
 {
-	unsigned shift = 2 * h->cluster_bits - 3;
+	unsigned shift = 2 * h->cluster_bits - (h->incompatible & TIDE_QCOW2_INCOMPAT_EXTENDED_L2 ? 4 : 3);
 	uint64_t size = tide_get_be64(raw->data + 24) & ~UINT64_C(511);
 	uint64_t need = (size >> shift) + ((size & ((UINT64_C(1) << shift) - 1)) != 0);
 
@@ -239,6 +239,28 @@ static int read_backing_format(const uint8_t *data, uint32_t len, struct tide_qc
 	return h->backing_format ? 0 : -1;
 }
 
+static int read_data_file(const uint8_t *data, uint32_t len, struct tide_qcow2_header *h, struct tide_error *err)
+{
+	if (!(h->incompatible & TIDE_QCOW2_INCOMPAT_DATA_FILE) || len == 0)
+		return 0;
+	if (memchr(data, '\0', len))
+		return tide_error_set(err, TIDE_E_CORRUPT, "External data file name contains a NUL byte");
+	free(h->data_file);
+	h->data_file = tide_mem_strndup((const char *)data, len, err);
+	return h->data_file ? 0 : -1;
+}
+
+/* Does the header say where the disk's bytes are? */
+static int check_data_file(const struct tide_qcow2_header *h, struct tide_error *err)
+{
+	if ((h->incompatible & TIDE_QCOW2_INCOMPAT_DATA_FILE) && !h->data_file)
+		return tide_error_set(err, TIDE_E_CORRUPT,
+		                      "'data-file' is required for this image, and the image does not name it");
+	if ((h->autoclear & TIDE_QCOW2_AUTOCLEAR_DATA_FILE_RAW) && !h->data_file)
+		return tide_error_set(err, TIDE_E_CORRUPT, "data-file-raw requires a data file");
+	return 0;
+}
+
 static int read_bitmaps(const uint8_t *data, uint32_t len, const struct raw *raw, struct tide_qcow2_header *h,
                         struct tide_error *err)
 {
@@ -306,7 +328,8 @@ static int next_extension(const struct raw *raw, uint64_t *off, uint32_t *type, 
 
 static int check_features(const struct raw *raw, const struct tide_qcow2_header *h, struct tide_error *err)
 {
-	uint64_t known = TIDE_QCOW2_INCOMPAT_DIRTY | TIDE_QCOW2_INCOMPAT_CORRUPT | TIDE_QCOW2_INCOMPAT_COMPRESSION;
+	uint64_t known = TIDE_QCOW2_INCOMPAT_DIRTY | TIDE_QCOW2_INCOMPAT_CORRUPT | TIDE_QCOW2_INCOMPAT_DATA_FILE |
+	                 TIDE_QCOW2_INCOMPAT_COMPRESSION | TIDE_QCOW2_INCOMPAT_EXTENDED_L2;
 	uint64_t off = raw->header_length;
 	const uint8_t *data;
 	uint32_t type, len;
@@ -342,6 +365,8 @@ static int read_extensions(const struct raw *raw, struct tide_qcow2_header *h, s
 			rc = read_backing_format(data, len, h, err);
 		else if (type == TIDE_QCOW2_EXT_BITMAPS)
 			rc = read_bitmaps(data, len, raw, h, err);
+		else if (type == TIDE_QCOW2_EXT_DATA_FILE)
+			rc = read_data_file(data, len, h, err);
 		else if (type == TIDE_QCOW2_EXT_EXACT_SIZE)
 			read_exact_size(data, len, h);
 		if (rc < 0)
@@ -382,12 +407,14 @@ static int read_all(struct raw *raw, struct tide_qcow2_header *h, struct tide_er
 {
 	h->refcount_order = 4;
 	if (read_header_length(raw, h, err) < 0 || (h->version >= 3 && read_v3(raw, h, err) < 0) ||
-	    check_features(raw, h, err) < 0 || check_compression(h, err) < 0 ||
+	    check_features(raw, h, err) < 0 || check_compression(h, err) < 0 || check_subclusters(h, err) < 0 ||
 	    check_encryption(tide_get_be32(raw->data + 32), err) < 0)
 		return -1;
 	if (read_l1(raw, h, err) < 0 || read_reftable(raw, h, err) < 0 || read_snapshots(raw, h, err) < 0)
 		return -1;
-	return read_extensions(raw, h, err) < 0 || read_backing(raw, h, err) < 0 ? -1 : 0;
+	if (read_extensions(raw, h, err) < 0 || check_data_file(h, err) < 0)
+		return -1;
+	return read_backing(raw, h, err);
 }
 
 int tide_qcow2_header_read(int fd, uint64_t file_size, struct tide_qcow2_header *h, struct tide_error *err)
@@ -425,6 +452,10 @@ static int add_features(const struct tide_qcow2_header *h, struct tide_driver_in
 		return -1;
 	if (!v3)
 		return 0;
+	if (h->data_file &&
+	    (tide_driver_info_add(info, "data-file", TIDE_FEATURE_TEXT, 0, h->data_file, err) < 0 ||
+	     add_bool(info, "data-file-raw", h->autoclear & TIDE_QCOW2_AUTOCLEAR_DATA_FILE_RAW, err) < 0))
+		return -1;
 	return add_bool(info, "corrupt", info->corrupt, err) < 0 ||
 	                       add_bool(info, "extended-l2", h->incompatible & TIDE_QCOW2_INCOMPAT_EXTENDED_L2, err) < 0
 	               ? -1
@@ -442,6 +473,11 @@ int tide_qcow2_header_info(const struct tide_qcow2_header *h, struct tide_driver
 	if (h->backing) {
 		info->backing = tide_mem_strdup(h->backing, err);
 		if (!info->backing)
+			return -1;
+	}
+	if (h->data_file) {
+		info->data_file = tide_mem_strdup(h->data_file, err);
+		if (!info->data_file)
 			return -1;
 	}
 	if (h->backing && h->backing_format) {

@@ -37,8 +37,12 @@ static int decode_compressed(const struct tide_qcow2 *q, uint64_t entry, uint64_
 	unsigned x = 62 - (q->cluster_bits - 8);
 	uint64_t sectors = (entry & ~(UINT64_C(3) << 62)) >> x;
 
-	out->kind = TIDE_QCOW2_COMPRESSED;
-	out->copied = false;
+	*out = (struct tide_qcow2_cluster){.kind = TIDE_QCOW2_COMPRESSED};
+	if (q->has_data_file)
+		return tide_error_set(err, TIDE_E_CORRUPT,
+		                      "L2 entry for the cluster at %" PRIu64
+		                      ": compressed, in an image with an external data file",
+		                      off);
 	out->host = entry & ((UINT64_C(1) << x) - 1);
 	if (out->host >> TIDE_QCOW2_HOST_BITS)
 		return tide_error_set(err, TIDE_E_CORRUPT,
@@ -53,55 +57,143 @@ static int decode_compressed(const struct tide_qcow2 *q, uint64_t entry, uint64_
 	return 0;
 }
 
-/* Standard clusters, zero or not. */
-static int check_standard(const struct tide_qcow2 *q, uint64_t entry, uint64_t off, uint64_t host,
-                          struct tide_error *err)
+/* Does data in the external data file stand where it has to? */
+static int check_in_data_file(const struct tide_qcow2 *q, uint64_t off, uint64_t host, struct tide_error *err)
 {
-	uint64_t known = TIDE_QCOW2_ENTRY_COPIED | TIDE_QCOW2_ENTRY_OFFSET | TIDE_QCOW2_ENTRY_ZERO;
+	uint64_t start = off & ~(q->cluster_size - 1);
 
-	if (entry & ~known)
+	if (host != start)
 		return tide_error_set(err, TIDE_E_CORRUPT,
-		                      "L2 entry for the cluster at %" PRIu64 ": reserved bits are set: %#018" PRIx64,
-		                      off, entry);
-	if ((entry & TIDE_QCOW2_ENTRY_ZERO) && q->header.version < 3)
-		return tide_error_set(err, TIDE_E_CORRUPT,
-		                      "L2 entry for the cluster at %" PRIu64 ": zero flag in a version 2 image", off);
-	if (host & (q->cluster_size - 1))
-		return tide_error_set(err, TIDE_E_CORRUPT,
-		                      "L2 entry for the cluster at %" PRIu64 ": the offset %" PRIu64
-		                      " is not a multiple of the cluster size",
-		                      off, host);
-	if (host == 0 && (entry & TIDE_QCOW2_ENTRY_COPIED))
-		return tide_error_set(err, TIDE_E_CORRUPT,
-		                      "L2 entry for the cluster at %" PRIu64 ": data at offset 0, the header's", off);
-	if (host >= q->file_size && !(entry & TIDE_QCOW2_ENTRY_ZERO))
-		return tide_error_set(err, TIDE_E_CORRUPT,
-		                      "L2 entry for the cluster at %" PRIu64 ": the offset %" PRIu64
-		                      " lies beyond the end of the file at %" PRIu64,
-		                      off, host, q->file_size);
+		                      "L2 entry for the cluster at %" PRIu64 ": the offset in the external data file, %" PRIu64
+		                      ", does not match: expected %" PRIu64,
+		                      off, host, start);
 	return 0;
 }
 
-int tide_qcow2_l2_decode(const struct tide_qcow2 *q, uint64_t entry, uint64_t off, struct tide_qcow2_cluster *out,
-                         struct tide_error *err)
+/* Where a standard cluster stands; read: are bytes of it visible? */
+static int check_host(const struct tide_qcow2 *q, const struct tide_qcow2_cluster *c, bool read, uint64_t off,
+                      struct tide_error *err)
 {
-	if (entry & TIDE_QCOW2_ENTRY_COMPRESSED) {
-		if (entry & TIDE_QCOW2_ENTRY_COPIED)
-			return tide_error_set(err, TIDE_E_CORRUPT,
-			                      "L2 entry for the cluster at %" PRIu64
-			                      ": compressed, but flagged as used once: %#018" PRIx64,
-			                      off, entry);
-		return decode_compressed(q, entry, off, out, err);
-	}
-	*out = (struct tide_qcow2_cluster){.kind = TIDE_QCOW2_HOLE};
-	if (entry == 0)
-		return 0;
-	out->host = entry & TIDE_QCOW2_ENTRY_OFFSET;
-	out->copied = entry & TIDE_QCOW2_ENTRY_COPIED;
-	if (check_standard(q, entry, off, out->host, err) < 0)
-		return -1;
-	out->kind = entry & TIDE_QCOW2_ENTRY_ZERO ? TIDE_QCOW2_ZEROES : TIDE_QCOW2_DATA;
+	if (c->host & (q->cluster_size - 1))
+		return tide_error_set(err, TIDE_E_CORRUPT,
+		                      "L2 entry for the cluster at %" PRIu64 ": the offset %" PRIu64
+		                      " is not a multiple of the cluster size",
+		                      off, c->host);
+	if (q->has_data_file)
+		return c->host || c->copied ? check_in_data_file(q, off, c->host, err) : 0;
+	if (c->host == 0 && c->copied)
+		return tide_error_set(err, TIDE_E_CORRUPT,
+		                      "L2 entry for the cluster at %" PRIu64 ": data at offset 0, the header's", off);
+	if (c->host >= q->file_size && read)
+		return tide_error_set(err, TIDE_E_CORRUPT,
+		                      "L2 entry for the cluster at %" PRIu64 ": the offset %" PRIu64
+		                      " lies beyond the end of the file at %" PRIu64,
+		                      off, c->host, q->file_size);
 	return 0;
+}
+
+/* What the subclusters come to; has_host: is there a cluster for those that are allocated? */
+static int decode_subclusters(struct tide_qcow2_cluster *out, uint64_t bitmap, bool has_host, uint64_t off,
+                              struct tide_error *err)
+{
+	out->alloc = (uint32_t)bitmap;
+	out->zero = (uint32_t)(bitmap >> 32);
+	if (out->alloc & out->zero)
+		return tide_error_set(err, TIDE_E_CORRUPT,
+		                      "L2 entry for the cluster at %" PRIu64
+		                      ": subclusters are both allocated and zero: %#018" PRIx64,
+		                      off, bitmap);
+	if (out->alloc && !has_host)
+		return tide_error_set(err, TIDE_E_CORRUPT,
+		                      "L2 entry for the cluster at %" PRIu64
+		                      ": subclusters are allocated, but no cluster is: %#018" PRIx64,
+		                      off, bitmap);
+	if (bitmap == 0)
+		out->kind = TIDE_QCOW2_HOLE;
+	else if (bitmap == TIDE_QCOW2_BITMAP_ALLOC)
+		out->kind = TIDE_QCOW2_DATA;
+	else
+		out->kind = bitmap == TIDE_QCOW2_BITMAP_ZERO ? TIDE_QCOW2_ZEROES : TIDE_QCOW2_MIXED;
+	return 0;
+}
+
+/* Standard clusters, zero or not. */
+static int decode_standard(const struct tide_qcow2 *q, struct tide_qcow2_entry entry, uint64_t off,
+                           struct tide_qcow2_cluster *out, struct tide_error *err)
+{
+	uint64_t known = TIDE_QCOW2_ENTRY_COPIED | TIDE_QCOW2_ENTRY_OFFSET | (q->extended ? 0 : TIDE_QCOW2_ENTRY_ZERO);
+	bool zero = entry.word & TIDE_QCOW2_ENTRY_ZERO, has_host;
+
+	out->host = entry.word & TIDE_QCOW2_ENTRY_OFFSET;
+	out->copied = entry.word & TIDE_QCOW2_ENTRY_COPIED;
+	has_host = out->host || (q->has_data_file && out->copied);
+	if (entry.word & ~known)
+		return tide_error_set(err, TIDE_E_CORRUPT,
+		                      "L2 entry for the cluster at %" PRIu64 ": reserved bits are set: %#018" PRIx64,
+		                      off, entry.word);
+	if (zero && q->header.version < 3)
+		return tide_error_set(err, TIDE_E_CORRUPT,
+		                      "L2 entry for the cluster at %" PRIu64 ": zero flag in a version 2 image", off);
+	if (q->extended) {
+		if (decode_subclusters(out, entry.bitmap, has_host, off, err) < 0)
+			return -1;
+	} else {
+		out->kind = zero ? TIDE_QCOW2_ZEROES : has_host ? TIDE_QCOW2_DATA : TIDE_QCOW2_HOLE;
+	}
+	return check_host(q, out, out->kind == TIDE_QCOW2_DATA || out->alloc, off, err);
+}
+
+int tide_qcow2_l2_decode(const struct tide_qcow2 *q, struct tide_qcow2_entry entry, uint64_t off,
+                         struct tide_qcow2_cluster *out, struct tide_error *err)
+{
+	*out = (struct tide_qcow2_cluster){.kind = TIDE_QCOW2_HOLE};
+	if (!(entry.word & TIDE_QCOW2_ENTRY_COMPRESSED))
+		return entry.word || entry.bitmap ? decode_standard(q, entry, off, out, err) : 0;
+	if (entry.word & TIDE_QCOW2_ENTRY_COPIED)
+		return tide_error_set(err, TIDE_E_CORRUPT,
+		                      "L2 entry for the cluster at %" PRIu64
+		                      ": compressed, but flagged as used once: %#018" PRIx64,
+		                      off, entry.word);
+	if (entry.bitmap)
+		return tide_error_set(err, TIDE_E_CORRUPT,
+		                      "L2 entry for the cluster at %" PRIu64
+		                      ": compressed, but with subclusters: %#018" PRIx64,
+		                      off, entry.bitmap);
+	return decode_compressed(q, entry.word, off, out, err);
+}
+
+static size_t entry_at(const struct tide_qcow2 *q, uint64_t off)
+{
+	return (q->extended ? 16 : 8) * tide_qcow2_l2_index(q, off);
+}
+
+struct tide_qcow2_entry tide_qcow2_l2_get(const struct tide_qcow2 *q, const struct tide_qcow2_table *t, uint64_t off)
+{
+	const uint8_t *p = t->data + entry_at(q, off);
+
+	return (struct tide_qcow2_entry){tide_get_be64(p), q->extended ? tide_get_be64(p + 8) : 0};
+}
+
+void tide_qcow2_l2_set(const struct tide_qcow2 *q, struct tide_qcow2_table *t, uint64_t off,
+                       struct tide_qcow2_entry entry)
+{
+	uint8_t *p = t->data + entry_at(q, off);
+
+	tide_put_be64(p, entry.word);
+	if (q->extended)
+		tide_put_be64(p + 8, entry.bitmap);
+}
+
+struct tide_qcow2_entry tide_qcow2_l2_data_entry(const struct tide_qcow2 *q, uint64_t host)
+{
+	return (struct tide_qcow2_entry){host | TIDE_QCOW2_ENTRY_COPIED, q->extended ? TIDE_QCOW2_BITMAP_ALLOC : 0};
+}
+
+struct tide_qcow2_entry tide_qcow2_l2_zero_entry(const struct tide_qcow2 *q, uint64_t word)
+{
+	if (q->extended)
+		return (struct tide_qcow2_entry){word, TIDE_QCOW2_BITMAP_ZERO};
+	return (struct tide_qcow2_entry){word | TIDE_QCOW2_ENTRY_ZERO, 0};
 }
 
 static int check_l1_entry(const struct tide_qcow2 *q, uint64_t index, struct tide_error *err)
@@ -250,12 +342,12 @@ int tide_qcow2_l2_load_for_write(struct tide_qcow2 *q, uint64_t l1_index, struct
 int tide_qcow2_l2_lookup(struct tide_qcow2 *q, uint64_t off, struct tide_qcow2_cluster *out, struct tide_error *err)
 {
 	struct tide_qcow2_table *t;
-	uint64_t entry = 0;
+	struct tide_qcow2_entry entry = {0};
 
 	if (tide_qcow2_l2_load(q, tide_qcow2_l1_index(q, off), &t, err) < 0)
 		return -1;
 	if (t)
-		entry = tide_get_be64(t->data + 8 * tide_qcow2_l2_index(q, off));
+		entry = tide_qcow2_l2_get(q, t, off);
 	return tide_qcow2_l2_decode(q, entry, off, out, err);
 }
 

@@ -1,6 +1,5 @@
 #include <inttypes.h>
 
-#include "bytes.h"
 #include "error.h"
 #include "qcow2.h"
 #include "range.h"
@@ -8,10 +7,26 @@
 /* So many L2 tables are looked at in one go, at most: other threads want the lock, too. */
 #define TABLES_MAX 32
 
+/* Narrows the piece, to the end of its cluster now, to subclusters of one kind; tells which. */
+static enum tide_qcow2_kind narrow(const struct tide_qcow2 *q, const struct tide_qcow2_cluster *c, uint64_t within,
+                                   struct tide_extent *out)
+{
+	unsigned shift = q->cluster_bits - TIDE_QCOW2_SUBCLUSTER_BITS, first = (unsigned)(within >> shift), end = first + 1;
+	bool alloc = c->alloc >> first & 1, zero = c->zero >> first & 1;
+
+	while (end < TIDE_QCOW2_SUBCLUSTERS && (c->alloc >> end & 1) == alloc && (c->zero >> end & 1) == zero)
+		end++;
+	out->len = ((uint64_t)end << shift) - within;
+	if (alloc)
+		return TIDE_QCOW2_DATA;
+	return zero ? TIDE_QCOW2_ZEROES : TIDE_QCOW2_HOLE;
+}
+
 /* From off to the end of its cluster, or less. */
-static int piece_at(const struct tide_qcow2 *q, uint64_t entry, uint64_t off, struct tide_extent *out,
+static int piece_at(const struct tide_qcow2 *q, struct tide_qcow2_entry entry, uint64_t off, struct tide_extent *out,
                     struct tide_error *err)
 {
+	uint64_t file_size = q->has_data_file ? q->data_size : q->file_size;
 	uint64_t within = off & (q->cluster_size - 1);
 	struct tide_qcow2_cluster c;
 
@@ -19,24 +34,25 @@ static int piece_at(const struct tide_qcow2 *q, uint64_t entry, uint64_t off, st
 		return -1;
 	*out = (struct tide_extent){
 	        .off = off, .len = q->cluster_size - within, .kind = TIDE_EXTENT_DATA, .map_fd = -1};
-	switch (c.kind) {
+	switch (c.kind == TIDE_QCOW2_MIXED ? narrow(q, &c, within, out) : c.kind) {
 	case TIDE_QCOW2_HOLE:
 		out->kind = TIDE_EXTENT_HOLE;
 		break;
 	case TIDE_QCOW2_ZEROES:
 		out->kind = TIDE_EXTENT_ZERO;
 		break;
+	case TIDE_QCOW2_MIXED:
 	case TIDE_QCOW2_COMPRESSED:
 		break;
 	case TIDE_QCOW2_DATA:
-		/* What the file lacks of its last cluster reads as zeroes. */
-		if (c.host + within >= q->file_size) {
+		/* What the file lacks of its last cluster reads as zeroes; so does all that a data file lacks. */
+		if (c.host + within >= file_size) {
 			out->kind = TIDE_EXTENT_ZERO;
 			break;
 		}
-		out->len = TIDE_MIN(out->len, q->file_size - c.host - within);
+		out->len = TIDE_MIN(out->len, file_size - c.host - within);
 		out->mapped = true;
-		out->map_fd = q->fd;
+		out->map_fd = q->data_fd;
 		out->map_off = c.host + within;
 		break;
 	}
@@ -75,11 +91,10 @@ static int walk_table(const struct tide_qcow2 *q, const struct tide_qcow2_table 
 {
 	while (e->off + e->len < end) {
 		uint64_t at = e->off + e->len;
-		uint64_t entry = tide_get_be64(t->data + 8 * tide_qcow2_l2_index(q, at));
 		struct tide_extent piece;
 
 		/* What is wrong farther on is told to those who ask for it. */
-		if (piece_at(q, entry, at, &piece, e->len ? NULL : err) < 0)
+		if (piece_at(q, tide_qcow2_l2_get(q, t, at), at, &piece, e->len ? NULL : err) < 0)
 			return e->len ? 0 : -1;
 		if (!join(e, &piece))
 			return 0;
@@ -124,7 +139,7 @@ int tide_qcow2_read_extent(void *state, uint64_t off, uint64_t len, struct tide_
 		                      "Cannot read %" PRIu64 " bytes at %" PRIu64 " of a disk of %" PRIu64, len, off,
 		                      q->size);
 	pthread_mutex_lock(&q->lock);
-	rc = find_extent(q, off + len, &e, err);
+	rc = tide_qcow2_data_check(q, err) < 0 ? -1 : find_extent(q, off + len, &e, err);
 	pthread_mutex_unlock(&q->lock);
 	if (rc < 0)
 		return -1;

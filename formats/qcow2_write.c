@@ -1,7 +1,6 @@
 #include <inttypes.h>
 #include <string.h>
 
-#include "bytes.h"
 #include "error.h"
 #include "qcow2.h"
 #include "range.h"
@@ -22,10 +21,10 @@ static int is_in_place(struct tide_qcow2 *q, const struct tide_qcow2_cluster *c,
 	return *yes ? tide_qcow2_alloc_is_exclusive(q, c->host, yes, err) : 0;
 }
 
-/* Is there a cluster set aside, not visible, that new data may go to? */
+/* Is there a cluster set aside, not visible as a whole, that new data may go to? */
 static int is_set_aside(struct tide_qcow2 *q, const struct tide_qcow2_cluster *c, bool *yes, struct tide_error *err)
 {
-	*yes = c->kind == TIDE_QCOW2_ZEROES && c->copied && c->host &&
+	*yes = c->kind != TIDE_QCOW2_DATA && c->kind != TIDE_QCOW2_COMPRESSED && c->copied && c->host &&
 	       tide_range_is_within(c->host, q->cluster_size, q->file_size);
 	return *yes ? tide_qcow2_alloc_is_exclusive(q, c->host, yes, err) : 0;
 }
@@ -43,6 +42,11 @@ static int choose(struct tide_qcow2 *q, uint64_t off, enum how *how, uint64_t *h
 
 	if (tide_qcow2_l2_lookup(q, off, &c, err) < 0)
 		return -1;
+	if (q->has_data_file) { /* its own place, always */
+		*host = off;
+		*how = c.kind == TIDE_QCOW2_DATA ? IN_PLACE : SET_ASIDE;
+		return 0;
+	}
 	*host = c.host;
 	*how = IN_PLACE;
 	if (is_in_place(q, &c, &yes, err) < 0)
@@ -78,7 +82,8 @@ static int clear_tail(struct tide_qcow2 *q, uint64_t off, uint64_t n, uint64_t h
 {
 	static const uint8_t zeroes[4096];
 	uint64_t end = off + (n << q->cluster_bits), at = host + (n << q->cluster_bits);
-	uint64_t left = end > q->size ? end - q->size : 0;
+	/* A data file ends with the disk; what it holds behind that, if anything, is not the disk's. */
+	uint64_t left = end > q->size && !q->has_data_file ? end - q->size : 0;
 
 	while (left) {
 		uint64_t len = TIDE_MIN(left, sizeof(zeroes));
@@ -120,8 +125,8 @@ static int begin(struct tide_qcow2 *q, uint64_t off, uint64_t len, struct tide_e
 		                      "Cannot write %" PRIu64 " bytes at %" PRIu64 " of a disk of %" PRIu64, len, off,
 		                      q->size);
 	len = TIDE_MIN(len, (CLUSTERS_MAX << q->cluster_bits) - within);
-	*out = (struct tide_extent){.off = off, .len = len, .kind = TIDE_EXTENT_DATA, .mapped = true, .map_fd = q->fd};
-	if (tide_qcow2_flush_prepare(q, err) < 0 || choose(q, off - within, &how, &host, err) < 0)
+	*out = (struct tide_extent){.off = off, .len = len, .kind = TIDE_EXTENT_DATA, .mapped = true, .map_fd = q->data_fd};
+	if (tide_qcow2_flush_prepare(q, err) < 0 || tide_qcow2_data_prepare(q, err) < 0 || choose(q, off - within, &how, &host, err) < 0)
 		return -1;
 	if (how == IN_PLACE) {
 		if (count_same(q, off - within, tide_qcow2_clusters(q, within + len), how, host, &n, err) < 0)
@@ -152,7 +157,6 @@ int tide_qcow2_write_begin(void *state, uint64_t off, uint64_t len, struct tide_
 /* Clusters [i, i + n) of one L2 table get their places from host on. */
 static int set_entries(struct tide_qcow2 *q, uint64_t off, uint64_t n, uint64_t host, struct tide_error *err)
 {
-	uint64_t first = tide_qcow2_l2_index(q, off);
 	struct tide_qcow2_table *t;
 	struct tide_qcow2_cluster c;
 
@@ -162,19 +166,18 @@ static int set_entries(struct tide_qcow2 *q, uint64_t off, uint64_t n, uint64_t 
 	for (uint64_t i = 0; i < n; i++) {
 		uint64_t at = off + (i << q->cluster_bits);
 
-		if (tide_qcow2_l2_decode(q, tide_get_be64(t->data + 8 * (first + i)), at, &c, err) < 0 ||
+		if (tide_qcow2_l2_decode(q, tide_qcow2_l2_get(q, t, at), at, &c, err) < 0 ||
 		    tide_qcow2_alloc_check_drop(q, &c, err) < 0)
 			return -1;
 	}
 	for (uint64_t i = 0; i < n; i++) {
-		uint64_t here = host + (i << q->cluster_bits);
-		uint8_t *entry = t->data + 8 * (first + i);
+		uint64_t at = off + (i << q->cluster_bits), here = host + (i << q->cluster_bits);
 
-		if (tide_qcow2_l2_decode(q, tide_get_be64(entry), off, &c, err) < 0)
+		if (tide_qcow2_l2_decode(q, tide_qcow2_l2_get(q, t, at), at, &c, err) < 0)
 			return -1;
 		if (c.host != here || c.kind == TIDE_QCOW2_COMPRESSED)
 			tide_qcow2_alloc_drop_cluster(q, &c, false);
-		tide_put_be64(entry, here | TIDE_QCOW2_ENTRY_COPIED);
+		tide_qcow2_l2_set(q, t, at, tide_qcow2_l2_data_entry(q, here));
 	}
 	return 0;
 }
@@ -230,6 +233,8 @@ void tide_qcow2_write_abort(void *state, const struct tide_extent *place)
 	uint64_t n = tide_qcow2_clusters(q, (place->off & mask) + place->len);
 	struct tide_qcow2_cluster c;
 
+	if (q->has_data_file)
+		return;
 	pthread_mutex_lock(&q->lock);
 	/* From the end, so that what was dealt out last goes back first. */
 	while (n-- > 0) {

@@ -1,7 +1,6 @@
 #include <inttypes.h>
 #include <string.h>
 
-#include "bytes.h"
 #include "error.h"
 #include "mem.h"
 #include "qcow2.h"
@@ -23,7 +22,11 @@ static enum step choose_step(const struct tide_qcow2 *q, const struct tide_qcow2
 		/* Also without a backing image: it may be given one, and then this must not let it show. */
 		return q->header.version >= 3 ? FLAG_ALONE : WRITE;
 	case TIDE_QCOW2_ZEROES:
-		return may_unmap && c->host ? FLAG_ALONE : NOTHING;
+		return may_unmap && c->host && !q->data_is_raw ? FLAG_ALONE : NOTHING;
+	case TIDE_QCOW2_DATA:
+		if (q->data_is_raw) /* zeroed in its file, which has to say so itself */
+			return NOTHING;
+		/* fall through */
 	default:
 		if (q->header.version < 3)
 			return WRITE;
@@ -58,7 +61,7 @@ static int apply(struct tide_qcow2 *q, uint64_t off, const struct tide_qcow2_clu
                  struct tide_error *err)
 {
 	struct tide_qcow2_table *t;
-	uint64_t value = TIDE_QCOW2_ENTRY_ZERO;
+	uint64_t word = 0;
 
 	if (step == NOTHING)
 		return 0;
@@ -69,10 +72,10 @@ static int apply(struct tide_qcow2 *q, uint64_t off, const struct tide_qcow2_clu
 	    tide_qcow2_alloc_reserve(q, 1, err) < 0)
 		return -1;
 	if (step == FLAG)
-		value = c->host | TIDE_QCOW2_ENTRY_COPIED | TIDE_QCOW2_ENTRY_ZERO;
+		word = c->host | TIDE_QCOW2_ENTRY_COPIED;
 	if (step != FLAG)
 		tide_qcow2_alloc_drop_cluster(q, c, may_unmap);
-	tide_put_be64(t->data + 8 * tide_qcow2_l2_index(q, off), value);
+	tide_qcow2_l2_set(q, t, off, tide_qcow2_l2_zero_entry(q, word));
 	return 0;
 }
 
@@ -133,9 +136,13 @@ int tide_qcow2_zero_range(void *state, uint64_t off, uint64_t len, bool may_unma
 		                      "Cannot zero %" PRIu64 " bytes at %" PRIu64 " of a disk of %" PRIu64, len, off,
 		                      q->size);
 	pthread_mutex_lock(&q->lock);
-	if ((off & mask) || ((end & mask) && end != q->size)) {
+	if (tide_qcow2_data_check(q, err) < 0) {
+		rc = -1;
+	} else if ((off & mask) || ((end & mask) && end != q->size)) {
 		rc = reads_as_zeroes(q, off, end, &zeroes, err);
 		rc = rc < 0 ? -1 : !zeroes;
+	} else if (tide_qcow2_data_zero(q, off, len, may_unmap, err) < 0) {
+		rc = -1;
 	} else {
 		rc = zero_clusters(q, off, end, may_unmap, err);
 	}

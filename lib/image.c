@@ -21,6 +21,8 @@ struct tide_image {
 	char *path;
 	int fd;
 	bool own_fd;
+	char *data_path; /* the external data file, NULL: none */
+	int data_fd;     /* or -1 */
 	unsigned flags;
 	const struct tide_image_driver *driver;
 	void *state;
@@ -28,7 +30,7 @@ struct tide_image {
 	struct tide_image *backing;
 	dev_t dev;
 	ino_t ino;
-	struct tide_stamp stamp;
+	struct tide_stamp stamp, data_stamp; /* stamp: of both files */
 	bool write_later, records_bitmaps, locks;
 	bool write_locked; /* write_later: by lock_write */
 	bool renounced;
@@ -121,7 +123,7 @@ static struct tide_image *image_new(const char *path, struct tide_error *err)
 
 	if (!image)
 		return NULL;
-	image->fd = -1;
+	image->fd = image->data_fd = -1;
 	image->path = tide_mem_strdup(path, err);
 	if (!image->path) {
 		free(image);
@@ -140,6 +142,8 @@ void tide_image_close(struct tide_image *image)
 		tide_driver_info_release(&image->info);
 		if (image->own_fd)
 			tide_sysio_close(image->fd);
+		tide_sysio_close(image->data_fd);
+		free(image->data_path);
 		free(image->path);
 		free(image);
 		image = backing;
@@ -173,6 +177,100 @@ static int check_no_loop(const struct tide_image *image, const struct chain_link
 			return tide_error_set(err, TIDE_E_CORRUPT, "The backing chain leads back to '%s': it is a loop",
 			                      image->path);
 	}
+	return 0;
+}
+
+/* The times of all that the image consists of; *data: of its data file alone. */
+static int take_stamp(const struct tide_image *image, struct tide_stamp *stamp, struct tide_stamp *data,
+                      struct tide_error *err)
+{
+	*data = (struct tide_stamp){ 0 };
+	if (tide_stamp_take(image->fd, stamp, err) < 0)
+		return -1;
+	if (image->data_fd >= 0 && tide_stamp_take(image->data_fd, data, err) < 0)
+		return -1;
+	tide_stamp_add(stamp, data);
+	return 0;
+}
+
+/* After a change of ours to the image file alone: whoever changed the data file was not us. */
+int tide_image_stamp_now(const struct tide_image *image, struct tide_stamp *stamp, struct tide_error *err)
+{
+	if (tide_stamp_take(image->fd, stamp, err) < 0)
+		return -1;
+	tide_stamp_add(stamp, &image->data_stamp);
+	return 0;
+}
+
+static int renew_stamp(struct tide_image *image, struct tide_error *err)
+{
+	return tide_image_stamp_now(image, &image->stamp, err);
+}
+
+/* Where the external data file is.  QEMU looks in the directory it is started in: with two candidates, nobody knows. */
+static char *find_data_file(const struct tide_image *image, struct tide_error *err)
+{
+	const char *name = image->info.data_file;
+	TIDE_AUTOFREE char *path = NULL;
+	struct stat a, b;
+
+	if (!strncmp(name, "file:", 5)) {
+		name += 5;
+	} else if (has_protocol(name)) {
+		tide_error_set(err, TIDE_E_UNSUPPORTED,
+		               "The data file name '%s' is not a plain path: such names are not followed", name);
+		return NULL;
+	}
+	path = tide_image_resolve(image->path, name, err);
+	if (!path)
+		return NULL;
+	if (stat(path, &a) == 0 && stat(name, &b) == 0 && (a.st_dev != b.st_dev || a.st_ino != b.st_ino)) {
+		tide_error_set(err, TIDE_E_REFUSED, "The data file '%s' could be '%s' or the one in the current directory",
+		               name, path);
+		tide_error_hint(err, "say which with an absolute path: qemu-img amend -o data_file=PATH '%s'", image->path);
+		return NULL;
+	}
+	return tide_mem_strdup(path, err);
+}
+
+static int check_data_file(const struct tide_image *image, struct tide_error *err)
+{
+	struct stat st;
+
+	if (fstat(image->data_fd, &st) < 0)
+		return tide_error_set_sys(err, errno, "fstat");
+	if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
+		return tide_error_set(err, TIDE_E_UNSUPPORTED, "Neither a regular file nor a block device");
+	if (st.st_dev == image->dev && st.st_ino == image->ino)
+		return tide_error_set(err, TIDE_E_CORRUPT, "The image names itself as its external data file");
+	return 0;
+}
+
+static int open_data_file(struct tide_image *image, bool force_share, struct tide_error *err)
+{
+	bool write = (image->flags & TIDE_OPEN_WRITE) && !image->write_later; /* what is written later is not the disk */
+
+	image->data_path = find_data_file(image, err);
+	if (!image->data_path)
+		return -1;
+	image->data_fd = tide_sysio_open(image->data_path, (write ? O_RDWR : O_RDONLY) | O_NONBLOCK, err);
+	if (image->data_fd < 0)
+		return tide_error_hint(err, "it is the image's external data file, without which nothing can be read");
+	if (check_data_file(image, err) < 0)
+		return tide_error_wrap(err, "Could not open data file '%s'", image->data_path);
+	if (!force_share && tide_lock_acquire(image->data_fd, write ? TIDE_LOCK_WRITE_HELD : TIDE_LOCK_READ_HELD,
+	                                      write ? TIDE_LOCK_WRITE_UNSHARED : TIDE_LOCK_READ_UNSHARED,
+	                                      image->data_path, err) < 0)
+		return -1;
+	return image->driver->set_data_file(image->state, image->data_fd, err);
+}
+
+/* The image's own stamp is taken already; what the data file was like when it was locked comes to it. */
+static int add_data_file(struct tide_image *image, bool force_share, struct tide_error *err)
+{
+	if (open_data_file(image, force_share, err) < 0 || tide_stamp_take(image->data_fd, &image->data_stamp, err) < 0)
+		return -1;
+	tide_stamp_add(&image->stamp, &image->data_stamp);
 	return 0;
 }
 
@@ -251,6 +349,8 @@ static int open_checked(struct tide_image *image, const struct tide_image_option
 		return -1;
 	image->driver = choose_driver(image->fd, options->format, err);
 	if (!image->driver || open_driver(image, err) < 0)
+		return -1;
+	if (image->info.data_file && add_data_file(image, options->force_share, err) < 0)
 		return -1;
 	return options->write ? check_recording(image, err) : 0;
 }
@@ -361,9 +461,9 @@ bool tide_image_is_same_file(const struct tide_image *a, const struct tide_image
 int tide_image_check_unchanged(const struct tide_image *image, struct tide_error *err)
 {
 	for (; image; image = image->backing) {
-		struct tide_stamp now;
+		struct tide_stamp now, data;
 
-		if (tide_stamp_take(image->fd, &now, err) < 0)
+		if (take_stamp(image, &now, &data, err) < 0)
 			return tide_error_wrap(err, "'%s'", image->path);
 		if (!tide_stamp_is_equal(&now, &image->stamp))
 			return tide_error_set(err, TIDE_E_REFUSED,
@@ -635,7 +735,16 @@ int tide_image_flush(struct tide_image *image, struct tide_error *err)
 {
 	if (image->driver->flush(image->state, err) < 0)
 		return tide_error_wrap(err, "'%s'", image->path);
-	return tide_stamp_take(image->fd, &image->stamp, err);
+	return image->write_later ? renew_stamp(image, err) : take_stamp(image, &image->stamp, &image->data_stamp, err);
+}
+
+int tide_image_sync_times(struct tide_image *image, struct tide_error *err)
+{
+	if (fsync(image->fd) < 0)
+		return tide_error_set_sys(err, errno, "Could not flush '%s'", image->path);
+	if (image->data_fd >= 0 && fsync(image->data_fd) < 0)
+		return tide_error_set_sys(err, errno, "Could not flush '%s'", image->data_path);
+	return 0;
 }
 
 const struct tide_stamp *tide_image_stamp(const struct tide_image *image)
@@ -662,7 +771,7 @@ int tide_image_stage_bitmaps(struct tide_image *image, const struct tide_driver_
 		return tide_error_set(err, TIDE_E_UNSUPPORTED, "Operation not supported");
 	if (check_write(image, err) < 0 || image->driver->bitmaps_stage(image->state, put, n, sw, err) < 0)
 		return -1;
-	return tide_stamp_take(image->fd, &image->stamp, err);
+	return renew_stamp(image, err);
 }
 
 int tide_image_commit_bitmaps(struct tide_image *image, struct tide_error *err)
@@ -671,14 +780,14 @@ int tide_image_commit_bitmaps(struct tide_image *image, struct tide_error *err)
 		return -1;
 	if (image->driver->bitmaps_commit(image->state, &image->info, err) < 0)
 		return tide_error_wrap(err, "'%s'", image->path);
-	return tide_stamp_take(image->fd, &image->stamp, err);
+	return renew_stamp(image, err);
 }
 
 void tide_image_abort_bitmaps(struct tide_image *image)
 {
 	image->driver->bitmaps_abort(image->state);
 	/* Should it fail, the stamp is an old one: then the file counts as changed, which is the safe side. */
-	tide_stamp_take(image->fd, &image->stamp, NULL);
+	renew_stamp(image, NULL);
 }
 
 void tide_image_renounce_write(struct tide_image *image)

@@ -5,7 +5,8 @@
  * them (lock.h): the top one for reading or writing, those below for reading.  Backing
  * images are opened by the format that the overlay names, never by probing; names are
  * relative to the directory of the image that names them.  A chain that loops, or is deeper
- * than TIDE_IMAGE_DEPTH_MAX, is refused.
+ * than TIDE_IMAGE_DEPTH_MAX, is refused.  An external data file is named, found and locked in
+ * the same way as the image that it belongs to.
  *
  * Every request is checked here, once, against the disk's size and the rights of the
  * opener; what a driver leaves out (backing images, requests that are smaller than a
@@ -108,8 +109,13 @@ int tide_image_stage_bitmaps(struct tide_image *image, const struct tide_driver_
 int tide_image_commit_bitmaps(struct tide_image *image, struct tide_error *err);
 void tide_image_abort_bitmaps(struct tide_image *image);
 
-/* The stamp of the top file when it was locked; after a flush of our own writes, that of now. */
+/* After a flush: the files' times are durable, too. */
+int tide_image_sync_times(struct tide_image *image, struct tide_error *err);
+
+/* The stamp of the top image when it was locked; after a flush of our own writes, that of now. */
 const struct tide_stamp *tide_image_stamp(const struct tide_image *image);
+/* That of now, when all that can have changed is the image file, by us: its data file counts as it was. */
+int tide_image_stamp_now(const struct tide_image *image, struct tide_stamp *stamp, struct tide_error *err);
 
 /* Has a file of the chain changed since it was opened?  Then the error says which. */
 int tide_image_check_unchanged(const struct tide_image *image, struct tide_error *err);

@@ -10,6 +10,8 @@
  *               trusted: each size, offset, count and name is checked against the file's
  *               own limits before it is used, each check with a message of its own that
  *               says what was expected and what was found.
+ *   set_data_file  the file that info->data_file names, right after open: the image layer
+ *               finds, opens and locks it.  Until then no byte of the disk can be had.
  *   extent      what stands at `off`: at least one byte, at most `len`.
  *   read        DATA that is not mapped (compressed clusters) only.
  *   write_begin reserves a place for [off, off + len): *out is where the caller is to put
@@ -94,6 +96,7 @@ struct tide_driver_info {
 	uint64_t cluster_size; /* 0: none */
 	char *backing;         /* as written in the image, or NULL */
 	char *backing_format;  /* or NULL */
+	char *data_file;       /* the file beside this one that holds the disk's bytes, as written; or NULL */
 	bool dirty, corrupt;
 	uint32_t snapshots;
 	size_t n_features;
@@ -127,6 +130,8 @@ struct tide_image_driver {
 	 */
 	int (*open)(int fd, const char *dir, unsigned flags, struct tide_driver_info *info, void **state,
 	            struct tide_error *err);
+	/* fd stays the caller's and outlives *state.  NULL for formats that have no such file. */
+	int (*set_data_file)(void *state, int fd, struct tide_error *err);
 	void (*close)(void *state);
 	int (*flush)(void *state, struct tide_error *err);
 

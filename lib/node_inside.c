@@ -162,7 +162,7 @@ static int rewrite_mark(struct tide_node *node, uint64_t writer, struct tide_err
 		now->items[i]->untracked = true;
 	now->writer = writer;
 	now->generation++;
-	if (writer || tide_stamp_take(tide_image_fd(node->image), &now->stamp, err) == 0)
+	if (writer || tide_image_stamp_now(node->image, &now->stamp, err) == 0)
 		rc = tide_store_stage(&node->store, now, tide_image_fd(node->image), err);
 	if (rc == 0)
 		rc = tide_store_commit(&node->store, err);

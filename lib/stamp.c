@@ -20,6 +20,21 @@ int tide_stamp_take(int fd, struct tide_stamp *stamp, struct tide_error *err)
 	return 0;
 }
 
+void tide_stamp_add(struct tide_stamp *stamp, const struct tide_stamp *other)
+{
+	uint64_t nsec = (uint64_t)stamp->mtime_nsec + other->mtime_nsec;
+
+	if (!other->valid)
+		return;
+	if (!stamp->valid) {
+		*stamp = *other;
+		return;
+	}
+	stamp->size += other->size;
+	stamp->mtime_sec = (int64_t)((uint64_t)stamp->mtime_sec + (uint64_t)other->mtime_sec + nsec / 1000000000u);
+	stamp->mtime_nsec = (uint32_t)(nsec % 1000000000u);
+}
+
 bool tide_stamp_is_equal(const struct tide_stamp *a, const struct tide_stamp *b)
 {
 	if (!a->valid || !b->valid)

@@ -16,6 +16,12 @@ struct tide_stamp {
 
 int tide_stamp_take(int fd, struct tide_stamp *stamp, struct tide_error *err);
 
+/*
+ * For an image of two files: the stamp then is the sum of theirs, so that a change of either changes it.  One that is
+ * not valid adds nothing.
+ */
+void tide_stamp_add(struct tide_stamp *stamp, const struct tide_stamp *other);
+
 /* True also when one of them is not valid: then there is nothing to compare. */
 bool tide_stamp_is_equal(const struct tide_stamp *a, const struct tide_stamp *b);
 

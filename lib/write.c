@@ -282,9 +282,7 @@ static int make_durable(struct tide_write *w, struct tide_error *err)
 {
 	if (tide_image_flush(w->node->image, err) < 0)
 		return -1;
-	if (fsync(tide_image_fd(w->node->image)) < 0)
-		return tide_error_set_sys(err, errno, "Could not flush '%s'", tide_image_path(w->node->image));
-	return 0;
+	return tide_image_sync_times(w->node->image, err);
 }
 
 static int settle_sidecar(struct tide_write *w, struct tide_error *err)

@@ -213,12 +213,12 @@ static const struct {
          0,
          TIDE_E_UNSUPPORTED,
          "Unsupported qcow2 feature(s): Unknown incompatible feature: 20"},
-        {{72, 8, 0x14},
+        {{72, 8, 0x60},
          0,
          TIDE_E_UNSUPPORTED,
-         "Unsupported qcow2 feature(s): external data file (not supported by this version), extended L2 "
-         "entries "
-         "(not supported by this version)"},
+         "Unsupported qcow2 feature(s): Unknown incompatible feature: 20, Unknown incompatible feature: 40"},
+        {{72, 8, 4}, 0, TIDE_E_CORRUPT, "'data-file' is required for this image, and the image does not name it"},
+        {{88, 8, 2}, 0, TIDE_E_CORRUPT, "data-file-raw requires a data file"},
         {{72, 8, 8}, 0, TIDE_E_CORRUPT, "qcow2: Compression type incompatible feature bit must not be set"},
         {{104, 1, 1}, 0, TIDE_E_CORRUPT, "qcow2: Compression type incompatible feature bit must be set"},
         {{104, 1, 7}, 0, TIDE_E_UNSUPPORTED, "qcow2: unknown compression type: 7"},
@@ -393,6 +393,127 @@ static void test_table_texts(void)
 	free(buf);
 }
 
+/* An image with extended L2 entries, of the same layout; the first cluster is all there. */
+static const struct {
+	struct patch patch[2];
+	const char *text; /* or NULL: readable */
+} extended_rows[] = {
+        {{{4 * 65536 + 8, 8, 0xffffffff}}, NULL},
+        {{{4 * 65536 + 8, 8, UINT64_C(0x80000000ffffffff)}},
+         "L2 entry for the cluster at 0: subclusters are both allocated and zero: 0x80000000ffffffff"},
+        {{{4 * 65536 + 8, 8, UINT64_C(0x0000000100000001)}},
+         "L2 entry for the cluster at 0: subclusters are both allocated and zero: 0x0000000100000001"},
+        {{{4 * 65536, 8, 0}},
+         "L2 entry for the cluster at 0: subclusters are allocated, but no cluster is: 0x00000000ffffffff"},
+        {{{4 * 65536, 8, 0}, {4 * 65536 + 8, 8, UINT64_C(0xffffffff00000000)}}, NULL},
+        {{{4 * 65536, 8, COPIED | 0x50001}}, "L2 entry for the cluster at 0: reserved bits are set: 0x8000000000050001"},
+        {{{4 * 65536, 8, COPIED | 0x50200}},
+         "L2 entry for the cluster at 0: the offset 328192 is not a multiple of the cluster size"},
+        {{{4 * 65536, 8, COPIED}, {4 * 65536 + 8, 8, 0}},
+         "L2 entry for the cluster at 0: data at offset 0, the header's"},
+        {{{4 * 65536, 8, COPIED | 0x60000}, {4 * 65536 + 8, 8, UINT64_C(0xfffffffe00000001)}},
+         "L2 entry for the cluster at 0: the offset 393216 lies beyond the end of the file at 393216"},
+        {{{4 * 65536, 8, COPIED | 0x60000}, {4 * 65536 + 8, 8, UINT64_C(0xffffffff00000000)}}, NULL},
+        {{{4 * 65536, 8, COPIED | 0x60000}, {4 * 65536 + 8, 8, 0}}, NULL},
+        {{{4 * 65536, 8, UINT64_C(1) << 62 | 0x50000}},
+         "L2 entry for the cluster at 0: compressed, but with subclusters: 0x00000000ffffffff"},
+        {{{20, 4, 13}}, "Unsupported subcluster size: 256"},
+        {{{24, 8, UINT64_C(4096) << 17}}, "L1 table is too small: expected 2 entries, found 1"},
+};
+
+/* A disk of one cluster of data in the layout of these rows; settings: of the image. */
+static uint8_t *make_one_cluster(const char *settings, uint64_t *len)
+{
+	struct tide_driver_create o = {.size = M, .settings = settings};
+	struct tide_error err = TIDE_ERROR_INIT;
+	uint8_t *data, *buf = malloc(65536);
+	unsigned entry = strstr(settings, "extended") ? 16 : 8;
+	struct sample s;
+
+	memset(buf, 5, 65536);
+	CHECK_OK(sample_create("g.qcow2", &o, &err), &err);
+	if (CHECK_OK(sample_open(&s, "g.qcow2", TIDE_OPEN_WRITE, &err), &err)) {
+		CHECK_OK(sample_write(&s, buf, 0, 65536, &err), &err);
+		CHECK_OK(qcow2->flush(s.state, &err), &err);
+		sample_close(&s);
+	}
+	data = slurp("g.qcow2", len);
+	CHECK_EQ_U64(*len, 6 * 65536);
+	memcpy(data + 4 * 65536, data + 5 * 65536, entry);
+	memset(data + 4 * 65536 + entry, 0, 65536 - entry);
+	memcpy(data + 5 * 65536, buf, 65536);
+	put_value(data + 3 * 65536, 8, COPIED | 0x40000);
+	put_value(data + 4 * 65536, 8, COPIED | 0x50000);
+	free(buf);
+	return data;
+}
+
+static void test_extended_entries(void)
+{
+	struct tide_error err = TIDE_ERROR_INIT;
+	uint8_t *data, *copy, *got = malloc(65536);
+	uint64_t len;
+
+	data = make_one_cluster("extended_l2=on", &len);
+	copy = malloc(len);
+	for (size_t i = 0; i < 2 * TIDE_ARRAY_SIZE(extended_rows); i++) {
+		const struct patch *p = extended_rows[i / 2].patch;
+		const char *text = extended_rows[i / 2].text;
+		struct sample s;
+		int rc;
+
+		UNIT_ROW("%zu, %s", i, text ? text : "fine");
+		memcpy(copy, data, len);
+		for (size_t n = 0; n < 2; n++)
+			put_value(copy + p[n].at, p[n].bytes, p[n].value);
+		spew("bad.qcow2", copy, len);
+		rc = sample_open(&s, "bad.qcow2", i % 2 ? TIDE_OPEN_WRITE : 0, &err);
+		if (rc == 0) {
+			rc = i % 2 ? sample_write(&s, got, 0, 65536, &err) : sample_read(&s, got, 0, 65536, &err);
+			sample_close(&s);
+		}
+		CHECK_EQ_I64(rc, text ? -1 : 0);
+		CHECK_ERR(&err, text ? TIDE_E_CORRUPT : TIDE_E_NONE, text);
+	}
+	free(data);
+	free(copy);
+	free(got);
+}
+
+/* Each subcluster of a cluster by itself: allocated, zero, neither, in runs of every kind. */
+static void test_subcluster_runs(void)
+{
+	struct tide_error err = TIDE_ERROR_INIT;
+	uint8_t *data, *below = malloc(M), *want = malloc(M);
+	uint64_t len, seed = 23;
+
+	data = make_one_cluster("extended_l2=on", &len);
+	memset(below, 9, M);
+	for (int i = 0; i < 100; i++) {
+		uint32_t alloc = (uint32_t)rnd(&seed), zero = (uint32_t)rnd(&seed) & ~alloc;
+		struct sample s;
+
+		UNIT_ROW("alloc %08x zero %08x", alloc, zero);
+		put_value(data + 4 * 65536 + 8, 8, (uint64_t)zero << 32 | alloc);
+		spew("bad.qcow2", data, len);
+		memcpy(want, below, M);
+		for (unsigned n = 0; n < 32; n++) {
+			if (alloc >> n & 1)
+				memset(want + n * 2048, 5, 2048);
+			else if (zero >> n & 1)
+				memset(want + n * 2048, 0, 2048);
+		}
+		if (!CHECK_OK(sample_open(&s, "bad.qcow2", 0, &err), &err))
+			break;
+		s.below = below;
+		check_content(&s, want);
+		sample_close(&s);
+	}
+	free(data);
+	free(below);
+	free(want);
+}
+
 /* A cluster that is counted as free and is in use as a table must not be dealt out. */
 static void test_free_count_of_metadata(void)
 {
@@ -486,7 +607,12 @@ static void test_create_refusals(void)
 	        {M, "compat=1.2", "Parameter 'version' does not accept value '1.2'"},
 	        {M, "preallocation=foo", "Parameter 'preallocation' does not accept value 'foo'"},
 	        {M, "preallocation=full", "Parameter 'preallocation=full' is not supported by this version"},
-	        {M, "extended_l2=on", "Parameter 'extended_l2' is not supported by this version"},
+	        {M, "extended_l2=foo", "Parameter 'extended_l2' expects 'on' or 'off'"},
+	        {M, "extended_l2=on,cluster_size=8k",
+	         "Extended L2 entries are only supported with cluster sizes of at least 16384 bytes"},
+	        {M, "extended_l2=on,compat=0.10,lazy_refcounts=on",
+	         "Extended L2 entries are only supported with compatibility level 1.1 and above (use version=v3 or "
+	         "greater)"},
 	        {M, "data_file=x", "Parameter 'data_file' is not supported by this version"},
 	        {M, "encrypt.format=luks", "Parameter 'encrypt.format' is not supported by this version"},
 	        {M, "foo=bar", "Invalid parameter 'foo'"},
@@ -546,7 +672,7 @@ static void test_creates_clean_images(void)
 	static const uint64_t clusters[] = {512, 1024, 4096, 65536, 2 * M};
 	static const uint64_t sizes[] = {0, 1, 512, 1000, M + 512, 100 * G, T, 64 * T};
 	static const char *const settings[] = {NULL, "refcount_bits=1", "refcount_bits=64", "compat=0.10",
-	                                       "compression_type=zstd,lazy_refcounts=on"};
+	                                       "compression_type=zstd,lazy_refcounts=on", "extended_l2=on"};
 
 	if (!has_qemu())
 		UNIT_SKIP("no qemu-img or qemu-io");
@@ -557,6 +683,8 @@ static void test_creates_clean_images(void)
 			struct tide_driver_create o = {
 			        .size = sizes[i], .cluster_size = clusters[c], .settings = settings[which]};
 
+			if (clusters[c] < 16384 && which == 5)
+				continue;
 			if (sizes[i] / clusters[c] / clusters[c] > 32 * M / 64)
 				continue; /* the L1 table would be too large */
 			if (i % 2) {
@@ -641,6 +769,8 @@ int main(void)
 	UNIT_RUN(test_header_texts);
 	UNIT_RUN(test_unknown_autoclear_is_cleared);
 	UNIT_RUN(test_table_texts);
+	UNIT_RUN(test_extended_entries);
+	UNIT_RUN(test_subcluster_runs);
 	UNIT_RUN(test_free_count_of_metadata);
 	UNIT_RUN(test_short_last_cluster);
 	UNIT_RUN(test_create_refusals);

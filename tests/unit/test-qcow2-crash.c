@@ -366,6 +366,8 @@ static void test_survives_power_cuts(void)
 	        {"-o cluster_size=4096,compat=0.10", false, true, 300 * K, 1},
 	        {"-o cluster_size=4096", true, true, 300 * K, 1},
 	        {"-o cluster_size=65536", true, true, 1 * M + 512, 1},
+	        {"-o cluster_size=16384,extended_l2=on", false, true, 600 * K, 1},
+	        {"-o cluster_size=16384,extended_l2=on", true, true, 600 * K + 512, 1},
 	};
 	uint64_t seed = 99;
 

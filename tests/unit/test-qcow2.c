@@ -11,19 +11,28 @@ struct shape {
 	const char *compat;
 	uint64_t cluster;
 	unsigned refcount_bits;
+	bool extended; /* L2 entries */
 };
 
 static const struct shape shapes[] = {
-        {"1.1", 512, 1},    {"1.1", 512, 16},    {"1.1", 512, 64},   {"0.10", 512, 16},  {"1.1", 4096, 1},
-        {"1.1", 4096, 16},  {"1.1", 4096, 64},   {"0.10", 4096, 16}, {"1.1", 65536, 1},  {"1.1", 65536, 16},
-        {"1.1", 65536, 64}, {"0.10", 65536, 16}, {"1.1", 65536, 2},  {"1.1", 65536, 4},  {"1.1", 65536, 8},
-        {"1.1", 65536, 32}, {"1.1", 2 * M, 1},   {"1.1", 2 * M, 16}, {"1.1", 2 * M, 64}, {"0.10", 2 * M, 16},
+        {"1.1", 512, 1, false}, {"1.1", 512, 16, false}, {"1.1", 512, 64, false}, {"0.10", 512, 16, false},
+        {"1.1", 4096, 1, false}, {"1.1", 4096, 16, false}, {"1.1", 4096, 64, false}, {"0.10", 4096, 16, false},
+        {"1.1", 65536, 1, false}, {"1.1", 65536, 16, false}, {"1.1", 65536, 64, false},
+        {"0.10", 65536, 16, false}, {"1.1", 65536, 2, false}, {"1.1", 65536, 4, false},
+        {"1.1", 65536, 8, false}, {"1.1", 65536, 32, false}, {"1.1", 2 * M, 1, false},
+        {"1.1", 2 * M, 16, false}, {"1.1", 2 * M, 64, false}, {"0.10", 2 * M, 16, false},
+        {"1.1", 16384, 16, true}, {"1.1", 65536, 16, true}, {"1.1", 65536, 1, true}, {"1.1", 2 * M, 16, true},
 };
 
 /* The widths that tests go through which are about something else. */
 static bool is_usual(const struct shape *s)
 {
 	return s->refcount_bits == 16;
+}
+
+static const char *extended(const struct shape *s)
+{
+	return s->extended ? ",extended_l2=on" : "";
 }
 
 /* A disk of some clusters, that ends within one. */
@@ -35,8 +44,8 @@ static uint64_t disk_size(const struct shape *s)
 static void make_image(const char *name, const struct shape *s, const char *more)
 {
 	if (!CHECK_EQ_I64(sh("rm -f %s; qemu-img create -q -u -f qcow2 -o compat=%s,cluster_size=%" PRIu64
-	                     ",refcount_bits=%u%s %s %" PRIu64,
-	                     name, s->compat, s->cluster, s->refcount_bits, more, name, disk_size(s)),
+	                     ",refcount_bits=%u%s%s %s %" PRIu64,
+	                     name, s->compat, s->cluster, s->refcount_bits, extended(s), more, name, disk_size(s)),
 	                  0))
 		show_output();
 }
@@ -139,8 +148,8 @@ static void test_reads_compressed(void)
 			if (!CHECK_EQ_I64(sh("rm -f c.qcow2; cat /usr/bin/qemu-img | head -c 300000 > lib; "
 			                     "qemu-io -f qcow2 -c 'write -s lib 65536 300032' a.qcow2 &&"
 			                     "qemu-img convert -c -O qcow2 -o compat=%s,cluster_size=%" PRIu64
-			                     ",refcount_bits=%u%s a.qcow2 c.qcow2",
-			                     s->compat, s->cluster, s->refcount_bits,
+			                     ",refcount_bits=%u%s%s a.qcow2 c.qcow2",
+			                     s->compat, s->cluster, s->refcount_bits, extended(s),
 			                     zstd ? ",compression_type=zstd" : ""),
 			                  0))
 				show_output();
@@ -273,7 +282,7 @@ static void test_writes_in_place(void)
 		const struct shape *s = &shapes[i];
 		uint8_t *model;
 
-		UNIT_ROW("compat %s cluster %" PRIu64 " refcount %u", s->compat, s->cluster, s->refcount_bits);
+		UNIT_ROW("compat %s cluster %" PRIu64 " refcount %u%s", s->compat, s->cluster, s->refcount_bits, extended(s));
 		make_image("a.qcow2", s, "");
 		scribble("a.qcow2", s, &seed, 20);
 		CHECK_EQ_I64(sh("qemu-img convert -O raw a.qcow2 m.raw"), 0);
@@ -298,7 +307,7 @@ static void test_writes_over_backing(void)
 		if (!is_usual(s))
 			continue;
 		below = malloc(disk_size(s));
-		UNIT_ROW("compat %s cluster %" PRIu64 " refcount %u", s->compat, s->cluster, s->refcount_bits);
+		UNIT_ROW("compat %s cluster %" PRIu64 " refcount %u%s", s->compat, s->cluster, s->refcount_bits, extended(s));
 		fill(below, disk_size(s), &seed);
 		spew("base.raw", below, disk_size(s));
 		make_image("a.qcow2", s, " -b base.raw -F raw");
@@ -328,12 +337,12 @@ static void test_writes_over_compressed(void)
 
 		if (!is_usual(s))
 			continue;
-		UNIT_ROW("compat %s cluster %" PRIu64 " refcount %u", s->compat, s->cluster, s->refcount_bits);
+		UNIT_ROW("compat %s cluster %" PRIu64 " refcount %u%s", s->compat, s->cluster, s->refcount_bits, extended(s));
 		make_image("a.qcow2", s, "");
 		scribble("a.qcow2", s, &seed, 30);
 		CHECK_EQ_I64(sh("rm -f c.qcow2; qemu-img convert -c -O qcow2 -o compat=%s,cluster_size=%" PRIu64
-		                ",refcount_bits=%u a.qcow2 c.qcow2 && qemu-img convert -O raw c.qcow2 m.raw",
-		                s->compat, s->cluster, s->refcount_bits),
+		                ",refcount_bits=%u%s a.qcow2 c.qcow2 && qemu-img convert -O raw c.qcow2 m.raw",
+		                s->compat, s->cluster, s->refcount_bits, extended(s)),
 		             0);
 		model = slurp("m.raw", &len);
 		write_and_check("c.qcow2", model, NULL, &seed);
@@ -349,7 +358,7 @@ static void make_new(const struct shape *s, const char *backing)
 	struct tide_driver_create o = {.size = disk_size(s), .cluster_size = s->cluster};
 	char settings[64];
 
-	snprintf(settings, sizeof(settings), "compat=%s,refcount_bits=%u", s->compat, s->refcount_bits);
+	snprintf(settings, sizeof(settings), "compat=%s,refcount_bits=%u%s", s->compat, s->refcount_bits, extended(s));
 	o.settings = settings;
 	o.backing = backing;
 	o.backing_format = backing ? "raw" : NULL;
@@ -394,7 +403,7 @@ static void test_fills_new_images(void)
 	for (size_t i = 0; i < TIDE_ARRAY_SIZE(shapes); i++) {
 		const struct shape *s = &shapes[i];
 
-		UNIT_ROW("compat %s cluster %" PRIu64 " refcount %u", s->compat, s->cluster, s->refcount_bits);
+		UNIT_ROW("compat %s cluster %" PRIu64 " refcount %u%s", s->compat, s->cluster, s->refcount_bits, extended(s));
 		fill_new(s, false, &seed);
 		if (is_usual(s))
 			fill_new(s, true, &seed);
