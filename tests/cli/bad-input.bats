@@ -262,23 +262,6 @@ luks_image() { # FILE
 	# Marked as corrupt: nobody writes to it.
 	poke 72 0000000000000002
 	unchanged refused_like 'corrupt' image-write --pattern 1 bad.qcow2 0 1
-	qemu-img create -q -f qcow2 -o data_file=data.raw,data_file_raw=on ext.qcow2 1M
-	qemu-io -f qcow2 -c 'write -q -P 5 0 64K' ext.qcow2
-	attempt backup-run ext.qcow2 copy.qcow2
-	if [ "$status" -eq 0 ]; then
-		same qcow2 ext.qcow2 qcow2 copy.qcow2
-	else
-		[[ $stderr == *'data file'* ]]
-		[ ! -e copy.qcow2 ]
-	fi
-	qcow2 extl2.qcow2 1M -o extended_l2=on
-	attempt backup-run extl2.qcow2 copy2.qcow2
-	if [ "$status" -eq 0 ]; then
-		same qcow2 extl2.qcow2 qcow2 copy2.qcow2
-	else
-		[[ $stderr == *[Ee]'xtended L2'* ]]
-		[ ! -e copy2.qcow2 ]
-	fi
 }
 
 @test "chains that loop, or are too deep, or miss a link" {

@@ -1,0 +1,168 @@
+#!/usr/bin/env bats
+# qcow2 images whose disk is in an external data file: which file that is, and that both count.
+
+load helper
+
+# disk FILE DATA [OPTIONS]: an image of 1 MiB over a data file, with something in it.
+disk() {
+	qemu-img create -q -f qcow2 -o "data_file=$2${3:+,$3}" "$1" 1M
+	noise 100K > content
+	qemu-io -f qcow2 -c 'write -q -s content 0 100K' -c 'write -q -s content 500K 100K' "$1"
+}
+
+@test "the data file is looked for beside the image" {
+	mkdir images elsewhere
+	cd images
+	disk disk.qcow2 disk.data
+	qemu-img convert -f qcow2 -O raw disk.qcow2 ../expected
+	cd ../elsewhere
+	ok bitmap-add ../images/disk.qcow2 b
+	done_ backup-run -q -F raw ../images/disk.qcow2 full.raw
+	cmp full.raw ../expected
+	ok image-write --pattern 7 ../images/disk.qcow2 200K 1
+	done_ backup-run -q --sync incremental --bitmap b -F raw --mode existing ../images/disk.qcow2 full.raw
+	assert_equal "$(byte full.raw $((200 * 1024)))" 07
+	assert_equal "$(byte ../images/disk.data $((200 * 1024)))" 07
+	# QEMU, started here, would take this one.
+	raw disk.data 1M
+	rm full.raw
+	unchanged refused_like "The data file 'disk.data' could be '.*/images/disk.data' or the one in the current directory" \
+		backup-run -F raw ../images/disk.qcow2 full.raw
+	[[ $stderr == *'qemu-img amend -o data_file=PATH'* ]]
+	(cd ../images && qemu-img amend -f qcow2 -o "data_file=$PWD/disk.data" disk.qcow2)
+	done_ backup-run -q -F raw ../images/disk.qcow2 full.raw
+	assert_equal "$(byte full.raw $((200 * 1024)))" 07
+}
+
+@test "image-info names it, as qemu-img does" {
+	disk disk.qcow2 disk.data
+	disk raw.qcow2 raw.data data_file_raw=on
+	local image
+	for image in disk raw; do
+		qemu-img info --output=json "$image.qcow2" > theirs
+		done_ image-info --output=json "$image.qcow2"
+		assert_equal "$(jq -S '.return."format-specific".data' <<< "$output")" "$(jq -S '."format-specific".data' theirs)"
+	done
+	done_ image-info raw.qcow2
+	assert_line '    data file: raw.data'
+	assert_line '    data file raw: true'
+}
+
+@test "without its data file an image is refused" {
+	disk disk.qcow2 disk.data
+	mv disk.data away
+	unchanged refused_like "Could not open 'disk.qcow2': Could not open '.*/disk.data': No such file or directory" \
+		backup-run disk.qcow2 copy.raw
+	unchanged refused_like 'No such file or directory' image-write --pattern 1 disk.qcow2 0 1
+	mkfifo disk.data
+	unchanged refused_like 'disk.data.*Neither a regular file nor a block device' timeout 10 backup-run disk.qcow2 copy.raw
+	rm disk.data
+	mkdir disk.data
+	unchanged refused_like 'disk.data' backup-run disk.qcow2 copy.raw
+	rmdir disk.data
+	ln -s disk.qcow2 disk.data
+	unchanged refused_like 'names itself as its external data file' backup-run disk.qcow2 copy.raw
+	unchanged refused_like 'names itself as its external data file' image-write --pattern 1 disk.qcow2 0 1
+	rm disk.data
+	mv away disk.data
+	done_ backup-run disk.qcow2 copy.raw
+}
+
+@test "a name that is more than a path is not followed" {
+	disk disk.qcow2 disk.data
+	local name
+	for name in 'json:{"driver":"file","filename":"disk.data"}' nbd://localhost/x fat:rw:/tmp; do
+		python3 - "$name" << 'PY'
+import sys
+image, name = bytearray(open("disk.qcow2", "rb").read()), sys.argv[1].encode()
+assert image[112:116] == b"DATA"
+rest = image[128:1024]
+image[112:1024] = (b"DATA" + len(name).to_bytes(4, "big") + name + bytes(-len(name) % 8) + rest)[:912]
+open("bad.qcow2", "wb").write(image)
+PY
+		unchanged refused_like 'data file name .* is not a plain path: such names are not followed' \
+			backup-run bad.qcow2 copy.raw
+	done
+}
+
+@test "a write to the data file alone takes the trust" {
+	local how stamp
+	disk disk.qcow2 disk.data
+	ok bitmap-add disk.qcow2 b
+	ok image-write --pattern 1 disk.qcow2 0 1000
+	bitmap disk.qcow2 b 'has("inconsistent") | not'
+	cp --preserve=all disk.data kept.data
+	cp --preserve=all disk.qcow2 kept.qcow2
+	stamp=$(stat -c %y disk.data)
+	for how in "qemu-io -f qcow2 -c 'write -q -P 3 0 512' disk.qcow2" 'noise 1 | put disk.data 5' 'touch disk.data' \
+		'touch disk.qcow2' 'truncate -s 2M disk.data' "touch -d '$stamp - 1 second' disk.data"; do
+		eval "$how"
+		bitmap disk.qcow2 b '.inconsistent == true'
+		unchanged refused "Bitmap 'b' is inconsistent and cannot be used" \
+			backup-run --sync incremental --bitmap b disk.qcow2 copy.raw
+		cp --preserve=all kept.data disk.data
+		cp --preserve=all kept.qcow2 disk.qcow2
+		bitmap disk.qcow2 b 'has("inconsistent") | not'
+	done
+}
+
+@test "a change of the data file during a backup is noticed" {
+	disk disk.qcow2 disk.data
+	ok bitmap-add disk.qcow2 b
+	ok bitmap-mark disk.qcow2 b 0 1M
+	start backup-run --speed 256K --sync incremental --bitmap b -F raw disk.qcow2 copy.raw
+	eventually is_busy disk.qcow2 b
+	touch disk.data
+	finish
+	assert_equal "$status" 1
+	[[ $stderr == *'was changed by another program while it was read'* ]]
+	[ ! -e copy.raw ]
+}
+
+@test "the data file is locked with its image" {
+	disk disk.qcow2 disk.data data_file_raw=on
+	local locked='Failed to get (shared )?"(write|resize)" lock'
+	serve raw disk.data
+	unchanged refused_like "$locked" backup-run disk.qcow2 copy.raw
+	unchanged refused_like "$locked" image-write --pattern 1 disk.qcow2 0 1
+	unchanged done_ image-info -U disk.qcow2
+	served_no_more
+	serve qcow2 disk.qcow2
+	unchanged refused_like "$locked" backup-run -f raw disk.data copy.raw
+	served_no_more
+	# The disk must not be overwritten by its own backup.
+	unchanged refused_like "$locked" backup-run -F raw disk.qcow2 disk.data
+	unchanged refused_like "$locked" backup-run --mode existing -F raw disk.qcow2 disk.data
+	ok bitmap-add disk.qcow2 b
+	ok bitmap-mark disk.qcow2 b 0 1M
+	start backup-run --speed 256K --sync incremental --bitmap b -F raw disk.qcow2 copy.raw
+	eventually is_busy disk.qcow2 b
+	run -1 qemu-io -f raw -c 'write 0 512' disk.data
+	[[ $output == *lock* ]]
+	finish
+	assert_equal "$status" 0
+}
+
+@test "a raw data file stays the disk by itself" {
+	disk disk.qcow2 disk.data data_file_raw=on
+	ok image-write --pattern 0x5a disk.qcow2 1000 70000
+	ok image-write --zero disk.qcow2 130K 200K
+	ok image-write --discard disk.qcow2 512K 128K
+	clean disk.qcow2
+	same qcow2 disk.qcow2 raw disk.data
+	done_ image-info disk.qcow2
+	assert_line '    data file raw: true'
+	# Space is given back.
+	local before
+	ok image-write --pattern 1 disk.qcow2 0 1M
+	before=$(stat -c %b disk.data)
+	ok image-write --discard disk.qcow2 0 1M
+	(($(stat -c %b disk.data) < before))
+	same qcow2 disk.qcow2 raw disk.data
+}
+
+@test "internal snapshots and an external data file: nobody knows what to write" {
+	disk disk.qcow2 disk.data
+	python3 -c 'import sys; sys.stdout.buffer.write(bytes.fromhex(sys.argv[1]))' 000000010000000000000000 | put disk.qcow2 60
+	unchanged refused_like 'internal snapshots and an external data file' image-write --pattern 1 disk.qcow2 0 1
+}
