@@ -20,7 +20,7 @@
 #define T (K * G)
 
 struct sample {
-	int fd;
+	int fd, data_fd; /* data_fd: the external data file, -1: none */
 	void *state;
 	struct tide_driver_info info;
 	const uint8_t *below; /* what a backing image of the same size holds, or NULL */
@@ -124,9 +124,14 @@ static inline void spew(const char *name, const void *data, uint64_t len)
 
 static inline int sample_open(struct sample *s, const char *name, unsigned flags, struct tide_error *err)
 {
-	*s = (struct sample){.fd = open(unit_path(name), (flags ? O_RDWR : O_RDONLY) | O_CLOEXEC)};
-	if (qcow2->open(s->fd, unit_dir(), flags, &s->info, &s->state, err) == 0)
+	*s = (struct sample){.fd = open(unit_path(name), (flags ? O_RDWR : O_RDONLY) | O_CLOEXEC), .data_fd = -1};
+	if (qcow2->open(s->fd, unit_dir(), flags, &s->info, &s->state, err) == 0) {
+		if (!s->info.data_file)
+			return 0;
+		s->data_fd = open(unit_path("disk.data"), (flags ? O_RDWR : O_RDONLY) | O_CLOEXEC);
+		CHECK_EQ_I64(qcow2->set_data_file(s->state, s->data_fd, err), 0);
 		return 0;
+	}
 	tide_driver_info_release(&s->info);
 	close(s->fd);
 	return -1;
@@ -146,6 +151,8 @@ static inline void sample_close(struct sample *s)
 	qcow2->close(s->state);
 	tide_driver_info_release(&s->info);
 	close(s->fd);
+	if (s->data_fd >= 0)
+		close(s->data_fd);
 }
 
 static inline int sample_read(struct sample *s, uint8_t *buf, uint64_t off, uint64_t len, struct tide_error *err)

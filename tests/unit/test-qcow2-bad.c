@@ -25,7 +25,7 @@ static int visit(const char *name, unsigned flags, struct tide_error *err)
 			if (rc == 0 && e.kind == TIDE_EXTENT_DATA && !e.mapped)
 				rc = qcow2->read(s.state, buf, off, TIDE_MIN(e.len, 65536), err);
 			if (rc == 0 && e.mapped)
-				CHECK(e.map_fd == s.fd && (int64_t)e.map_off >= 0);
+				CHECK(e.map_fd == (s.data_fd < 0 ? s.fd : s.data_fd) && (int64_t)e.map_off >= 0);
 			off += rc == 0 ? e.len : 0;
 		}
 		for (size_t i = 0; i < s.info.n_bitmaps && rc == 0; i++) {
@@ -480,6 +480,112 @@ static void test_extended_entries(void)
 	free(got);
 }
 
+/* An image with an external data file: L1 table at 192 KiB, L2 table at 256 KiB. */
+static const struct {
+	struct patch patch;
+	const char *text; /* or NULL: readable */
+} data_rows[] = {
+        {{4 * 65536, 8, COPIED}, NULL},
+        {{4 * 65536, 8, COPIED | 1}, NULL},
+        {{4 * 65536, 8, 1}, NULL},
+        {{4 * 65536, 8, 0}, NULL},
+        {{4 * 65536, 8, COPIED | 0x10000},
+         "L2 entry for the cluster at 0: the offset in the external data file, 65536, does not match: expected 0"},
+        {{4 * 65536, 8, 0x10001},
+         "L2 entry for the cluster at 0: the offset in the external data file, 65536, does not match: expected 0"},
+        {{4 * 65536 + 8, 8, COPIED},
+         "L2 entry for the cluster at 65536: the offset in the external data file, 0, does not match: expected 65536"},
+        {{4 * 65536 + 8, 8, 0x10000}, NULL},
+        {{4 * 65536, 8, COPIED | 0x200},
+         "L2 entry for the cluster at 0: the offset 512 is not a multiple of the cluster size"},
+        {{4 * 65536, 8, COPIED | 2}, "L2 entry for the cluster at 0: reserved bits are set: 0x8000000000000002"},
+        {{4 * 65536, 8, UINT64_C(1) << 62 | 0x10000},
+         "L2 entry for the cluster at 0: compressed, in an image with an external data file"},
+        {{112, 4, 0x12345678}, "'data-file' is required for this image, and the image does not name it"},
+        {{125, 1, 0}, "External data file name contains a NUL byte"},
+        {{72, 8, 0}, "L2 entry for the cluster at 0: data at offset 0, the header's"},
+};
+
+static void test_data_file_entries(void)
+{
+	struct tide_error err = TIDE_ERROR_INIT;
+	uint8_t *data, *copy, *got = malloc(M), *fresh;
+	uint64_t len, data_len;
+
+	if (!has_qemu())
+		UNIT_SKIP("no qemu-img or qemu-io");
+	CHECK_EQ_I64(sh("qemu-img create -q -f qcow2 -o data_file=disk.data g.qcow2 1M && "
+	                "qemu-io -f qcow2 -c 'write -q -P 5 0 192k' g.qcow2"),
+	             0);
+	data = slurp("g.qcow2", &len);
+	fresh = slurp("disk.data", &data_len);
+	CHECK_EQ_U64(tide_get_be64(data + 3 * 65536), COPIED | 4 * 65536);
+	CHECK_EQ_U64(tide_get_be64(data + 4 * 65536 + 8), COPIED | 65536);
+	copy = malloc(len);
+	for (size_t i = 0; i < 2 * TIDE_ARRAY_SIZE(data_rows); i++) {
+		const struct patch *p = &data_rows[i / 2].patch;
+		const char *text = data_rows[i / 2].text;
+		struct sample s;
+		int rc;
+
+		UNIT_ROW("%zu, %s", i, text ? text : "fine");
+		memcpy(copy, data, len);
+		put_value(copy + p->at, p->bytes, p->value);
+		spew("bad.qcow2", copy, len);
+		spew("disk.data", fresh, data_len);
+		rc = sample_open(&s, "bad.qcow2", i % 2 ? TIDE_OPEN_WRITE : 0, &err);
+		if (rc == 0) {
+			for (uint64_t off = 0; off < 3 * 65536 && rc == 0; off += 65536)
+				rc = i % 2 ? sample_write(&s, got + off, off, 65536, &err)
+				           : sample_read(&s, got + off, off, 65536, &err);
+			if (i % 2 && rc == 0)
+				CHECK_OK(qcow2->flush(s.state, &err), &err);
+			sample_close(&s);
+		}
+		CHECK_EQ_I64(rc, text ? -1 : 0);
+		CHECK_ERR(&err, text ? TIDE_E_CORRUPT : TIDE_E_NONE, text);
+		/* What was read of a strange entry, or written after it, is what QEMU reads. */
+		if (rc == 0) {
+			memset(got + 3 * 65536, 0, M - 3 * 65536);
+			check_with_qemu("bad.qcow2", NULL, got, M);
+		}
+	}
+	free(data);
+	free(copy);
+	free(got);
+	free(fresh);
+}
+
+/* A driver that was not given the file says so, rather than zeroes. */
+static void test_data_file_not_given(void)
+{
+	struct tide_error err = TIDE_ERROR_INIT;
+	struct tide_extent e;
+	struct sample s = {.data_fd = -1};
+
+	if (!has_qemu())
+		UNIT_SKIP("no qemu-img or qemu-io");
+	CHECK_EQ_I64(sh("qemu-img create -q -f qcow2 -o data_file=disk.data g.qcow2 1M"), 0);
+	s.fd = open(unit_path("g.qcow2"), O_RDWR | O_CLOEXEC);
+	if (!CHECK_OK(qcow2->open(s.fd, unit_dir(), TIDE_OPEN_WRITE, &s.info, &s.state, &err), &err))
+		return;
+	CHECK_STR(s.info.data_file, "disk.data");
+	CHECK_EQ_I64(qcow2->extent(s.state, 0, M, &e, &err), -1);
+	CHECK_ERR(&err, TIDE_E_REFUSED, "The external data file 'disk.data' is not open");
+	CHECK_EQ_I64(qcow2->write_begin(s.state, 0, M, &e, &err), -1);
+	CHECK_ERR(&err, TIDE_E_REFUSED, "The external data file 'disk.data' is not open");
+	CHECK_EQ_I64(qcow2->zero(s.state, 0, M, true, &err), -1);
+	CHECK_ERR(&err, TIDE_E_REFUSED, "The external data file 'disk.data' is not open");
+	sample_close(&s);
+	/* And one that has none takes none. */
+	CHECK_EQ_I64(sh("rm -f g.qcow2; qemu-img create -q -f qcow2 g.qcow2 1M"), 0);
+	if (CHECK_OK(sample_open(&s, "g.qcow2", 0, &err), &err)) {
+		CHECK_EQ_I64(qcow2->set_data_file(s.state, s.fd, &err), -1);
+		CHECK_ERR(&err, TIDE_E_REFUSED, "'data-file' can only be set for images with an external data file");
+		sample_close(&s);
+	}
+}
+
 /* Each subcluster of a cluster by itself: allocated, zero, neither, in runs of every kind. */
 static void test_subcluster_runs(void)
 {
@@ -770,6 +876,8 @@ int main(void)
 	UNIT_RUN(test_unknown_autoclear_is_cleared);
 	UNIT_RUN(test_table_texts);
 	UNIT_RUN(test_extended_entries);
+	UNIT_RUN(test_data_file_entries);
+	UNIT_RUN(test_data_file_not_given);
 	UNIT_RUN(test_subcluster_runs);
 	UNIT_RUN(test_free_count_of_metadata);
 	UNIT_RUN(test_short_last_cluster);

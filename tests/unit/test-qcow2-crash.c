@@ -9,7 +9,7 @@
 
 #include "qcow2_sample.h"
 
-enum kind { WRITE, TRUNCATE, PUNCH, SYNC, MARK };
+enum kind { WRITE, TRUNCATE, PUNCH, SYNC, MARK, DATA_CHANGE, DATA_SYNC };
 
 struct event {
 	enum kind kind;
@@ -19,10 +19,11 @@ struct event {
 };
 
 static struct {
-	int fd; /* -1: nothing is recorded */
+	int fd;      /* -1: nothing is recorded */
+	int data_fd; /* of an external data file, -1: there is none */
 	size_t n, cap;
 	struct event *event;
-} tape = {.fd = -1};
+} tape = {.fd = -1, .data_fd = -1};
 
 static void record(enum kind kind, uint64_t off, uint64_t len, const void *data, unsigned op)
 {
@@ -52,6 +53,8 @@ ssize_t pwrite(int fd, const void *buf, size_t len, off_t off)
 {
 	if (fd == tape.fd)
 		record(WRITE, (uint64_t)off, len, buf, 0);
+	else if (fd == tape.data_fd)
+		record(DATA_CHANGE, (uint64_t)off, len, NULL, 0);
 	return syscall(SYS_pwrite64, fd, buf, len, off);
 }
 
@@ -59,6 +62,8 @@ int fdatasync(int fd)
 {
 	if (fd == tape.fd)
 		record(SYNC, 0, 0, NULL, 0);
+	else if (fd == tape.data_fd)
+		record(DATA_SYNC, 0, 0, NULL, 0);
 	return 0;
 }
 
@@ -73,6 +78,8 @@ int fallocate(int fd, int mode, off_t off, off_t len)
 {
 	if (fd == tape.fd)
 		record(PUNCH, (uint64_t)off, (uint64_t)len, NULL, 0);
+	else if (fd == tape.data_fd)
+		record(DATA_CHANGE, (uint64_t)off, (uint64_t)len, NULL, 0);
 	return (int)syscall(SYS_fallocate, fd, mode, off, len);
 }
 
@@ -261,6 +268,7 @@ static void run_program(const char *name, const uint8_t *below, unsigned count, 
 		return;
 	s.below = below;
 	tape.fd = s.fd;
+	tape.data_fd = s.data_fd;
 	n_ops = 0;
 	for (unsigned i = 0; i < count; i++) {
 		record(MARK, 0, n_ops + 1, NULL, durable);
@@ -271,7 +279,7 @@ static void run_program(const char *name, const uint8_t *below, unsigned count, 
 			record(MARK, 0, n_ops, NULL, durable);
 		}
 	}
-	tape.fd = -1;
+	tape.fd = tape.data_fd = -1;
 	sample_close(&s);
 }
 
@@ -379,6 +387,39 @@ static void test_survives_power_cuts(void)
 	}
 }
 
+/* No entry says that data is in the external data file before it is there for good. */
+static void test_data_file_comes_first(void)
+{
+	uint64_t seed = 12;
+
+	if (!has_qemu())
+		UNIT_SKIP("no qemu-img or qemu-io");
+	for (int raw = 0; raw < 2; raw++) {
+		bool changed = false;
+		unsigned syncs = 0;
+
+		UNIT_ROW("raw %d", raw);
+		CHECK_EQ_I64(sh("rm -f p.qcow2; qemu-img create -q -f qcow2 -o cluster_size=4k,data_file=disk.data%s p.qcow2 1M",
+		                raw ? ",data_file_raw=on" : ""),
+		             0);
+		run_program("p.qcow2", NULL, 60, 1, &seed);
+		is_clean("p.qcow2");
+		for (size_t i = 0; i < tape.n; i++) {
+			const struct event *e = &tape.event[i];
+
+			if (e->kind == DATA_CHANGE)
+				changed = true;
+			else if (e->kind == DATA_SYNC)
+				changed = false;
+			else if (e->kind == WRITE)
+				CHECK(!changed);
+			syncs += e->kind == DATA_SYNC;
+		}
+		CHECK(!changed && syncs > 3);
+		forget();
+	}
+}
+
 /* The test must notice when syncs are missing: a tape without them has to fail somewhere. */
 static void test_notices_missing_syncs(void)
 {
@@ -413,6 +454,7 @@ static void test_notices_missing_syncs(void)
 int main(void)
 {
 	UNIT_RUN(test_survives_power_cuts);
+	UNIT_RUN(test_data_file_comes_first);
 	UNIT_RUN(test_notices_missing_syncs);
 	int status = unit_done();
 	free(tape.event);
