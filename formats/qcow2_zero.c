@@ -19,6 +19,8 @@ static enum step choose_step(const struct tide_qcow2 *q, const struct tide_qcow2
 {
 	switch (c->kind) {
 	case TIDE_QCOW2_HOLE:
+		if (q->data_is_raw && c->copied) /* as QEMU makes them, every cluster has its place */
+			return FLAG;
 		/* Also without a backing image: it may be given one, and then this must not let it show. */
 		return q->header.version >= 3 ? FLAG_ALONE : WRITE;
 	case TIDE_QCOW2_ZEROES:
