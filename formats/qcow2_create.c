@@ -23,6 +23,8 @@ struct config {
 	unsigned version, compression;
 	bool lazy_refcounts, extended_l2;
 	const char *backing, *backing_format;
+	char data_file[256]; /* empty: none */
+	bool data_file_raw;
 };
 
 /* Header, refcount table, refcount blocks, L1 table: in this order, in clusters. */
@@ -108,8 +110,6 @@ static int parse_compression(const char *value, struct config *c, struct tide_er
 /* What QEMU can be asked for and this version cannot. */
 static int parse_unsupported(const char *key, const char *value, struct tide_error *err)
 {
-	static const char *const known[] = {"data_file", "data_file_raw", "encryption"};
-
 	if (!strcmp(key, "preallocation")) {
 		if (!strcmp(value, "off"))
 			return 0;
@@ -118,12 +118,7 @@ static int parse_unsupported(const char *key, const char *value, struct tide_err
 		return tide_error_set(err, TIDE_E_UNSUPPORTED, "Parameter '%s=%s' is not supported by this version",
 		                      key, value);
 	}
-	for (size_t i = 0; i < TIDE_ARRAY_SIZE(known); i++) {
-		if (!strcmp(key, known[i]))
-			return tide_error_set(err, TIDE_E_UNSUPPORTED,
-			                      "Parameter '%s' is not supported by this version", key);
-	}
-	if (!strncmp(key, "encrypt.", 8))
+	if (!strcmp(key, "encryption") || !strncmp(key, "encrypt.", 8))
 		return tide_error_set(err, TIDE_E_UNSUPPORTED, "Parameter '%s' is not supported by this version", key);
 	return tide_error_set(err, TIDE_E_REFUSED, "Invalid parameter '%s'", key);
 }
@@ -144,6 +139,12 @@ static int parse_setting(const char *key, const char *value, struct config *c, s
 		return parse_switch(key, value, &c->lazy_refcounts, err);
 	if (!strcmp(key, "extended_l2"))
 		return parse_switch(key, value, &c->extended_l2, err);
+	if (!strcmp(key, "data_file_raw"))
+		return parse_switch(key, value, &c->data_file_raw, err);
+	if (!strcmp(key, "data_file")) {
+		strcpy(c->data_file, value); /* no longer than tide_driver_next_setting allows */
+		return 0;
+	}
 	return parse_unsupported(key, value, err);
 }
 
@@ -159,6 +160,20 @@ static int check_extended_l2(const struct config *c, struct tide_error *err)
 		return tide_error_set(err, TIDE_E_REFUSED,
 		                      "Extended L2 entries are only supported with cluster sizes of at least %u bytes",
 		                      TIDE_QCOW2_SUBCLUSTERS * 512);
+	return 0;
+}
+
+static int check_data_file(const struct config *c, struct tide_error *err)
+{
+	if (c->data_file_raw && !c->data_file[0])
+		return tide_error_set(err, TIDE_E_REFUSED, "data-file-raw requires data-file");
+	if (c->data_file_raw && c->backing)
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "Backing file and data-file-raw cannot be used at the same time");
+	if (c->data_file[0] && c->version < 3)
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "External data files are only supported with compatibility level 1.1 and above "
+		                      "(use version=v3 or greater)");
 	return 0;
 }
 
@@ -206,7 +221,7 @@ static int read_config(const struct tide_driver_create *options, struct config *
 	c->exact_size = c->size != options->size ? options->size : 0;
 	c->backing = options->backing;
 	c->backing_format = options->backing_format;
-	return check_extended_l2(c, err) < 0 ? -1 : check_version2(c, err);
+	return check_extended_l2(c, err) < 0 || check_data_file(c, err) < 0 ? -1 : check_version2(c, err);
 }
 
 /* ---- layout ---- */
@@ -272,8 +287,10 @@ static void put_fields(uint8_t *h, const struct config *c, const struct layout *
 	if (c->version < 3)
 		return;
 	tide_put_be64(h + 72, (c->compression ? TIDE_QCOW2_INCOMPAT_COMPRESSION : 0) |
-	                              (c->extended_l2 ? TIDE_QCOW2_INCOMPAT_EXTENDED_L2 : 0));
+	                              (c->extended_l2 ? TIDE_QCOW2_INCOMPAT_EXTENDED_L2 : 0) |
+	                              (c->data_file[0] ? TIDE_QCOW2_INCOMPAT_DATA_FILE : 0));
 	tide_put_be64(h + 80, c->lazy_refcounts ? TIDE_QCOW2_COMPAT_LAZY_REFCOUNTS : 0);
+	tide_put_be64(h + 88, c->data_file_raw ? TIDE_QCOW2_AUTOCLEAR_DATA_FILE_RAW : 0);
 	tide_put_be32(h + 96, l->refcount_order);
 	tide_put_be32(h + 100, HEADER_LENGTH);
 	h[104] = (uint8_t)c->compression;
@@ -286,6 +303,8 @@ static uint64_t header_bytes(const struct config *c, bool names)
 
 	if (c->exact_size)
 		n += 16;
+	if (c->data_file[0])
+		n += 8 + tide_range_align_up(strlen(c->data_file), 8);
 	if (names)
 		n += 8 + TIDE_ARRAY_SIZE(features) * FEATURE_BYTES;
 	if (c->backing)
@@ -293,9 +312,21 @@ static uint64_t header_bytes(const struct config *c, bool names)
 	return n;
 }
 
+/* Do the names fit into the first cluster? */
+static int check_room(const struct config *c, struct tide_error *err)
+{
+	if (header_bytes(c, false) <= c->cluster_size)
+		return 0;
+	return tide_error_set(err, TIDE_E_REFUSED,
+	                      "The %s file name of %zu bytes does not fit into the first cluster of %" PRIu64
+	                      " (try using a larger cluster size)",
+	                      c->backing ? "backing" : "data", strlen(c->backing ? c->backing : c->data_file),
+	                      c->cluster_size);
+}
+
 static int check_backing(const struct config *c, struct tide_error *err)
 {
-	uint64_t need, len;
+	uint64_t len;
 
 	if (!c->backing)
 		return 0;
@@ -308,13 +339,6 @@ static int check_backing(const struct config *c, struct tide_error *err)
 	if (strlen(c->backing_format) > 15)
 		return tide_error_set(err, TIDE_E_REFUSED, "Backing format name: expected at most 15 bytes, found '%s'",
 		                      c->backing_format);
-	need = header_bytes(c, false);
-	if (need > c->cluster_size)
-		return tide_error_set(err, TIDE_E_REFUSED,
-		                      "The backing file name of %" PRIu64
-		                      " bytes does not fit into the first cluster of %" PRIu64
-		                      " (try using a larger cluster size)",
-		                      len, c->cluster_size);
 	return 0;
 }
 
@@ -330,6 +354,8 @@ static int write_header(int fd, const struct config *c, const struct layout *l, 
 	if (c->backing)
 		p = put_extension(p, (uint32_t)TIDE_QCOW2_EXT_BACKING_FORMAT, c->backing_format,
 		                  strlen(c->backing_format));
+	if (c->data_file[0])
+		p = put_extension(p, TIDE_QCOW2_EXT_DATA_FILE, c->data_file, strlen(c->data_file));
 	if (c->exact_size) {
 		uint8_t exact[8];
 
@@ -392,7 +418,8 @@ int tide_qcow2_create_image(int fd, const struct tide_driver_create *options, st
 	struct config c;
 	struct layout l;
 
-	if (read_config(options, &c, err) < 0 || plan(&c, &l, err) < 0 || check_backing(&c, err) < 0)
+	if (read_config(options, &c, err) < 0 || plan(&c, &l, err) < 0 || check_backing(&c, err) < 0 ||
+	    check_room(&c, err) < 0)
 		return -1;
 	return write_header(fd, &c, &l, err) < 0 || write_counts(fd, &c, &l, err) < 0 ? -1 : write_l1(fd, &c, &l, err);
 }

@@ -7,6 +7,16 @@
 #include "qcow2.h"
 #include "sysio.h"
 
+/* The file gets its length.  One that is to be the disk by itself gets all its clusters, so that it stays that. */
+static int start_new(struct tide_qcow2 *q, struct tide_error *err)
+{
+	struct tide_extent all = {.len = q->size, .kind = TIDE_EXTENT_DATA, .mapped = true, .map_fd = q->data_fd};
+
+	if (tide_qcow2_data_prepare(q, err) < 0)
+		return -1;
+	return q->data_is_raw && q->size ? tide_qcow2_write_commit(q, &all, err) : 0;
+}
+
 int tide_qcow2_data_set_file(void *state, int fd, struct tide_error *err)
 {
 	struct tide_qcow2 *q = state;
@@ -17,7 +27,7 @@ int tide_qcow2_data_set_file(void *state, int fd, struct tide_error *err)
 	if (tide_sysio_size(fd, &q->data_size, err) < 0)
 		return -1;
 	q->data_fd = fd;
-	return 0;
+	return q->is_new ? start_new(q, err) : 0;
 }
 
 int tide_qcow2_data_check(const struct tide_qcow2 *q, struct tide_error *err)

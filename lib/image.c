@@ -208,9 +208,8 @@ static int renew_stamp(struct tide_image *image, struct tide_error *err)
 }
 
 /* Where the external data file is.  QEMU looks in the directory it is started in: with two candidates, nobody knows. */
-static char *find_data_file(const struct tide_image *image, struct tide_error *err)
+char *tide_image_find_data_file(const char *image, const char *name, struct tide_error *err)
 {
-	const char *name = image->info.data_file;
 	TIDE_AUTOFREE char *path = NULL;
 	struct stat a, b;
 
@@ -221,13 +220,13 @@ static char *find_data_file(const struct tide_image *image, struct tide_error *e
 		               "The data file name '%s' is not a plain path: such names are not followed", name);
 		return NULL;
 	}
-	path = tide_image_resolve(image->path, name, err);
+	path = tide_image_resolve(image, name, err);
 	if (!path)
 		return NULL;
 	if (stat(path, &a) == 0 && stat(name, &b) == 0 && (a.st_dev != b.st_dev || a.st_ino != b.st_ino)) {
 		tide_error_set(err, TIDE_E_REFUSED, "The data file '%s' could be '%s' or the one in the current directory",
 		               name, path);
-		tide_error_hint(err, "say which with an absolute path: qemu-img amend -o data_file=PATH '%s'", image->path);
+		tide_error_hint(err, "say which with an absolute path: qemu-img amend -o data_file=PATH '%s'", image);
 		return NULL;
 	}
 	return tide_mem_strdup(path, err);
@@ -250,7 +249,7 @@ static int open_data_file(struct tide_image *image, bool force_share, struct tid
 {
 	bool write = (image->flags & TIDE_OPEN_WRITE) && !image->write_later; /* what is written later is not the disk */
 
-	image->data_path = find_data_file(image, err);
+	image->data_path = tide_image_find_data_file(image->path, image->info.data_file, err);
 	if (!image->data_path)
 		return -1;
 	image->data_fd = tide_sysio_open(image->data_path, (write ? O_RDWR : O_RDONLY) | O_NONBLOCK, err);
@@ -391,7 +390,21 @@ int tide_image_open(const struct tide_image_options *options, struct tide_image 
 	return open_link(options, NULL, image, err);
 }
 
-int tide_image_create(int fd, const char *path, const struct tide_image_driver *driver,
+/* The image and its data file get their names together: until then the image layer knows the one from its descriptor. */
+static int take_new_data_file(struct tide_image *image, int data_fd, struct tide_error *err)
+{
+	if (!image->info.data_file)
+		return 0;
+	image->data_path = tide_image_find_data_file(image->path, image->info.data_file, err);
+	if (!image->data_path)
+		return -1;
+	image->data_fd = fcntl(data_fd, F_DUPFD_CLOEXEC, 0);
+	if (image->data_fd < 0)
+		return tide_error_set_sys(err, errno, "Could not open data file '%s'", image->data_path);
+	return image->driver->set_data_file(image->state, image->data_fd, err);
+}
+
+int tide_image_create(int fd, int data_fd, const char *path, const struct tide_image_driver *driver,
                       const struct tide_driver_create *options, struct tide_image **out, struct tide_error *err)
 {
 	TIDE_AUTOIMAGE struct tide_image *image = image_new(path, err);
@@ -404,7 +417,8 @@ int tide_image_create(int fd, const char *path, const struct tide_image_driver *
 	image->fd = fd;
 	image->flags = TIDE_OPEN_WRITE | TIDE_OPEN_NEW;
 	image->driver = driver;
-	if (remember_file(image, err) < 0 || open_driver(image, err) < 0 || open_backing(image, &follow, NULL, err) < 0)
+	if (remember_file(image, err) < 0 || open_driver(image, err) < 0 || take_new_data_file(image, data_fd, err) < 0 ||
+	    open_backing(image, &follow, NULL, err) < 0)
 		return -1;
 	*out = image;
 	image = NULL;

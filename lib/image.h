@@ -40,9 +40,10 @@ int tide_image_open(const struct tide_image_options *options, struct tide_image 
 
 /*
  * An image in the empty, still nameless file fd, which will get the name path; backing
- * (NULL: none) is opened as the image below it.  fd stays the caller's.
+ * (NULL: none) is opened as the image below it.  fd stays the caller's.  data_fd: the file for
+ * the setting data_file, as nameless; -1 without that.
  */
-int tide_image_create(int fd, const char *path, const struct tide_image_driver *driver,
+int tide_image_create(int fd, int data_fd, const char *path, const struct tide_image_driver *driver,
                       const struct tide_driver_create *options, struct tide_image **image, struct tide_error *err);
 
 void tide_image_close(struct tide_image *image); /* without flush: recent writes may be lost */
@@ -54,6 +55,8 @@ const struct tide_image_driver *tide_image_find_driver(const char *format);
 
 /* Where name leads when the image at path refers to it; the caller frees it. */
 char *tide_image_resolve(const char *path, const char *name, struct tide_error *err);
+/* The same for an external data file; names that are not to be followed are refused. */
+char *tide_image_find_data_file(const char *path, const char *name, struct tide_error *err);
 
 const char *tide_image_path(const struct tide_image *image); /* symbolic links resolved */
 const char *tide_image_format(const struct tide_image *image);

@@ -96,6 +96,48 @@ static mode_t default_mode(void)
 	return field ? 0666 & ~(mode_t)strtoul(field + 7, NULL, 8) : 0600;
 }
 
+/* The value of a setting, 256 bytes; 1 when it is given. */
+static int find_setting(const char *settings, const char *wanted, char *value, struct tide_error *err)
+{
+	char key[64], text[256];
+	int rc, found = 0;
+
+	while ((rc = tide_driver_next_setting(&settings, key, text, err)) > 0) {
+		if (!strcmp(key, wanted)) {
+			strcpy(value, text);
+			found = 1;
+		}
+	}
+	return rc < 0 ? -1 : found;
+}
+
+/* An external data file comes into being with its image.  What stands under its name may be another image's disk. */
+static int begin_data_file(struct tide_target *target, const struct tide_image_driver *driver, const char *path,
+                           const char *settings, struct tide_error *err)
+{
+	char name[256];
+	TIDE_AUTOFREE char *found = NULL;
+	TIDE_AUTOFREE char *where = NULL;
+	struct stat st;
+	int rc = driver->set_data_file ? find_setting(settings, "data_file", name, err) : 0;
+
+	if (rc <= 0)
+		return rc;
+	if (!*name)
+		return tide_error_set_sys(err, ENOENT, "Could not create ''");
+	found = tide_image_find_data_file(path, name, err);
+	where = found ? final_path(found, err) : NULL;
+	if (!where)
+		return -1;
+	if (!strcmp(where, path))
+		return tide_error_set(err, TIDE_E_REFUSED, "The image and its data file cannot be the same file, '%s'", path);
+	if (lstat(where, &st) == 0) {
+		tide_error_set_sys(err, EEXIST, "Could not create '%s'", where);
+		return tide_error_hint(err, "it was left as it is; give another name for the data file, or remove it");
+	}
+	return tide_staged_begin(&target->data, where, default_mode(), err);
+}
+
 int tide_target_create(struct tide_target *target, const char *path, const char *format,
                        const struct tide_driver_create *options, const struct tide_image *like, bool exclusive,
                        struct tide_error *err)
@@ -111,11 +153,12 @@ int tide_target_create(struct tide_target *target, const char *path, const char 
 		return tide_error_set(err, TIDE_E_REFUSED, "Backing file not supported for file format '%s'", format);
 	target->exclusive = exclusive;
 	if (lock_old(target, final, exclusive, err) < 0 ||
+	    begin_data_file(target, driver, final, options->settings, err) < 0 ||
 	    tide_staged_begin(&target->staged, final, like ? 0600 : default_mode(), err) < 0)
 		return -1;
 	if (like && copy_owner(target->staged.fd, like, err) < 0)
 		return -1;
-	if (tide_image_create(target->staged.fd, final, driver, options, &target->image, err) < 0)
+	if (tide_image_create(target->staged.fd, target->data.fd, final, driver, options, &target->image, err) < 0)
 		return err && err->sys && !options->backing ? tide_error_wrap(err, "Could not create '%s'", path) : -1;
 	return 0;
 }
@@ -134,20 +177,37 @@ int tide_target_stage(struct tide_target *target, struct tide_error *err)
 {
 	if (tide_image_flush(target->image, err) < 0)
 		return -1;
-	return target->existing ? 0 : tide_staged_sync(&target->staged, err);
+	if (target->existing)
+		return 0;
+	if (target->data.fd >= 0 && tide_staged_sync(&target->data, err) < 0)
+		return -1;
+	return tide_staged_sync(&target->staged, err);
+}
+
+/* The data file first: it may be there without its image, but not the other way round. */
+static int commit_new(struct tide_target *target, struct tide_error *err)
+{
+	if (target->data.fd >= 0 && tide_staged_commit(&target->data, true, err) < 0)
+		return -1;
+	if (tide_staged_commit(&target->staged, target->exclusive, err) == 0)
+		return 0;
+	if (target->data.fd >= 0)
+		unlink(target->data.path);
+	return -1;
 }
 
 int tide_target_commit(struct tide_target *target, struct tide_error *err)
 {
 	if (tide_image_flush(target->image, err) < 0)
 		return -1;
-	return target->existing ? 0 : tide_staged_commit(&target->staged, target->exclusive, err);
+	return target->existing ? 0 : commit_new(target, err);
 }
 
 void tide_target_release(struct tide_target *target)
 {
 	tide_image_close(target->image);
 	tide_staged_release(&target->staged);
+	tide_staged_release(&target->data);
 	tide_sysio_close(target->old_fd);
 	*target = (struct tide_target)TIDE_TARGET_INIT;
 }

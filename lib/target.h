@@ -14,13 +14,14 @@
 
 struct tide_target {
 	struct tide_staged staged; /* of a new target */
+	struct tide_staged data;   /* its external data file, if it has one: never in the place of another file */
 	struct tide_image *image;
 	int old_fd;    /* what stood under the name, locked; or -1 */
 	bool existing; /* opened, not made */
 	bool exclusive;
 };
 
-#define TIDE_TARGET_INIT { TIDE_STAGED_INIT, NULL, -1, false, false }
+#define TIDE_TARGET_INIT { TIDE_STAGED_INIT, TIDE_STAGED_INIT, NULL, -1, false, false }
 
 /* like: whose owner and mode the new file gets; NULL: the usual ones of a new file. exclusive: refuse a taken name. */
 int tide_target_create(struct tide_target *target, const char *path, const char *format,

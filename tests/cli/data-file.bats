@@ -166,3 +166,54 @@ PY
 	python3 -c 'import sys; sys.stdout.buffer.write(bytes.fromhex(sys.argv[1]))' 000000010000000000000000 | put disk.qcow2 60
 	unchanged refused_like 'internal snapshots and an external data file' image-write --pattern 1 disk.qcow2 0 1
 }
+
+# What qemu-img says of the image x.qcow2, its size in the file system apart.
+described() {
+	qemu-img info --output=json x.qcow2 | jq -S 'del(."actual-size")'
+	stat -c %s x.data
+}
+
+@test "image-create makes both, or none" {
+	local settings
+	for settings in '' ,data_file_raw=on ,extended_l2=on ,data_file_raw=on,extended_l2=on,cluster_size=16K ,cluster_size=512; do
+		ok image-create -f qcow2 -o "data_file=x.data$settings" x.qcow2 1M
+		clean x.qcow2
+		described > ours
+		noise 300K > content
+		ok image-write x.qcow2 100000 < content
+		dd if=/dev/zero of=expected bs=1M count=1 status=none
+		put expected 100000 < content
+		same qcow2 x.qcow2 raw expected
+		clean x.qcow2
+		case $settings in *raw=on*) cmp x.data expected ;; esac
+		qemu-io -f qcow2 -c 'write -q -P 9 0 100K' x.qcow2
+		done_ backup-run x.qcow2 copy.qcow2
+		same qcow2 x.qcow2 qcow2 copy.qcow2
+		rm x.qcow2 x.data copy.qcow2
+		qemu-img create -q -f qcow2 -o "data_file=x.data$settings" x.qcow2 1M
+		described > theirs
+		diff ours theirs
+		rm x.qcow2 x.data
+	done
+	ok image-create --dry-run -f qcow2 -o data_file=x.data x.qcow2 1M
+	[ ! -e x.qcow2 ] && [ ! -e x.data ]
+	unchanged refused_like 'nosuch/x.data.*No such file or directory' image-create -f qcow2 -o data_file=nosuch/x.data x.qcow2 1M
+	unchanged refused_like 'cannot be the same file' image-create -f qcow2 -o data_file=x.qcow2 x.qcow2 1M
+	unchanged refused_like 'cannot be the same file' image-create -f qcow2 -o data_file="../${PWD##*/}/x.qcow2" x.qcow2 1M
+	unchanged refused_like 'such names are not followed' image-create -f qcow2 -o data_file=nbd:x x.qcow2 1M
+	unchanged refused_like "Invalid parameter 'data_file'" image-create -f raw -o data_file=x.data x.img 1M
+	unchanged refused_like 'size' image-create -f qcow2 -o data_file=x.data x.qcow2
+}
+
+@test "image-create does not replace a data file, which may be somebody's disk" {
+	mkdir sub
+	disk disk.qcow2 disk.data
+	unchanged refused "Could not create '$PWD/disk.data': File exists" image-create -f qcow2 -o data_file=disk.data new.qcow2 1M
+	[[ $stderr == *'it was left as it is'* ]]
+	unchanged refused "Could not create '$PWD/disk.data': File exists" image-create -f qcow2 -o data_file=../disk.data sub/new.qcow2 1M
+	ln -s nowhere link.data
+	unchanged refused "Could not create '$PWD/link.data': File exists" image-create -f qcow2 -o data_file=link.data new.qcow2 1M
+	ok image-create -f qcow2 -o data_file=new.data sub/new.qcow2 1M
+	[ -e sub/new.data ] && [ ! -e new.data ]
+	ok image-write --pattern 1 sub/new.qcow2 0 1M
+}

@@ -719,7 +719,11 @@ static void test_create_refusals(void)
 	        {M, "extended_l2=on,compat=0.10,lazy_refcounts=on",
 	         "Extended L2 entries are only supported with compatibility level 1.1 and above (use version=v3 or "
 	         "greater)"},
-	        {M, "data_file=x", "Parameter 'data_file' is not supported by this version"},
+	        {M, "data_file_raw=on", "data-file-raw requires data-file"},
+	        {M, "data_file_raw=1,data_file=x", "Parameter 'data_file_raw' expects 'on' or 'off'"},
+	        {M, "data_file=x,compat=0.10",
+	         "External data files are only supported with compatibility level 1.1 and above (use version=v3 or "
+	         "greater)"},
 	        {M, "encrypt.format=luks", "Parameter 'encrypt.format' is not supported by this version"},
 	        {M, "foo=bar", "Invalid parameter 'foo'"},
 	        {M, "compat=0.10,refcount_bits=8",
