@@ -2,53 +2,29 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
-#include <stdlib.h>
-#include <string.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "error.h"
-#include "mem.h"
 #include "range.h"
 #include "sysio.h"
 
 #define PIECE_MAX (UINT64_C(1) << 20)
-#define PROGRESS_NS 100000000u
 #define NAP_NS 10000000u
 #define ZERO_BLOCK 65536u
 
 struct engine {
+	struct tide_work work;
 	struct tide_copy *copy;
 	uint64_t piece;          /* most bytes a worker takes at once */
 	uint64_t align;          /* of what goes to the target */
 	struct tide_bitmap *plan; /* todo as it was at the start */
-	pthread_mutex_t lock;
-	pthread_cond_t changed;
 	pthread_mutex_t retry_lock;
 	_Atomic unsigned retries; /* how often `retry` has said yes */
+	uint64_t start_ns;
 	/* Under the lock: */
 	uint64_t cursor;
 	uint64_t issued; /* bytes handed out, for the speed limit */
-	uint64_t start_ns;
-	unsigned running;
-	bool stop;
-	struct tide_error error;
 };
-
-struct worker {
-	struct engine *e;
-	uint8_t *buf;
-	pthread_t thread;
-};
-
-static uint64_t now_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 struct tide_bitmap *tide_copy_plan(uint64_t size, uint64_t unit, const struct tide_bitmap *dirty,
                                    struct tide_error *err)
@@ -208,20 +184,20 @@ static bool throttle(struct engine *e, uint64_t len)
 	struct tide_copy *c = e->copy;
 	bool go;
 
-	pthread_mutex_lock(&e->lock);
+	pthread_mutex_lock(&e->work.lock);
 	for (;;) {
 		struct timespec nap = { 0, NAP_NS };
 		unsigned __int128 due = c->speed ? (unsigned __int128)e->issued * 1000000000u / c->speed : 0;
 
-		go = !e->stop && !tide_copy_is_stopped(c);
-		if (!go || now_ns() - e->start_ns >= due)
+		go = !e->work.stop && !tide_copy_is_stopped(c);
+		if (!go || tide_work_now_ns() - e->start_ns >= due)
 			break;
-		pthread_mutex_unlock(&e->lock);
+		pthread_mutex_unlock(&e->work.lock);
 		nanosleep(&nap, NULL);
-		pthread_mutex_lock(&e->lock);
+		pthread_mutex_lock(&e->work.lock);
 	}
 	e->issued += len;
-	pthread_mutex_unlock(&e->lock);
+	pthread_mutex_unlock(&e->work.lock);
 	return go;
 }
 
@@ -232,8 +208,8 @@ static bool take_piece(struct engine *e, uint64_t *off, uint64_t *len)
 	/* Nobody begins a new piece while somebody waits to try one again: the job is paused. */
 	pthread_mutex_lock(&e->retry_lock);
 	pthread_mutex_unlock(&e->retry_lock);
-	pthread_mutex_lock(&e->lock);
-	more = !e->stop && tide_bitmap_next_dirty(e->plan, e->cursor, e->piece, off, len) == 1;
+	pthread_mutex_lock(&e->work.lock);
+	more = !e->work.stop && tide_bitmap_next_dirty(e->plan, e->cursor, e->piece, off, len) == 1;
 	if (more) {
 		/* Pieces end on multiples of the piece size, so that they stay aligned in the target. */
 		uint64_t end = tide_range_align_down(*off, e->piece) + e->piece;
@@ -241,7 +217,7 @@ static bool take_piece(struct engine *e, uint64_t *off, uint64_t *len)
 		*len = TIDE_MIN(*len, end - *off);
 		e->cursor = *off + *len;
 	}
-	pthread_mutex_unlock(&e->lock);
+	pthread_mutex_unlock(&e->work.lock);
 	return more;
 }
 
@@ -249,19 +225,17 @@ static void finish_piece(struct engine *e, uint64_t off, uint64_t len, bool ok, 
 {
 	struct tide_copy *c = e->copy;
 
-	pthread_mutex_lock(&e->lock);
+	pthread_mutex_lock(&e->work.lock);
 	if (ok && tide_bitmap_reset(c->todo, off, len, err) == 0) {
 		c->offset = c->len - tide_bitmap_count(c->todo) * c->unit;
 	} else if (!ok && tide_copy_is_stopped(c)) {
-		e->stop = true; /* cancelled: what went wrong on the way does not matter any more */
-	} else if (!e->error.code) {
+		e->work.stop = true; /* cancelled: what went wrong on the way does not matter any more */
+	} else if (!e->work.error.code) {
 		c->failed_reading = !ok && reading;
-		tide_error_move(&e->error, err);
-		e->stop = true;
+		tide_work_fail(&e->work, err);
 	}
 	tide_error_release(err);
-	pthread_cond_signal(&e->changed);
-	pthread_mutex_unlock(&e->lock);
+	pthread_mutex_unlock(&e->work.lock);
 }
 
 /* One asks at a time; who waited while another one's wait was answered tries again without asking. */
@@ -299,109 +273,24 @@ static void do_piece(struct engine *e, uint8_t *buf, uint64_t off, uint64_t len)
 	finish_piece(e, off, len, ok, reading, &err);
 }
 
-static void *work(void *arg)
+static void work(struct tide_work *work, uint8_t *buf)
 {
-	struct worker *w = arg;
-	struct engine *e = w->e;
+	struct engine *e = (struct engine *)work;
 	uint64_t off, len;
 
 	while (take_piece(e, &off, &len) && throttle(e, len))
-		do_piece(e, w->buf, off, len);
-	pthread_mutex_lock(&e->lock);
-	e->running--;
-	pthread_cond_signal(&e->changed);
-	pthread_mutex_unlock(&e->lock);
-	return NULL;
+		do_piece(e, buf, off, len);
 }
 
-static void report(struct engine *e, bool finished)
+static void plan_work(struct engine *e)
 {
 	const struct tide_copy *c = e->copy;
-	struct tide_progress p = { c->device, 0, c->len, finished };
+	uint64_t left = c->len - c->offset;
+	unsigned most = c->workers ? TIDE_MIN(c->workers, TIDE_COPY_WORKERS) : TIDE_COPY_WORKERS;
 
-	pthread_mutex_lock(&e->lock);
-	p.offset = c->offset;
-	pthread_mutex_unlock(&e->lock);
-	if (c->device)
-		tide_event_progress(c->sink, &p);
-}
-
-/* Reports progress until all workers are done. */
-static void watch(struct engine *e)
-{
-	uint64_t last = now_ns();
-
-	pthread_mutex_lock(&e->lock);
-	while (e->running) {
-		struct timespec until;
-
-		clock_gettime(CLOCK_REALTIME, &until);
-		until.tv_nsec += PROGRESS_NS;
-		if (until.tv_nsec >= 1000000000) {
-			until.tv_nsec -= 1000000000;
-			until.tv_sec++;
-		}
-		pthread_cond_timedwait(&e->changed, &e->lock, &until);
-		if (now_ns() - last >= PROGRESS_NS) {
-			pthread_mutex_unlock(&e->lock);
-			report(e, false);
-			pthread_mutex_lock(&e->lock);
-			last = now_ns();
-		}
-	}
-	pthread_mutex_unlock(&e->lock);
-}
-
-static unsigned worker_count(const struct engine *e)
-{
-	uint64_t pieces = tide_range_div_up(e->copy->len - e->copy->offset, e->piece);
-
-	unsigned most = e->copy->workers ? TIDE_MIN(e->copy->workers, TIDE_COPY_WORKERS) : TIDE_COPY_WORKERS;
-
-	return (unsigned)TIDE_MIN(pieces, most);
-}
-
-static int run_workers(struct engine *e, struct tide_error *err)
-{
-	struct worker workers[TIDE_COPY_WORKERS] = { { 0 } };
-	unsigned n = worker_count(e), started = 0;
-	int rc = 0;
-
-	for (unsigned i = 0; i < n && rc == 0; i++) {
-		workers[i].e = e;
-		workers[i].buf = tide_mem_aligned(4096, e->piece, err);
-		if (!workers[i].buf)
-			rc = -1;
-	}
-	if (rc == 0 && n > 0 && e->copy->len - e->copy->offset <= e->piece) { /* not worth a thread */
-		e->running = 1;
-		work(&workers[0]);
-		n = 0;
-	}
-	for (unsigned i = 0; i < n && rc == 0; i++) {
-		pthread_mutex_lock(&e->lock);
-		e->running++;
-		pthread_mutex_unlock(&e->lock);
-		rc = pthread_create(&workers[i].thread, NULL, work, &workers[i]);
-		if (rc == 0) {
-			started++;
-			continue;
-		}
-		pthread_mutex_lock(&e->lock);
-		e->running--;
-		pthread_mutex_unlock(&e->lock);
-		if (started)
-			rc = n = 0; /* fewer will do */
-		else
-			rc = tide_error_set_sys(err, rc, "Could not start a thread");
-	}
-	if (started)
-		watch(e);
-	for (unsigned i = 0; i < started; i++)
-		pthread_join(workers[i].thread, NULL);
-	for (unsigned i = 0; i < TIDE_COPY_WORKERS; i++)
-		free(workers[i].buf);
-	return rc;
+	e->work.workers = (unsigned)TIDE_MIN(tide_range_div_up(left, e->piece), most);
+	e->work.alone = left <= e->piece;
+	e->work.len = c->len;
 }
 
 /*
@@ -442,11 +331,11 @@ static uint64_t piece_size(const struct tide_copy *c)
 int tide_copy_run(struct tide_copy *copy, struct tide_error *err)
 {
 	struct engine e = {
+		.work = { .run = work, .sink = copy->sink, .device = copy->device, .offset = &copy->offset },
 		.copy = copy,
 		.piece = piece_size(copy),
 		.align = TIDE_MAX(tide_image_info(copy->target)->cluster_size, 4096),
-		.start_ns = now_ns(),
-		.error = TIDE_ERROR_INIT,
+		.start_ns = tide_work_now_ns(),
 	};
 	int rc;
 
@@ -457,21 +346,20 @@ int tide_copy_run(struct tide_copy *copy, struct tide_error *err)
 	e.plan = tide_bitmap_copy(copy->todo, err);
 	if (!e.plan)
 		return -1;
-	pthread_mutex_init(&e.lock, NULL);
-	pthread_cond_init(&e.changed, NULL);
+	e.work.buf_size = e.piece;
+	tide_work_init(&e.work);
 	pthread_mutex_init(&e.retry_lock, NULL);
 	if (copy->target_reads_zero)
 		skip_zeroes(&e);
-	rc = run_workers(&e, err);
-	report(&e, true);
+	plan_work(&e);
+	rc = tide_work_run(&e.work, err);
 	pthread_mutex_destroy(&e.retry_lock);
-	pthread_cond_destroy(&e.changed);
-	pthread_mutex_destroy(&e.lock);
 	tide_bitmap_free(e.plan);
 	copy->cancelled = tide_copy_is_stopped(copy) && copy->offset < copy->len;
-	if (e.error.code)
-		return tide_error_move(err, &e.error);
-	if (rc == 0 && copy->cancelled)
-		return tide_error_set(err, TIDE_E_CANCELLED, "Cancelled");
+	if (e.work.error.code)
+		rc = tide_error_move(err, &e.work.error);
+	else if (rc == 0 && copy->cancelled)
+		rc = tide_error_set(err, TIDE_E_CANCELLED, "Cancelled");
+	tide_work_release(&e.work);
 	return rc;
 }

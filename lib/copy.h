@@ -15,8 +15,9 @@
 
 #include "event.h"
 #include "image.h"
+#include "work.h"
 
-#define TIDE_COPY_WORKERS 4u
+#define TIDE_COPY_WORKERS TIDE_WORK_MAX
 
 struct tide_copy {
 	/* What to do. */
