@@ -60,4 +60,4 @@ _tidemark()
 }
 
 complete -F _tidemark backup-run bitmap-add bitmap-clear bitmap-disable bitmap-dump bitmap-enable bitmap-list \
-	bitmap-mark bitmap-merge bitmap-remove chain-restore image-create image-info image-write txn-apply
+	bitmap-mark bitmap-merge bitmap-remove bitmap-rescan chain-restore image-create image-info image-write txn-apply

@@ -42,7 +42,7 @@ struct tide_action {
 
 extern const struct tide_action tide_action_bitmap_add, tide_action_bitmap_remove, tide_action_bitmap_clear,
 	tide_action_bitmap_enable, tide_action_bitmap_disable, tide_action_bitmap_merge, tide_action_bitmap_mark,
-	tide_action_image_write, tide_action_image_create, tide_action_backup, tide_action_chain_restore,
+	tide_action_bitmap_rescan, tide_action_image_write, tide_action_image_create, tide_action_backup, tide_action_chain_restore,
 	tide_action_blockdev_backup, tide_action_abort;
 
 /* Replaces *s, which may be NULL, by a copy that lives as long as the step. */

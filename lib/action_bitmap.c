@@ -6,6 +6,7 @@
 
 #include "error.h"
 #include "json.h"
+#include "rescan.h"
 #include "txn.h"
 
 #define NAME_MAX_BYTES 1023
@@ -325,6 +326,19 @@ static int mark_range(struct tide_node *node, struct tide_bitmap *bm, const stru
 	return unset ? tide_bitmap_reset(bm, r->off, r->len, err) : tide_bitmap_set(bm, r->off, r->len, err);
 }
 
+/* The others are not what the stamp to come will say. */
+static void trust_again(struct tide_session *session, struct tide_node *node, struct tide_sidecar_bitmap *entry)
+{
+	if (!entry->untracked)
+		return;
+	entry->untracked = false;
+	for (size_t i = 0; i < node->sc->n; i++) {
+		if (node->sc->items[i]->untracked)
+			tide_event_warning(&session->sink, node->path, "bitmap '%s' is still inconsistent",
+			                   node->sc->items[i]->name);
+	}
+}
+
 static int mark_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
 {
 	const struct tide_bitmap_mark *args = step->args;
@@ -346,14 +360,8 @@ static int mark_prepare(struct tide_session *session, struct tide_step *step, st
 		if (mark_range(node, bm, &args->ranges[i], args->unset, err) < 0)
 			return -1;
 	}
-	if (args->unset || !entry->untracked)
-		return 0;
-	entry->untracked = false; /* the caller has said what was written around the tracking */
-	for (size_t i = 0; i < node->sc->n; i++) {
-		if (node->sc->items[i]->untracked)
-			tide_event_warning(&session->sink, node->path, "bitmap '%s' is still inconsistent",
-			                   node->sc->items[i]->name);
-	}
+	if (!args->unset) /* the caller has said what was written around the tracking */
+		trust_again(session, node, entry);
 	return 0;
 }
 
@@ -363,6 +371,74 @@ const struct tide_action tide_action_bitmap_mark = {
 	.copy_args = mark_copy,
 	.touch = mark_touch,
 	.prepare = mark_prepare,
+};
+
+/* ---- rescan ------------------------------------------------------------------------ */
+
+static int rescan_copy(struct tide_step *step, struct tide_error *err)
+{
+	struct tide_bitmap_rescan *args = step->args;
+
+	if (tide_action_own_string(step, &args->node, err) < 0 || tide_action_own_string(step, &args->name, err) < 0)
+		return -1;
+	if (tide_action_own_string(step, &args->against, err) < 0)
+		return -1;
+	return tide_action_own_string(step, &args->against_format, err);
+}
+
+static void rescan_touch(struct tide_session *session, const struct tide_step *step)
+{
+	const struct tide_bitmap_rescan *args = step->args;
+
+	touch(session, args->node, TIDE_NODE_CHANGE, false);
+}
+
+static const char *find_busy(const struct tide_sidecar *sc)
+{
+	for (size_t i = 0; i < sc->n; i++) {
+		if (sc->items[i]->token)
+			return sc->items[i]->name;
+	}
+	return NULL;
+}
+
+/* The bitmaps stay locked until the disks are compared, longer than the end of a job could wait for it. */
+static int check_no_jobs(const struct tide_node *node, const char *name, struct tide_error *err)
+{
+	const char *busy = find_busy(node->sc);
+
+	if (!busy)
+		busy = find_busy(node->inside);
+	if (!busy)
+		return 0;
+	tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' is currently in use by another operation and cannot be used", busy);
+	return tide_error_hint(err, "bitmap '%s' can be compared anew once that is over", name);
+}
+
+static int rescan_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
+{
+	const struct tide_bitmap_rescan *args = step->args;
+	struct tide_node *node = open_node(session, args->node, false, err);
+	struct tide_sidecar_bitmap *entry;
+	struct tide_bitmap *result;
+
+	if (!node)
+		return -1;
+	entry = tide_node_find_usable(node, args->name, TIDE_BITMAP_WILL_WRITE | TIDE_BITMAP_ALLOW_INCONSISTENT, err);
+	if (!entry || check_no_jobs(node, args->name, err) < 0 ||
+	    tide_rescan_run(node, args, entry->granularity, &session->sink, &result, err) < 0)
+		return -1;
+	tide_node_replace_bitmap(node, entry, result);
+	trust_again(session, node, entry);
+	return 0;
+}
+
+const struct tide_action tide_action_bitmap_rescan = {
+	.name = "x-block-dirty-bitmap-rescan",
+	.args_size = sizeof(struct tide_bitmap_rescan),
+	.copy_args = rescan_copy,
+	.touch = rescan_touch,
+	.prepare = rescan_prepare,
 };
 
 /* ---- abort ------------------------------------------------------------------------- */
@@ -419,6 +495,11 @@ int tide_txn_bitmap_merge(struct tide_txn *txn, const struct tide_bitmap_merge *
 int tide_txn_bitmap_mark(struct tide_txn *txn, const struct tide_bitmap_mark *args, struct tide_error *err)
 {
 	return tide_txn_append(txn, &tide_action_bitmap_mark, args, err);
+}
+
+int tide_txn_bitmap_rescan(struct tide_txn *txn, const struct tide_bitmap_rescan *args, struct tide_error *err)
+{
+	return tide_txn_append(txn, &tide_action_bitmap_rescan, args, err);
 }
 
 int tide_txn_abort(struct tide_txn *txn, struct tide_error *err)

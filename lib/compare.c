@@ -177,11 +177,19 @@ static int read_block(struct piece *p, enum verdict verdict, uint64_t off, uint6
 	return compare_block(p, x, y, off, len, next, err);
 }
 
-/* So that the second side's disk is at work while the first one is read. */
-static void read_ahead(const struct stretch *s)
+static void read_ahead(const struct tide_extent *x, uint64_t len)
 {
-	if (s->verdict == READ_BOTH && s->y.mapped)
-		posix_fadvise(s->y.map_fd, (off_t)s->y.map_off, (off_t)TIDE_MIN(s->len, PIECE), POSIX_FADV_WILLNEED);
+	if (x->kind == TIDE_EXTENT_DATA && x->mapped)
+		posix_fadvise(x->map_fd, (off_t)x->map_off, (off_t)TIDE_MIN(len, PIECE), POSIX_FADV_WILLNEED);
+}
+
+/* So that both disks are at work from the start, the second one while the first one is waited for. */
+static void expect(const struct stretch *s)
+{
+	if (s->verdict == SAME)
+		return;
+	read_ahead(&s->x, s->len);
+	read_ahead(&s->y, s->len);
 }
 
 static int compare_piece(struct piece *p, struct tide_error *err)
@@ -194,7 +202,7 @@ static int compare_piece(struct piece *p, struct tide_error *err)
 
 		if (judge(p->e->compare, off, p->end - off, &s, err) < 0)
 			return -1;
-		read_ahead(&s);
+		expect(&s);
 		for (end = off + s.len; s.verdict != SAME && off < end; off = next) {
 			if (is_stopped(p->e->compare))
 				return tide_error_set(err, TIDE_E_CANCELLED, "Cancelled");

@@ -469,6 +469,18 @@ struct tide_bitmap *tide_node_bitmap_for_change(struct tide_node *node, struct t
 	return bm;
 }
 
+void tide_node_replace_bitmap(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_bitmap *bm)
+{
+	tide_bitmap_free(entry->bitmap);
+	free(entry->encoded);
+	entry->bitmap = bm;
+	entry->encoded = NULL;
+	entry->encoded_len = 0;
+	entry->in_use = false;
+	entry->changed = true;
+	tide_node_touch(node, entry);
+}
+
 struct tide_sidecar_bitmap *tide_node_add(struct tide_node *node, const char *name, uint64_t granularity,
                                           enum tide_store_kind store, struct tide_error *err)
 {

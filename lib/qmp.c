@@ -18,6 +18,7 @@ struct arguments {
 		struct tide_bitmap_add add;
 		struct tide_bitmap_ref ref;
 		struct tide_bitmap_merge merge;
+		struct tide_bitmap_rescan rescan;
 		struct tide_backup backup;
 		struct tide_drive drive;
 		struct transaction {
@@ -171,6 +172,14 @@ static const struct tide_qmp_field merge_fields[] = {
         STRING("node", true, merge.node),
         STRING("target", true, merge.target),
         OTHER("bitmaps", true, decode_sources),
+        END,
+};
+
+static const struct tide_qmp_field rescan_fields[] = {
+        STRING("node", true, rescan.node),
+        STRING("name", true, rescan.name),
+        STRING("against", true, rescan.against),
+        STRING("against-format", false, rescan.against_format),
         END,
 };
 
@@ -405,6 +414,11 @@ static int append_merge(struct tide_txn *txn, const struct arguments *args, stru
 	return tide_txn_bitmap_merge(txn, &args->merge, err);
 }
 
+static int append_rescan(struct tide_txn *txn, const struct arguments *args, struct tide_error *err)
+{
+	return tide_txn_bitmap_rescan(txn, &args->rescan, err);
+}
+
 static int append_drive_backup(struct tide_txn *txn, const struct arguments *args, struct tide_error *err)
 {
 	return tide_txn_backup(txn, &args->backup, err);
@@ -487,6 +501,7 @@ static const struct verb verbs[] = {
         {"block-dirty-bitmap-enable", true, true, ref_fields, append_enable, NULL},
         {"block-dirty-bitmap-disable", true, true, ref_fields, append_disable, NULL},
         {"block-dirty-bitmap-merge", true, true, merge_fields, append_merge, NULL},
+        {"x-block-dirty-bitmap-rescan", true, true, rescan_fields, append_rescan, NULL},
         {"drive-backup", true, true, drive_backup_fields, append_drive_backup, NULL},
         {"blockdev-backup", true, true, blockdev_backup_fields, append_blockdev_backup, NULL},
         {"transaction", false, true, transaction_fields, append_transaction, NULL},

@@ -180,6 +180,14 @@ struct tide_bitmap_mark {
 	const struct tide_range *ranges;
 };
 
+struct tide_bitmap_rescan {
+	const char *node;
+	const char *name;
+	const char *against;        /* a path: what to compare the disk with, the top of a chain */
+	const char *against_format; /* NULL: probed, and then raw is refused */
+	uint64_t *differing;        /* NULL, or gets the bytes that differ, in whole granules clipped to the disk */
+};
+
 enum tide_write_kind {
 	TIDE_WRITE_DATA = 0, /* from `input` */
 	TIDE_WRITE_PATTERN,  /* `length` times `pattern` */
@@ -271,6 +279,11 @@ int tide_txn_bitmap_enable(struct tide_txn *txn, const struct tide_bitmap_ref *a
 int tide_txn_bitmap_disable(struct tide_txn *txn, const struct tide_bitmap_ref *args, struct tide_error *err);
 int tide_txn_bitmap_merge(struct tide_txn *txn, const struct tide_bitmap_merge *args, struct tide_error *err);
 int tide_txn_bitmap_mark(struct tide_txn *txn, const struct tide_bitmap_mark *args, struct tide_error *err);
+/*
+ * Makes exactly those granules dirty whose content differs from another image's, and the bitmap usable if it was
+ * inconsistent.  The comparison is part of preparing: actions after it in the transaction see its result.
+ */
+int tide_txn_bitmap_rescan(struct tide_txn *txn, const struct tide_bitmap_rescan *args, struct tide_error *err);
 int tide_txn_image_write(struct tide_txn *txn, const struct tide_image_write *args, struct tide_error *err);
 int tide_txn_image_create(struct tide_txn *txn, const struct tide_image_create *args, struct tide_error *err);
 int tide_txn_backup(struct tide_txn *txn, const struct tide_backup *args, struct tide_error *err);

@@ -241,7 +241,7 @@ two_disks() {
 	[ -z "$(find . -name '*group*')" ]
 }
 
-@test "one that QEMU left open is inconsistent, and can be removed only" {
+@test "one that QEMU left open is inconsistent, and nothing but removing and rescanning takes it" {
 	qcow2 disk.qcow2 1M
 	qemu-img bitmap --add disk.qcow2 b
 	qemu-nbd --fork --pid-file=nbd.pid -f qcow2 -k "$PWD/nbd.sock" disk.qcow2 3>&-
