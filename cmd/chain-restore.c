@@ -1,30 +1,56 @@
+#include <inttypes.h>
+#include <stdio.h>
+
 #include "cmd.h"
 
-enum { FORMAT = 1, OVERWRITE };
+enum { FORMAT = 1, OVERWRITE, IN_PLACE };
 
 static const struct poptOption options[] = {
 	{ "format", 'F', POPT_ARG_STRING, NULL, FORMAT, "format of TARGET (default: raw)", "raw|qcow2" },
 	{ "overwrite", 0, POPT_ARG_NONE, NULL, OVERWRITE, "replace a TARGET that exists", NULL },
+	{ "in-place", 0, POPT_ARG_NONE, NULL, IN_PLACE, "write what differs into a TARGET that exists", NULL },
 	POPT_TABLEEND
 };
 
+static void say_how_much(struct cmd *c, uint64_t written)
+{
+	char size[UI_SIZE_MAX];
+	char text[160];
+
+	if (written)
+		snprintf(text, sizeof(text), "%" PRIu64 " bytes (%s) differed, in whole units, and were written", written,
+		         ui_size(size, written));
+	else
+		snprintf(text, sizeof(text), "nothing differed");
+	ui_note(&c->ui, text);
+}
+
 static int run(struct cmd *c, struct tide_error *err)
 {
+	uint64_t written = 0;
 	struct tide_chain_restore args = {
 		.target = c->args[1],
 		.format = opt_text(c->opt, FORMAT),
 		.overwrite = opt_has(c->opt, OVERWRITE),
+		.in_place = opt_has(c->opt, IN_PLACE),
+		.written = &written,
 	};
 
+	if (args.overwrite && args.in_place)
+		return opt_usage(err, "--overwrite replaces the target, --in-place writes into it: give one of them");
 	if (cmd_add_image(c, err) || cmd_begin(c, err))
 		return -1;
 	args.device = c->node;
-	return tide_txn_chain_restore(c->txn, &args, err) ? -1 : tide_txn_run(c->txn, err);
+	if (tide_txn_chain_restore(c->txn, &args, err) || tide_txn_run(c->txn, err))
+		return -1;
+	if (args.in_place && !opt_has(c->opt, OPT_DRY_RUN))
+		say_how_much(c, written);
+	return 0;
 }
 
 const struct command command = {
 	.name = "chain-restore",
-	.summary = "Flatten a chain of backups into one new image",
+	.summary = "Flatten a chain of backups into one image",
 	.arguments = "TOP TARGET",
 	.completes = "ff",
 	.options = options,

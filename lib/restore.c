@@ -1,33 +1,243 @@
 #include "restore.h"
 
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
 
+#include "compare.h"
 #include "copy.h"
 #include "error.h"
 #include "mem.h"
+#include "range.h"
 #include "target.h"
+
+#define UNIT_MIN 65536u
 
 struct tide_restore {
 	struct tide_node *node;
+	struct tide_sink *sink;
 	struct tide_target target;
 	struct tide_copy copy;
+	uint64_t *written;
+	/* Of a target that is there: */
+	bool existing, is_device;
+	bool blindly;  /* written without reading it first */
+	char *sidecar; /* where its bitmaps belong; NULL: nowhere */
 };
 
-static int prepare(struct tide_restore *restore, const struct tide_chain_restore *args, struct tide_error *err)
+/* ---- a new target ------------------------------------------------------------------ */
+
+static int create_target(struct tide_restore *restore, const struct tide_chain_restore *args, struct tide_error *err)
 {
 	struct tide_image *source = restore->node->image;
 	struct tide_driver_create create = { .size = tide_image_exact_size(source) };
-	struct tide_copy *copy = &restore->copy;
 
 	if (tide_target_create(&restore->target, args->target, args->format ? args->format : "raw", &create, source,
 	                       !args->overwrite, err) < 0)
 		return -1;
+	restore->copy.target_reads_zero = true;
+	return 0;
+}
+
+/* ---- one that is there ------------------------------------------------------------- */
+
+static bool is_same(const struct stat *a, const struct stat *b)
+{
+	if (S_ISBLK(a->st_mode) && S_ISBLK(b->st_mode))
+		return a->st_rdev == b->st_rdev;
+	return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
+}
+
+/* A loop device is as good as the file behind it. */
+static void look_behind(struct stat *st)
+{
+	char name[64], path[PATH_MAX];
+	struct stat behind;
+	ssize_t n;
+	int fd;
+
+	if (!S_ISBLK(st->st_mode))
+		return;
+	snprintf(name, sizeof(name), "/sys/dev/block/%u:%u/loop/backing_file", major(st->st_rdev), minor(st->st_rdev));
+	fd = open(name, O_RDONLY | O_CLOEXEC);
+	n = fd < 0 ? -1 : read(fd, path, sizeof(path));
+	tide_sysio_close(fd);
+	if (n <= 1 || n == sizeof(path))
+		return;
+	path[n - 1] = '\0'; /* in place of the newline */
+	if (stat(path, &behind) == 0)
+		*st = behind;
+}
+
+/* Before its lock refuses it for a reason that is harder to understand. */
+static int check_apart(const struct tide_restore *restore, const char *path, struct stat target, struct tide_error *err)
+{
+	look_behind(&target);
+	for (struct tide_image *link = restore->node->image; link; link = tide_image_backing(link)) {
+		struct stat st;
+
+		if (fstat(tide_image_fd(link), &st) < 0)
+			return tide_error_set_sys(err, errno, "Could not look at '%s'", tide_image_path(link));
+		look_behind(&st);
+		if (is_same(&st, &target))
+			return tide_error_set(err, TIDE_E_REFUSED, "'%s' is an image of the chain itself", path);
+	}
+	return 0;
+}
+
+static int find_sidecar(struct tide_restore *restore, const char *path, struct tide_error *err)
+{
+	TIDE_AUTOFREE char *real = realpath(path, NULL);
+
+	if (!real)
+		return tide_error_set_sys(err, errno, "Could not open '%s'", path);
+	/* A device without a lasting name has no usual place for bitmaps. */
+	restore->sidecar = tide_store_path(real, NULL, restore->is_device ? NULL : err);
+	return restore->sidecar || restore->is_device ? 0 : -1;
+}
+
+/* A pinned format decides; without one a target that begins like an image is not taken for raw in silence. */
+static int open_existing(struct tide_restore *restore, const struct tide_chain_restore *args, struct tide_error *err)
+{
+	struct tide_sidecar *sc = NULL;
+	char pinned[TIDE_SIDECAR_FORMAT_MAX + 1] = "";
+	const char *format = args->format;
+
+	if (restore->sidecar && tide_store_load(restore->sidecar, &sc, err) < 0)
+		return -1;
+	if (sc)
+		strcpy(pinned, sc->format);
+	tide_sidecar_free(sc);
+	if (*pinned && format && strcmp(format, pinned)) {
+		tide_error_set(err, TIDE_E_REFUSED, "The format of '%s' is pinned as '%s', not '%s'", args->target, pinned,
+		               format);
+		return tide_error_hint(err, "it was pinned in '%s' when the first bitmap was added", restore->sidecar);
+	}
+	if (*pinned)
+		format = pinned;
+	if (tide_target_open(&restore->target, args->target, format, err) < 0)
+		return -1;
+	if (format || !strcmp(tide_image_format(restore->target.image), "raw"))
+		return 0;
+	tide_error_set(err, TIDE_E_REFUSED, "'%s' looks like an image of format '%s', and its format was not given",
+	               args->target, tide_image_format(restore->target.image));
+	return tide_error_hint(err, "-F qcow2 restores to the disk in it, -F raw over it");
+}
+
+static int check_size(const struct tide_restore *restore, const char *path, struct tide_error *err)
+{
+	uint64_t need = tide_image_exact_size(restore->node->image), have = tide_image_size(restore->target.image);
+	bool is_rounded = tide_image_info(restore->target.image)->cluster_size != 0;
+	bool is_raw_device = restore->is_device && !is_rounded;
+
+	if (have == need || (is_rounded && have == tide_range_align_up(need, 512)))
+		return 0;
+	if (is_raw_device && have > need) {
+		tide_event_warning(restore->sink, path,
+		                   "the device has %" PRIu64 " bytes: those beyond the disk's %" PRIu64 " are left alone", have,
+		                   need);
+		return 0;
+	}
+	tide_error_set(err, TIDE_E_REFUSED, "'%s' has a size of %" PRIu64 " bytes, the disk to restore %" PRIu64, path, have,
+	               need);
+	return tide_error_hint(err, restore->is_device ? "a device has to be as large as the disk, or larger"
+	                                               : "resize it, or replace it with --overwrite");
+}
+
+/*
+ * Bitmaps of a device that record, where nothing would tell that they missed this.  Those inside an image are refused
+ * when it is opened for writing.
+ */
+static int check_bitmaps(const struct tide_restore *restore, const char *path, struct tide_error *err)
+{
+	struct tide_sidecar *sc = NULL;
+	int rc = 0;
+
+	if (!restore->is_device || !restore->sidecar)
+		return 0;
+	if (tide_store_load(restore->sidecar, &sc, err) < 0)
+		return -1;
+	for (size_t i = 0; sc && i < sc->n && rc == 0; i++) {
+		const struct tide_sidecar_bitmap *entry = sc->items[i];
+
+		if (!entry->token && !entry->enabled)
+			continue;
+		rc = tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' of '%s' would not record what is restored", entry->name,
+		                    path);
+		tide_error_hint(err, "disable it before, with bitmap-disable, and make it right again after, with bitmap-rescan");
+	}
+	tide_sidecar_free(sc);
+	return rc;
+}
+
+/* A device that is mounted, or part of another one, must not change under its user. */
+static int claim_device(struct tide_restore *restore, const char *path, struct tide_error *err)
+{
+	if (!restore->is_device)
+		return 0;
+	restore->target.old_fd = tide_sysio_open(path, O_RDONLY | O_EXCL, err);
+	return restore->target.old_fd < 0 ? -1 : 0;
+}
+
+static int use_target(struct tide_restore *restore, const struct tide_chain_restore *args, const struct stat *st,
+                      struct tide_error *err)
+{
+	restore->existing = true;
+	restore->is_device = S_ISBLK(st->st_mode);
+	restore->blindly = !args->in_place;
+	if (!restore->is_device && !S_ISREG(st->st_mode))
+		return tide_error_set(err, TIDE_E_REFUSED, "'%s' is neither a regular file nor a block device", args->target);
+	if (restore->blindly && args->format && strcmp(args->format, "raw"))
+		return tide_error_set(err, TIDE_E_REFUSED, "Could not create '%s': a new image on a block device is raw",
+		                      args->target);
+	if (check_apart(restore, args->target, *st, err) < 0 || claim_device(restore, args->target, err) < 0 ||
+	    find_sidecar(restore, args->target, err) < 0 || open_existing(restore, args, err) < 0)
+		return -1;
+	return check_size(restore, args->target, err) < 0 ? -1 : check_bitmaps(restore, args->target, err);
+}
+
+/* ---- preparing --------------------------------------------------------------------- */
+
+static int find_target(struct tide_restore *restore, const struct tide_chain_restore *args, struct tide_error *err)
+{
+	struct stat st;
+	bool is_there = stat(args->target, &st) == 0;
+
+	if (args->in_place && args->overwrite)
+		return tide_error_set(err, TIDE_E_USAGE, "A target is either replaced or written in place");
+	if (!args->in_place && !(args->overwrite && is_there && S_ISBLK(st.st_mode)))
+		return create_target(restore, args, err);
+	if (is_there)
+		return use_target(restore, args, &st, err);
+	tide_error_set_sys(err, errno, "Could not open '%s'", args->target);
+	return tide_error_hint(err, "without --in-place it is created");
+}
+
+static int prepare(struct tide_restore *restore, const struct tide_chain_restore *args, struct tide_error *err)
+{
+	struct tide_image *source = restore->node->image;
+	struct tide_copy *copy = &restore->copy;
+	uint64_t size;
+
+	if (find_target(restore, args, err) < 0)
+		return -1;
 	copy->source = source;
 	copy->target = restore->target.image;
-	copy->unit = TIDE_MAX(65536, tide_image_info(copy->target)->cluster_size);
-	copy->target_reads_zero = true;
+	copy->unit = TIDE_MAX(UNIT_MIN, tide_image_info(copy->target)->cluster_size);
 	copy->device = restore->node->id;
-	copy->todo = tide_copy_plan(tide_image_size(copy->target), copy->unit, NULL, err);
+	size = restore->is_device ? TIDE_MIN(tide_image_exact_size(source), tide_image_size(copy->target))
+	                          : tide_image_size(copy->target);
+	if (restore->existing && !restore->blindly)
+		copy->todo = tide_bitmap_new(size, copy->unit, err);
+	else
+		copy->todo = tide_copy_plan(size, copy->unit, NULL, err);
 	return copy->todo ? 0 : -1;
 }
 
@@ -39,8 +249,9 @@ int tide_restore_prepare(struct tide_node *node, const struct tide_chain_restore
 	if (!restore)
 		return -1;
 	restore->node = node;
+	restore->sink = restore->copy.sink = sink;
+	restore->written = args->written;
 	restore->target = (struct tide_target)TIDE_TARGET_INIT;
-	restore->copy.sink = sink;
 	if (prepare(restore, args, err) < 0) {
 		tide_restore_free(restore);
 		return -1;
@@ -49,18 +260,92 @@ int tide_restore_prepare(struct tide_node *node, const struct tide_chain_restore
 	return 0;
 }
 
-int tide_restore_run(struct tide_restore *restore, struct tide_error *err)
-{
-	if (tide_copy_run(&restore->copy, err) < 0 || tide_image_check_unchanged(restore->node->image, err) < 0)
-		return -1;
-	return tide_target_commit(&restore->target, err);
-}
-
 void tide_restore_free(struct tide_restore *restore)
 {
 	if (!restore)
 		return;
 	tide_bitmap_free(restore->copy.todo);
 	tide_target_release(&restore->target);
+	free(restore->sidecar);
 	free(restore);
+}
+
+/* ---- running ----------------------------------------------------------------------- */
+
+static int note_difference(struct tide_compare *compare, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	return tide_bitmap_set(compare->data, off, len, err);
+}
+
+static int find_differences(struct tide_restore *restore, struct tide_error *err)
+{
+	struct tide_copy *copy = &restore->copy;
+	struct tide_compare compare = {
+		.a = copy->source,
+		.b = copy->target,
+		.end = tide_bitmap_size(copy->todo),
+		.unit = copy->unit,
+		.device = copy->device,
+		.sink = copy->sink,
+		.differs = note_difference,
+		.data = copy->todo,
+	};
+
+	if (tide_compare_run(&compare, err) < 0)
+		return -1;
+	if (restore->written)
+		*restore->written = compare.differing;
+	return tide_image_check_unchanged(copy->source, err);
+}
+
+/* Before the first write, durably: after a power loss the file's time alone might not tell. */
+static int distrust_bitmaps(struct tide_restore *restore, struct tide_error *err)
+{
+	struct tide_store store = TIDE_STORE_INIT;
+	struct tide_image *image = restore->target.image;
+	struct tide_sidecar *sc = NULL;
+	int rc;
+
+	if (restore->is_device || !restore->sidecar)
+		return 0;
+	rc = tide_store_lock(&store, restore->sidecar, false, err);
+	if (rc == 0)
+		rc = tide_store_load(restore->sidecar, &sc, err);
+	for (size_t i = 0; rc == 0 && sc && i < sc->n; i++)
+		sc->items[i]->untracked = true;
+	if (rc == 0 && sc && sc->n) {
+		sc->generation++;
+		rc = tide_store_stage(&store, sc, tide_image_fd(image), err);
+		if (rc == 0)
+			rc = tide_store_commit(&store, err);
+		if (rc == 0)
+			tide_event_warning(restore->sink, tide_image_path(image),
+			                   "its bitmaps do not record a restore and are inconsistent now");
+	}
+	tide_sidecar_free(sc);
+	tide_store_release(&store);
+	return rc;
+}
+
+static int run_existing(struct tide_restore *restore, struct tide_error *err)
+{
+	if (!restore->blindly && find_differences(restore, err) < 0)
+		return -1;
+	if (tide_bitmap_count(restore->copy.todo) == 0)
+		return 0;
+	if (distrust_bitmaps(restore, err) < 0)
+		return -1;
+	if (tide_copy_run(&restore->copy, err) == 0 && tide_image_check_unchanged(restore->node->image, err) == 0 &&
+	    tide_target_commit(&restore->target, err) == 0)
+		return 0;
+	return tide_error_wrap(err, "'%s' is partly written now", tide_image_path(restore->target.image));
+}
+
+int tide_restore_run(struct tide_restore *restore, struct tide_error *err)
+{
+	if (restore->existing)
+		return run_existing(restore, err);
+	if (tide_copy_run(&restore->copy, err) < 0 || tide_image_check_unchanged(restore->node->image, err) < 0)
+		return -1;
+	return tide_target_commit(&restore->target, err);
 }

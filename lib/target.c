@@ -57,7 +57,8 @@ static int lock_old(struct tide_target *target, const char *path, bool exclusive
 		return 0;
 	if (exclusive) {
 		tide_error_set_sys(err, EEXIST, "Could not create '%s'", path);
-		return tide_error_hint(err, "it was left as it is; give another name, or replace it with --overwrite");
+		return tide_error_hint(err, "it was left as it is; give another name, replace it with --overwrite, or write "
+		                            "what differs into it with --in-place");
 	}
 	if (!S_ISREG(st.st_mode))
 		return tide_error_set(err, TIDE_E_REFUSED, "Could not create '%s': it is there and no regular file", path);

@@ -139,6 +139,255 @@ restored() {
 	assert_equal "$(ls tiny)" ''
 }
 
+# ---- in place ----
+
+# written_to FILE: bytes, by what strace -y saw.
+written_to() {
+	awk -v f="$1" '$0 ~ "pwrite64\\(" && index($0, "<" f ">") { n += $NF } END { print n + 0 }' trace
+}
+
+@test "--in-place writes what differs, and nothing else" {
+	chain 4M
+	cp disk.1 restored.img
+	restored strace -f -qq -y -o trace -e trace=pwrite64 chain-restore --in-place 2.qcow2 restored.img
+	cmp disk.2 restored.img
+	[[ $stderr == *'bytes ('*') differed, in whole units, and were written' ]]
+	[ "$(written_to "$PWD/restored.img")" -le 400000 ]
+	[ "$(written_to "$PWD/restored.img")" -gt 0 ]
+	local before
+	before=$(stat -c %y restored.img)
+	restored chain-restore --in-place 2.qcow2 restored.img
+	[[ $stderr == *'nothing differed' ]]
+	assert_equal "$(stat -c %y restored.img)" "$before"
+	# Back and forth, over anything.
+	noise 4M 77 > restored.img
+	local i
+	for i in 0 2 1; do
+		restored chain-restore -q --in-place $i.qcow2 restored.img
+		assert_equal "$stderr" ''
+		cmp disk.$i restored.img
+	done
+	[ "$(allocated restored.img)" -le 1024 ]
+}
+
+@test "--in-place into qcow2 images, overlays too" {
+	chain 4M
+	noise 4M 5 > other.img
+	qemu-img convert -O qcow2 other.img own.qcow2
+	restored chain-restore --in-place -F qcow2 2.qcow2 own.qcow2
+	clean own.qcow2
+	same raw disk.img qcow2 own.qcow2
+	# An overlay of the backup itself gets what it needs and no more; so does one of another image.
+	qemu-img create -q -f qcow2 -b 2.qcow2 -F qcow2 over.qcow2
+	qemu-io -f qcow2 -c 'write -q -P 9 1M 1M' over.qcow2
+	restored chain-restore --in-place -F qcow2 2.qcow2 over.qcow2
+	[[ $stderr == *'1048576 bytes (1 MiB) differed'* ]]
+	same raw disk.img qcow2 over.qcow2
+	qemu-img create -q -f qcow2 -o cluster_size=512 -b other.img -F raw third.qcow2
+	restored chain-restore --in-place -F qcow2 2.qcow2 third.qcow2
+	same raw disk.img qcow2 third.qcow2
+	clean over.qcow2 third.qcow2
+	cmp -n 65536 <(noise 4M 5) other.img
+}
+
+@test "--in-place: zeroes take no space" {
+	truncate -s 64M disk.img
+	noise 64K | put disk.img 32M
+	noise 64M > restored.img
+	restored chain-restore --in-place disk.img restored.img
+	cmp disk.img restored.img
+	[ "$(allocated restored.img)" -le 256 ]
+}
+
+@test "--in-place wants a target of the disk's size" {
+	chain 1000001
+	truncate -s 1000002 large.img
+	truncate -s 1000000 small.img
+	unchanged refused "'large.img' has a size of 1000002 bytes, the disk to restore 1000001" \
+		chain-restore --in-place 2.qcow2 large.img
+	unchanged refused "'small.img' has a size of 1000000 bytes, the disk to restore 1000001" \
+		chain-restore --in-place 2.qcow2 small.img
+	noise 1000001 4 > right.img
+	restored chain-restore --in-place 2.qcow2 right.img
+	cmp disk.img right.img
+	# A qcow2's size is one of whole sectors.
+	noise 1000448 4 > filled
+	qemu-img convert -O qcow2 filled right.qcow2
+	restored chain-restore --in-place -F qcow2 2.qcow2 right.qcow2
+	clean right.qcow2
+	qemu-img convert -O raw right.qcow2 out
+	truncate -s 1000448 disk.img
+	cmp disk.img out
+	unchanged refused "Could not open 'new.img': No such file or directory" chain-restore --in-place 2.qcow2 new.img
+	unchanged usage chain-restore --in-place --overwrite 2.qcow2 right.img
+}
+
+@test "--in-place: a format that was not given is raw, unless the target looks like another one" {
+	chain 1M
+	qemu-img create -q -f qcow2 guest.qcow2 64M
+	cp guest.qcow2 target.img
+	truncate -s 1M target.img
+	unchanged refused "'target.img' looks like an image of format 'qcow2', and its format was not given" \
+		chain-restore --in-place 2.qcow2 target.img
+	restored chain-restore --in-place -F raw 2.qcow2 target.img
+	cmp disk.img target.img
+	# Where a sidecar pins it, that is it.
+	cp guest.qcow2 target.img
+	truncate -s 1M target.img
+	ok bitmap-add -f raw target.img t
+	unchanged refused "The format of 'target.img' is pinned as 'raw', not 'qcow2'" \
+		chain-restore --in-place -F qcow2 2.qcow2 target.img
+	restored chain-restore --in-place 2.qcow2 target.img
+	cmp disk.img target.img
+}
+
+@test "--in-place: the chain's own images are no target, by any name" {
+	chain 1M
+	ln 0.qcow2 hard.qcow2
+	ln -s 2.qcow2 soft.qcow2
+	local t
+	for t in 2.qcow2 0.qcow2 hard.qcow2 soft.qcow2; do
+		unchanged refused "'$t' is an image of the chain itself" chain-restore --in-place -F qcow2 2.qcow2 $t
+		unchanged rejected chain-restore --overwrite 2.qcow2 $t
+	done
+}
+
+@test "--in-place: an image that is in use, or has bitmaps inside that record" {
+	chain 1M
+	truncate -s 1M restored.img
+	serve raw restored.img
+	unchanged refused_like 'Failed to get (shared )?"write" lock' chain-restore --in-place 2.qcow2 restored.img
+	served_no_more
+	qcow2 own.qcow2 1M
+	qemu-img bitmap --add own.qcow2 inside
+	unchanged refused_like "itmap 'inside'" chain-restore --in-place -F qcow2 2.qcow2 own.qcow2
+}
+
+@test "--in-place: the target's own bitmaps are inconsistent after it, and a rescan makes them good" {
+	chain 1M
+	cp disk.0 restored.img
+	ok bitmap-add restored.img t
+	done_ backup-run -F qcow2 --bitmap t --bitmap-mode on-success restored.img before.qcow2
+	restored chain-restore --in-place 0.qcow2 restored.img
+	bitmap restored.img t 'has("inconsistent") | not'
+	restored chain-restore --in-place 2.qcow2 restored.img
+	[[ $stderr == *'its bitmaps do not record a restore and are inconsistent now'* ]]
+	bitmap restored.img t .inconsistent
+	# Not the file's time tells, which may be lost with the power.
+	touch -d @0 restored.img
+	ok bitmap-add restored.img u
+	bitmap restored.img t .inconsistent
+	ok bitmap-rescan --against before.qcow2 restored.img t
+	bitmap restored.img t '(has("inconsistent") | not) and .count > 0'
+	done_ backup-run --sync incremental --bitmap t -F qcow2 --backing before.qcow2 restored.img after.qcow2
+	same raw restored.img qcow2 after.qcow2
+}
+
+@test "--in-place that fails or is cancelled says that the target is partly written" {
+	chain 2M
+	mkdir room
+	tiny_fs room 1500k
+	truncate -s 2M room/restored.img
+	noise 2M 3 > full.img
+	attempt chain-restore --in-place full.img room/restored.img
+	error_reply
+	[[ $desc == *"/room/restored.img' is partly written now: "*'No space left on device' ]]
+	noise 6M > top.img
+	truncate -s 6M restored.img
+	export ASAN_OPTIONS="detect_leaks=0:$ASAN_OPTIONS"
+	ended 15 'grep -q "pwrite64(" trace' strace -D -f -qq -o trace -e trace=pwrite64 \
+		-e inject=pwrite64:delay_enter=300000 chain-restore --in-place top.img restored.img
+	assert_equal "$ended" 'signal 15'
+	jq -e '.error.desc | test("is partly written now: Cancelled")' <<< "$output"
+	restored chain-restore --in-place top.img restored.img
+	cmp top.img restored.img
+}
+
+@test "--in-place: a chain that cannot be read is noticed before anything is written" {
+	yes | head -c 1M > plain
+	qemu-img convert -c -O qcow2 plain top.qcow2
+	break_cluster top.qcow2 983040
+	noise 1M 8 > restored.img
+	unchanged refused_like 'top\.qcow2' chain-restore --in-place top.qcow2 restored.img
+}
+
+# ---- block devices ----
+
+@test "to a block device: in place, or all of it" {
+	chain 4M
+	noise 4M 9 > dev.img
+	loop dev.img
+	unchanged refused_like "Could not create '$loop': File exists" chain-restore 2.qcow2 "$loop"
+	[[ $stderr == *--in-place* ]]
+	restored chain-restore --in-place 2.qcow2 "$loop"
+	cmp disk.img "$loop"
+	noise 4M 10 > "$loop"
+	restored chain-restore --overwrite 1.qcow2 "$loop"
+	cmp disk.1 "$loop"
+	unchanged refused "Could not create '$loop': a new image on a block device is raw" \
+		chain-restore --overwrite -F qcow2 1.qcow2 "$loop"
+}
+
+@test "to a larger block device: the rest is left alone, and said so; to a smaller one: refused" {
+	chain 1000001
+	noise 2M 9 > dev.img
+	cp dev.img before
+	loop dev.img
+	local how
+	for how in --in-place --overwrite; do
+		restored chain-restore $how 2.qcow2 "$loop"
+		[[ $stderr == *"the device has 2097152 bytes: those beyond the disk's 1000001 are left alone"* ]]
+		sync "$loop"
+		cmp -n 1000001 disk.img "$loop"
+		cmp -i 1000001 before "$loop"
+		cat before > "$loop"
+	done
+	truncate -s 999936 small.img
+	loop small.img
+	unchanged refused "'$loop' has a size of 999936 bytes, the disk to restore 1000001" \
+		chain-restore --in-place 2.qcow2 "$loop"
+	[[ $stderr == *'as large as the disk'* ]]
+}
+
+@test "a block device that is in use, or behind which the chain stands" {
+	chain 4M
+	truncate -s 16M dev.img
+	mkfs.ext4 -q dev.img 2> /dev/null || skip 'no mkfs.ext4'
+	loop dev.img
+	mkdir mnt
+	mount "$loop" mnt 2> /dev/null || skip 'cannot mount'
+	mounts+=("$PWD/mnt")
+	refused_like 'Device or resource busy' chain-restore --in-place 2.qcow2 "$loop"
+	refused_like 'Device or resource busy' chain-restore --overwrite 2.qcow2 "$loop"
+	umount mnt
+	mounts=()
+	loop 0.qcow2
+	unchanged refused "'$loop' is an image of the chain itself" chain-restore --overwrite 2.qcow2 "$loop"
+}
+
+# named CMD...: where the device has a name that lasts, and so a usual place for its bitmaps.
+named() {
+	unshare -m sh -c 'mount --bind "$0/dev" /dev && mount --bind "$0/var" /var/lib && exec "$@"' "$here" "$@"
+}
+
+@test "a block device with bitmaps that record: refused" {
+	chain 1M
+	truncate -s 1M dev.img
+	loop dev.img
+	mkdir -p dev/disk/by-id var/tidemark
+	cp -a /dev/null "$loop" dev && ln -s "../../${loop##*/}" dev/disk/by-id/some-disk && named true || skip 'no namespaces'
+	ok named bitmap-add "$loop" t
+	[ -e var/tidemark/some-disk.bitmaps ]
+	refused "Bitmap 't' of '$loop' would not record what is restored" named chain-restore --in-place 2.qcow2 "$loop"
+	[[ $stderr == *bitmap-disable*bitmap-rescan* ]]
+	refused_like 'would not record' named chain-restore --overwrite 2.qcow2 "$loop"
+	ok named bitmap-disable "$loop" t
+	restored named chain-restore --in-place 2.qcow2 "$loop"
+	cmp disk.img "$loop"
+	ok named bitmap-rescan --against 2.qcow2 "$loop" t
+	[[ $stderr == *'nothing differs'* ]]
+}
+
 @test "--dry-run restores nothing" {
 	chain 1M
 	unchanged ok chain-restore --dry-run 2.qcow2 restored.img
