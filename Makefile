@@ -1,7 +1,7 @@
 # Tidemark.  `make help` lists what can be made.  GNU make; gcc or clang.
 #
 # Variables: BUILD (where results go), CC, CFLAGS, LDFLAGS, WERROR=1, SAN=address,undefined
-# or SAN=thread, PREFIX, DESTDIR, BINDIR, LIBDIR, INCLUDEDIR, MANDIR.
+# or SAN=thread, FUZZ_CC and FUZZ_SECONDS, PREFIX, DESTDIR, BINDIR, LIBDIR, INCLUDEDIR, MANDIR.
 
 VERSION := $(shell sed -n 's/.*TIDE_VERSION_STRING "\(.*\)"/\1/p' lib/tidemark.h)
 SONAME := libtidemark.so.0
@@ -47,13 +47,19 @@ UNITS := $(UNIT_SRC:tests/unit/%.c=$(BUILD)/unit/%)
 HELPER_SRC := $(wildcard tests/helpers/*.c)
 HELPERS := $(HELPER_SRC:tests/helpers/%.c=$(BUILD)/helpers/%)
 FUZZ_SRC := $(wildcard tests/fuzz/fuzz-*.c)
+FUZZERS := $(FUZZ_SRC:tests/fuzz/%.c=$(BUILD)/fuzz/%)
+FUZZ_OBJ := $(LIB_SRC:%.c=$(BUILD)/fuzz/obj/%.o)
+FUZZ_CC ?= clang
+FUZZ_SECONDS ?= 60
+FUZZ_CFLAGS = -std=gnu11 -pthread $(WARN) -O1 -g -fno-omit-frame-pointer -fsanitize=fuzzer-no-link,address,undefined \
+	-fno-sanitize-recover=all -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 $(CPPFLAGS) -Ilib -Iformats
 MANPAGES := $(wildcard man/*.1 man/*.5 man/*.7)
 
 DEPS_BUILD := gcc libc6-dev pkg-config libpopt-dev libjson-c-dev libzstd-dev libdeflate-dev
 DEPS_TEST := bats bats-support bats-assert mandoc shellcheck qemu-utils qemu-system-x86 python3 jq strace parallel \
-	e2fsprogs libnbd-bin util-linux clang zstd netbase
+	e2fsprogs libnbd-bin util-linux clang libclang-rt-dev zstd netbase
 
-.PHONY: FORCE all help deps demo check check-quick lint asan tsan fuzz-smoke bench bench-quick cov install uninstall dist clean
+.PHONY: FORCE all help deps demo check check-quick lint asan tsan fuzz fuzz-build fuzz-smoke bench bench-quick cov install uninstall dist clean
 all: $(BUILD)/lib/libtidemark.so $(BUILD)/lib/libtidemark.a $(BUILD)/lib/pkgconfig/tidemark.pc $(BINS)
 
 help:
@@ -66,7 +72,8 @@ help:
 #: check-quick  the unit and command tests only
 #: lint         layers, man pages, shell scripts, completeness
 #: asan, tsan   `check` under ASan+UBSan; the unit tests under TSan
-#: fuzz-smoke   each fuzzer for a short time
+#: fuzz         each libFuzzer target for FUZZ_SECONDS (default 60); fuzz-build only builds them, in $(BUILD)/fuzz
+#: fuzz-smoke   damaged files through the commands, and each target for a short time
 #: bench        ratios to qemu-img and QEMU, measured side by side; bench-quick in little time
 #: cov          line coverage of the tests
 #: install      to $(DESTDIR)$(PREFIX); uninstall takes it away
@@ -119,6 +126,15 @@ $(UNITS): $(BUILD)/unit/%: $(BUILD)/obj/tests/unit/%.o $(BUILD)/lib/libtidemark.
 $(HELPERS): $(BUILD)/helpers/%: $(BUILD)/obj/tests/helpers/%.o $(BUILD)/lib/libtidemark.a
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) -o $@ $< $(BUILD)/lib/libtidemark.a $(LDFLAGS) $(LIB_LIBS)
+
+$(BUILD)/fuzz/flags: FORCE
+	@mkdir -p $(@D)
+	@echo '$(FUZZ_CC) $(FUZZ_CFLAGS)' | cmp -s - $@ || echo '$(FUZZ_CC) $(FUZZ_CFLAGS)' > $@
+$(BUILD)/fuzz/obj/%.o: %.c $(BUILD)/fuzz/flags
+	@mkdir -p $(@D)
+	$(FUZZ_CC) $(FUZZ_CFLAGS) -MMD -MP -c -o $@ $<
+$(FUZZERS): $(BUILD)/fuzz/%: $(BUILD)/fuzz/obj/tests/fuzz/%.o $(FUZZ_OBJ)
+	$(FUZZ_CC) $(FUZZ_CFLAGS) -fsanitize=fuzzer -o $@ $^ $(LIB_LIBS)
 .SECONDARY:
 
 deps:
@@ -127,7 +143,8 @@ deps:
 demo: all
 	@sh tests/demo.sh $(abspath $(BUILD))/bin
 
-check: all $(UNITS) $(HELPERS)
+# The targets have sanitizers of their own: once, in the plain build, is enough.
+check: all $(UNITS) $(HELPERS) $(if $(SAN),,$(FUZZERS))
 	@BUILD=$(abspath $(BUILD)) tests/run lint unit cli interop crash fuzz
 check-quick: all $(UNITS) $(HELPERS)
 	@BUILD=$(abspath $(BUILD)) tests/run unit cli
@@ -137,7 +154,10 @@ asan:
 	$(MAKE) BUILD=$(BUILD)/asan SAN=address,undefined CFLAGS='-O1 -g' check
 tsan:
 	$(MAKE) BUILD=$(BUILD)/tsan SAN=thread CFLAGS='-O1 -g' check-quick
-fuzz-smoke: all
+fuzz-build: $(FUZZERS)
+fuzz: $(FUZZERS) $(BUILD)/flags
+	@BUILD=$(abspath $(BUILD)) FUZZ_SECONDS=$(FUZZ_SECONDS) tests/fuzz/targets
+fuzz-smoke: all $(if $(SAN),,$(FUZZERS))
 	@BUILD=$(abspath $(BUILD)) tests/run fuzz
 bench: all
 	@BUILD=$(abspath $(BUILD)) tests/bench/run
@@ -180,4 +200,4 @@ clean:
 	rm -rf $(BUILD)
 
 -include $(LIB_OBJ:.o=.d) $(CMD_SHARED:.o=.d) $(CMD_SRC:%.c=$(BUILD)/obj/%.d) $(UNIT_SRC:%.c=$(BUILD)/obj/%.d) \
-	$(HELPER_SRC:%.c=$(BUILD)/obj/%.d)
+	$(HELPER_SRC:%.c=$(BUILD)/obj/%.d) $(FUZZ_OBJ:.o=.d) $(FUZZ_SRC:%.c=$(BUILD)/fuzz/obj/%.d)
