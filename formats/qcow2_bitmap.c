@@ -263,6 +263,30 @@ static int put_chunks(struct tide_bitmap *bm, uint64_t first, const uint8_t *buf
 	return 0;
 }
 
+static int compare_entry(const void *a, const void *b)
+{
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+	return (x > y) - (x < y);
+}
+
+/* A cluster that many entries share would become many times its size in memory. */
+static int check_distinct(const struct tide_qcow2_bitmap *b, const uint64_t *table, struct tide_error *err)
+{
+	TIDE_AUTOFREE uint64_t *sorted = tide_mem_alloc(b->table_entries, sizeof(*sorted), err);
+
+	if (!sorted)
+		return -1;
+	memcpy(sorted, table, b->table_entries * sizeof(*sorted));
+	qsort(sorted, b->table_entries, sizeof(*sorted), compare_entry);
+	for (uint32_t i = 1; i < b->table_entries; i++) {
+		if (sorted[i] > 1 && sorted[i] == sorted[i - 1])
+			return tide_error_set(err, TIDE_E_CORRUPT,
+			                      "two entries of its table share the cluster at %" PRIu64, sorted[i]);
+	}
+	return 0;
+}
+
 static int read_contents(const struct tide_qcow2 *q, const struct tide_qcow2_bitmap *b, const uint64_t *table,
                          struct tide_bitmap *bm, struct tide_error *err)
 {
@@ -270,7 +294,7 @@ static int read_contents(const struct tide_qcow2 *q, const struct tide_qcow2_bit
 	uint64_t pieces = unit >> q->cluster_bits, chunks = unit / TIDE_BITMAP_CHUNK_BYTES;
 	TIDE_AUTOFREE uint8_t *buf = tide_mem_aligned(4096, unit, err);
 
-	if (!buf)
+	if (!buf || check_distinct(b, table, err) < 0)
 		return -1;
 	for (uint64_t i = 0; i < b->table_entries; i += pieces) {
 		bool any = false;

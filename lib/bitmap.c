@@ -12,8 +12,11 @@
 
 #define CHUNK_BITS TIDE_BITMAP_CHUNK_BITS
 
-/* More would make the table itself larger than 8 GiB. */
-#define CHUNKS_MAX (UINT64_C(1) << 30)
+/*
+ * More would make the table itself larger than 256 MiB.  A sidecar or an image may claim any size of its disk; 512 TiB can
+ * be had with the finest granularity, 64 PiB with the usual one.
+ */
+#define CHUNKS_MAX (UINT64_C(1) << 25)
 
 /*
  * `full` stands only for a chunk all of whose 32768 bits exist.  The partial chunk at the
@@ -175,6 +178,7 @@ struct tide_bitmap *tide_bitmap_new(uint64_t disk_size, uint64_t granularity, st
 		tide_error_set(err, TIDE_E_REFUSED,
 		               "A disk of %" PRIu64 " bytes is too large for a bitmap of granularity %" PRIu64,
 		               disk_size, granularity);
+		tide_error_hint(err, "a bitmap has at most %" PRIu64 " granules: choose larger ones", CHUNKS_MAX * CHUNK_BITS);
 		return NULL;
 	}
 

@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,7 +16,8 @@
 #include "mem.h"
 
 #define LOCK_TIMEOUT_MS 10000
-#define SIDECAR_MAX (UINT64_C(1) << 40)
+/* It is read whole. */
+#define SIDECAR_MAX (UINT64_C(1) << 30)
 /* What a sidecar holds that was locked before it was ever written; whoever finds it without its maker takes it over. */
 #define CLAIM "tidemark sidecar to come\n"
 #define DEVICE_DIR "/var/lib/tidemark"
@@ -210,6 +212,17 @@ int tide_store_lock(struct tide_store *store, const char *path, bool create, str
 	return tide_error_set(err, TIDE_E_LOCKED, "The sidecar '%s' is being replaced all the time", path);
 }
 
+/* What would be refused when it is read is not written either. */
+static int encode(const struct tide_sidecar *sc, struct tide_strbuf *text, struct tide_error *err)
+{
+	if (tide_sidecar_encode(sc, text, err) < 0)
+		return -1;
+	if (text->len <= SIDECAR_MAX)
+		return 0;
+	tide_error_set(err, TIDE_E_REFUSED, "It would have %zu bytes: expected at most %" PRIu64, text->len, SIDECAR_MAX);
+	return tide_error_hint(err, "use larger granules, or fewer bitmaps");
+}
+
 /* Not wider than the image's: its mode, and its owner where we may give files away. */
 static int set_owner(int fd, int image_fd, struct tide_error *err)
 {
@@ -231,7 +244,7 @@ int tide_store_stage(struct tide_store *store, const struct tide_sidecar *sc, in
 	struct tide_strbuf text = TIDE_STRBUF_INIT;
 	int rc = -1;
 
-	if (tide_sidecar_encode(sc, &text, err) == 0 && tide_staged_begin(&store->staged, store->path, 0600, err) == 0 &&
+	if (encode(sc, &text, err) == 0 && tide_staged_begin(&store->staged, store->path, 0600, err) == 0 &&
 	    set_owner(store->staged.fd, image_fd, err) == 0 &&
 	    tide_sysio_pwrite(store->staged.fd, text.buf, text.len, 0, err) == 0 &&
 	    tide_staged_sync(&store->staged, err) == 0)

@@ -41,6 +41,7 @@ static void test_geometry(void)
 		{ 100 * G + 123, 2 * G, 51, 1 },
 		{ 64 * T, 512, UINT64_C(1) << 37, UINT64_C(1) << 22 },
 		{ UINT64_MAX, 2 * G, UINT64_C(1) << 33, UINT64_C(1) << 18 },
+		{ UINT64_C(1) << 49, 512, UINT64_C(1) << 40, UINT64_C(1) << 25 },
 	};
 	struct tide_error err = TIDE_ERROR_INIT;
 
@@ -58,6 +59,8 @@ static void test_geometry(void)
 		CHECK_EQ_U64(tide_bitmap_count(bm), 0);
 		CHECK_EQ_U64(tide_bitmap_next_chunk(bm, 0), rows[i].chunks);
 	}
+	CHECK(!tide_bitmap_new((UINT64_C(1) << 49) + 1, 512, &err));
+	CHECK_ERR(&err, TIDE_E_REFUSED, "A disk of 562949953421313 bytes is too large for a bitmap of granularity 512");
 	CHECK(!tide_bitmap_new(UINT64_MAX, 512, &err));
 	CHECK_ERR(&err, TIDE_E_REFUSED,
 	          "A disk of 18446744073709551615 bytes is too large for a bitmap of granularity 512");

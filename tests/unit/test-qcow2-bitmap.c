@@ -71,17 +71,22 @@ struct image {
 	uint64_t len, ext, dir, table;
 };
 
-static void load(struct image *im)
+static void load_of(struct image *im, const char *size, const char *options, unsigned granularity)
 {
-	CHECK_EQ_I64(sh("rm -f b.qcow2; qemu-img create -q -f qcow2 b.qcow2 1M && qemu-img bitmap --add -g 4096 "
-	                "b.qcow2 b0 && "
-	                "qemu-io -f qcow2 -c 'write 64k 64k' b.qcow2"),
+	CHECK_EQ_I64(sh("rm -f b.qcow2; qemu-img create -q -f qcow2 %s b.qcow2 %s && qemu-img bitmap --add -g %u b.qcow2 b0 && "
+	                "qemu-io -f qcow2 -c 'write 64k 64k' b.qcow2",
+	                options, size, granularity),
 	             0);
 	im->data = slurp("b.qcow2", &im->len);
 	for (im->ext = 112; im->ext < 65536 && tide_get_be32(im->data + im->ext) != 0x23852875;)
 		im->ext += 8 + tide_range_align_up(tide_get_be32(im->data + im->ext + 4), 8);
 	im->dir = tide_get_be64(im->data + im->ext + 24);
 	im->table = tide_get_be64(im->data + im->dir);
+}
+
+static void load(struct image *im)
+{
+	load_of(im, "1M", "", 4096);
 }
 
 static void test_directory_texts(void)
@@ -174,6 +179,29 @@ static void test_all_ones_end_with_the_disk(void)
 	if (CHECK_OK(qcow2->bitmap_read(s.state, 0, &bm, &err), &err))
 		CHECK_EQ_U64(tide_bitmap_count(bm), 256);
 	tide_bitmap_free(bm);
+	sample_close(&s);
+}
+
+/* A cluster that all entries share would be many times its size in memory. */
+static void test_shared_clusters(void)
+{
+	struct tide_error err = TIDE_ERROR_INIT;
+	struct tide_bitmap *bm = NULL;
+	struct image im;
+	struct sample s;
+
+	if (!has_qemu())
+		UNIT_SKIP("no qemu-img or qemu-io");
+	load_of(&im, "8M", "-o cluster_size=512", 512);
+	CHECK(tide_get_be64(im.data + im.table) >= 512 && tide_get_be64(im.data + im.table + 8) == 0);
+	tide_put_be64(im.data + im.table + 24, tide_get_be64(im.data + im.table));
+	spew("b.qcow2", im.data, im.len);
+	free(im.data);
+	if (!CHECK_OK(sample_open(&s, "b.qcow2", 0, &err), &err))
+		return;
+	CHECK_EQ_I64(qcow2->bitmap_read(s.state, 0, &bm, &err), -1);
+	CHECK(err.code == TIDE_E_CORRUPT && strstr(err.msg, "two entries of its table share the cluster at"));
+	tide_error_release(&err);
 	sample_close(&s);
 }
 
@@ -282,6 +310,7 @@ int main(void)
 	UNIT_RUN(test_reads_what_qemu_records);
 	UNIT_RUN(test_directory_texts);
 	UNIT_RUN(test_all_ones_end_with_the_disk);
+	UNIT_RUN(test_shared_clusters);
 	UNIT_RUN(test_left_in_use);
 	UNIT_RUN(test_autoclear_flag_is_off);
 	UNIT_RUN(test_writing_beside_bitmaps);
