@@ -32,7 +32,8 @@ static bool same_file(const char *a, const char *b)
 static int find_node(struct cmd *c, struct sources *s, size_t i, struct tide_error *err)
 {
 	struct tide_drive drive = {
-		.id = s->paths[i], .path = s->paths[i], .ignore_stamp = opt_has(c->opt, OPT_IGNORE_STAMP)
+		.id = s->paths[i], .path = s->paths[i], .ignore_stamp = opt_has(c->opt, OPT_IGNORE_STAMP),
+			.allow = c->allow
 	};
 
 	if (same_file(s->paths[i], c->args[0])) {

@@ -27,7 +27,8 @@
 #define CMD_ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
 
 enum {
-	CMD_IMAGE = 1, /* the first argument is an image of the session: -f, --sidecar, -d, --ignore-stamp */
+	CMD_IMAGE = 1, /* the first argument is an image of the session: -f, --sidecar, -d, --ignore-stamp,
+	                  --allow-backing */
 	CMD_SHOW = 2,  /* only looks: -U; prints for people unless --output says otherwise */
 	CMD_CHANGE = 4, /* --dry-run */
 	CMD_JOB = 8,   /* --progress, --no-progress */
@@ -41,6 +42,7 @@ struct cmd {
 	struct tide_session *session;
 	struct tide_txn *txn; /* from cmd_begin */
 	const char *node;     /* from cmd_add_image */
+	unsigned allow;       /* --allow-backing: enum tide_allow, for every image that the command opens */
 	struct ui ui;
 	int out_errno; /* why standard output could not be written, or 0 */
 };

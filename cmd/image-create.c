@@ -10,6 +10,7 @@ static const struct poptOption options[] = {
 	  "raw|qcow2" },
 	{ "settings", 'o', POPT_ARG_STRING, NULL, SETTINGS,
 	  "settings of the format: cluster_size=64K, compression_type=zstd, ...; may be repeated", "KEY=VALUE,..." },
+	OPT_ALLOW_BACKING_ENTRY,
 	POPT_TABLEEND
 };
 
@@ -23,6 +24,7 @@ static int run(struct cmd *c, struct tide_error *err)
 		.backing_format = opt_text(c->opt, BACKING_FORMAT),
 		.has_size = c->n_args > 1,
 		.settings = settings,
+		.allow = c->allow,
 	};
 
 	if (opt_has(c->opt, SETTINGS) && !settings)

@@ -184,6 +184,7 @@ int cmd_add_image(struct cmd *c, struct tide_error *err)
 		.sidecar = opt_text(c->opt, OPT_SIDECAR),
 		.ignore_stamp = opt_has(c->opt, OPT_IGNORE_STAMP),
 		.force_share = opt_has(c->opt, OPT_FORCE_SHARE),
+		.allow = c->allow,
 	};
 
 	if (cmd_check_image(drive.path, drive.format, err))
@@ -250,7 +251,7 @@ static int open_session(struct cmd *c, struct tide_error *err)
 
 static int run(struct cmd *c, struct tide_error *err)
 {
-	if (opt_check_args(c->opt, err))
+	if (opt_check_args(c->opt, err) || opt_flags(c->opt, OPT_ALLOW_BACKING, &c->allow, err))
 		return -1;
 	c->ui.image = c->args ? c->args[0] : NULL;
 	return command.run(c, err);

@@ -16,6 +16,7 @@ static const struct poptOption image_options[] = {
 	  "name for replies and events (default: the file's name up to its first dot)", "ID" },
 	{ "ignore-stamp", 0, POPT_ARG_NONE, NULL, OPT_IGNORE_STAMP,
 	  "trust the bitmaps although the image changed around them", NULL },
+	OPT_ALLOW_BACKING_ENTRY,
 	POPT_TABLEEND
 };
 
@@ -192,6 +193,39 @@ int opt_choice(const struct opt_line *line, int val, int *choice, struct tide_er
 			return 0;
 		}
 	return opt_usage(err, "Parameter '%s' does not accept value '%s'", option->longName, text);
+}
+
+/* The bit of a word, all of them for the last word of the list, or 0. */
+static unsigned flag_of(const char *list, const char *text, size_t text_len)
+{
+	const char *word;
+	size_t len;
+
+	for (unsigned bit = 1; opt_next_word(&list, &word, &len); bit <<= 1)
+		if (text_len == len && memcmp(text, word, len) == 0)
+			return *list ? bit : bit - 1;
+	return 0;
+}
+
+int opt_flags(const struct opt_line *line, int val, unsigned *flags, struct tide_error *err)
+{
+	const struct poptOption *option = opt_find(line, val, NULL);
+
+	*flags = 0;
+	for (size_t i = 0; i < line->n; i++) {
+		const char *text = line->given[i].text;
+
+		while (line->given[i].val == val && text) {
+			size_t len = strcspn(text, ",");
+			unsigned flag = flag_of(option->argDescrip, text, len);
+
+			if (!flag)
+				return opt_usage(err, "Parameter '%s' does not accept value '%.*s'", option->longName, (int)len, text);
+			*flags |= flag;
+			text = text[len] ? text + len + 1 : NULL;
+		}
+	}
+	return 0;
 }
 
 int opt_parse_size(const char *what, const char *text, uint64_t *size, struct tide_error *err)

@@ -30,6 +30,7 @@ enum {
 	OPT_DEVICE,
 	OPT_IGNORE_STAMP,
 	OPT_FORCE_SHARE,
+	OPT_ALLOW_BACKING,
 	OPT_DRY_RUN,
 	OPT_JOB_EVENTS, /* of backup-run, in its own table */
 	OPT_PROGRESS,
@@ -41,6 +42,11 @@ enum {
 	OPT_COMPLETE_OPTIONS,
 	OPT_COMPLETE_VALUES,
 };
+
+/* For the tables of commands that open chains and have no IMAGE. */
+#define OPT_ALLOW_BACKING_ENTRY                                                                                        \
+	{ "allow-backing", 0, POPT_ARG_STRING, NULL, OPT_ALLOW_BACKING,                                                \
+	  "names in the images of a chain to trust; a list with commas", "outside|protocol|probe|any" }
 
 struct opt_given {
 	int val;
@@ -75,6 +81,9 @@ char *opt_join(const struct opt_line *line, int val);
 
 /* *choice becomes the place of the given word among those accepted; it stays as it is when none was given. */
 int opt_choice(const struct opt_line *line, int val, int *choice, struct tide_error *err);
+
+/* A list with commas, the options adding up: a bit for each word, in the order of those accepted; the last one is all. */
+int opt_flags(const struct opt_line *line, int val, unsigned *flags, struct tide_error *err);
 
 /* *size becomes the given number, and *has (may be NULL) true; both stay when none was given. */
 int opt_size(const struct opt_line *line, int val, uint64_t *size, bool *has, struct tide_error *err);

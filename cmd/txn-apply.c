@@ -13,6 +13,7 @@ static const struct poptOption options[] = {
          "ID=PATH[,format=FORMAT][,sidecar=PATH]"},
         {"ignore-stamp", 0, POPT_ARG_NONE, NULL, OPT_IGNORE_STAMP,
          "trust the bitmaps although the images changed around them", NULL},
+        OPT_ALLOW_BACKING_ENTRY,
         {"retry-after", 0, POPT_ARG_STRING, NULL, RETRY_AFTER,
          "how long an error may stop a job before it tries again (default: until SIGCONT)", "SECONDS"},
         {"job-events", 0, POPT_ARG_NONE, NULL, OPT_JOB_EVENTS, "print the event JOB_STATUS_CHANGE too", NULL},
@@ -55,7 +56,7 @@ static int parse_drive(char *text, struct tide_drive *drive, struct tide_error *
 static int add_drives(struct cmd *c, struct tide_error *err)
 {
 	for (size_t i = 0; i < c->opt->n; i++) {
-		struct tide_drive drive = {.ignore_stamp = opt_has(c->opt, OPT_IGNORE_STAMP)};
+		struct tide_drive drive = {.ignore_stamp = opt_has(c->opt, OPT_IGNORE_STAMP), .allow = c->allow};
 		CMD_AUTOFREE char *text = NULL;
 
 		if (c->opt->given[i].val != DRIVE)
@@ -101,7 +102,7 @@ static int run(struct cmd *c, struct tide_error *err)
 	const char *name = c->n_args ? c->args[0] : "-";
 	bool from_stdin = strcmp(name, "-") == 0;
 	CMD_CLEANUP(close_file) int fd = from_stdin ? STDIN_FILENO : open(name, O_RDONLY | O_CLOEXEC);
-	struct tide_stream_options stream_options = {.dry_run = opt_has(c->opt, OPT_DRY_RUN)};
+	struct tide_stream_options stream_options = {.dry_run = opt_has(c->opt, OPT_DRY_RUN), .allow = c->allow};
 	struct tide_stream *stream;
 	int rc;
 

@@ -208,13 +208,17 @@ static int create_copy(struct tide_step *step, struct tide_error *err)
 
 static int create_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
 {
+	const struct tide_image_create *args = step->args;
 	struct tide_target *target = tide_mem_alloc(1, sizeof(*target), err);
 
 	if (!target)
 		return -1;
 	*target = (struct tide_target)TIDE_TARGET_INIT;
 	step->state = target;
-	return tide_create_image(target, step->args, err);
+	if (tide_create_image(target, step->args, err) < 0)
+		return -1;
+	tide_target_warn_outside(target, &session->sink, args->path);
+	return 0;
 }
 
 static int create_run(struct tide_session *session, struct tide_step *step, struct tide_error *err)

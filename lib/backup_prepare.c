@@ -123,7 +123,7 @@ static int create_target(struct tide_backup_job *job, const struct tide_backup *
 {
 	struct tide_image *source = job->node->image;
 	const struct tide_driver_info *info = tide_image_info(source);
-	struct tide_driver_create create = { .size = tide_image_exact_size(source) };
+	struct tide_driver_create create = { .size = tide_image_exact_size(source), .allow = job->node->allow };
 	const char *format = args->format ? args->format : tide_image_format(source);
 	TIDE_AUTOFREE char *backing = NULL;
 
@@ -146,6 +146,7 @@ static int create_target(struct tide_backup_job *job, const struct tide_backup *
 	create.backing = backing;
 	if (tide_target_create(&job->target, args->target, format, &create, source, false, err) < 0)
 		return -1;
+	tide_target_warn_outside(&job->target, job->sink, args->target);
 	/* A target that something else may be chained under, or that stays when it is not whole, must say where zeroes are. */
 	job->copy.target_reads_zero = !strcmp(format, "raw") || (!backing && job->sync == TIDE_SYNC_FULL &&
 	                                                          job->bitmap_mode != TIDE_BITMAP_MODE_ALWAYS);
@@ -159,7 +160,7 @@ static int open_target(struct tide_backup_job *job, const struct tide_backup *ar
 	if (args->backing)
 		return tide_error_set(err, TIDE_E_REFUSED, "A backing image can be given to a new target only, not with "
 		                                           "mode 'existing'");
-	return tide_target_open(&job->target, args->target, args->format, err);
+	return tide_target_open(&job->target, args->target, args->format, job->node->allow, err);
 }
 
 /* Sizes are compared as QEMU sees them: in sectors. */

@@ -28,7 +28,7 @@ static int backing_size(const struct tide_image_create *args, uint64_t *size, st
 {
 	TIDE_AUTOFREE char *path = tide_image_resolve(args->path, args->backing, err);
 	TIDE_AUTOIMAGE struct tide_image *backing = NULL;
-	struct tide_image_options options = { .path = path, .format = args->backing_format };
+	struct tide_image_options options = { .path = path, .format = args->backing_format, .allow = args->allow };
 
 	if (!path)
 		return -1;
@@ -45,6 +45,7 @@ int tide_create_image(struct tide_target *target, const struct tide_image_create
 		.backing = args->backing,
 		.backing_format = args->backing_format,
 		.settings = args->settings,
+		.allow = args->allow,
 	};
 	const struct tide_image_driver *driver = tide_image_find_driver(args->format);
 

@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "backing.h"
 #include "error.h"
 #include "lock.h"
 #include "mem.h"
@@ -28,6 +29,7 @@ struct tide_image {
 	void *state;
 	struct tide_driver_info info;
 	struct tide_image *backing;
+	bool backing_outside;
 	dev_t dev;
 	ino_t ino;
 	struct tide_stamp stamp, data_stamp; /* stamp: of both files */
@@ -91,21 +93,22 @@ static const struct tide_image_driver *choose_driver(int fd, const char *format,
 	return driver;
 }
 
-/* "proto:rest" with proto as in a URI, before any slash. */
-static bool has_protocol(const char *name)
-{
-	size_t n = strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+-.");
-
-	return n > 0 && name[n] == ':';
-}
-
 char *tide_image_resolve(const char *path, const char *name, struct tide_error *err)
 {
-	const char *slash = strrchr(path, '/');
+	return tide_backing_join(path, name, err);
+}
 
-	if (name[0] == '/' || !slash)
-		return tide_mem_strdup(name, err);
-	return tide_mem_printf(err, "%.*s/%s", (int)(slash - path), path, name);
+char *tide_image_backing_path(const struct tide_image *image, const char *path, struct tide_error *err)
+{
+	TIDE_AUTOBACKING struct tide_backing found = TIDE_BACKING_INIT;
+	char *shown;
+
+	/* A name that cannot be followed is shown as it stands. */
+	if (tide_backing_find(path, "backing file", image->info.backing, TIDE_ALLOW_ANY, &found, NULL) < 0)
+		return tide_backing_join(path, image->info.backing, err);
+	shown = found.path;
+	found.path = NULL;
+	return shown;
 }
 
 static char *dir_of(const char *path, struct tide_error *err)
@@ -208,28 +211,20 @@ static int renew_stamp(struct tide_image *image, struct tide_error *err)
 }
 
 /* Where the external data file is.  QEMU looks in the directory it is started in: with two candidates, nobody knows. */
-char *tide_image_find_data_file(const char *image, const char *name, struct tide_error *err)
+char *tide_image_find_data_file(const char *image, const char *name, unsigned allow, struct tide_error *err)
 {
-	TIDE_AUTOFREE char *path = NULL;
+	TIDE_AUTOBACKING struct tide_backing found = TIDE_BACKING_INIT;
 	struct stat a, b;
 
-	if (!strncmp(name, "file:", 5)) {
-		name += 5;
-	} else if (has_protocol(name)) {
-		tide_error_set(err, TIDE_E_UNSUPPORTED,
-		               "The data file name '%s' is not a plain path: such names are not followed", name);
+	if (tide_backing_find(image, "data file", name, allow, &found, err) < 0)
 		return NULL;
-	}
-	path = tide_image_resolve(image, name, err);
-	if (!path)
-		return NULL;
-	if (stat(path, &a) == 0 && stat(name, &b) == 0 && (a.st_dev != b.st_dev || a.st_ino != b.st_ino)) {
+	if (stat(found.path, &a) == 0 && stat(name, &b) == 0 && (a.st_dev != b.st_dev || a.st_ino != b.st_ino)) {
 		tide_error_set(err, TIDE_E_REFUSED, "The data file '%s' could be '%s' or the one in the current directory",
-		               name, path);
+		               name, found.path);
 		tide_error_hint(err, "say which with an absolute path: qemu-img amend -o data_file=PATH '%s'", image);
 		return NULL;
 	}
-	return tide_mem_strdup(path, err);
+	return tide_mem_strdup(found.path, err);
 }
 
 static int check_data_file(const struct tide_image *image, struct tide_error *err)
@@ -245,11 +240,11 @@ static int check_data_file(const struct tide_image *image, struct tide_error *er
 	return 0;
 }
 
-static int open_data_file(struct tide_image *image, bool force_share, struct tide_error *err)
+static int open_data_file(struct tide_image *image, const struct tide_image_options *options, struct tide_error *err)
 {
 	bool write = (image->flags & TIDE_OPEN_WRITE) && !image->write_later; /* what is written later is not the disk */
 
-	image->data_path = tide_image_find_data_file(image->path, image->info.data_file, err);
+	image->data_path = tide_image_find_data_file(image->path, image->info.data_file, options->allow, err);
 	if (!image->data_path)
 		return -1;
 	image->data_fd = tide_sysio_open(image->data_path, (write ? O_RDWR : O_RDONLY) | O_NONBLOCK, err);
@@ -257,7 +252,7 @@ static int open_data_file(struct tide_image *image, bool force_share, struct tid
 		return tide_error_hint(err, "it is the image's external data file, without which nothing can be read");
 	if (check_data_file(image, err) < 0)
 		return tide_error_wrap(err, "Could not open data file '%s'", image->data_path);
-	if (!force_share && tide_lock_acquire(image->data_fd, write ? TIDE_LOCK_WRITE_HELD : TIDE_LOCK_READ_HELD,
+	if (!options->force_share && tide_lock_acquire(image->data_fd, write ? TIDE_LOCK_WRITE_HELD : TIDE_LOCK_READ_HELD,
 	                                      write ? TIDE_LOCK_WRITE_UNSHARED : TIDE_LOCK_READ_UNSHARED,
 	                                      image->data_path, err) < 0)
 		return -1;
@@ -265,9 +260,9 @@ static int open_data_file(struct tide_image *image, bool force_share, struct tid
 }
 
 /* The image's own stamp is taken already; what the data file was like when it was locked comes to it. */
-static int add_data_file(struct tide_image *image, bool force_share, struct tide_error *err)
+static int add_data_file(struct tide_image *image, const struct tide_image_options *options, struct tide_error *err)
 {
-	if (open_data_file(image, force_share, err) < 0 || tide_stamp_take(image->data_fd, &image->data_stamp, err) < 0)
+	if (open_data_file(image, options, err) < 0 || tide_stamp_take(image->data_fd, &image->data_stamp, err) < 0)
 		return -1;
 	tide_stamp_add(&image->stamp, &image->data_stamp);
 	return 0;
@@ -297,36 +292,50 @@ static int check_recording(const struct tide_image *image, struct tide_error *er
 	return 0;
 }
 
-static int open_link(const struct tide_image_options *options, const struct chain_link *above, struct tide_image **out,
-                     struct tide_error *err);
+static int open_link(const struct tide_image_options *options, const char *real, const struct chain_link *above,
+                     struct tide_image **out, struct tide_error *err);
 
+/* By what the name itself says, then by what is recorded; *format NULL: it has to be probed, and may be. */
+static int choose_backing_format(const struct tide_image *image, const struct tide_backing *found, unsigned allow,
+                                 const char **format, struct tide_error *err)
+{
+	const char *recorded = image->info.backing_format;
+
+	*format = found->format ? found->format : recorded;
+	if (found->format && recorded && strcmp(found->format, recorded))
+		return tide_error_set(err, TIDE_E_CORRUPT,
+		                      "The backing file name '%s' of '%s' says format '%s', but '%s' is recorded",
+		                      image->info.backing, image->path, found->format, recorded);
+	if (*format || (allow & TIDE_ALLOW_PROBE))
+		return 0;
+	tide_error_set(err, TIDE_E_REFUSED, "Backing file '%s' specified without backing format", image->info.backing);
+	return tide_error_hint(err,
+	                       "state it: qemu-img rebase -u -b '%s' -F FORMAT '%s'; or, if you trust both images, have it "
+	                       "probed: --allow-backing=probe",
+	                       image->info.backing, image->path);
+}
+
+/* trusted: the name was given by a person just now; what stands below is judged all the same. */
 static int open_backing(struct tide_image *image, const struct tide_image_options *options,
-                        const struct chain_link *above, struct tide_error *err)
+                        const struct chain_link *above, bool trusted, struct tide_error *err)
 {
 	struct chain_link here = { image, above, above ? above->depth + 1 : 1 };
-	struct tide_image_options below = { .force_share = options->force_share, .format = image->info.backing_format };
-	TIDE_AUTOFREE char *path = NULL;
+	struct tide_image_options below = { .force_share = options->force_share, .allow = options->allow };
+	TIDE_AUTOBACKING struct tide_backing found = TIDE_BACKING_INIT;
 	const char *name = image->info.backing;
 
 	if (!name || options->no_backing)
 		return 0;
-	if (!strncmp(name, "file:", 5))
-		name += 5;
-	else if (has_protocol(name))
-		return tide_error_set(err, TIDE_E_UNSUPPORTED,
-		                      "The backing file name '%s' is not a plain path: such names are not followed", name);
-	if (!image->info.backing_format) {
-		tide_error_set(err, TIDE_E_REFUSED, "Backing file '%s' specified without backing format", name);
-		return tide_error_hint(err, "state it: qemu-img rebase -u -b '%s' -F FORMAT '%s'", name, image->path);
-	}
+	if (tide_backing_find(image->path, "backing file", name, trusted ? TIDE_ALLOW_ANY : options->allow, &found, err) < 0)
+		return -1;
+	image->backing_outside = found.outside;
+	if (choose_backing_format(image, &found, options->allow, &below.format, err) < 0)
+		return -1;
 	if (here.depth > TIDE_IMAGE_DEPTH_MAX)
 		return tide_error_set(err, TIDE_E_REFUSED, "The backing chain is deeper than %d images",
 		                      TIDE_IMAGE_DEPTH_MAX);
-	path = tide_image_resolve(image->path, name, err);
-	if (!path)
-		return -1;
-	below.path = path;
-	if (open_link(&below, &here, &image->backing, err) < 0)
+	below.path = found.path;
+	if (open_link(&below, found.real, &here, &image->backing, err) < 0)
 		return tide_error_wrap(err, "Could not open backing file");
 	return 0;
 }
@@ -349,23 +358,22 @@ static int open_checked(struct tide_image *image, const struct tide_image_option
 	image->driver = choose_driver(image->fd, options->format, err);
 	if (!image->driver || open_driver(image, err) < 0)
 		return -1;
-	if (image->info.data_file && add_data_file(image, options->force_share, err) < 0)
+	if (image->info.data_file && add_data_file(image, options, err) < 0)
 		return -1;
 	return options->write ? check_recording(image, err) : 0;
 }
 
-static int open_link(const struct tide_image_options *options, const struct chain_link *above, struct tide_image **out,
-                     struct tide_error *err)
+/* real: the path without symbolic links, or NULL when there is none.  What was judged is what is opened. */
+static int open_link(const struct tide_image_options *options, const char *real, const struct chain_link *above,
+                     struct tide_image **out, struct tide_error *err)
 {
-	TIDE_AUTOIMAGE struct tide_image *image = NULL;
-	TIDE_AUTOFREE char *real = realpath(options->path, NULL);
+	TIDE_AUTOIMAGE struct tide_image *image = image_new(real ? real : options->path, err);
 	bool writes = options->write || options->write_later;
 
-	image = image_new(real ? real : options->path, err);
 	if (!image)
 		return -1;
 	/* O_NONBLOCK: a FIFO must not hang us; it has no effect on files and block devices. */
-	image->fd = tide_sysio_open(options->path, (writes ? O_RDWR : O_RDONLY) | O_NONBLOCK, err);
+	image->fd = tide_sysio_open(real ? real : options->path, (writes ? O_RDWR : O_RDONLY) | O_NONBLOCK, err);
 	if (image->fd < 0)
 		return -1;
 	image->own_fd = true;
@@ -378,7 +386,7 @@ static int open_link(const struct tide_image_options *options, const struct chai
 	if (open_checked(image, options, above, err) < 0)
 		/* QEMU says no more than which lock. */
 		return err && err->code == TIDE_E_LOCKED ? -1 : tide_error_wrap(err, "Could not open '%s'", options->path);
-	if (open_backing(image, options, above, err) < 0)
+	if (open_backing(image, options, above, false, err) < 0)
 		return tide_error_wrap(err, "Could not open '%s'", options->path);
 	*out = image;
 	image = NULL;
@@ -387,7 +395,9 @@ static int open_link(const struct tide_image_options *options, const struct chai
 
 int tide_image_open(const struct tide_image_options *options, struct tide_image **image, struct tide_error *err)
 {
-	return open_link(options, NULL, image, err);
+	TIDE_AUTOFREE char *real = realpath(options->path, NULL);
+
+	return open_link(options, real, NULL, image, err);
 }
 
 /* The image and its data file get their names together: until then the image layer knows the one from its descriptor. */
@@ -395,7 +405,7 @@ static int take_new_data_file(struct tide_image *image, int data_fd, struct tide
 {
 	if (!image->info.data_file)
 		return 0;
-	image->data_path = tide_image_find_data_file(image->path, image->info.data_file, err);
+	image->data_path = tide_image_find_data_file(image->path, image->info.data_file, TIDE_ALLOW_ANY, err);
 	if (!image->data_path)
 		return -1;
 	image->data_fd = fcntl(data_fd, F_DUPFD_CLOEXEC, 0);
@@ -408,7 +418,7 @@ int tide_image_create(int fd, int data_fd, const char *path, const struct tide_i
                       const struct tide_driver_create *options, struct tide_image **out, struct tide_error *err)
 {
 	TIDE_AUTOIMAGE struct tide_image *image = image_new(path, err);
-	static const struct tide_image_options follow;
+	struct tide_image_options follow = { .allow = options->allow };
 
 	if (!image)
 		return -1;
@@ -418,7 +428,7 @@ int tide_image_create(int fd, int data_fd, const char *path, const struct tide_i
 	image->flags = TIDE_OPEN_WRITE | TIDE_OPEN_NEW;
 	image->driver = driver;
 	if (remember_file(image, err) < 0 || open_driver(image, err) < 0 || take_new_data_file(image, data_fd, err) < 0 ||
-	    open_backing(image, &follow, NULL, err) < 0)
+	    open_backing(image, &follow, NULL, true, err) < 0)
 		return -1;
 	*out = image;
 	image = NULL;
@@ -465,6 +475,11 @@ const struct tide_driver_info *tide_image_info(const struct tide_image *image)
 struct tide_image *tide_image_backing(const struct tide_image *image)
 {
 	return image->backing;
+}
+
+bool tide_image_is_backing_outside(const struct tide_image *image)
+{
+	return image->backing_outside;
 }
 
 bool tide_image_is_same_file(const struct tide_image *a, const struct tide_image *b)

@@ -3,10 +3,12 @@
  *
  * An image is opened with its whole chain.  The files of a chain are locked as QEMU locks
  * them (lock.h): the top one for reading or writing, those below for reading.  Backing
- * images are opened by the format that the overlay names, never by probing; names are
- * relative to the directory of the image that names them.  A chain that loops, or is deeper
- * than TIDE_IMAGE_DEPTH_MAX, is refused.  An external data file is named, found and locked in
- * the same way as the image that it belongs to.
+ * images are opened by the format that the overlay names; names are relative to the
+ * directory of the image that names them.  Which names are followed, and whether a format
+ * that is not recorded may be probed, backing.h explains: without `allow` neither leads
+ * out of the directory.  A chain that loops, or is deeper than TIDE_IMAGE_DEPTH_MAX, is refused.
+ * An external data file is named, found and locked in the same way as the image that it
+ * belongs to.
  *
  * Every request is checked here, once, against the disk's size and the rights of the
  * opener; what a driver leaves out (backing images, requests that are smaller than a
@@ -33,6 +35,7 @@ struct tide_image_options {
 	bool records_bitmaps;  /* the caller records its writes in the enabled bitmaps inside the image */
 	bool force_share;      /* take no locks */
 	bool no_backing;  /* open this image only; what it does not hold reads as zeroes */
+	unsigned allow;   /* enum tide_allow: names in the images of the chain that may be followed */
 };
 
 /* The error names the path, as QEMU's does: Could not open 'PATH': … */
@@ -40,8 +43,8 @@ int tide_image_open(const struct tide_image_options *options, struct tide_image 
 
 /*
  * An image in the empty, still nameless file fd, which will get the name path; backing
- * (NULL: none) is opened as the image below it.  fd stays the caller's.  data_fd: the file for
- * the setting data_file, as nameless; -1 without that.
+ * (NULL: none) is opened as the image below it, wherever it is: the caller has named it.  fd
+ * stays the caller's.  data_fd: the file for the setting data_file, as nameless; -1 without that.
  */
 int tide_image_create(int fd, int data_fd, const char *path, const struct tide_image_driver *driver,
                       const struct tide_driver_create *options, struct tide_image **image, struct tide_error *err);
@@ -55,8 +58,11 @@ const struct tide_image_driver *tide_image_find_driver(const char *format);
 
 /* Where name leads when the image at path refers to it; the caller frees it. */
 char *tide_image_resolve(const char *path, const char *name, struct tide_error *err);
-/* The same for an external data file; names that are not to be followed are refused. */
-char *tide_image_find_data_file(const char *path, const char *name, struct tide_error *err);
+/* The same for an external data file; a name that may not be followed is refused (backing.h). */
+char *tide_image_find_data_file(const char *path, const char *name, unsigned allow, struct tide_error *err);
+
+/* Where the backing name of an image leads, for showing: relative to where path is, the path that the image was opened by. */
+char *tide_image_backing_path(const struct tide_image *image, const char *path, struct tide_error *err);
 
 const char *tide_image_path(const struct tide_image *image); /* symbolic links resolved */
 const char *tide_image_format(const struct tide_image *image);
@@ -66,6 +72,8 @@ uint64_t tide_image_size(const struct tide_image *image);
 uint64_t tide_image_exact_size(const struct tide_image *image);
 const struct tide_driver_info *tide_image_info(const struct tide_image *image);
 struct tide_image *tide_image_backing(const struct tide_image *image);
+/* Does it name a backing image outside its directory?  Then others need TIDE_ALLOW_OUTSIDE to open it. */
+bool tide_image_is_backing_outside(const struct tide_image *image);
 bool tide_image_is_same_file(const struct tide_image *a, const struct tide_image *b);
 
 /* What is at off through the whole chain, at least one byte and at most len. HOLE: nobody says, it reads as zeroes. */

@@ -111,6 +111,7 @@ struct tide_driver_create {
 	const char *backing;        /* stored as it stands, or NULL */
 	const char *backing_format; /* given when backing is */
 	const char *settings;       /* "key=value,key=value" or NULL; unknown keys are refused by name */
+	unsigned allow;             /* for the dispatcher: enum tide_allow, of the names in the images below */
 };
 
 struct tide_image_driver {

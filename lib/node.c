@@ -43,6 +43,7 @@ struct tide_node *tide_node_new(const struct tide_drive *drive, struct tide_erro
 	node->id = drive->id ? tide_mem_strdup(drive->id, err) : default_id(drive->path, err);
 	node->ignore_stamp = drive->ignore_stamp;
 	node->force_share = drive->force_share;
+	node->allow = drive->allow;
 	if (failed || !node->id) {
 		tide_node_free(node);
 		return NULL;
@@ -137,6 +138,7 @@ static int open_image(struct tide_node *node, struct tide_error *err)
 		.write = node->mode == TIDE_NODE_WRITE,
 		.records_bitmaps = node->mode == TIDE_NODE_WRITE,
 		.force_share = node->force_share && node->mode == TIDE_NODE_LOOK,
+		.allow = node->allow,
 	};
 
 	if (node->has_sidecar) {

@@ -36,6 +36,7 @@ struct tide_node {
 	char *id; /* device id */
 	char *path, *format, *sidecar; /* as given; format and sidecar may be NULL */
 	bool ignore_stamp, force_share;
+	unsigned allow; /* enum tide_allow */
 
 	/* How the transaction at hand is going to use it (tide_node_want). */
 	bool wanted, want_create, want_inside;

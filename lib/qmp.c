@@ -484,11 +484,14 @@ static int answer_nodes(struct tide_session *session, const struct arguments *ar
 
 static int answer_blockdev_add(struct tide_session *session, const struct arguments *args, struct tide_error *err)
 {
+	struct tide_drive drive = args->drive;
+
+	drive.allow = session->allow;
 	if (tide_session_find(session, args->drive.id))
 		return tide_error_set(err, TIDE_E_REFUSED, "Duplicate nodes with node-name='%s'", args->drive.id);
 	if (access(args->drive.path, R_OK) < 0)
 		return tide_error_set_sys(err, errno, "Could not open '%s'", args->drive.path);
-	if (tide_session_add_drive(session, &args->drive, NULL, err) < 0)
+	if (tide_session_add_drive(session, &drive, NULL, err) < 0)
 		return -1;
 	return answer_nothing(session, args, err);
 }
@@ -621,6 +624,7 @@ struct tide_stream *tide_stream_new(struct tide_session *session, int fd, const 
 {
 	struct tide_stream *stream = tide_mem_alloc(1, sizeof(*stream), err);
 
+	session->allow = options->allow;
 	if (stream)
 		*stream = (struct tide_stream){.session = session, .fd = fd, .options = *options};
 	return stream;

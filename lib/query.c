@@ -172,7 +172,7 @@ static int describe(struct tide_image *image, const char *filename, struct tide_
 	    copy_text(&out->backing_format, info->backing_format, err) < 0 || copy_features(out, info, err) < 0)
 		return -1;
 	if (info->backing) {
-		out->backing_path = tide_image_resolve(filename, info->backing, err);
+		out->backing_path = tide_image_backing_path(image, filename, err);
 		if (!out->backing_path)
 			return -1;
 	}

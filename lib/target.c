@@ -126,7 +126,7 @@ static int begin_data_file(struct tide_target *target, const struct tide_image_d
 		return rc;
 	if (!*name)
 		return tide_error_set_sys(err, ENOENT, "Could not create ''");
-	found = tide_image_find_data_file(path, name, err);
+	found = tide_image_find_data_file(path, name, TIDE_ALLOW_ANY, err);
 	where = found ? final_path(found, err) : NULL;
 	if (!where)
 		return -1;
@@ -164,9 +164,10 @@ int tide_target_create(struct tide_target *target, const char *path, const char 
 	return 0;
 }
 
-int tide_target_open(struct tide_target *target, const char *path, const char *format, struct tide_error *err)
+int tide_target_open(struct tide_target *target, const char *path, const char *format, unsigned allow,
+                     struct tide_error *err)
 {
-	struct tide_image_options options = { .path = path, .format = format, .write = true };
+	struct tide_image_options options = { .path = path, .format = format, .write = true, .allow = allow };
 
 	if (format && !tide_image_find_driver(format))
 		return tide_error_set(err, TIDE_E_REFUSED, "Unknown file format '%s'", format);
@@ -211,6 +212,15 @@ void tide_target_release(struct tide_target *target)
 	tide_staged_release(&target->data);
 	tide_sysio_close(target->old_fd);
 	*target = (struct tide_target)TIDE_TARGET_INIT;
+}
+
+void tide_target_warn_outside(const struct tide_target *target, struct tide_sink *sink, const char *path)
+{
+	if (tide_image_is_backing_outside(target->image))
+		tide_event_warning(sink, path,
+		                   "its backing image '%s' lies outside its directory: commands that open it need "
+		                   "--allow-backing=outside",
+		                   tide_image_info(target->image)->backing);
 }
 
 char *tide_target_name_from(const char *path, const char *file, struct tide_error *err)

@@ -108,6 +108,19 @@ void tide_session_resume(struct tide_session *session);
 /* Delivers {"error": …} for err unless this request has had its reply already. */
 int tide_session_reply_error(struct tide_session *session, const struct tide_error *err);
 
+/*
+ * Names in images that are followed only when the caller vouches for the images: an image from a
+ * stranger could name any file of the host.  Without these flags a name must be a plain path that,
+ * symbolic links resolved, leads to a file in the directory of the image that holds it or in one
+ * below that, and the format of a backing image must be recorded.
+ */
+enum tide_allow {
+	TIDE_ALLOW_OUTSIDE = 1 << 0,  /* plain paths that lead elsewhere */
+	TIDE_ALLOW_PROTOCOL = 1 << 1, /* "file:" and those "json:" names that describe a plain file */
+	TIDE_ALLOW_PROBE = 1 << 2,    /* backing images without a recorded format: it is probed, and may be raw */
+	TIDE_ALLOW_ANY = 7,
+};
+
 struct tide_drive {
 	const char *id;      /* the name that requests, replies and events use; NULL: file name up to its first dot */
 	const char *path;    /* a file or a block device */
@@ -115,6 +128,7 @@ struct tide_drive {
 	const char *sidecar; /* NULL: IMAGE.bitmaps, or for a block device a file in /var/lib/tidemark */
 	bool ignore_stamp;   /* trust the bitmaps although the image changed around the tracking */
 	bool force_share;    /* look although another program may be writing */
+	unsigned allow;      /* enum tide_allow, for the chain of this image and of the targets of its jobs */
 };
 
 /* Makes an image known to the session.  Opens nothing.  *id (may be NULL) is the name it got, owned by the session. */
@@ -263,6 +277,7 @@ struct tide_image_create {
 	bool has_size;
 	uint64_t size;
 	const char *settings; /* "cluster_size=64K,compression_type=zstd", or NULL */
+	unsigned allow;       /* enum tide_allow, for the images below the backing image */
 };
 
 struct tide_chain_restore {
@@ -383,6 +398,7 @@ struct tide_stream;
 struct tide_stream_options {
 	bool dry_run;         /* as tide_txn_set_dry_run, for every command */
 	uint32_t retry_after; /* as in struct tide_backup, for every backup */
+	unsigned allow;       /* as in struct tide_drive, for the drives that commands add */
 };
 
 struct tide_stream *tide_stream_new(struct tide_session *session, int fd, const struct tide_stream_options *options,

@@ -70,7 +70,8 @@ static inline int fuzz_read(const struct tide_image_driver *driver, void *state,
 
 			if (!e.mapped && driver->read(state, buf, off, len, err) < 0)
 				return -1;
-			fuzz_must(!e.mapped || pread(e.map_fd, buf, len, (off_t)e.map_off) == (ssize_t)len);
+			/* Less when the file has been allocated further than it reaches yet: zeroes, to the dispatcher. */
+			fuzz_must(!e.mapped || pread(e.map_fd, buf, len, (off_t)e.map_off) >= 0);
 		}
 		off += e.len;
 	}
