@@ -229,6 +229,9 @@ static int rename_one(const char *from, const char *to, struct tide_error *err)
 		return 0;
 	if (from[0] != '/' || to[0] != '/')
 		return tide_error_set(err, TIDE_E_CORRUPT, "'%s' is no absolute path", from[0] == '/' ? to : from);
+	/* A sidecar from a stranger leads to a record of his: it must not move anything else. */
+	if (!tide_staged_is_temp(from, to))
+		return tide_error_set(err, TIDE_E_CORRUPT, "'%s' is no temporary name of '%s'", from, to);
 	if (rename(from, to) < 0 && errno != ENOENT)
 		return tide_error_set_sys(err, errno, "Could not rename '%s' to '%s'", from, to);
 	return tide_sysio_fsync_dir(to, err);

@@ -4,6 +4,10 @@
  * The files are complete and durable under temporary names before it is written.  While it
  * is not there, the group has not succeeded; once it is, every rename in it will be made,
  * by the group or by whoever comes after it.
+ *
+ * A record may come from a stranger, with an image and a sidecar that leads to it.  So it moves
+ * files from such temporary names to the names they were made for, in the same directory, and
+ * nothing else.
  */
 #ifndef TIDE_RECORD_H
 #define TIDE_RECORD_H

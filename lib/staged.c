@@ -13,6 +13,8 @@
 
 enum { TEMP_TRIES = 100, TEMP_SUFFIX = 6, TEMP_STEM = 240 };
 
+static const char letters[] = "abcdefghijklmnopqrstuvwxyz0123456789";
+
 static const char *base_name(const char *path)
 {
 	const char *slash = strrchr(path, '/');
@@ -20,10 +22,29 @@ static const char *base_name(const char *path)
 	return slash ? slash + 1 : path;
 }
 
+/* Without the slashes at its end. */
+static size_t parent_len(const char *path)
+{
+	size_t n = (size_t)(base_name(path) - path);
+
+	while (n > 0 && path[n - 1] == '/')
+		n--;
+	return n;
+}
+
+bool tide_staged_is_temp(const char *tmp, const char *path)
+{
+	const char *name = base_name(tmp), *base = base_name(path);
+	size_t n = parent_len(tmp), stem = strnlen(base, TEMP_STEM);
+
+	return n == parent_len(path) && !memcmp(tmp, path, n) && stem > 0 && strlen(name) == stem + 2 + TEMP_SUFFIX &&
+	       name[0] == '.' && !memcmp(name + 1, base, stem) && name[stem + 1] == '.' &&
+	       strspn(name + stem + 2, letters) == TEMP_SUFFIX;
+}
+
 /* A name that nobody uses, in all likelihood: DIR/.NAME. and six letters. */
 static char *temp_name(const struct tide_staged *st, struct tide_error *err)
 {
-	static const char letters[] = "abcdefghijklmnopqrstuvwxyz0123456789";
 	unsigned char raw[TEMP_SUFFIX];
 	char suffix[TEMP_SUFFIX + 1] = "";
 

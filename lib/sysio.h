@@ -65,5 +65,7 @@ int tide_staged_commit(struct tide_staged *st, bool exclusive, struct tide_error
 /* Not durable: gives the file its name if that is free.  1 when it is taken. */
 int tide_staged_publish(struct tide_staged *st, struct tide_error *err);
 void tide_staged_release(struct tide_staged *st);
+/* Is tmp such a temporary name as begin and sync make for path, in the same directory? */
+bool tide_staged_is_temp(const char *tmp, const char *path);
 
 #endif
