@@ -122,7 +122,7 @@ static int open_existing(struct tide_restore *restore, const struct tide_chain_r
 	}
 	if (*pinned)
 		format = pinned;
-	if (tide_target_open(&restore->target, args->target, format, err) < 0)
+	if (tide_target_open(&restore->target, args->target, format, restore->node->allow, err) < 0)
 		return -1;
 	if (format || !strcmp(tide_image_format(restore->target.image), "raw"))
 		return 0;
