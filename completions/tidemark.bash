@@ -59,5 +59,6 @@ _tidemark()
 	fi
 }
 
-complete -F _tidemark backup-run bitmap-add bitmap-clear bitmap-disable bitmap-dump bitmap-enable bitmap-list \
-	bitmap-mark bitmap-merge bitmap-remove bitmap-rescan chain-restore image-create image-info image-write txn-apply
+complete -F _tidemark backup-run bitmap-add bitmap-clear bitmap-disable bitmap-dump bitmap-enable bitmap-export \
+	bitmap-import bitmap-list bitmap-mark bitmap-merge bitmap-remove bitmap-rescan chain-restore image-create \
+	image-info image-write txn-apply

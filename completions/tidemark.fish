@@ -21,8 +21,9 @@ end
 # Installed under each command's name; read as it stands, it serves them all.
 set -l commands (string replace -r '\.fish$' '' (status basename))
 if test "$commands" = tidemark
-    set commands backup-run bitmap-add bitmap-clear bitmap-disable bitmap-dump bitmap-enable bitmap-list \
-        bitmap-mark bitmap-merge bitmap-remove bitmap-rescan chain-restore image-create image-info image-write txn-apply
+    set commands backup-run bitmap-add bitmap-clear bitmap-disable bitmap-dump bitmap-enable bitmap-export \
+        bitmap-import bitmap-list bitmap-mark bitmap-merge bitmap-remove bitmap-rescan chain-restore image-create \
+        image-info image-write txn-apply
 end
 for command in $commands
     complete -c $command -f -a '(__tidemark_complete)'

@@ -42,8 +42,12 @@ struct tide_action {
 
 extern const struct tide_action tide_action_bitmap_add, tide_action_bitmap_remove, tide_action_bitmap_clear,
 	tide_action_bitmap_enable, tide_action_bitmap_disable, tide_action_bitmap_merge, tide_action_bitmap_mark,
-	tide_action_bitmap_rescan, tide_action_image_write, tide_action_image_create, tide_action_backup, tide_action_chain_restore,
-	tide_action_blockdev_backup, tide_action_abort;
+	tide_action_bitmap_rescan, tide_action_bitmap_import, tide_action_bitmap_export, tide_action_image_write,
+	tide_action_image_create,
+	tide_action_backup, tide_action_chain_restore, tide_action_blockdev_backup, tide_action_abort;
+
+/* The whole of bitmap-add's prepare, for the actions that make a bitmap on their way. */
+int tide_action_add_bitmap(struct tide_session *session, const struct tide_bitmap_add *args, struct tide_error *err);
 
 /* Replaces *s, which may be NULL, by a copy that lives as long as the step. */
 int tide_action_own_string(struct tide_step *step, const char **s, struct tide_error *err);

@@ -73,9 +73,8 @@ static int check_new_name(struct tide_node *node, const char *name, struct tide_
 	return 0;
 }
 
-static int add_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
+int tide_action_add_bitmap(struct tide_session *session, const struct tide_bitmap_add *args, struct tide_error *err)
 {
-	const struct tide_bitmap_add *args = step->args;
 	struct tide_sidecar_bitmap *entry;
 	struct tide_node *node = tide_session_find(session, args->node);
 	uint64_t granularity = args->granularity;
@@ -100,6 +99,11 @@ static int add_prepare(struct tide_session *session, struct tide_step *step, str
 		return -1;
 	entry->enabled = !args->disabled;
 	return 0;
+}
+
+static int add_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
+{
+	return tide_action_add_bitmap(session, step->args, err);
 }
 
 const struct tide_action tide_action_bitmap_add = {

@@ -19,6 +19,7 @@ struct arguments {
 		struct tide_bitmap_ref ref;
 		struct tide_bitmap_merge merge;
 		struct tide_bitmap_rescan rescan;
+		struct tide_bitmap_transfer transfer;
 		struct tide_backup backup;
 		struct tide_drive drive;
 		struct transaction {
@@ -180,6 +181,53 @@ static const struct tide_qmp_field rescan_fields[] = {
         STRING("name", true, rescan.name),
         STRING("against", true, rescan.against),
         STRING("against-format", false, rescan.against_format),
+        END,
+};
+
+static const struct tide_qmp_field transfer_source_fields[] = {
+        STRING("node", true, transfer.source.node),
+        STRING("name", true, transfer.source.name),
+        END,
+};
+
+static const struct tide_qmp_field transfer_sink_fields[] = {
+        STRING("node", true, transfer.target.node),
+        STRING("name", true, transfer.target.name),
+        END,
+};
+
+/* What a new bitmap is to be like, as block-dirty-bitmap-add says it. */
+#define NEW_BITMAP_FIELDS                                                                                              \
+	{.name = "granularity",                                                                                        \
+	 .kind = TIDE_QMP_UINT32,                                                                                      \
+	 .to = AT(transfer.granularity),                                                                               \
+	 .has = AT(transfer.has_granularity)},                                                                         \
+	        BOOL("disabled", transfer.disabled),                                                                   \
+	        ENUM("x-store", false, transfer.store, stores, TIDE_STORE_SIDECAR)
+
+static const struct tide_qmp_field import_fields[] = {
+        STRING("node", true, transfer.target.node),
+        STRING("name", true, transfer.target.name),
+        NEW_BITMAP_FIELDS,
+        {.name = "source",
+         .kind = TIDE_QMP_STRUCT,
+         .required = true,
+         .to = NOWHERE,
+         .has = NOWHERE,
+         .fields = transfer_source_fields},
+        END,
+};
+
+static const struct tide_qmp_field export_fields[] = {
+        STRING("node", true, transfer.source.node),
+        STRING("name", true, transfer.source.name),
+        NEW_BITMAP_FIELDS,
+        {.name = "sink",
+         .kind = TIDE_QMP_STRUCT,
+         .required = true,
+         .to = NOWHERE,
+         .has = NOWHERE,
+         .fields = transfer_sink_fields},
         END,
 };
 
@@ -419,6 +467,16 @@ static int append_rescan(struct tide_txn *txn, const struct arguments *args, str
 	return tide_txn_bitmap_rescan(txn, &args->rescan, err);
 }
 
+static int append_import(struct tide_txn *txn, const struct arguments *args, struct tide_error *err)
+{
+	return tide_txn_bitmap_import(txn, &args->transfer, err);
+}
+
+static int append_export(struct tide_txn *txn, const struct arguments *args, struct tide_error *err)
+{
+	return tide_txn_bitmap_export(txn, &args->transfer, err);
+}
+
 static int append_drive_backup(struct tide_txn *txn, const struct arguments *args, struct tide_error *err)
 {
 	return tide_txn_backup(txn, &args->backup, err);
@@ -505,6 +563,8 @@ static const struct verb verbs[] = {
         {"block-dirty-bitmap-disable", true, true, ref_fields, append_disable, NULL},
         {"block-dirty-bitmap-merge", true, true, merge_fields, append_merge, NULL},
         {"x-block-dirty-bitmap-rescan", true, true, rescan_fields, append_rescan, NULL},
+        {"x-block-dirty-bitmap-import", true, true, import_fields, append_import, NULL},
+        {"x-block-dirty-bitmap-export", true, true, export_fields, append_export, NULL},
         {"drive-backup", true, true, drive_backup_fields, append_drive_backup, NULL},
         {"blockdev-backup", true, true, blockdev_backup_fields, append_blockdev_backup, NULL},
         {"transaction", false, true, transaction_fields, append_transaction, NULL},

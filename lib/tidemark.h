@@ -182,6 +182,19 @@ struct tide_bitmap_merge {
 	const struct tide_bitmap_ref *sources; /* a source's node NULL: the target's */
 };
 
+/*
+ * What is dirty in source becomes dirty in target.  A target that does not exist is created; the settings below are
+ * about that, and a granularity or `disabled` is refused for one that exists.  The two disks may differ in size: where
+ * the source's disk is shorter the rest of the target is dirty; where it is longer, nothing dirty may lie beyond.
+ */
+struct tide_bitmap_transfer {
+	struct tide_bitmap_ref source, target;
+	bool has_granularity;
+	uint64_t granularity; /* without one: the source's */
+	bool disabled;
+	enum tide_store_kind store;
+};
+
 struct tide_range {
 	uint64_t off, len;
 };
@@ -296,6 +309,9 @@ int tide_txn_bitmap_enable(struct tide_txn *txn, const struct tide_bitmap_ref *a
 int tide_txn_bitmap_disable(struct tide_txn *txn, const struct tide_bitmap_ref *args, struct tide_error *err);
 int tide_txn_bitmap_merge(struct tide_txn *txn, const struct tide_bitmap_merge *args, struct tide_error *err);
 int tide_txn_bitmap_mark(struct tide_txn *txn, const struct tide_bitmap_mark *args, struct tide_error *err);
+/* The same, but for the names that QMP's actions have. */
+int tide_txn_bitmap_import(struct tide_txn *txn, const struct tide_bitmap_transfer *args, struct tide_error *err);
+int tide_txn_bitmap_export(struct tide_txn *txn, const struct tide_bitmap_transfer *args, struct tide_error *err);
 /*
  * Makes exactly those granules dirty whose content differs from another image's, and the bitmap usable if it was
  * inconsistent.  The comparison is part of preparing: actions after it in the transaction see its result.
