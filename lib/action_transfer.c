@@ -2,7 +2,6 @@
  * bitmap-import and bitmap-export: from one bitmap into another, whichever images and stores they belong to.
  */
 #include "error.h"
-#include "range.h"
 #include "txn.h"
 
 static int transfer_copy(struct tide_step *step, struct tide_error *err)
@@ -100,9 +99,9 @@ static struct tide_bitmap *open_target(struct tide_session *session, const struc
 /* ---- from one size to another ------------------------------------------------------ */
 
 static int refuse_beyond(const struct tide_bitmap *source, const char *name, const struct tide_node *node,
-                         uint64_t size, struct tide_error *err)
+                         struct tide_error *err)
 {
-	uint64_t granularity = tide_bitmap_granularity(source), start, len;
+	uint64_t size = tide_image_size(node->image), granularity = tide_bitmap_granularity(source), start, len;
 	uint64_t edge = size + (granularity - size % granularity) % granularity; /* of the granule that size is in */
 
 	if (edge >= tide_bitmap_size(source) || !tide_bitmap_next_dirty(source, edge, 1, &start, &len))
@@ -113,23 +112,18 @@ static int refuse_beyond(const struct tide_bitmap *source, const char *name, con
 	                       (unsigned long long)tide_bitmap_size(source));
 }
 
-static int fit(struct tide_session *session, const struct tide_bitmap_transfer *args, struct tide_bitmap *source,
-               const struct tide_node *node, struct tide_error *err)
+/* What the source's disk does not reach to: nobody knows about it. */
+static int set_rest(struct tide_session *session, const struct tide_bitmap_transfer *args, uint64_t known,
+                    struct tide_bitmap *target, const struct tide_node *node, struct tide_error *err)
 {
-	uint64_t was = tide_bitmap_size(source), size = tide_image_size(node->image);
+	uint64_t size = tide_bitmap_size(target);
 
-	if (was == size)
-		return 0;
-	if (was > size && refuse_beyond(source, args->source.name, node, size, err) < 0)
-		return -1;
-	if (tide_bitmap_resize(source, size, err) < 0)
-		return -1;
-	if (was > size)
+	if (known >= size)
 		return 0;
 	tide_event_warning(&session->sink, node->path,
 	                   "bitmap '%s' covers %llu of %llu bytes: what lies behind them is dirty in bitmap '%s'",
-	                   args->source.name, (unsigned long long)was, (unsigned long long)size, args->target.name);
-	return tide_bitmap_set(source, was, size - was, err);
+	                   args->source.name, (unsigned long long)known, (unsigned long long)size, args->target.name);
+	return tide_bitmap_set(target, known, size - known, err);
 }
 
 static int transfer_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
@@ -138,11 +132,15 @@ static int transfer_prepare(struct tide_session *session, struct tide_step *step
 	TIDE_AUTOBITMAP struct tide_bitmap *source = read_source(session, &args->source, err);
 	struct tide_bitmap *target;
 	struct tide_node *node;
+	uint64_t known;
 
 	target = source ? open_target(session, args, tide_bitmap_granularity(source), &node, err) : NULL;
-	if (!target || fit(session, args, source, node, err) < 0)
+	if (!target || refuse_beyond(source, args->source.name, node, err) < 0)
 		return -1;
-	return tide_bitmap_merge(target, source, err);
+	known = tide_bitmap_size(source);
+	if (tide_bitmap_resize(source, tide_bitmap_size(target), err) < 0 || tide_bitmap_merge(target, source, err) < 0)
+		return -1;
+	return set_rest(session, args, known, target, node, err);
 }
 
 const struct tide_action tide_action_bitmap_import = {
