@@ -60,8 +60,8 @@ static int find_node(struct cmd *c, struct refs *refs, size_t i, struct tide_err
 			refs->items[i].node = refs->items[k].node;
 			return 0;
 		}
-	/* With a slash, so that it is not taken for the id of IMAGE. */
-	if (asprintf(&id, "%s%s", strchr(path, '/') ? "" : "./", path) < 0)
+	/* Not to be taken for the id of IMAGE. */
+	if (asprintf(&id, "%s%s", strcmp(path, c->node) == 0 ? "./" : "", path) < 0)
 		return opt_fail(err, TIDE_E_NOMEM, "Out of memory");
 	drive.id = id;
 	rc = tide_session_add_drive(c->session, &drive, &refs->items[i].node, err);

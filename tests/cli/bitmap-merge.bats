@@ -110,3 +110,12 @@ load helper
 	usage bitmap-merge
 	usage bitmap-merge disk.img
 }
+
+@test "a source whose name is the device id of the image" {
+	truncate -s 1M disk.img disk
+	ok bitmap-add disk.img t
+	ok bitmap-add disk b
+	ok bitmap-mark disk b 0 1
+	ok bitmap-merge disk.img t disk#b
+	assert_equal "$(dirty disk.img t)" 0+65536
+}
