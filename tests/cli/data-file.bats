@@ -217,3 +217,48 @@ described() {
 	[ -e sub/new.data ] && [ ! -e new.data ]
 	ok image-write --pattern 1 sub/new.qcow2 0 1M
 }
+
+@test "bitmaps inside images with data files and with subclusters" {
+	local settings
+	for settings in data_file=x.data data_file=x.data,data_file_raw=on extended_l2=on,cluster_size=16K \
+		data_file=x.data,cluster_size=512 data_file=x.data,extended_l2=on; do
+		rm -f x.qcow2 x.data full.qcow2 inc.qcow2
+		qemu-img create -q -f qcow2 -o "$settings" x.qcow2 1M
+		qemu-io -f qcow2 -c 'write -q -P 5 100K 300K' x.qcow2
+		ok bitmap-add --store image x.qcow2 b
+		clean x.qcow2
+		qemu-io -f qcow2 -c 'write -q -P 6 500K 1K' x.qcow2
+		ok image-write --pattern 3 x.qcow2 10000 1
+		done_ backup-run -F qcow2 x.qcow2 full.qcow2
+		ok image-write --zero x.qcow2 300000 1000
+		done_ backup-run --sync incremental --bitmap b -F qcow2 --backing full.qcow2 x.qcow2 inc.qcow2
+		same qcow2 x.qcow2 qcow2 inc.qcow2
+		clean x.qcow2
+		qemu-img info x.qcow2 > info
+		case $settings in *raw=on*)
+			grep -q 'data file raw: true' info
+			same qcow2 x.qcow2 raw x.data
+			;;
+		esac
+		ok bitmap-remove x.qcow2 b
+		clean x.qcow2
+	done
+}
+
+@test "a change of the bitmaps inside does not touch the data file, nor hide that others did" {
+	local before
+	disk disk.qcow2 disk.data
+	truncate -s 300K disk.data
+	before=$(stat -c '%s %y' disk.data)
+	chmod a-w disk.data
+	ok bitmap-add --store image disk.qcow2 inside
+	ok bitmap-add disk.qcow2 beside
+	ok bitmap-clear disk.qcow2 inside
+	assert_equal "$(stat -c '%s %y' disk.data)" "$before"
+	bitmap disk.qcow2 beside 'has("inconsistent") | not'
+	touch disk.data
+	ok bitmap-clear disk.qcow2 inside
+	bitmap disk.qcow2 beside '.inconsistent == true'
+	ok bitmap-remove disk.qcow2 inside
+	bitmap disk.qcow2 beside '.inconsistent == true'
+}
