@@ -342,6 +342,8 @@ enum { TIDE_QCOW2_BITMAP_IN_USE = 1 << 0, TIDE_QCOW2_BITMAP_AUTO = 1 << 1 };
 /* Is this set of bitmaps one that the image, and QEMU, can hold? */
 int tide_qcow2_put_check(const struct tide_qcow2 *q, const struct tide_driver_bitmap_put *put, size_t n,
                          struct tide_error *err);
+/* Once it is not in use any more, could the contents that it keeps be used? */
+int tide_qcow2_put_check_kept(const struct tide_qcow2 *q, const struct tide_qcow2_bitmap *b, struct tide_error *err);
 /* Writes a bitmap's data and table; its clusters are added to `used`, also on failure. */
 int tide_qcow2_put_contents(struct tide_qcow2 *q, const struct tide_bitmap *bm, struct tide_qcow2_bitmap *b,
                             struct tide_qcow2_runs *used, struct tide_error *err);
@@ -368,6 +370,8 @@ struct tide_qcow2_names {
 	uint64_t at; /* where it can go after the switch: where the extensions end then */
 };
 
+/* Is there room in the header?  Changes nothing. */
+int tide_qcow2_switch_check(const struct tide_qcow2 *q, const struct tide_qcow2_extension *to, struct tide_error *err);
 /* Works out the switch to this extension, and moves the backing file's name first where that is needed. */
 int tide_qcow2_switch_plan(struct tide_qcow2 *q, const struct tide_qcow2_extension *to, struct tide_driver_switch *sw,
                            struct tide_qcow2_names *names, struct tide_error *err);

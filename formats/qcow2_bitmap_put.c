@@ -41,12 +41,6 @@ static int check_constraints(const struct tide_qcow2 *q, const struct tide_drive
 	return 0;
 }
 
-/* Could this bitmap's contents be used, once it is not in use any more? */
-static bool is_whole(const struct tide_qcow2 *q, const struct tide_qcow2_bitmap *b)
-{
-	return !b->unsound && b->table_entries == tide_qcow2_bitmap_entries(q, b->granularity_bits);
-}
-
 /* What the caller must have right. */
 static int check_source(const struct tide_qcow2 *q, const struct tide_driver_bitmap_put *p, struct tide_error *err)
 {
@@ -55,10 +49,6 @@ static int check_source(const struct tide_qcow2 *q, const struct tide_driver_bit
 		return tide_error_set(err, TIDE_E_REFUSED,
 		                      "Bitmap '%s' cannot keep the contents of number %zu of the %zu stored ones", p->name,
 		                      p->index, q->n_bitmaps);
-	if (p->keep && !p->in_use && !is_whole(q, &q->bitmaps[p->index])) {
-		tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' is inconsistent and cannot be used", p->name);
-		return tide_error_hint(err, "Try block-dirty-bitmap-remove to delete this bitmap from disk");
-	}
 	if (!p->keep && (!p->contents || tide_bitmap_size(p->contents) != q->size ||
 	                 tide_bitmap_granularity(p->contents) != p->granularity))
 		return tide_error_set(err, TIDE_E_REFUSED,
@@ -125,6 +115,14 @@ int tide_qcow2_put_check(const struct tide_qcow2 *q, const struct tide_driver_bi
 			return -1;
 	}
 	return check_unique(q, put, n, err);
+}
+
+int tide_qcow2_put_check_kept(const struct tide_qcow2 *q, const struct tide_qcow2_bitmap *b, struct tide_error *err)
+{
+	if (b->in_use || (!b->unsound && b->table_entries == tide_qcow2_bitmap_entries(q, b->granularity_bits)))
+		return 0;
+	tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' is inconsistent and cannot be used", b->name);
+	return tide_error_hint(err, "Try block-dirty-bitmap-remove to delete this bitmap from disk");
 }
 
 /* ---- data ---- */

@@ -152,7 +152,9 @@ static int put_bitmap(struct tide_qcow2 *q, const struct tide_driver_bitmap_put 
 	s->n++;
 	if (!b->name || !info->name)
 		return -1;
-	return p->keep ? 0 : tide_qcow2_put_contents(q, p->contents, b, &s->fresh, err);
+	if (p->keep)
+		return tide_qcow2_put_check_kept(q, b, err);
+	return tide_qcow2_put_contents(q, p->contents, b, &s->fresh, err);
 }
 
 static int put_all(struct tide_qcow2 *q, const struct tide_driver_bitmap_put *put, size_t n, struct tide_error *err)
@@ -165,7 +167,7 @@ static int put_all(struct tide_qcow2 *q, const struct tide_driver_bitmap_put *pu
 		return -1;
 	for (size_t i = 0; i < n; i++) {
 		if (put_bitmap(q, &put[i], err) < 0)
-			return tide_error_wrap(err, "Could not store bitmap '%s'", put[i].name);
+			return -1;
 	}
 	s->ext.n = (uint32_t)n;
 	if (n == 0)
@@ -183,7 +185,10 @@ static int stage(struct tide_qcow2 *q, const struct tide_driver_bitmap_put *put,
 		                      q->is_new ? "to be made" : "for reading only");
 	if (q->stage)
 		return tide_error_set(err, TIDE_E_REFUSED, "The image has a staged change of its bitmaps already");
-	if (tide_qcow2_put_check(q, put, n, err) < 0 || tide_qcow2_flush_prepare(q, err) < 0)
+	/* Refusals come before the first change. */
+	if (tide_qcow2_put_check(q, put, n, err) < 0 ||
+	    tide_qcow2_switch_check(q, &(struct tide_qcow2_extension){.n = (uint32_t)n}, err) < 0 ||
+	    tide_qcow2_flush_prepare(q, err) < 0)
 		return -1;
 	q->stage = s = tide_mem_alloc(1, sizeof(*s), err);
 	if (!s)

@@ -116,7 +116,7 @@ static int refuse_room(uint64_t need, uint64_t room, struct tide_error *err)
 	return tide_error_hint(err, "keep bitmaps in a sidecar, or convert the image to one with larger clusters");
 }
 
-/* Moves the name, a copy first, so that extensions can go up to `need`. */
+/* A copy, and then it counts. */
 static int copy_name(const struct tide_qcow2 *q, const struct head *h, uint64_t to, struct tide_error *err)
 {
 	uint8_t buf[8];
@@ -139,23 +139,35 @@ static int shift_name(const struct tide_qcow2 *q, struct head *h, uint64_t to, s
 	return tide_sysio_fdatasync(q->fd, err);
 }
 
-static int move_name(const struct tide_qcow2 *q, struct head *h, uint64_t need, struct tide_error *err)
+enum move { STAYS, COPIED, SHIFTED, NO_ROOM };
+
+/* How the name gets out of the way of extensions that end at `need`, and where it goes. */
+static enum move plan_move(const struct head *h, uint64_t need, uint64_t *to)
 {
 	uint64_t behind = tide_range_align_up(TIDE_MAX(TIDE_MAX(h->end, h->name + h->name_len), need), 8);
 	uint64_t last = h->size - h->name_len;
 
+	*to = behind;
 	if (h->name == 0 || h->name >= need)
+		return STAYS;
+	if (tide_range_is_within(behind, h->name_len, h->size))
+		return COPIED;
+	*to = last;
+	return h->size == SECTOR && last >= TIDE_MAX(need, h->end) ? SHIFTED : NO_ROOM;
+}
+
+static int move_name(const struct tide_qcow2 *q, struct head *h, uint64_t need, struct tide_error *err)
+{
+	uint64_t to;
+
+	switch (plan_move(h, need, &to)) {
+	case COPIED:
+		return copy_name(q, h, to, err) < 0 ? -1 : read_head(q, h, err);
+	case SHIFTED:
+		return shift_name(q, h, to, err) < 0 ? -1 : read_head(q, h, err);
+	default:
 		return 0;
-	if (tide_range_is_within(behind, h->name_len, h->size)) {
-		if (copy_name(q, h, behind, err) < 0)
-			return -1;
-	} else if (h->size == SECTOR && last >= TIDE_MAX(need, h->end)) {
-		if (shift_name(q, h, last, err) < 0)
-			return -1;
-	} else {
-		return refuse_room(need - h->length, TIDE_MAX(last, h->length) - h->length, err);
 	}
-	return read_head(q, h, err);
 }
 
 /* ---- the switch ---- */
@@ -193,29 +205,40 @@ static int keep_names(const struct head *h, struct tide_qcow2_names *names, stru
 	return 0;
 }
 
+/* Where the extensions will end; *others is where those that stay do. */
+static int check_room(const struct head *h, const struct tide_qcow2_extension *to, uint8_t *sector, uint64_t *others,
+                      uint64_t *end, struct tide_error *err)
+{
+	uint64_t unused;
+
+	put_others(h, sector, others);
+	*end = *others + (to->n ? padded(BITMAPS_BYTES) : 0) + EXTENSION_HEAD;
+	if (*end > SECTOR)
+		return refuse_room(*end - h->length, h->length < SECTOR ? SECTOR - h->length : 0, err);
+	if (plan_move(h, *end, &unused) == NO_ROOM)
+		return refuse_room(*end - h->length, h->name - h->length, err);
+	return 0;
+}
+
 static int plan_sector(const struct tide_qcow2 *q, struct head *h, const struct tide_qcow2_extension *to,
                        struct tide_driver_switch *sw, struct tide_qcow2_names *names, struct tide_error *err)
 {
 	uint8_t sector[SECTOR];
-	uint64_t flags, end, extra = (to->n ? padded(BITMAPS_BYTES) : 0) + EXTENSION_HEAD;
+	uint64_t flags, at, end;
 
-	put_others(h, sector, &end);
-	if (end + extra > SECTOR)
-		return refuse_room(end + extra - h->length, h->length < SECTOR ? SECTOR - h->length : 0, err);
-	if (move_name(q, h, end + extra, err) < 0 || keep_names(h, names, err) < 0)
+	if (check_room(h, to, sector, &at, &end, err) < 0 || move_name(q, h, end, err) < 0 ||
+	    keep_names(h, names, err) < 0)
 		return -1;
 	memcpy(sector, h->data, h->length);
 	flags = tide_get_be64(sector + TIDE_QCOW2_AT_AUTOCLEAR) & ~(uint64_t)TIDE_QCOW2_AUTOCLEAR_BITMAPS;
 	tide_put_be64(sector + TIDE_QCOW2_AT_AUTOCLEAR, flags | (to->n ? TIDE_QCOW2_AUTOCLEAR_BITMAPS : 0));
 	if (to->n) {
-		tide_put_be32(sector + end, TIDE_QCOW2_EXT_BITMAPS);
-		tide_put_be32(sector + end + 4, BITMAPS_BYTES);
-		put_bitmaps(sector + end + EXTENSION_HEAD, to);
-		end += padded(BITMAPS_BYTES);
+		tide_put_be32(sector + at, TIDE_QCOW2_EXT_BITMAPS);
+		tide_put_be32(sector + at + 4, BITMAPS_BYTES);
+		put_bitmaps(sector + at + EXTENSION_HEAD, to);
 	}
-	names->at = end;
-	memset(sector + end, 0, EXTENSION_HEAD);
-	end += EXTENSION_HEAD;
+	names->at = end - EXTENSION_HEAD;
+	memset(sector + names->at, 0, EXTENSION_HEAD);
 	sw->offset = TIDE_QCOW2_AT_AUTOCLEAR;
 	sw->len = end - sw->offset;
 	memcpy(sw->before, h->data + sw->offset, sw->len);
@@ -223,29 +246,59 @@ static int plan_sector(const struct tide_qcow2 *q, struct head *h, const struct 
 	return 0;
 }
 
-int tide_qcow2_switch_plan(struct tide_qcow2 *q, const struct tide_qcow2_extension *to, struct tide_driver_switch *sw,
-                           struct tide_qcow2_names *names, struct tide_error *err)
+/* No bitmaps before and after: nothing is to be done.  Old and new ones: the extension may be changed where it is. */
+enum way { NOTHING, IN_PLACE, WHOLE_SECTOR };
+
+static enum way choose(const struct tide_qcow2 *q, const struct head *h, const struct tide_qcow2_extension *to)
+{
+	uint64_t last = h->bitmaps + BITMAPS_BYTES - 1;
+
+	if (to->n == 0 && h->n_bitmaps == 0)
+		return NOTHING;
+	if (to->n && q->n_bitmaps && h->n_bitmaps == 1 && h->bitmaps / SECTOR == last / SECTOR)
+		return IN_PLACE;
+	return WHOLE_SECTOR;
+}
+
+int tide_qcow2_switch_check(const struct tide_qcow2 *q, const struct tide_qcow2_extension *to, struct tide_error *err)
 {
 	TIDE_AUTOFREE uint8_t *data = tide_mem_alloc(1, q->cluster_size, err);
 	struct head h = {.data = data};
-	uint64_t last;
+	uint8_t sector[SECTOR];
+	uint64_t at, end;
 
-	*sw = (struct tide_driver_switch){0};
 	if (!data)
 		return -1;
 	if (q->header.version < 3) /* has no bitmaps, and gets none */
 		return 0;
 	if (read_head(q, &h, err) < 0)
 		return -1;
-	if (to->n == 0 && h.n_bitmaps == 0)
+	return choose(q, &h, to) == WHOLE_SECTOR ? check_room(&h, to, sector, &at, &end, err) : 0;
+}
+
+int tide_qcow2_switch_plan(struct tide_qcow2 *q, const struct tide_qcow2_extension *to, struct tide_driver_switch *sw,
+                           struct tide_qcow2_names *names, struct tide_error *err)
+{
+	TIDE_AUTOFREE uint8_t *data = tide_mem_alloc(1, q->cluster_size, err);
+	struct head h = {.data = data};
+	enum way way;
+
+	*sw = (struct tide_driver_switch){0};
+	if (!data)
+		return -1;
+	if (q->header.version < 3)
 		return 0;
-	last = h.bitmaps + BITMAPS_BYTES - 1;
-	if (to->n == 0 || q->n_bitmaps == 0 || h.n_bitmaps != 1 || h.bitmaps / SECTOR != last / SECTOR)
+	if (read_head(q, &h, err) < 0)
+		return -1;
+	way = choose(q, &h, to);
+	if (way == WHOLE_SECTOR)
 		return plan_sector(q, &h, to, sw, names, err);
-	sw->offset = h.bitmaps;
-	sw->len = BITMAPS_BYTES;
-	memcpy(sw->before, data + sw->offset, sw->len);
-	put_bitmaps(sw->after, to);
+	if (way == IN_PLACE) {
+		sw->offset = h.bitmaps;
+		sw->len = BITMAPS_BYTES;
+		memcpy(sw->before, data + sw->offset, sw->len);
+		put_bitmaps(sw->after, to);
+	}
 	return 0;
 }
 
