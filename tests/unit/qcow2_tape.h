@@ -25,7 +25,16 @@ static struct {
 	int fd; /* -1: nothing is recorded */
 	size_t n, cap;
 	struct event *event;
+	unsigned fail_in; /* the write or sync before which so many minus one went well fails; 0: none */
 } tape = {.fd = -1};
+
+static inline bool fails(int fd)
+{
+	if (fd != tape.fd || tape.fail_in == 0 || --tape.fail_in > 0)
+		return false;
+	errno = EIO;
+	return true;
+}
 
 static inline void record(enum kind kind, uint64_t off, uint64_t len, const void *data, unsigned op)
 {
@@ -53,6 +62,8 @@ static inline void forget(void)
 /* The C library's calls, as the driver makes them. */
 ssize_t pwrite(int fd, const void *buf, size_t len, off_t off)
 {
+	if (fails(fd))
+		return -1;
 	if (fd == tape.fd)
 		record(WRITE, (uint64_t)off, len, buf, 0);
 	return syscall(SYS_pwrite64, fd, buf, len, off);
@@ -60,6 +71,8 @@ ssize_t pwrite(int fd, const void *buf, size_t len, off_t off)
 
 int fdatasync(int fd)
 {
+	if (fails(fd))
+		return -1;
 	if (fd == tape.fd)
 		record(SYNC, 0, 0, NULL, 0);
 	return 0;

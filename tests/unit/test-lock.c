@@ -1,4 +1,5 @@
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -241,6 +242,39 @@ static void test_refuses_qemu(void)
 	}
 }
 
+static void *close_soon(void *fd)
+{
+	nanosleep(&(struct timespec){ .tv_nsec = 100 * 1000000 }, NULL);
+	close(*(int *)fd);
+	return NULL;
+}
+
+/* A reader becomes a writer once it is the only one, and a reader again. */
+static void test_raise(void)
+{
+	int a TIDE_AUTOCLOSE = open_image(O_RDWR), b = open_image(O_RDONLY), c TIDE_AUTOCLOSE = open_image(O_RDONLY);
+	struct tide_error err = TIDE_ERROR_INIT;
+	pthread_t thread;
+
+	CHECK_OK(tide_lock_acquire(a, TIDE_LOCK_READ_HELD, TIDE_LOCK_READ_UNSHARED, "image", &err), &err);
+	CHECK_OK(tide_lock_acquire(b, TIDE_LOCK_READ_HELD, TIDE_LOCK_READ_UNSHARED, "image", &err), &err);
+	CHECK_EQ_I64(tide_lock_raise(a, W, 20, "image", &err), -1);
+	CHECK(err.hint != NULL);
+	CHECK_ERR(&err, TIDE_E_LOCKED, "Failed to get \"write\" lock");
+	/* What it had it has, and no more: another reader may come. */
+	CHECK_EQ_I64(count_locks(c), 3);
+	CHECK_OK(tide_lock_acquire(c, TIDE_LOCK_READ_HELD, TIDE_LOCK_READ_UNSHARED, "image", &err), &err);
+	close(c);
+	c = open_image(O_RDONLY);
+	CHECK_EQ_I64(pthread_create(&thread, NULL, close_soon, &b), 0);
+	CHECK_OK(tide_lock_raise(a, W, 60000, "image", &err), &err);
+	pthread_join(thread, NULL);
+	CHECK_EQ_I64(tide_lock_acquire(c, TIDE_LOCK_READ_HELD, TIDE_LOCK_READ_UNSHARED, "image", &err), -1);
+	CHECK_ERR(&err, TIDE_E_LOCKED, "Failed to get shared \"write\" lock");
+	tide_lock_lower(a, W);
+	CHECK_OK(tide_lock_acquire(c, TIDE_LOCK_READ_HELD, TIDE_LOCK_READ_UNSHARED, "image", &err), &err);
+}
+
 static void test_tokens(void)
 {
 	struct tide_error err = TIDE_ERROR_INIT;
@@ -338,6 +372,7 @@ int main(void)
 	UNIT_RUN(test_errors);
 	UNIT_RUN(test_qemu_refuses);
 	UNIT_RUN(test_refuses_qemu);
+	UNIT_RUN(test_raise);
 	UNIT_RUN(test_tokens);
 	UNIT_RUN(test_token_of_the_dead);
 	UNIT_RUN(test_exclusive);

@@ -235,6 +235,9 @@ static void cut_everywhere(const uint8_t *file, uint64_t len, uint64_t *seed)
 	}
 }
 
+/* A backing image's name that has to move out of the way. */
+#define LONG "a-rather-long-name-of-a-backing-image-that-has-to-move"
+
 struct setup {
 	const char *options, *backing;
 	const char *before; /* commands that make the first set */
@@ -249,7 +252,8 @@ static void test_survives_power_cuts(void)
 	const struct setup rows[] = {
 	        {"cluster_size=512,refcount_bits=64", NULL, "true", 1 * M},
 	        {"cluster_size=512", "b.raw", qemus, 1 * M},
-	        {"cluster_size=1K", "a-rather-long-name-of-a-backing-image-that-has-to-move-out-of-the-way.raw", "true", 1 * M},
+	        {"cluster_size=512", LONG LONG LONG LONG ".raw", "true", 300 * K},
+	        {"cluster_size=1K", LONG ".raw", "true", 1 * M},
 	        {"cluster_size=4K", NULL, qemus, 2 * M},
 	        {"cluster_size=4K,refcount_bits=1", "b.raw", qemus, 2 * M + 512},
 	        {"cluster_size=4K", "b.raw", "true", 2 * M},
@@ -309,9 +313,86 @@ static void test_notices_missing_syncs(void)
 	free(file);
 }
 
+/* A change during which the write or sync number `fail_in` fails: 1 it did not come to that, 0 it did. */
+static int change_with_error(unsigned fail_in, struct set *old, struct set *new, int *staged, int *committed)
+{
+	struct tide_error err = TIDE_ERROR_INIT;
+	struct tide_driver_bitmap_put put[2];
+	struct tide_driver_switch sw;
+	uint64_t seed = 3;
+	struct sample s;
+	int reached;
+
+	*staged = *committed = -1;
+	if (!CHECK_OK(sample_open(&s, "p.qcow2", TIDE_OPEN_WRITE, &err), &err) ||
+	    !CHECK_OK(read_set(&s, old, &err), &err))
+		return 1;
+	put[0] = (struct tide_driver_bitmap_put){
+	        .name = "q2", .granularity = s.info.bitmaps[1].granularity, .enabled = true, .keep = true, .index = 1};
+	put[1] = (struct tide_driver_bitmap_put){.name = "n", .contents = make_bitmap(s.info.size, &seed)};
+	put[1].granularity = tide_bitmap_granularity(put[1].contents);
+	tape.fd = s.fd;
+	tape.fail_in = fail_in;
+	*staged = qcow2->bitmaps_stage(s.state, put, 2, &sw, &err);
+	if (*staged == 0)
+		*committed = qcow2->bitmaps_commit(s.state, &s.info, &err);
+	reached = tape.fail_in == 0;
+	tape.fail_in = 0;
+	tape.fd = -1;
+	/* An error after the switch costs space, and is none to the caller. */
+	if (*committed == 0)
+		CHECK_OK(read_set(&s, new, &err), &err);
+	else
+		CHECK_ERR(&err, TIDE_E_IO, NULL);
+	free_contents(&put[1], 1);
+	sample_close(&s);
+	return !reached;
+}
+
+static void test_errors(void)
+{
+	unsigned n_staged = 0, n_committed = 0, n;
+	struct set old, new = {0};
+	uint64_t len;
+	uint8_t *file;
+
+	if (!has_qemu())
+		UNIT_SKIP("no qemu-img or qemu-io");
+	CHECK_EQ_I64(sh("rm -f p.qcow2; truncate -s 1M b.raw; qemu-img create -q -f qcow2 -o cluster_size=4K -b b.raw -F raw "
+	                "p.qcow2 && %s",
+	                qemus),
+	             0);
+	file = slurp("p.qcow2", &len);
+	for (n = 1; n < 200; n++) {
+		struct tide_error err = TIDE_ERROR_INIT;
+		struct set got = {0};
+		int staged, committed, done, rc;
+		struct sample s;
+
+		UNIT_ROW("error at %u", n);
+		spew("p.qcow2", file, len);
+		done = change_with_error(n, &old, &new, &staged, &committed);
+		rc = sh("qemu-img check -f qcow2 p.qcow2");
+		CHECK(rc == 0 || (rc == 3 && !done));
+		if (!CHECK_OK(sample_open(&s, "p.qcow2", 0, &err), &err) || !CHECK_OK(read_set(&s, &got, &err), &err))
+			break;
+		/* A switch that failed here wrote nothing, or was not synced: old and new are both right. */
+		CHECK(committed == 0 ? is_same(&got, &new) : is_same(&got, &old) || (staged == 0 && got.n == 2));
+		sample_close(&s);
+		n_staged += staged < 0;
+		n_committed += staged == 0 && committed < 0;
+		if (done)
+			break;
+	}
+	CHECK(n_staged >= 5 && n_committed == 2 && n < 200);
+	forget();
+	free(file);
+}
+
 int main(void)
 {
 	UNIT_RUN(test_survives_power_cuts);
+	UNIT_RUN(test_errors);
 	UNIT_RUN(test_notices_missing_syncs);
 	int status = unit_done();
 	free(tape.event);

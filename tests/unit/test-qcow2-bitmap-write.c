@@ -6,6 +6,7 @@
 #include "bitmap.h"
 #include "checksum.h"
 #include "image.h"
+#include "mem.h"
 #include "qcow2_sample.h"
 
 #define SLOTS 6u
@@ -296,8 +297,269 @@ static void test_random_changes(void)
 	}
 }
 
+static unsigned fail_in;
+
+static bool no_memory(void)
+{
+	return fail_in && --fail_in == 0;
+}
+
+/* Whatever allocation fails, nothing is lost, and a second try goes well. */
+static void test_no_memory(void)
+{
+	struct tide_error err = TIDE_ERROR_INIT;
+	struct tide_driver_switch sw;
+	unsigned n, refused = 0;
+	struct sample s;
+	uint64_t len;
+	uint8_t *file;
+
+	if (!has_qemu())
+		UNIT_SKIP("no qemu-img or qemu-io");
+	CHECK_EQ_I64(sh("rm -f w.qcow2; qemu-img create -q -f qcow2 -o cluster_size=4K w.qcow2 64M && "
+	                "qemu-img bitmap --add w.qcow2 b1 && qemu-img bitmap --add w.qcow2 b2"),
+	             0);
+	file = slurp("w.qcow2", &len);
+	for (n = 1; n < 500; n++) {
+		struct tide_bitmap *bm = tide_bitmap_new(64 * M, 512, &err);
+		struct tide_driver_bitmap_put put[2] = {
+		        {.name = "b2", .granularity = 4096, .keep = true, .index = 1},
+		        {.name = "c", .granularity = 512, .contents = bm},
+		};
+		int rc;
+
+		UNIT_ROW("allocation %u", n);
+		spew("w.qcow2", file, len);
+		CHECK_OK(tide_bitmap_set(bm, 5 * M, 9 * M, &err), &err);
+		if (!CHECK_OK(sample_open(&s, "w.qcow2", TIDE_OPEN_WRITE, &err), &err))
+			break;
+		tide_mem_set_hook(no_memory);
+		fail_in = n;
+		rc = qcow2->bitmaps_stage(s.state, put, 2, &sw, &err);
+		if (rc < 0) {
+			CHECK_ERR(&err, TIDE_E_NOMEM, NULL);
+			CHECK_EQ_U64(s.info.n_bitmaps, 2);
+			refused++;
+			rc = qcow2->bitmaps_stage(s.state, put, 2, &sw, &err);
+		}
+		if (rc == 0 && CHECK_OK(qcow2->bitmaps_commit(s.state, &s.info, &err), &err))
+			CHECK_EQ_U64(s.info.n_bitmaps, 2);
+		/* A flush that could not be made whole leaves the image useless for writing. */
+		if (rc < 0)
+			CHECK_ERR(&err, TIDE_E_IO, "An earlier error left the image without its last changes");
+		tide_mem_set_hook(NULL);
+		sample_close(&s);
+		tide_bitmap_free(bm);
+		rc = sh("qemu-img check -f qcow2 w.qcow2");
+		CHECK(rc == 0 || (rc == 3 && fail_in == 0));
+		if (fail_in)
+			break;
+	}
+	CHECK(refused > 10 && n < 500);
+	free(file);
+}
+
+/* Writes one bitmap's directory entry anew, as a damaged image has it. */
+static void damage(const char *name, uint64_t from_dir, const void *bytes, size_t len)
+{
+	uint64_t size, ext = 112;
+	uint8_t *file = slurp(name, &size);
+
+	while (tide_get_be32(file + ext) != 0x23852875)
+		ext += 8 + tide_range_align_up(tide_get_be32(file + ext + 4), 8);
+	memcpy(file + tide_get_be64(file + ext + 24) + from_dir, bytes, len);
+	spew(name, file, size);
+	free(file);
+}
+
+/* One that a dead program left may have a table that leads anywhere: it goes, and takes nothing else along. */
+static void test_damaged_bitmap_in_use(void)
+{
+	static const struct {
+		uint64_t table;
+		int check; /* exit status at the end: clean, or leaks */
+	} rows[] = {{0, 0}, {0x10000, 3}, {0x30000, 3}, {0x7fff0000, 3}};
+	struct tide_driver_bitmap_put keep = {.name = "b2", .granularity = 65536, .keep = true, .index = 1};
+	struct tide_driver_switch sw;
+
+	if (!has_qemu())
+		UNIT_SKIP("no qemu-img or qemu-io");
+	for (size_t i = 0; i < TIDE_ARRAY_SIZE(rows); i++) {
+		struct tide_error err = TIDE_ERROR_INIT;
+		uint8_t table[8], flags[4];
+		struct sample s;
+
+		UNIT_ROW("table %#" PRIx64, rows[i].table);
+		CHECK_EQ_I64(sh("rm -f w.qcow2; qemu-img create -q -f qcow2 w.qcow2 4M && qemu-img bitmap --add w.qcow2 b1 && "
+		                "qemu-img bitmap --add w.qcow2 b2 && qemu-io -f qcow2 -c 'write 0 1M' w.qcow2"),
+		             0);
+		tide_put_be64(table, rows[i].table);
+		tide_put_be32(flags, 3);
+		if (rows[i].table)
+			damage("w.qcow2", 0, table, sizeof(table));
+		damage("w.qcow2", 12, flags, sizeof(flags));
+		if (!CHECK_OK(sample_open(&s, "w.qcow2", TIDE_OPEN_WRITE, &err), &err))
+			return;
+		if (CHECK_OK(qcow2->bitmaps_stage(s.state, &keep, 1, &sw, &err), &err))
+			CHECK_OK(qcow2->bitmaps_commit(s.state, &s.info, &err), &err);
+		sample_close(&s);
+		CHECK_EQ_I64(sh("qemu-img check -f qcow2 w.qcow2"), rows[i].check);
+		CHECK_EQ_I64(sh("qemu-img info w.qcow2 | grep -q 'name: b2' && qemu-io -r -f qcow2 -c 'read 0 4M' w.qcow2"), 0);
+	}
+}
+
+/* What is damaged and not in use forbids to write, before anything is written. */
+static void test_overlaps(void)
+{
+	static const struct {
+		uint64_t from_dir, table;
+		const char *text;
+	} rows[] = {
+	        {0, 0x10000, "The bitmap table at 65536 overlaps with the image's refcount table"},
+	        {0, 0x30000, "The bitmap table at 196608 overlaps with the image's L1 table"},
+	};
+	struct tide_driver_switch sw;
+
+	if (!has_qemu())
+		UNIT_SKIP("no qemu-img or qemu-io");
+	for (size_t i = 0; i < TIDE_ARRAY_SIZE(rows); i++) {
+		struct tide_error err = TIDE_ERROR_INIT;
+		uint8_t table[8], *before, *after;
+		uint64_t len, len2;
+		struct sample s;
+
+		UNIT_ROW("table %#" PRIx64, rows[i].table);
+		CHECK_EQ_I64(sh("rm -f w.qcow2; qemu-img create -q -f qcow2 w.qcow2 0x20000000000 && "
+		                "qemu-img bitmap --add -g 2G w.qcow2 b1"),
+		             0);
+		tide_put_be64(table, rows[i].table);
+		damage("w.qcow2", rows[i].from_dir, table, sizeof(table));
+		before = slurp("w.qcow2", &len);
+		if (CHECK_OK(sample_open(&s, "w.qcow2", TIDE_OPEN_WRITE, &err), &err)) {
+			CHECK_EQ_I64(qcow2->bitmaps_stage(s.state, NULL, 0, &sw, &err), -1);
+			CHECK_ERR(&err, TIDE_E_CORRUPT, rows[i].text);
+			sample_close(&s);
+		}
+		after = slurp("w.qcow2", &len2);
+		CHECK(len == len2 && !memcmp(before, after, len));
+		free(before);
+		free(after);
+	}
+}
+
+static void test_misuse(void)
+{
+	struct tide_error err = TIDE_ERROR_INIT;
+	struct tide_bitmap *bm = tide_bitmap_new(4 * M, 65536, &err);
+	struct tide_driver_bitmap_put put[2] = {{.name = "b", .granularity = 65536, .contents = bm},
+	                                        {.name = "b", .granularity = 65536, .contents = bm}};
+	struct tide_driver_switch sw;
+	struct sample s;
+
+	if (!has_qemu())
+		UNIT_SKIP("no qemu-img or qemu-io");
+	CHECK_EQ_I64(sh("rm -f w.qcow2; qemu-img create -q -f qcow2 w.qcow2 4M"), 0);
+	if (!CHECK_OK(sample_open(&s, "w.qcow2", TIDE_OPEN_WRITE, &err), &err))
+		return;
+	CHECK_EQ_I64(qcow2->bitmaps_stage(s.state, put, 2, &sw, &err), -1);
+	CHECK_ERR(&err, TIDE_E_REFUSED, "Bitmap already exists: b");
+	put[0].keep = true;
+	CHECK_EQ_I64(qcow2->bitmaps_stage(s.state, put, 1, &sw, &err), -1);
+	CHECK_ERR(&err, TIDE_E_REFUSED, "Bitmap 'b' cannot keep the contents of number 0 of the 0 stored ones");
+	put[0].keep = false;
+	put[0].granularity = 4096;
+	CHECK_EQ_I64(qcow2->bitmaps_stage(s.state, put, 1, &sw, &err), -1);
+	CHECK_ERR(&err, TIDE_E_REFUSED, "Bitmap 'b' has no contents of granularity 4096 for a disk of 4194304 bytes");
+	put[0].granularity = 256;
+	CHECK_EQ_I64(qcow2->bitmaps_stage(s.state, put, 1, &sw, &err), -1);
+	CHECK_ERR(&err, TIDE_E_REFUSED, "Granularity is under minimum (512 bytes)");
+	put[0].granularity = 4 * G;
+	CHECK_EQ_I64(qcow2->bitmaps_stage(s.state, put, 1, &sw, &err), -1);
+	CHECK_ERR(&err, TIDE_E_REFUSED, "Granularity exceeds maximum (2147483648 bytes)");
+	CHECK_EQ_I64(qcow2->bitmaps_commit(s.state, &s.info, &err), -1);
+	CHECK_ERR(&err, TIDE_E_REFUSED, "No change of the image's bitmaps is staged");
+	qcow2->bitmaps_abort(s.state);
+	put[0].granularity = 65536;
+	CHECK_OK(qcow2->bitmaps_stage(s.state, put, 1, &sw, &err), &err);
+	CHECK_EQ_I64(qcow2->bitmaps_stage(s.state, put, 1, &sw, &err), -1);
+	CHECK_ERR(&err, TIDE_E_REFUSED, "The image has a staged change of its bitmaps already");
+	CHECK_OK(qcow2->bitmaps_commit(s.state, &s.info, &err), &err);
+	sample_close(&s);
+	is_clean("w.qcow2");
+	tide_bitmap_free(bm);
+}
+
+/* Readers beside us until we write, and a reader beside us again afterwards. */
+static void test_write_later(void)
+{
+	struct tide_error err = TIDE_ERROR_INIT;
+	struct tide_image_options later = {.write_later = true}, reader = {.path = NULL};
+	struct tide_image *a = NULL, *b = NULL;
+	uint8_t buf[512] = {1};
+
+	if (!has_qemu())
+		UNIT_SKIP("no qemu-img or qemu-io");
+	CHECK_EQ_I64(sh("rm -f w.qcow2; qemu-img create -q -f qcow2 w.qcow2 4M && qemu-io -f qcow2 -c 'write -P 5 0 1M' w.qcow2"),
+	             0);
+	later.path = reader.path = unit_path("w.qcow2");
+	if (!CHECK_OK(tide_image_open(&later, &a, &err), &err))
+		return;
+	CHECK_OK(tide_image_read(a, buf, 4096, sizeof(buf), &err), &err);
+	CHECK(buf[0] == 5 && buf[511] == 5);
+	CHECK_EQ_I64(tide_image_write(a, buf, 0, sizeof(buf), &err), -1);
+	CHECK_ERR(&err, TIDE_E_REFUSED, "The image is open for reading only");
+	CHECK_EQ_I64(sh("qemu-io -r -f qcow2 -c 'read 0 512' w.qcow2"), 0);
+	CHECK_OK(tide_image_lock_write(a, &err), &err);
+	CHECK_EQ_I64(tide_image_open(&reader, &b, &err), -1);
+	CHECK_ERR(&err, TIDE_E_LOCKED, "Failed to get shared \"write\" lock");
+	CHECK_EQ_I64(sh("qemu-io -r -f qcow2 -c 'read 0 512' w.qcow2"), 1);
+	CHECK_OK(tide_image_write(a, buf, 0, sizeof(buf), &err), &err);
+	CHECK_OK(tide_image_flush(a, &err), &err);
+	tide_image_unlock_write(a);
+	if (CHECK_OK(tide_image_open(&reader, &b, &err), &err)) {
+		CHECK_OK(tide_image_read(b, buf, 0, sizeof(buf), &err), &err);
+		tide_image_close(b);
+	}
+	CHECK_EQ_I64(sh("qemu-io -r -f qcow2 -c 'read 0 512' w.qcow2"), 0);
+	tide_image_close(a);
+	CHECK_EQ_I64(sh("qemu-io -f qcow2 -c 'write 0 512' w.qcow2"), 0);
+}
+
+/* A header that forbids writing is no reason not to read. */
+static void test_write_later_on_a_corrupt_image(void)
+{
+	struct tide_error err = TIDE_ERROR_INIT;
+	struct tide_image_options later = {.write_later = true};
+	struct tide_driver_switch sw;
+	struct tide_image *a = NULL;
+	uint8_t buf[512] = {1}, *file;
+	uint64_t len;
+
+	if (!has_qemu())
+		UNIT_SKIP("no qemu-img or qemu-io");
+	CHECK_EQ_I64(sh("rm -f w.qcow2; qemu-img create -q -f qcow2 w.qcow2 4M"), 0);
+	file = slurp("w.qcow2", &len);
+	file[79] = 2;
+	spew("w.qcow2", file, len);
+	free(file);
+	later.path = unit_path("w.qcow2");
+	if (!CHECK_OK(tide_image_open(&later, &a, &err), &err))
+		return;
+	CHECK_OK(tide_image_read(a, buf, 0, sizeof(buf), &err), &err);
+	CHECK_OK(tide_image_lock_write(a, &err), &err);
+	CHECK_EQ_I64(tide_image_stage_bitmaps(a, NULL, 0, &sw, &err), -1);
+	CHECK_ERR(&err, TIDE_E_CORRUPT, "qcow2: Image is corrupt; cannot be opened read/write");
+	tide_image_close(a);
+}
+
 int main(void)
 {
 	UNIT_RUN(test_random_changes);
+	UNIT_RUN(test_no_memory);
+	UNIT_RUN(test_damaged_bitmap_in_use);
+	UNIT_RUN(test_overlaps);
+	UNIT_RUN(test_misuse);
+	UNIT_RUN(test_write_later);
+	UNIT_RUN(test_write_later_on_a_corrupt_image);
 	return unit_done();
 }
