@@ -814,7 +814,8 @@ int tide_image_commit_bitmaps(struct tide_image *image, struct tide_error *err)
 
 void tide_image_abort_bitmaps(struct tide_image *image)
 {
-	image->driver->bitmaps_abort(image->state);
+	if (image->driver->bitmaps_abort)
+		image->driver->bitmaps_abort(image->state);
 	/* Should it fail, the stamp is an old one: then the file counts as changed, which is the safe side. */
 	renew_stamp(image, NULL);
 }

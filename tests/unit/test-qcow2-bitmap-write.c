@@ -297,6 +297,65 @@ static void test_random_changes(void)
 	}
 }
 
+static void check_header(const char *name, const struct tide_driver_create *made, size_t n_bitmaps)
+{
+	struct tide_error err = TIDE_ERROR_INIT;
+	struct sample s;
+
+	if (!CHECK_OK(sample_open(&s, name, 0, &err), &err))
+		return;
+	CHECK_EQ_U64(s.info.n_bitmaps, n_bitmaps);
+	CHECK_EQ_U64(s.info.exact_size, made->size);
+	CHECK_STR(s.info.backing, made->backing);
+	CHECK_STR(s.info.backing_format, made->backing_format);
+	sample_close(&s);
+	CHECK_EQ_I64(sh("qemu-img info %s >info.txt && grep -q 'virtual size: .*(%" PRIu64 " bytes)' info.txt", name,
+	                tide_range_align_up(made->size, 512)),
+	             0);
+	if (made->backing)
+		CHECK_EQ_I64(sh("grep -q 'backing file: %s' info.txt", made->backing), 0);
+}
+
+/* The rest of the header stays what it was: extensions that QEMU does not know, names. */
+static void test_keeps_the_header(void)
+{
+	static const char *const settings[] = {"cluster_size=512", "cluster_size=1K", "cluster_size=4K,compression_type=zstd",
+	                                       "cluster_size=64K"};
+	static const char *const backings[] = {NULL, "b.raw", long_name};
+	struct tide_driver_switch sw;
+
+	if (!has_qemu())
+		UNIT_SKIP("no qemu-img or qemu-io");
+	for (size_t i = 0; i < TIDE_ARRAY_SIZE(settings) * TIDE_ARRAY_SIZE(backings); i++) {
+		const char *backing = backings[i % TIDE_ARRAY_SIZE(backings)];
+		struct tide_driver_create made = {.size = 1000001,
+		                                  .settings = settings[i / TIDE_ARRAY_SIZE(backings)],
+		                                  .backing = backing,
+		                                  .backing_format = backing ? "raw" : NULL};
+		struct tide_error err = TIDE_ERROR_INIT;
+		struct sample s;
+
+		UNIT_ROW("%s backing %s", made.settings, backing ? backing : "none");
+		CHECK_EQ_I64(sh("truncate -s 512 %s", backing ? backing : "none"), 0);
+		if (!CHECK_OK(sample_create("h.qcow2", &made, &err), &err))
+			return;
+		for (size_t step = 0; step < 4; step++) {
+			struct tide_bitmap *bm = tide_bitmap_new(1000448, 512, &err);
+			struct tide_driver_bitmap_put put = {.name = "b", .granularity = 512, .contents = bm};
+
+			if (CHECK_OK(sample_open(&s, "h.qcow2", TIDE_OPEN_WRITE, &err), &err)) {
+				CHECK_OK(qcow2->bitmaps_stage(s.state, &put, step % 3 < 2, &sw, &err), &err);
+				check_header("h.qcow2", &made, step == 0 || step == 3 ? 0 : 1);
+				CHECK_OK(qcow2->bitmaps_commit(s.state, &s.info, &err), &err);
+				sample_close(&s);
+			}
+			tide_bitmap_free(bm);
+			check_header("h.qcow2", &made, step % 3 < 2);
+			is_clean("h.qcow2");
+		}
+	}
+}
+
 static unsigned fail_in;
 
 static bool no_memory(void)
@@ -555,6 +614,7 @@ static void test_write_later_on_a_corrupt_image(void)
 int main(void)
 {
 	UNIT_RUN(test_random_changes);
+	UNIT_RUN(test_keeps_the_header);
 	UNIT_RUN(test_no_memory);
 	UNIT_RUN(test_damaged_bitmap_in_use);
 	UNIT_RUN(test_overlaps);
