@@ -3,7 +3,7 @@
 
 #include "cmd.h"
 
-enum { SYNC = 1, BITMAP, BITMAP_MODE, FORMAT, MODE, BACKING, SPEED, COMPRESS, ON_SOURCE_ERROR, ON_TARGET_ERROR, RETRY_AFTER,
+enum { SYNC = 1, BITMAP, BITMAP_MODE, FORMAT, MODE, BACKING, SETTINGS, SPEED, COMPRESS, ON_SOURCE_ERROR, ON_TARGET_ERROR, RETRY_AFTER,
        JOB_ID };
 
 static const struct poptOption options[] = {
@@ -17,6 +17,8 @@ static const struct poptOption options[] = {
 	  "absolute-paths|existing" },
 	{ "backing", 0, POPT_ARG_STRING, NULL, BACKING, "the backup that a new TARGET is chained on",
 	  "PATH[,format=FORMAT]" },
+	{ "settings", 'o', POPT_ARG_STRING, NULL, SETTINGS,
+	  "settings of a new TARGET's format: compression_type=zstd, cluster_size=64K, ...; may be repeated", "KEY=VALUE,..." },
 	{ "speed", 0, POPT_ARG_STRING, NULL, SPEED, "limit in bytes a second (default: 0, none)", "SIZE" },
 	{ "compress", 0, POPT_ARG_NONE, NULL, COMPRESS, "compress what is written", NULL },
 	{ "on-source-error", 0, POPT_ARG_STRING, NULL, ON_SOURCE_ERROR, "when reading IMAGE fails (default: report)",
@@ -79,15 +81,17 @@ static int run(struct cmd *c, struct tide_error *err)
 {
 	const struct opt_line *line = c->opt;
 	CMD_AUTOFREE char *backing = opt_has(line, BACKING) ? strdup(opt_text(line, BACKING)) : NULL;
+	CMD_AUTOFREE char *settings = opt_join(line, SETTINGS);
 	struct tide_backup args = {
 		.target = c->args[1],
 		.format = opt_text(line, FORMAT),
 		.bitmap = opt_text(line, BITMAP),
 		.job_id = opt_text(line, JOB_ID),
+		.settings = settings,
 		.compress = opt_has(line, COMPRESS),
 	};
 
-	if (opt_has(line, BACKING) && !backing)
+	if ((opt_has(line, BACKING) && !backing) || (opt_has(line, SETTINGS) && !settings))
 		return opt_fail(err, TIDE_E_NOMEM, "Out of memory");
 	if (parse_choices(line, &args, err) || (backing && parse_backing(backing, &args, err)) ||
 	    parse_speed(line, &args, err) || opt_seconds(line, RETRY_AFTER, &args.retry_after, err) ||

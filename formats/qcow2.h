@@ -20,7 +20,8 @@
  *             counts as used until the flush that makes its loss durable is through.
  *   new       (TIDE_OPEN_NEW) clusters are dealt out in the order of the requests, no
  *             counts are kept: all that was dealt out is used once.  qcow2_fresh.c writes
- *             the counts at the end.
+ *             the counts at the end, or when the first compressed clusters come: several of
+ *             those share a cluster of the file, so the image goes on in place.
  *
  * A failed flush makes the image useless for further writing (`failed`): what reached the
  * disk is then unknown, but it is a prefix, so a valid image.
@@ -201,6 +202,7 @@ struct tide_qcow2 {
 	uint64_t reftable_dirty_from, reftable_dirty_to; /* entries; empty when equal */
 	bool reftable_moved;
 	struct tide_qcow2_cache blocks;
+	uint64_t pack_at;            /* where the next compressed cluster goes, within a cluster of the file; 0: a new one */
 	uint64_t cursor;             /* where the search for free clusters goes on; new: the end of what is dealt out */
 	struct tide_qcow2_runs free; /* new: clusters that were given back, ascending */
 	struct tide_qcow2_runs deferred; /* in place: to be given up by the next flush */
@@ -388,6 +390,13 @@ int tide_qcow2_write_begin(void *state, uint64_t off, uint64_t len, struct tide_
 int tide_qcow2_write_commit(void *state, const struct tide_extent *place, struct tide_error *err);
 void tide_qcow2_write_abort(void *state, const struct tide_extent *place);
 
+/* ---- qcow2_pack.c: compressed clusters ---- */
+
+int tide_qcow2_pack_new(void *state, void **packer, struct tide_error *err);
+void tide_qcow2_pack_free(void *packer);
+int tide_qcow2_pack_cluster(void *packer, const void *cluster, void *out, size_t *len, struct tide_error *err);
+int tide_qcow2_pack_write(void *state, const struct tide_packed *clusters, size_t n, struct tide_error *err);
+
 /* ---- qcow2_zero.c ---- */
 
 int tide_qcow2_zero_range(void *state, uint64_t off, uint64_t len, bool may_unmap, struct tide_error *err);
@@ -427,6 +436,9 @@ int tide_qcow2_refcount_alloc(struct tide_qcow2 *q, uint64_t want, uint64_t *fir
 /* Exactly n clusters in a row. */
 int tide_qcow2_refcount_alloc_row(struct tide_qcow2 *q, uint64_t n, uint64_t *first, struct tide_error *err);
 int tide_qcow2_refcount_decrease(struct tide_qcow2 *q, uint64_t cluster, bool *is_free, struct tide_error *err);
+/* One more reference to a cluster in use. */
+int tide_qcow2_refcount_increase(struct tide_qcow2 *q, uint64_t cluster, struct tide_error *err);
+uint64_t tide_qcow2_refcount_max(const struct tide_qcow2 *q);
 /* The entry `index` of a refcount block. */
 uint64_t tide_qcow2_refcount_entry(unsigned order, const uint8_t *block, uint64_t index);
 void tide_qcow2_refcount_set_entry(unsigned order, uint8_t *block, uint64_t index, uint64_t count);

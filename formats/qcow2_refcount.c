@@ -161,8 +161,35 @@ int tide_qcow2_refcount_decrease(struct tide_qcow2 *q, uint64_t cluster, bool *i
 	tide_qcow2_refcount_set_entry(q->header.refcount_order, t->data, index_in_block(q, cluster), count - 1);
 	tide_qcow2_cache_set_dirty(&q->blocks, t, true);
 	*is_free = count == 1;
-	if (*is_free)
+	if (*is_free) {
 		q->cursor = TIDE_MIN(q->cursor, cluster);
+		if (q->pack_at >> q->cluster_bits == cluster)
+			q->pack_at = 0;
+	}
+	return 0;
+}
+
+uint64_t tide_qcow2_refcount_max(const struct tide_qcow2 *q)
+{
+	return UINT64_MAX >> (64 - (1u << q->header.refcount_order));
+}
+
+int tide_qcow2_refcount_increase(struct tide_qcow2 *q, uint64_t cluster, struct tide_error *err)
+{
+	struct tide_qcow2_table *t;
+	uint64_t count;
+
+	if (tide_qcow2_refcount_get(q, cluster, &count, err) < 0)
+		return -1;
+	if (count == 0 || count >= tide_qcow2_refcount_max(q))
+		return tide_error_set(err, TIDE_E_CORRUPT,
+		                      "The cluster at %" PRIu64 " has the reference count %" PRIu64
+		                      ", expected 1 to %" PRIu64,
+		                      cluster << q->cluster_bits, count, tide_qcow2_refcount_max(q) - 1);
+	if (load_block(q, cluster >> q->block_bits, &t, err) < 0)
+		return -1;
+	tide_qcow2_refcount_set_entry(q->header.refcount_order, t->data, index_in_block(q, cluster), count + 1);
+	tide_qcow2_cache_set_dirty(&q->blocks, t, true);
 	return 0;
 }
 

@@ -35,8 +35,8 @@ static int own_strings(struct tide_step *step, const char **const strings[], siz
 static int backup_copy(struct tide_step *step, struct tide_error *err)
 {
 	struct tide_backup *a = step->args;
-	const char **const strings[] = { &a->device,  &a->target,         &a->format, &a->bitmap,
-		                         &a->backing, &a->backing_format, &a->job_id, &a->filter_node_name };
+	const char **const strings[] = { &a->device,         &a->target,   &a->format, &a->bitmap,          &a->backing,
+		                         &a->backing_format, &a->settings, &a->job_id, &a->filter_node_name };
 
 	return own_strings(step, strings, TIDE_ARRAY_SIZE(strings), err);
 }
@@ -139,7 +139,7 @@ static int blockdev_prepare(struct tide_session *session, struct tide_step *step
 	args->target = target->path;
 	args->format = target->format;
 	args->mode = TIDE_MODE_EXISTING;
-	args->backing = args->backing_format = NULL;
+	args->backing = args->backing_format = args->settings = NULL;
 	return backup_prepare(session, step, err);
 }
 

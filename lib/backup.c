@@ -193,7 +193,7 @@ static int settle_bitmap(struct tide_backup_job *job, bool ok, bool kept, struct
 
 void tide_backup_start(struct tide_backup_job *job, size_t n)
 {
-	unsigned share = (unsigned)TIDE_MAX(TIDE_COPY_WORKERS / n, 1);
+	unsigned share = (unsigned)TIDE_MAX(tide_copy_workers_max(&job->copy) / n, 1);
 
 	job->copy.workers = job->copy.workers ? TIDE_MIN(job->copy.workers, share) : share;
 	tide_event_job_status(job->sink, job->id, "running");

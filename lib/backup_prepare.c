@@ -62,10 +62,8 @@ static int check_supported(const struct tide_backup_job *job, const struct tide_
 		                                    "without one has nothing to copy");
 		return tide_error_hint(err, "use full, top or incremental");
 	}
-	if (args->compress && !strcmp(tide_image_format(job->target.image), "raw"))
+	if (args->compress && !tide_image_can_compress(job->target.image))
 		return tide_error_set(err, TIDE_E_REFUSED, "Compression is not supported for this drive ");
-	if (args->compress)
-		return tide_error_set(err, TIDE_E_UNSUPPORTED, "This version does not write compressed images");
 	if (args->speed > INT64_MAX) {
 		/* QEMU has made the job by then. */
 		tide_event_job_status(job->sink, job->id, "created");
@@ -123,7 +121,9 @@ static int create_target(struct tide_backup_job *job, const struct tide_backup *
 {
 	struct tide_image *source = job->node->image;
 	const struct tide_driver_info *info = tide_image_info(source);
-	struct tide_driver_create create = { .size = tide_image_exact_size(source), .allow = job->node->allow };
+	struct tide_driver_create create = {
+		.size = tide_image_exact_size(source), .allow = job->node->allow, .settings = args->settings,
+	};
 	const char *format = args->format ? args->format : tide_image_format(source);
 	TIDE_AUTOFREE char *backing = NULL;
 
@@ -160,6 +160,9 @@ static int open_target(struct tide_backup_job *job, const struct tide_backup *ar
 	if (args->backing)
 		return tide_error_set(err, TIDE_E_REFUSED, "A backing image can be given to a new target only, not with "
 		                                           "mode 'existing'");
+	if (args->settings)
+		return tide_error_set(err, TIDE_E_REFUSED, "Settings of the format can be given to a new target only, not "
+		                                           "with mode 'existing'");
 	return tide_target_open(&job->target, args->target, args->format, job->node->allow, err);
 }
 
@@ -319,7 +322,8 @@ int tide_backup_prepare(struct tide_node *node, const struct tide_backup *args, 
 	job->retry_after = args->retry_after;
 	job->copy.sink = sink;
 	job->copy.speed = args->speed;
-	job->copy.workers = args->has_max_workers ? (unsigned)TIDE_MIN(args->max_workers, TIDE_COPY_WORKERS) : 0;
+	job->copy.workers = args->has_max_workers ? (unsigned)TIDE_MIN(args->max_workers, INT_MAX) : 0;
+	job->copy.compress = args->compress;
 	job->copy.piece_max = args->max_chunk > 0 ? (uint64_t)args->max_chunk : 0;
 	job->copy.retry = tide_backup_retry;
 	atomic_init(&job->copy.stop, false);

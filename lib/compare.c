@@ -290,7 +290,7 @@ int tide_compare_run(struct tide_compare *c, struct tide_error *err)
 	c->len = e.work.len = c->end - c->start;
 	c->offset = c->differing = 0;
 	c->cancelled = false;
-	e.work.workers = (unsigned)TIDE_MIN(tide_range_div_up(c->len, e.piece), TIDE_WORK_MAX);
+	e.work.workers = (unsigned)TIDE_MIN(tide_range_div_up(c->len, e.piece), TIDE_WORK_USUAL);
 	e.work.alone = e.work.workers == 1 && e.piece == PIECE;
 	tide_work_init(&e.work);
 	rc = tide_work_run(&e.work, err);

@@ -1,8 +1,10 @@
+#include <stdlib.h>
 #include <zstd.h>
 #include <zstd_errors.h>
 
 #include "compress.h"
 #include "error.h"
+#include "mem.h"
 
 static int set_zstd(struct tide_error *err, const char *what, size_t code)
 {
@@ -22,6 +24,47 @@ int tide_compress_zstd(void *out, size_t *out_len, const void *in, size_t len, i
 
 	if (ZSTD_getErrorCode(used) == ZSTD_error_dstSize_tooSmall)
 		return tide_error_set(err, TIDE_E_REFUSED, "zstd: %zu bytes do not compress to %zu", len, *out_len);
+	if (ZSTD_isError(used))
+		return set_zstd(err, "Could not compress with zstd", used);
+	*out_len = used;
+	return 0;
+}
+
+struct tide_compress {
+	ZSTD_CCtx *zstd;
+	int level;
+};
+
+struct tide_compress *tide_compress_new(int level, struct tide_error *err)
+{
+	struct tide_compress *ctx = tide_mem_alloc(1, sizeof(*ctx), err);
+
+	if (!ctx)
+		return NULL;
+	ctx->level = level;
+	ctx->zstd = ZSTD_createCCtx();
+	if (!ctx->zstd) {
+		tide_error_set_nomem(err);
+		tide_compress_free(ctx);
+		return NULL;
+	}
+	return ctx;
+}
+
+void tide_compress_free(struct tide_compress *ctx)
+{
+	if (ctx)
+		ZSTD_freeCCtx(ctx->zstd);
+	free(ctx);
+}
+
+int tide_compress_next(struct tide_compress *ctx, void *out, size_t *out_len, const void *in, size_t len,
+                       struct tide_error *err)
+{
+	size_t used = ZSTD_compressCCtx(ctx->zstd, out, *out_len, in, len, ctx->level);
+
+	if (ZSTD_getErrorCode(used) == ZSTD_error_dstSize_tooSmall)
+		return 1;
 	if (ZSTD_isError(used))
 		return set_zstd(err, "Could not compress with zstd", used);
 	*out_len = used;

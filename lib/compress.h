@@ -14,6 +14,16 @@ size_t tide_compress_bound(size_t len);
 int tide_compress_zstd(void *out, size_t *out_len, const void *in, size_t len, int level, struct tide_error *err);
 
 /*
+ * The same many times over: a context of zstd's is costly to make.  One frame each; 1 when the room is too small.  The
+ * result depends on the input and the level, not on what the context did before.
+ */
+struct tide_compress;
+struct tide_compress *tide_compress_new(int level, struct tide_error *err);
+void tide_compress_free(struct tide_compress *ctx);
+int tide_compress_next(struct tide_compress *ctx, void *out, size_t *out_len, const void *in, size_t len,
+                       struct tide_error *err);
+
+/*
  * Fills exactly out_len bytes from the frames at `in`; a frame that would give more is
  * refused, as QEMU does.  Bytes after the frame that fills out are
  * ignored (a qcow2 compressed cluster does not know its exact length) unless exact.

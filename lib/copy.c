@@ -2,8 +2,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <time.h>
 
+#include "copy_pack.h"
 #include "error.h"
 #include "range.h"
 #include "sysio.h"
@@ -24,6 +26,15 @@ struct engine {
 	/* Under the lock: */
 	uint64_t cursor;
 	uint64_t issued; /* bytes handed out, for the speed limit */
+	uint64_t taken, turn; /* pieces that have begun, that have ended; a piece's number is its place in that order */
+	uint64_t broken;      /* those after this one will not get their turn */
+	pthread_cond_t turned;
+};
+
+struct worker {
+	struct engine *e;
+	uint8_t *buf;
+	struct tide_copy_pack *pack; /* or NULL */
 };
 
 struct tide_bitmap *tide_copy_plan(uint64_t size, uint64_t unit, const struct tide_bitmap *dirty,
@@ -144,21 +155,31 @@ static int zeroes_at(struct engine *e, uint64_t off, uint64_t len, uint64_t *zer
 	return 0;
 }
 
+/* Reads the data at off; *zeroes are what follows it. */
+static int read_data(struct engine *e, uint8_t *buf, uint64_t off, uint64_t len, uint64_t *n, uint64_t *zeroes,
+                     struct tide_error *err)
+{
+	uint64_t data;
+
+	*n = 0;
+	if (zeroes_at(e, off, len, zeroes, &data, err) < 0)
+		return -1;
+	while (!*zeroes && *n + data < len) { /* gather data that is scattered in the source */
+		*n += data;
+		if (zeroes_at(e, off + *n, len - *n, zeroes, &data, err) < 0)
+			return -1;
+	}
+	*n += *zeroes ? 0 : data;
+	return *n ? tide_image_read(e->copy->source, buf, off, *n, err) : 0;
+}
+
 static int copy_piece(struct engine *e, uint8_t *buf, uint64_t off, uint64_t len, bool *reading, struct tide_error *err)
 {
 	while (len) {
-		uint64_t zeroes, data, n = 0;
+		uint64_t zeroes, n;
 
 		*reading = true;
-		if (zeroes_at(e, off, len, &zeroes, &data, err) < 0)
-			return -1;
-		while (!zeroes && n + data < len) { /* gather data that is scattered in the source */
-			n += data;
-			if (zeroes_at(e, off + n, len - n, &zeroes, &data, err) < 0)
-				return -1;
-		}
-		n += zeroes ? 0 : data;
-		if (n && tide_image_read(e->copy->source, buf, off, n, err) < 0)
+		if (read_data(e, buf, off, len, &n, &zeroes, err) < 0)
 			return -1;
 		*reading = false;
 		if (n && store(e, buf, off, n, err) < 0)
@@ -171,6 +192,41 @@ static int copy_piece(struct engine *e, uint8_t *buf, uint64_t off, uint64_t len
 	return 0;
 }
 
+/* Waits until all pieces before number `n` are stored; false when one of them will not be. */
+static bool wait_turn(struct engine *e, uint64_t n)
+{
+	bool go;
+
+	pthread_mutex_lock(&e->work.lock);
+	while (e->turn != n && e->broken > n)
+		pthread_cond_wait(&e->turned, &e->work.lock);
+	go = e->turn == n;
+	pthread_mutex_unlock(&e->work.lock);
+	return go;
+}
+
+/* As copy_piece, but compressed, and stored in order; 1: it will not be its turn. */
+static int pack_piece(struct worker *w, uint64_t number, uint64_t off, uint64_t len, bool *reading,
+                      struct tide_error *err)
+{
+	struct engine *e = w->e;
+	uint64_t zeroes, n;
+
+	tide_copy_pack_begin(w->pack, off);
+	for (uint64_t pos = 0; pos < len; pos += n + zeroes) {
+		*reading = true;
+		if (read_data(e, w->buf + pos, off + pos, len - pos, &n, &zeroes, err) < 0)
+			return -1;
+		*reading = false;
+		if (tide_copy_pack_add_data(w->pack, w->buf + pos, n, err) < 0)
+			return -1;
+		tide_copy_pack_add_zeroes(w->pack, zeroes);
+	}
+	if (!wait_turn(e, number))
+		return 1;
+	return tide_copy_pack_store(w->pack, e->copy->target_reads_zero, err);
+}
+
 /* ---- workers ----------------------------------------------------------------------- */
 
 bool tide_copy_is_stopped(struct tide_copy *copy)
@@ -178,8 +234,16 @@ bool tide_copy_is_stopped(struct tide_copy *copy)
 	return atomic_load_explicit(&copy->stop, memory_order_relaxed) || tide_event_is_cancelled(copy->sink);
 }
 
+/* The piece will not be stored, and none of those after it.  Lock held. */
+static void break_off(struct engine *e, uint64_t number)
+{
+	e->work.stop = true;
+	e->broken = TIDE_MIN(e->broken, number);
+	pthread_cond_broadcast(&e->turned);
+}
+
 /* Waits until the speed limit lets `len` more bytes go; returns false when there is no reason to go on. */
-static bool throttle(struct engine *e, uint64_t len)
+static bool throttle(struct engine *e, uint64_t number, uint64_t len)
 {
 	struct tide_copy *c = e->copy;
 	bool go;
@@ -197,11 +261,13 @@ static bool throttle(struct engine *e, uint64_t len)
 		pthread_mutex_lock(&e->work.lock);
 	}
 	e->issued += len;
+	if (!go)
+		break_off(e, number);
 	pthread_mutex_unlock(&e->work.lock);
 	return go;
 }
 
-static bool take_piece(struct engine *e, uint64_t *off, uint64_t *len)
+static bool take_piece(struct engine *e, uint64_t *number, uint64_t *off, uint64_t *len)
 {
 	bool more;
 
@@ -216,23 +282,29 @@ static bool take_piece(struct engine *e, uint64_t *off, uint64_t *len)
 
 		*len = TIDE_MIN(*len, end - *off);
 		e->cursor = *off + *len;
+		*number = e->taken++;
 	}
 	pthread_mutex_unlock(&e->work.lock);
 	return more;
 }
 
-static void finish_piece(struct engine *e, uint64_t off, uint64_t len, bool ok, bool reading, struct tide_error *err)
+static void finish_piece(struct engine *e, uint64_t number, uint64_t off, uint64_t len, bool ok, bool reading,
+                         struct tide_error *err)
 {
 	struct tide_copy *c = e->copy;
 
 	pthread_mutex_lock(&e->work.lock);
 	if (ok && tide_bitmap_reset(c->todo, off, len, err) == 0) {
 		c->offset = c->len - tide_bitmap_count(c->todo) * c->unit;
-	} else if (!ok && tide_copy_is_stopped(c)) {
-		e->work.stop = true; /* cancelled: what went wrong on the way does not matter any more */
-	} else if (!e->work.error.code) {
-		c->failed_reading = !ok && reading;
-		tide_work_fail(&e->work, err);
+		e->turn = number + 1;
+		pthread_cond_broadcast(&e->turned);
+	} else {
+		/* Cancelled, what went wrong on the way does not matter any more. */
+		if (!e->work.error.code && (ok || !tide_copy_is_stopped(c))) {
+			c->failed_reading = !ok && reading;
+			tide_work_fail(&e->work, err);
+		}
+		break_off(e, number);
 	}
 	tide_error_release(err);
 	pthread_mutex_unlock(&e->work.lock);
@@ -257,37 +329,61 @@ static bool may_retry(struct engine *e, bool reading, unsigned tries, const stru
 	return again;
 }
 
-static void do_piece(struct engine *e, uint8_t *buf, uint64_t off, uint64_t len)
+static void do_piece(struct worker *w, uint64_t number, uint64_t off, uint64_t len)
 {
 	struct tide_error err = TIDE_ERROR_INIT;
 	unsigned tries = 0;
-	bool reading, ok;
+	bool reading;
+	int rc;
 
 	for (;;) {
 		reading = false;
-		ok = copy_piece(e, buf, off, len, &reading, &err) == 0;
-		if (ok || !may_retry(e, reading, ++tries, &err))
+		rc = w->pack ? pack_piece(w, number, off, len, &reading, &err)
+		             : copy_piece(w->e, w->buf, off, len, &reading, &err);
+		if (rc >= 0 || !may_retry(w->e, reading, ++tries, &err))
 			break;
 		tide_error_release(&err);
 	}
-	finish_piece(e, off, len, ok, reading, &err);
+	if (rc <= 0)
+		finish_piece(w->e, number, off, len, rc == 0, reading, &err);
 }
 
 static void work(struct tide_work *work, uint8_t *buf)
 {
 	struct engine *e = (struct engine *)work;
-	uint64_t off, len;
+	struct worker w = { e, buf, NULL };
+	struct tide_error err = TIDE_ERROR_INIT;
+	uint64_t number, off, len;
 
-	while (take_piece(e, &off, &len) && throttle(e, len))
-		do_piece(e, buf, off, len);
+	if (e->copy->compress && !(w.pack = tide_copy_pack_new(e->copy->target, e->piece, &err))) {
+		pthread_mutex_lock(&work->lock);
+		tide_work_fail(work, &err);
+		pthread_mutex_unlock(&work->lock);
+		tide_error_release(&err);
+		return;
+	}
+	while (take_piece(e, &number, &off, &len) && throttle(e, number, len))
+		do_piece(&w, number, off, len);
+	tide_copy_pack_free(w.pack);
+}
+
+/* Plain copies wait for the disk, compressed ones for processors. */
+unsigned tide_copy_workers_max(const struct tide_copy *copy)
+{
+	cpu_set_t set;
+	unsigned cpus = sched_getaffinity(0, sizeof(set), &set) == 0 ? (unsigned)CPU_COUNT(&set) : 1;
+
+	return copy->compress ? TIDE_MIN(TIDE_MAX(cpus + 2, TIDE_COPY_WORKERS), TIDE_WORK_MAX) : TIDE_COPY_WORKERS;
 }
 
 static void plan_work(struct engine *e)
 {
 	const struct tide_copy *c = e->copy;
 	uint64_t left = c->len - c->offset;
-	unsigned most = c->workers ? TIDE_MIN(c->workers, TIDE_COPY_WORKERS) : TIDE_COPY_WORKERS;
+	unsigned most = tide_copy_workers_max(c);
 
+	if (c->workers)
+		most = TIDE_MIN(most, c->workers);
 	e->work.workers = (unsigned)TIDE_MIN(tide_range_div_up(left, e->piece), most);
 	e->work.alone = left <= e->piece;
 	e->work.len = c->len;
@@ -336,6 +432,7 @@ int tide_copy_run(struct tide_copy *copy, struct tide_error *err)
 		.piece = piece_size(copy),
 		.align = TIDE_MAX(tide_image_info(copy->target)->cluster_size, 4096),
 		.start_ns = tide_work_now_ns(),
+		.broken = UINT64_MAX,
 	};
 	int rc;
 
@@ -348,12 +445,14 @@ int tide_copy_run(struct tide_copy *copy, struct tide_error *err)
 		return -1;
 	e.work.buf_size = e.piece;
 	tide_work_init(&e.work);
+	pthread_cond_init(&e.turned, NULL);
 	pthread_mutex_init(&e.retry_lock, NULL);
 	if (copy->target_reads_zero)
 		skip_zeroes(&e);
 	plan_work(&e);
 	rc = tide_work_run(&e.work, err);
 	pthread_mutex_destroy(&e.retry_lock);
+	pthread_cond_destroy(&e.turned);
 	tide_bitmap_free(e.plan);
 	copy->cancelled = tide_copy_is_stopped(copy) && copy->offset < copy->len;
 	if (e.work.error.code)

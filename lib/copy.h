@@ -8,7 +8,11 @@
  * can place them.  Data that turns out to be all zero bytes is stored as zeroes too.
  * Writeback of each piece is started at once, so that the sync at the end finds little to do.
  *
- * Memory: one buffer a worker, whatever the disk's size.
+ * A compressed copy is stored in the order of the disk, piece after piece, so that the target's
+ * file depends on the source alone and not on how fast which worker was; reading and
+ * compressing go on side by side meanwhile (copy_pack.h).
+ *
+ * Memory: one buffer a worker, two to compress, whatever the disk's size.
  */
 #ifndef TIDE_COPY_H
 #define TIDE_COPY_H
@@ -17,7 +21,7 @@
 #include "image.h"
 #include "work.h"
 
-#define TIDE_COPY_WORKERS TIDE_WORK_MAX
+#define TIDE_COPY_WORKERS TIDE_WORK_USUAL
 
 struct tide_copy {
 	/* What to do. */
@@ -27,7 +31,8 @@ struct tide_copy {
 	bool target_reads_zero;    /* what is not written reads as zeroes */
 	uint64_t speed;            /* bytes a second; 0: no limit */
 	uint64_t piece_max;        /* bytes a worker takes at once; 0: no limit but the engine's */
-	unsigned workers;          /* at most TIDE_COPY_WORKERS; 0: that many */
+	unsigned workers;          /* 0, or too many: tide_copy_workers_max */
+	bool compress;             /* the target's format can: tide_image_can_compress */
 	const char *device;        /* for progress; NULL: none is reported */
 	struct tide_sink *sink;    /* cancels, and hears of progress */
 	atomic_bool stop;          /* set from elsewhere: end soon, as cancelled */
@@ -46,6 +51,8 @@ struct tide_copy {
 /* The units of [0, size) that a bitmap of any granularity touches; all of them when dirty is NULL. */
 struct tide_bitmap *tide_copy_plan(uint64_t size, uint64_t unit, const struct tide_bitmap *dirty,
                                    struct tide_error *err);
+
+unsigned tide_copy_workers_max(const struct tide_copy *copy);
 
 /* Should the copy end now?  For `retry`, which must not outlast a cancel. */
 bool tide_copy_is_stopped(struct tide_copy *copy);

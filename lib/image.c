@@ -781,6 +781,42 @@ const struct tide_stamp *tide_image_stamp(const struct tide_image *image)
 	return &image->stamp;
 }
 
+bool tide_image_can_compress(const struct tide_image *image)
+{
+	return image->driver->write_packed && !image->info.data_file;
+}
+
+int tide_image_packer_new(struct tide_image *image, void **packer, struct tide_error *err)
+{
+	return image->driver->packer_new(image->state, packer, err);
+}
+
+void tide_image_packer_free(struct tide_image *image, void *packer)
+{
+	if (packer)
+		image->driver->packer_free(packer);
+}
+
+int tide_image_pack(struct tide_image *image, void *packer, const void *cluster, void *out, size_t *len,
+                    struct tide_error *err)
+{
+	int rc = image->driver->pack(packer, cluster, out, len, err);
+
+	return rc < 0 ? tide_error_wrap(err, "'%s'", image->path) : rc;
+}
+
+int tide_image_write_packed(struct tide_image *image, const struct tide_packed *clusters, size_t n,
+                            struct tide_error *err)
+{
+	for (size_t i = 0; i < n; i++) {
+		if (check_range(image, clusters[i].off, 1, true, err) < 0)
+			return -1;
+	}
+	if (image->driver->write_packed(image->state, clusters, n, err) < 0)
+		return tide_error_wrap(err, "'%s'", image->path);
+	return 0;
+}
+
 int tide_image_read_bitmap(struct tide_image *image, size_t index, struct tide_bitmap **out, struct tide_error *err)
 {
 	if (!image->driver->bitmap_read || index >= image->info.n_bitmaps)

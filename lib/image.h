@@ -97,6 +97,14 @@ int tide_image_write_begin(struct tide_image *image, uint64_t off, uint64_t len,
 int tide_image_write_commit(struct tide_image *image, const struct tide_extent *place, struct tide_error *err);
 void tide_image_write_abort(struct tide_image *image, const struct tide_extent *place);
 
+bool tide_image_can_compress(const struct tide_image *image);
+int tide_image_packer_new(struct tide_image *image, void **packer, struct tide_error *err);
+void tide_image_packer_free(struct tide_image *image, void *packer); /* NULL: nothing */
+int tide_image_pack(struct tide_image *image, void *packer, const void *cluster, void *out, size_t *len,
+                    struct tide_error *err);
+int tide_image_write_packed(struct tide_image *image, const struct tide_packed *clusters, size_t n,
+                            struct tide_error *err);
+
 /*
  * With write_later, which one program at a time can have (lock.h), the image is read, beside
  * other readers, until it is to be changed: then

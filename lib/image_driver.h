@@ -28,6 +28,14 @@
  *   zero        makes the range read as zeroes, also where a backing image says otherwise.
  *               Same alignment rule as write_begin: 1 asks for whole clusters.  may_unmap:
  *               space may be given back.
+ *   pack        compresses one whole cluster, the disk's last one filled up with zeroes, and
+ *               touches nothing but its packer: any number of threads, a packer each.  The
+ *               result depends on the cluster alone.  Returns 1 when that gains nothing;
+ *               such a cluster is written plain.
+ *   write_packed  makes compressed clusters the disk's content, in ascending order, at once or
+ *               not at all for each of them.  Where they land depends on what was written
+ *               before, in which order, and on nothing else: who calls this, write_begin
+ *               and zero in the order of the disk, one at a time, gets the same file each time.
  *   flush       all commits so far are durable, and in an order in which every prefix of
  *               the writes is a valid image.  With TIDE_OPEN_NEW (a file that nobody else
  *               can see yet) the order does not matter and flush is called once, before
@@ -40,8 +48,9 @@
  *   close       gives everything up.  Writes nothing, fails never; without flush the
  *               commits since the last flush may be lost, the image stays valid.
  *
- * Threads: extent, read, write_begin, write_commit, write_abort and zero may be called from
- * several threads at once, on ranges that do not overlap.  The rest wants the image alone.
+ * Threads: extent, read, write_begin, write_commit, write_abort, zero and write_packed may be
+ * called from several threads at once, on ranges that do not overlap; pack always.  The rest
+ * wants the image alone.
  */
 #ifndef TIDE_IMAGE_DRIVER_H
 #define TIDE_IMAGE_DRIVER_H
@@ -114,6 +123,13 @@ struct tide_driver_create {
 	unsigned allow;             /* for the dispatcher: enum tide_allow, of the names in the images below */
 };
 
+/* A compressed cluster of the disk. */
+struct tide_packed {
+	uint64_t off;
+	const uint8_t *data;
+	size_t len; /* less than a cluster */
+};
+
 struct tide_image_driver {
 	const char *name;
 	bool has_backing; /* can new images name a backing image? */
@@ -143,6 +159,13 @@ struct tide_image_driver {
 	int (*write_commit)(void *state, const struct tide_extent *place, struct tide_error *err);
 	void (*write_abort)(void *state, const struct tide_extent *place);
 	int (*zero)(void *state, uint64_t off, uint64_t len, bool may_unmap, struct tide_error *err);
+
+	/* Compression: NULL, all four, in formats that have none.  A packer may be used with this image only. */
+	int (*packer_new)(void *state, void **packer, struct tide_error *err);
+	void (*packer_free)(void *packer);
+	/* *len: in, the room at out, a cluster is enough; out, the bytes used. */
+	int (*pack)(void *packer, const void *cluster, void *out, size_t *len, struct tide_error *err);
+	int (*write_packed)(void *state, const struct tide_packed *clusters, size_t n, struct tide_error *err);
 
 	/* The contents of persistent bitmap `index` into *out (new).  NULL for formats that have none. */
 	int (*bitmap_read)(void *state, size_t index, struct tide_bitmap **out, struct tide_error *err);

@@ -266,6 +266,7 @@ static const struct tide_qmp_field drive_backup_fields[] = {
         STRING("format", false, backup.format),
         ENUM("mode", false, backup.mode, new_image_modes, TIDE_MODE_ABSOLUTE_PATHS),
         STRUCT("x-backing", backing_fields),
+        STRING("x-settings", false, backup.settings),
         END,
 };
 

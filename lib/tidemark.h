@@ -270,9 +270,10 @@ struct tide_backup {
 	enum tide_bitmap_mode bitmap_mode;
 	const char *backing;        /* the new target's backing image; NULL: none (sync top: the source's) */
 	const char *backing_format; /* NULL: probed, qcow2 or refused */
+	const char *settings;       /* of a new target, "cluster_size=64K,compression_type=zstd"; NULL: the format's own */
 	const char *job_id;         /* NULL: the device id */
 	uint64_t speed;             /* bytes a second; 0: unlimited */
-	bool compress;
+	bool compress;              /* the same file each time, if source and target were the same */
 	const char *filter_node_name; /* checked as QEMU checks it, and otherwise unused; NULL: none */
 	bool has_max_workers, has_max_chunk; /* the same for x-perf */
 	int64_t max_workers, max_chunk;
@@ -320,7 +321,7 @@ int tide_txn_bitmap_rescan(struct tide_txn *txn, const struct tide_bitmap_rescan
 int tide_txn_image_write(struct tide_txn *txn, const struct tide_image_write *args, struct tide_error *err);
 int tide_txn_image_create(struct tide_txn *txn, const struct tide_image_create *args, struct tide_error *err);
 int tide_txn_backup(struct tide_txn *txn, const struct tide_backup *args, struct tide_error *err);
-/* target is the id of another drive, which must exist; format, mode and backing are not looked at. */
+/* target is the id of another drive, which must exist; format, mode, backing and settings are not looked at. */
 int tide_txn_blockdev_backup(struct tide_txn *txn, const struct tide_backup *args, struct tide_error *err);
 /* Always refused: the transaction is undone. */
 int tide_txn_abort(struct tide_txn *txn, struct tide_error *err);

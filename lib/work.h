@@ -12,7 +12,8 @@
 
 #include "event.h"
 
-#define TIDE_WORK_MAX 4u
+#define TIDE_WORK_MAX   16u
+#define TIDE_WORK_USUAL 4u /* for those that wait for disks */
 
 struct tide_work {
 	/* What the engine says. */

@@ -468,18 +468,6 @@ base_124() {
 	bitmap disk.img b '.busy == false and .count == 65536'
 }
 
-@test "--compress" {
-	raw disk.img 1M
-	unchanged refused 'Compression is not supported for this drive ' backup-run --compress -F raw disk.img x.img
-	attempt backup-run --compress -F qcow2 disk.img x.qcow2
-	if [ "$status" -eq 0 ]; then
-		clean x.qcow2
-		same raw disk.img qcow2 x.qcow2
-	else
-		[ ! -e x.qcow2 ]
-	fi
-}
-
 # ---- targets that are refused ----
 
 @test "a target that cannot be" {

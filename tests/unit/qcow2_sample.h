@@ -250,6 +250,52 @@ static inline void fill(uint8_t *buf, uint64_t len, uint64_t *seed)
 	}
 }
 
+/* Some of it random, the rest one byte: it compresses, to any size. */
+static inline void fill_soft(uint8_t *buf, uint64_t len, uint64_t *seed)
+{
+	uint64_t noise = rnd(seed) % (len + 1);
+
+	if (rnd(seed) % 2)
+		noise /= 64;
+	fill(buf, noise, seed);
+	memset(buf + noise, 1 + (int)(rnd(seed) % 255), len - noise);
+}
+
+/* Writes whole clusters compressed, where they get smaller; *n_plain counts those that do not. */
+static inline int sample_pack(struct sample *s, const uint8_t *buf, uint64_t off, uint64_t len, unsigned *n_plain,
+                              struct tide_error *err)
+{
+	uint64_t cluster = s->info.cluster_size, n = (len + cluster - 1) / cluster, used = 0;
+	uint8_t *out = malloc(n * cluster), *whole = calloc(1, n * cluster);
+	struct tide_packed *packed = calloc(n, sizeof(*packed));
+	void *packer = NULL;
+	size_t n_packed = 0;
+	int rc = qcow2->packer_new(s->state, &packer, err);
+
+	memcpy(whole, buf, len);
+	for (uint64_t i = 0; rc == 0 && i < n; i++) {
+		size_t room = cluster;
+
+		rc = qcow2->pack(packer, whole + i * cluster, out + used, &room, err);
+		if (rc == 0) {
+			packed[n_packed++] = (struct tide_packed){off + i * cluster, out + used, room};
+			CHECK(room > 0 && room < cluster);
+			used += room;
+		} else if (rc > 0) {
+			(*n_plain)++;
+			rc = sample_write(s, buf + i * cluster, off + i * cluster, TIDE_MIN(cluster, len - i * cluster), err);
+		}
+	}
+	if (packer)
+		qcow2->packer_free(packer);
+	if (rc == 0)
+		rc = qcow2->write_packed(s->state, packed, n_packed, err);
+	free(packed);
+	free(whole);
+	free(out);
+	return rc;
+}
+
 /* The whole disk against what it should hold. */
 static inline bool check_content(struct sample *s, const uint8_t *model)
 {

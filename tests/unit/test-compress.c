@@ -107,10 +107,35 @@ static void test_damage(void)
 	CHECK_ERR(&err, TIDE_E_CORRUPT, NULL);
 }
 
+/* A context gives what a new one would, whatever it did before. */
+static void test_context(void)
+{
+	static uint8_t again[sizeof(packed)];
+	struct tide_error err = TIDE_ERROR_INIT;
+	struct tide_compress *ctx = tide_compress_new(3, &err);
+	static const size_t lens[] = { 65536, 511, SIZE, 65536, 1, 4096 };
+
+	if (!CHECK(ctx))
+		return;
+	for (size_t i = 0; i < TIDE_ARRAY_SIZE(lens); i++) {
+		size_t want = pack(lens[i]), used = sizeof(again);
+
+		UNIT_ROW("%zu bytes, the %zu.", lens[i], i);
+		CHECK_EQ_I64(tide_compress_next(ctx, again, &used, plain, lens[i], &err), 0);
+		CHECK_EQ_U64(used, want);
+		CHECK_MEM(again, packed, want);
+		used = want - 1;
+		CHECK_EQ_I64(tide_compress_next(ctx, again, &used, plain, lens[i], &err), 1);
+	}
+	tide_compress_free(ctx);
+	tide_compress_free(NULL);
+}
+
 int main(void)
 {
 	UNIT_RUN(test_round_trip);
 	UNIT_RUN(test_too_small);
+	UNIT_RUN(test_context);
 	UNIT_RUN(test_cut);
 	UNIT_RUN(test_tail);
 	UNIT_RUN(test_wrong_length);

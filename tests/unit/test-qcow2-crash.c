@@ -238,10 +238,15 @@ static void run_op(struct sample *s, unsigned stretch, uint64_t *seed)
 {
 	struct tide_error err = TIDE_ERROR_INIT;
 	uint64_t unit = rnd(seed) % 3 ? s->info.cluster_size : SECTOR, size = s->info.size;
+	bool packs = rnd(seed) % 3 == 0;
+	unsigned n_plain = 0;
 	struct op *op = &ops[n_ops];
 	uint8_t *buf;
 
 	op->off = rnd(seed) % (size / unit) * unit;
+	if (packs)
+		unit = s->info.cluster_size;
+	op->off -= op->off % unit;
 	op->len = (1 + rnd(seed) % (4 * stretch)) * unit;
 	op->len = TIDE_MIN(op->len, size - op->off);
 	op->zero = rnd(seed) % 3 == 0;
@@ -253,7 +258,10 @@ static void run_op(struct sample *s, unsigned stretch, uint64_t *seed)
 	buf = malloc(op->len);
 	for (uint64_t i = 0; i < op->len; i += SECTOR)
 		make_sector(buf + i, (op->off + i) / SECTOR, n_ops - 1);
-	CHECK_OK(sample_write(s, buf, op->off, op->len, &err), &err);
+	if (packs)
+		CHECK_OK(sample_pack(s, buf, op->off, op->len, &n_plain, &err), &err);
+	else
+		CHECK_OK(sample_write(s, buf, op->off, op->len, &err), &err);
 	free(buf);
 }
 
