@@ -3,12 +3,15 @@
 
 #include "cmd.h"
 
-enum { FORMAT = 1, OVERWRITE, IN_PLACE };
+enum { FORMAT = 1, OVERWRITE, IN_PLACE, COMPRESS, SETTINGS };
 
 static const struct poptOption options[] = {
 	{ "format", 'F', POPT_ARG_STRING, NULL, FORMAT, "format of TARGET (default: raw)", "raw|qcow2" },
 	{ "overwrite", 0, POPT_ARG_NONE, NULL, OVERWRITE, "replace a TARGET that exists", NULL },
 	{ "in-place", 0, POPT_ARG_NONE, NULL, IN_PLACE, "write what differs into a TARGET that exists", NULL },
+	{ "compress", 'c', POPT_ARG_NONE, NULL, COMPRESS, "compress what is written to a new TARGET", NULL },
+	{ "settings", 'o', POPT_ARG_STRING, NULL, SETTINGS,
+	  "settings of a new TARGET's format: compression_type=zstd, cluster_size=64K, ...; may be repeated", "KEY=VALUE,..." },
 	POPT_TABLEEND
 };
 
@@ -27,6 +30,7 @@ static void say_how_much(struct cmd *c, uint64_t written)
 
 static int run(struct cmd *c, struct tide_error *err)
 {
+	CMD_AUTOFREE char *settings = opt_join(c->opt, SETTINGS);
 	uint64_t written = 0;
 	struct tide_chain_restore args = {
 		.target = c->args[1],
@@ -34,8 +38,12 @@ static int run(struct cmd *c, struct tide_error *err)
 		.overwrite = opt_has(c->opt, OVERWRITE),
 		.in_place = opt_has(c->opt, IN_PLACE),
 		.written = &written,
+		.compress = opt_has(c->opt, COMPRESS),
+		.settings = settings,
 	};
 
+	if (opt_has(c->opt, SETTINGS) && !settings)
+		return opt_fail(err, TIDE_E_NOMEM, "Out of memory");
 	if (args.overwrite && args.in_place)
 		return opt_usage(err, "--overwrite replaces the target, --in-place writes into it: give one of them");
 	if (cmd_add_image(c, err) || cmd_begin(c, err))

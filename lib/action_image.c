@@ -158,7 +158,7 @@ const struct tide_action tide_action_blockdev_backup = {
 static int restore_copy(struct tide_step *step, struct tide_error *err)
 {
 	struct tide_chain_restore *a = step->args;
-	const char **const strings[] = { &a->device, &a->target, &a->format };
+	const char **const strings[] = { &a->device, &a->target, &a->format, &a->settings };
 
 	return own_strings(step, strings, TIDE_ARRAY_SIZE(strings), err);
 }

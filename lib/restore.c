@@ -37,11 +37,14 @@ struct tide_restore {
 static int create_target(struct tide_restore *restore, const struct tide_chain_restore *args, struct tide_error *err)
 {
 	struct tide_image *source = restore->node->image;
-	struct tide_driver_create create = { .size = tide_image_exact_size(source) };
+	struct tide_driver_create create = { .size = tide_image_exact_size(source), .settings = args->settings };
 
 	if (tide_target_create(&restore->target, args->target, args->format ? args->format : "raw", &create, source,
 	                       !args->overwrite, err) < 0)
 		return -1;
+	if (args->compress && !tide_image_can_compress(restore->target.image))
+		return tide_error_set(err, TIDE_E_REFUSED, "Compression is not supported for this drive ");
+	restore->copy.compress = args->compress;
 	restore->copy.target_reads_zero = true;
 	return 0;
 }
@@ -214,6 +217,8 @@ static int find_target(struct tide_restore *restore, const struct tide_chain_res
 		return tide_error_set(err, TIDE_E_USAGE, "A target is either replaced or written in place");
 	if (!args->in_place && !(args->overwrite && is_there && S_ISBLK(st.st_mode)))
 		return create_target(restore, args, err);
+	if (args->compress || args->settings)
+		return tide_error_set(err, TIDE_E_REFUSED, "Only a new target can be compressed or made with settings");
 	if (is_there)
 		return use_target(restore, args, &st, err);
 	tide_error_set_sys(err, errno, "Could not open '%s'", args->target);

@@ -301,6 +301,8 @@ struct tide_chain_restore {
 	bool overwrite;     /* replace what stands under the target's name */
 	bool in_place;      /* write into the image or block device that stands there, only what differs */
 	uint64_t *written;  /* NULL, or gets the bytes that differed, where the target was there before */
+	bool compress;      /* a new target only */
+	const char *settings; /* the same, as tide_image_create's; or NULL */
 };
 
 int tide_txn_bitmap_add(struct tide_txn *txn, const struct tide_bitmap_add *args, struct tide_error *err);
