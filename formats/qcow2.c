@@ -139,6 +139,7 @@ const struct tide_image_driver tide_qcow2_driver = {
         .packer_free = tide_qcow2_pack_free,
         .pack = tide_qcow2_pack_cluster,
         .write_packed = tide_qcow2_pack_write,
+        .check = tide_qcow2_check,
         .bitmap_read = tide_qcow2_bitmap_read,
         .bitmaps_stage = tide_qcow2_stage_bitmaps,
         .bitmaps_commit = tide_qcow2_stage_commit,

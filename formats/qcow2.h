@@ -380,6 +380,10 @@ int tide_qcow2_switch_plan(struct tide_qcow2 *q, const struct tide_qcow2_extensi
 /* After the switch.  Only a courtesy to those who do not know a feature. */
 void tide_qcow2_switch_restore_names(struct tide_qcow2 *q, const struct tide_qcow2_names *names);
 
+/* ---- qcow2_check.c: see image_driver.h ---- */
+
+int tide_qcow2_check(int fd, const struct tide_check *check, struct tide_error *err);
+
 /* ---- qcow2_create.c ---- */
 
 int tide_qcow2_create_image(int fd, const struct tide_driver_create *options, struct tide_error *err);

@@ -22,6 +22,7 @@ static const struct {
 	[TIDE_E_PARTIAL] = { "GenericError", 3 },
 	[TIDE_E_COMMAND_NOT_FOUND] = { "CommandNotFound", 1 },
 	[TIDE_E_DEVICE_NOT_ACTIVE] = { "DeviceNotActive", 1 },
+	[TIDE_E_DAMAGED] = { "GenericError", 3 },
 };
 
 /* Stands in as msg when no memory was left for a text; never freed. */

@@ -30,6 +30,7 @@ struct tide_image {
 	struct tide_driver_info info;
 	struct tide_image *backing;
 	bool backing_outside;
+	struct tide_error broken; /* why backing is NULL although there should be one */
 	dev_t dev;
 	ino_t ino;
 	struct tide_stamp stamp, data_stamp; /* stamp: of both files */
@@ -143,6 +144,7 @@ void tide_image_close(struct tide_image *image)
 		if (image->state)
 			image->driver->close(image->state);
 		tide_driver_info_release(&image->info);
+		tide_error_release(&image->broken);
 		if (image->own_fd)
 			tide_sysio_close(image->fd);
 		tide_sysio_close(image->data_fd);
@@ -320,7 +322,11 @@ static int open_backing(struct tide_image *image, const struct tide_image_option
                         const struct chain_link *above, bool trusted, struct tide_error *err)
 {
 	struct chain_link here = { image, above, above ? above->depth + 1 : 1 };
-	struct tide_image_options below = { .force_share = options->force_share, .allow = options->allow };
+	struct tide_image_options below = {
+		.force_share = options->force_share,
+		.partial = options->partial,
+		.allow = options->allow,
+	};
 	TIDE_AUTOBACKING struct tide_backing found = TIDE_BACKING_INIT;
 	const char *name = image->info.backing;
 
@@ -386,7 +392,7 @@ static int open_link(const struct tide_image_options *options, const char *real,
 	if (open_checked(image, options, above, err) < 0)
 		/* QEMU says no more than which lock. */
 		return err && err->code == TIDE_E_LOCKED ? -1 : tide_error_wrap(err, "Could not open '%s'", options->path);
-	if (open_backing(image, options, above, false, err) < 0)
+	if (open_backing(image, options, above, false, options->partial ? &image->broken : err) < 0 && !options->partial)
 		return tide_error_wrap(err, "Could not open '%s'", options->path);
 	*out = image;
 	image = NULL;
@@ -480,6 +486,11 @@ struct tide_image *tide_image_backing(const struct tide_image *image)
 bool tide_image_is_backing_outside(const struct tide_image *image)
 {
 	return image->backing_outside;
+}
+
+const struct tide_error *tide_image_broken(const struct tide_image *image)
+{
+	return image->broken.code ? &image->broken : NULL;
 }
 
 bool tide_image_is_same_file(const struct tide_image *a, const struct tide_image *b)
@@ -815,6 +826,13 @@ int tide_image_write_packed(struct tide_image *image, const struct tide_packed *
 	if (image->driver->write_packed(image->state, clusters, n, err) < 0)
 		return tide_error_wrap(err, "'%s'", image->path);
 	return 0;
+}
+
+int tide_image_check(const struct tide_image *image, const struct tide_check *check, struct tide_error *err)
+{
+	if (!image->driver->check || image->driver->check(image->fd, check, err) == 0)
+		return 0;
+	return tide_error_wrap(err, "'%s'", image->path);
 }
 
 int tide_image_read_bitmap(struct tide_image *image, size_t index, struct tide_bitmap **out, struct tide_error *err)

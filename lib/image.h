@@ -36,6 +36,7 @@ struct tide_image_options {
 	bool force_share;      /* take no locks */
 	bool no_backing;  /* open this image only; what it does not hold reads as zeroes */
 	unsigned allow;   /* enum tide_allow: names in the images of the chain that may be followed */
+	bool partial;     /* where a backing image cannot be opened the chain ends, and tide_image_broken says why */
 };
 
 /* The error names the path, as QEMU's does: Could not open 'PATH': … */
@@ -74,6 +75,8 @@ const struct tide_driver_info *tide_image_info(const struct tide_image *image);
 struct tide_image *tide_image_backing(const struct tide_image *image);
 /* Does it name a backing image outside its directory?  Then others need TIDE_ALLOW_OUTSIDE to open it. */
 bool tide_image_is_backing_outside(const struct tide_image *image);
+/* The chain was opened as far as possible: why it goes no further; NULL: it is whole. */
+const struct tide_error *tide_image_broken(const struct tide_image *image);
 bool tide_image_is_same_file(const struct tide_image *a, const struct tide_image *b);
 
 /* What is at off through the whole chain, at least one byte and at most len. HOLE: nobody says, it reads as zeroes. */
@@ -117,6 +120,9 @@ int tide_image_lock_write(struct tide_image *image, struct tide_error *err);
 void tide_image_unlock_write(struct tide_image *image);
 /* It will not be changed after all. */
 void tide_image_renounce_write(struct tide_image *image);
+
+/* The driver's check of this image alone; nothing to find for formats that have none. */
+int tide_image_check(const struct tide_image *image, const struct tide_check *check, struct tide_error *err);
 
 /* Persistent bitmaps inside the image. */
 int tide_image_read_bitmap(struct tide_image *image, size_t index, struct tide_bitmap **out, struct tide_error *err);

@@ -130,6 +130,14 @@ struct tide_packed {
 	size_t len; /* less than a cluster */
 };
 
+/* Where a check tells what it finds; found returns -1 to end it. */
+struct tide_check {
+	int (*found)(void *data, enum tide_finding_kind kind, uint64_t off, uint64_t len, const char *text,
+	             struct tide_error *err);
+	bool (*cancelled)(void *data);
+	void *data;
+};
+
 struct tide_image_driver {
 	const char *name;
 	bool has_backing; /* can new images name a backing image? */
@@ -166,6 +174,13 @@ struct tide_image_driver {
 	/* *len: in, the room at out, a cluster is enough; out, the bytes used. */
 	int (*pack)(void *packer, const void *cluster, void *out, size_t *len, struct tide_error *err);
 	int (*write_packed)(void *state, const struct tide_packed *clusters, size_t n, struct tide_error *err);
+};
+
+	/*
+	 * Looks whether the image's own structures hold together, and tells each finding.  Reads the file itself, so what
+	 * is found does not depend on the code that wrote it.  -1: it could not look.  NULL: nothing to check.
+	 */
+	int (*check)(int fd, const struct tide_check *check, struct tide_error *err);
 
 	/* The contents of persistent bitmap `index` into *out (new).  NULL for formats that have none. */
 	int (*bitmap_read)(void *state, size_t index, struct tide_bitmap **out, struct tide_error *err);

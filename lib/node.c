@@ -139,6 +139,7 @@ static int open_image(struct tide_node *node, struct tide_error *err)
 		.records_bitmaps = node->mode == TIDE_NODE_WRITE,
 		.force_share = node->force_share && node->mode == TIDE_NODE_LOOK,
 		.allow = node->allow,
+		.partial = node->partial && node->mode == TIDE_NODE_LOOK,
 	};
 
 	if (node->has_sidecar) {

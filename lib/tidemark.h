@@ -50,6 +50,7 @@ enum tide_code {
 	TIDE_E_PARTIAL,           /* some jobs of the transaction succeeded and some failed */
 	TIDE_E_COMMAND_NOT_FOUND, /* QMP class CommandNotFound */
 	TIDE_E_DEVICE_NOT_ACTIVE, /* QMP class DeviceNotActive */
+	TIDE_E_DAMAGED,           /* a check did its work, and found damage or a difference */
 };
 
 struct tide_error {
@@ -399,6 +400,87 @@ struct tide_image_info {
 int tide_query_image(struct tide_session *session, const char *node, struct tide_image_info **info,
                      struct tide_error *err);
 void tide_image_info_free(struct tide_image_info *info);
+
+/* ---- chains ------------------------------------------------------------------------ */
+
+enum tide_finding_kind {
+	TIDE_FINDING_LEAK = 0,  /* space that nothing refers to counts as used: harmless but for the space */
+	TIDE_FINDING_REFCOUNT,  /* used more often than it is counted: the next write may destroy it */
+	TIDE_FINDING_OVERLAP,   /* two structures in one place, whatever its count */
+	TIDE_FINDING_BOUNDS,    /* leads out of the file */
+	TIDE_FINDING_ENTRY,     /* a table's entry that the format does not allow */
+	TIDE_FINDING_COPIED,    /* the flag "used once" does not fit the reference count */
+	TIDE_FINDING_HEADER,    /* the header, snapshot table or bitmap directory */
+	TIDE_FINDING_LINK,      /* the backing image is not there, or not what it was */
+	TIDE_FINDING_DOUBT,     /* may be in order, but should be known; no damage */
+	TIDE_FINDING_UNKNOWN,   /* what could not be checked, and why */
+	TIDE_FINDING_KINDS,
+};
+
+struct tide_finding {
+	enum tide_finding_kind kind;
+	uint64_t off, len; /* bytes of the image file; len 0: no place */
+	char *text;
+};
+
+/* The word for it in replies: "leak". */
+const char *tide_finding_name(enum tide_finding_kind kind);
+
+enum tide_verdict {
+	TIDE_VERDICT_WHOLE = 0,
+	TIDE_VERDICT_UNKNOWN, /* something could not be looked at, and the rest is whole */
+	TIDE_VERDICT_DAMAGED, /* or it differs */
+};
+
+struct tide_chain_image {
+	char *filename; /* relative to the top image's directory where it is in there */
+	char *path;     /* absolute, symbolic links resolved */
+	char *format;   /* NULL: it could not be opened, and what follows up to `bitmaps` is not known */
+	uint64_t virtual_size;
+	uint64_t cluster_size;         /* 0: the format has none */
+	uint64_t data, zeroes;         /* bytes of the disk that this image says itself; not with `verify` */
+	uint64_t file_size;            /* bytes */
+	uint64_t actual_size;          /* bytes allocated by the file system */
+	int64_t modified_s;            /* seconds since 1970 */
+	uint32_t modified_ns;          /* and nanoseconds */
+	char *backing_filename;        /* as written in the image, or NULL */
+	char *backing_format;          /* or NULL */
+	struct tide_bitmap_list *bitmaps; /* inside, and for the top image those of its sidecar */
+	enum tide_verdict verdict;
+	uint64_t counts[TIDE_FINDING_KINDS]; /* all findings */
+	size_t n_findings;                   /* the first TIDE_FINDINGS_MAX of them */
+	struct tide_finding *findings;
+};
+
+#define TIDE_FINDINGS_MAX 10000
+
+struct tide_chain {
+	size_t n;
+	struct tide_chain_image *images; /* the top one first; the last may be one that could not be opened */
+	bool verified;                   /* the images' metadata was looked at */
+	bool compared;                   /* with another image, to the end */
+	enum tide_verdict verdict;
+	uint64_t size;                   /* compared: bytes */
+	uint64_t differing;              /* bytes */
+	size_t n_differences;
+	struct tide_range *differences;  /* ascending, disjoint, not touching; in units of `unit` bytes */
+	uint64_t unit;
+};
+
+struct tide_chain_options {
+	bool verify;                /* check each image's metadata too */
+	const char *against;        /* verify: a path; what has to hold the same bytes, the top of a chain; NULL: nothing */
+	const char *against_format; /* NULL: probed, and then raw is refused */
+};
+
+/*
+ * The chain as far as it can be followed.  What is wrong with it is in the answer; -1 when the top image cannot be looked
+ * at, or the comparison ended early.
+ */
+int tide_query_chain(struct tide_session *session, const char *node, const struct tide_chain_options *options,
+                     struct tide_chain **chain, struct tide_error *err);
+void tide_chain_free(struct tide_chain *chain);
+int tide_reply_chain(struct tide_session *session, const struct tide_chain *chain);
 
 /* Deliver what a query returned as {"return": …}. */
 int tide_reply_bitmaps(struct tide_session *session, const struct tide_bitmap_list *list);
