@@ -60,5 +60,5 @@ _tidemark()
 }
 
 complete -F _tidemark backup-run bitmap-add bitmap-clear bitmap-disable bitmap-dump bitmap-enable bitmap-export \
-	bitmap-import bitmap-list bitmap-mark bitmap-merge bitmap-remove bitmap-rescan chain-restore image-create \
+	bitmap-import bitmap-list bitmap-mark bitmap-merge bitmap-remove bitmap-rescan chain-info chain-restore chain-verify image-create \
 	image-info image-write txn-apply

@@ -22,7 +22,7 @@ end
 set -l commands (string replace -r '\.fish$' '' (status basename))
 if test "$commands" = tidemark
     set commands backup-run bitmap-add bitmap-clear bitmap-disable bitmap-dump bitmap-enable bitmap-export \
-        bitmap-import bitmap-list bitmap-mark bitmap-merge bitmap-remove bitmap-rescan chain-restore image-create \
+        bitmap-import bitmap-list bitmap-mark bitmap-merge bitmap-remove bitmap-rescan chain-info chain-restore chain-verify image-create \
         image-info image-write txn-apply
 end
 for command in $commands

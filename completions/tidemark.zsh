@@ -1,4 +1,4 @@
-#compdef backup-run bitmap-add bitmap-clear bitmap-disable bitmap-dump bitmap-enable bitmap-export bitmap-import bitmap-list bitmap-mark bitmap-merge bitmap-remove bitmap-rescan chain-restore image-create image-info image-write txn-apply
+#compdef backup-run bitmap-add bitmap-clear bitmap-disable bitmap-dump bitmap-enable bitmap-export bitmap-import bitmap-list bitmap-mark bitmap-merge bitmap-remove bitmap-rescan chain-info chain-restore chain-verify image-create image-info image-write txn-apply
 # zsh completion for Tidemark.  The commands themselves know what can stand where; this
 # only asks them (COMMAND --complete-words WORD...) and hands over what they say.
 

@@ -9,8 +9,7 @@
 #include "mem.h"
 #include "reply.h"
 
-/* Ends the reply, which repeats the request's id, and delivers it. */
-static int send(struct tide_session *session, struct tide_json_writer *w)
+int tide_reply_send(struct tide_session *session, struct tide_json_writer *w)
 {
 	struct tide_error err = TIDE_ERROR_INIT;
 	TIDE_AUTOFREE char *text = NULL;
@@ -45,8 +44,8 @@ static void put_bitmap(struct tide_json_writer *w, const struct tide_bitmap_info
 	tide_json_end(w, '}');
 }
 
-static void put_bitmaps(struct tide_json_writer *w, const char *key, const struct tide_bitmap_list *list,
-                        bool with_store)
+void tide_reply_put_bitmaps(struct tide_json_writer *w, const char *key, const struct tide_bitmap_list *list,
+                            bool with_store)
 {
 	tide_json_begin(w, key, '[');
 	for (size_t i = 0; i < list->n; i++)
@@ -60,8 +59,8 @@ int tide_reply_bitmaps(struct tide_session *session, const struct tide_bitmap_li
 	struct tide_json_writer w = { &sb, false };
 
 	tide_json_begin(&w, NULL, '{');
-	put_bitmaps(&w, "return", list, true);
-	return send(session, &w);
+	tide_reply_put_bitmaps(&w, "return", list, true);
+	return tide_reply_send(session, &w);
 }
 
 static void put_range(struct tide_json_writer *w, uint64_t start, uint64_t end, bool dirty)
@@ -92,7 +91,7 @@ int tide_reply_dump(struct tide_session *session, const struct tide_dump *dump)
 	}
 	put_range(&w, off, dump->disk_size, false);
 	tide_json_end(&w, ']');
-	return send(session, &w);
+	return tide_reply_send(session, &w);
 }
 
 int tide_reply_sha256(struct tide_session *session, const struct tide_dump *dump)
@@ -104,7 +103,7 @@ int tide_reply_sha256(struct tide_session *session, const struct tide_dump *dump
 	tide_json_begin(&w, "return", '{');
 	tide_json_string(&w, "sha256", dump->sha256);
 	tide_json_end(&w, '}');
-	return send(session, &w);
+	return tide_reply_send(session, &w);
 }
 
 /* Qcow2BitmapInfo of those that the image itself holds, in directory order: the list has the newest first. */
@@ -180,7 +179,7 @@ static void put_image(struct tide_json_writer *w, const char *key, const struct 
 	if (top) {
 		if (info->sidecar)
 			tide_json_string(w, "sidecar", info->sidecar);
-		put_bitmaps(w, "bitmaps", info->bitmaps, true);
+		tide_reply_put_bitmaps(w, "bitmaps", info->bitmaps, true);
 	}
 }
 
@@ -195,7 +194,7 @@ int tide_reply_image(struct tide_session *session, const struct tide_image_info 
 		put_image(&w, depth ? "backing-image" : "return", i, depth == 0);
 	while (depth--)
 		tide_json_end(&w, '}');
-	return send(session, &w);
+	return tide_reply_send(session, &w);
 }
 
 /* ---- block devices ----------------------------------------------------------------- */
@@ -226,7 +225,7 @@ static void put_node(struct tide_json_writer *w, const char *key, const struct t
 	tide_json_string(w, "drv", node->info->format);
 	tide_json_bool(w, "encrypted", false);
 	if (node->info->bitmaps->n)
-		put_bitmaps(w, "dirty-bitmaps", node->info->bitmaps, false);
+		tide_reply_put_bitmaps(w, "dirty-bitmaps", node->info->bitmaps, false);
 	tide_json_string(w, "file", node->info->filename);
 	if (node->info->backing_path)
 		tide_json_string(w, "backing_file", node->info->backing_path);
@@ -243,7 +242,7 @@ int tide_reply_nodes(struct tide_session *session, const struct tide_reply_node 
 	while (n-- > 0)
 		put_node(&w, NULL, &nodes[n]);
 	tide_json_end(&w, ']');
-	return send(session, &w);
+	return tide_reply_send(session, &w);
 }
 
 int tide_reply_devices(struct tide_session *session, const struct tide_reply_node *nodes, size_t n)
@@ -263,5 +262,5 @@ int tide_reply_devices(struct tide_session *session, const struct tide_reply_nod
 		tide_json_end(&w, '}');
 	}
 	tide_json_end(&w, ']');
-	return send(session, &w);
+	return tide_reply_send(session, &w);
 }

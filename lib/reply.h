@@ -4,7 +4,13 @@
 #ifndef TIDE_REPLY_H
 #define TIDE_REPLY_H
 
+#include "json.h"
 #include "session.h"
+
+/* Ends the reply, which repeats the request's id, and delivers it. */
+int tide_reply_send(struct tide_session *session, struct tide_json_writer *w);
+void tide_reply_put_bitmaps(struct tide_json_writer *w, const char *key, const struct tide_bitmap_list *list,
+                            bool with_store);
 
 struct tide_reply_node {
 	const char *id;

@@ -1,0 +1,261 @@
+#!/usr/bin/env bats
+# chain-verify: metadata, links, every byte.  What qemu-img check says of the same images: tests/interop/verify.
+
+load helper
+
+# disk.img with a full backup and two increments of it.
+chain() {
+	raw disk.img "${1:-4M}"
+	ok bitmap-add disk.img b
+	done_ backup-run --bitmap b --bitmap-mode on-success -F qcow2 disk.img 0.qcow2
+	local i
+	for i in 1 2; do
+		noise 100000 "$i" > data
+		ok image-write disk.img $((i * 300000)) < data
+		done_ backup-run --sync incremental --bitmap b -F qcow2 --backing $((i - 1)).qcow2 disk.img $i.qcow2
+	done
+}
+
+# verdict STATUS WORD ARG...: both forms agree.
+verdict() {
+	local want=$1 word=$2
+	shift 2
+	attempt chain-verify "$@"
+	assert_equal "$status" "$want"
+	attempt chain-verify --output=json "$@"
+	assert_equal "$status" "$want"
+	assert_equal "$(jq -r .return.verdict <<< "$output")" "$word"
+	jq .return <<< "$output" > chain.json
+}
+
+# leak FILE: a cluster more at its end, counted and not used, as after a crash.
+leak() {
+	python3 - "$1" <<- 'PY'
+		import os, struct, sys
+		with open(sys.argv[1], "r+b") as f:
+		    head = f.read(104)
+		    bits, = struct.unpack_from(">I", head, 20)
+		    table, = struct.unpack_from(">Q", head, 48)
+		    f.seek(table)
+		    block, = struct.unpack(">Q", f.read(8))
+		    new = -(-os.fstat(f.fileno()).st_size >> bits)
+		    f.truncate((new + 1) << bits)
+		    f.seek(block + 2 * new)
+		    f.write(struct.pack(">H", 1))
+	PY
+}
+
+# set_l2 FILE VALUE: the first L2 entry in use.
+set_l2() {
+	python3 - "$@" <<- 'PY'
+		import struct, sys
+		with open(sys.argv[1], "r+b") as f:
+		    head = f.read(104)
+		    l1, = struct.unpack_from(">Q", head, 40)
+		    f.seek(l1)
+		    l2 = struct.unpack(">Q", f.read(8))[0] & 0x00fffffffffffe00
+		    while True:
+		        f.seek(l2)
+		        if struct.unpack(">Q", f.read(8))[0]:
+		            break
+		        l2 += 8
+		    f.seek(l2)
+		    f.write(struct.pack(">Q", int(sys.argv[2], 0)))
+	PY
+}
+
+@test "a whole chain" {
+	chain
+	unchanged verdict 0 whole 2.qcow2
+	jq -e '.verified and (has("compared") | not) and (.images | length == 3) and all(.images[]; .findings == [])' chain.json
+	done_ chain-verify 2.qcow2
+	assert_equal "$output" "2.qcow2: qcow2, whole
+1.qcow2: qcow2, whole
+0.qcow2: qcow2, whole"
+}
+
+@test "a raw image alone" {
+	raw disk.img 1000001
+	verdict 0 whole -f raw disk.img
+}
+
+@test "every byte, the same" {
+	chain 1000001
+	verdict 0 whole --against disk.img -F raw 2.qcow2
+	jq -e '.compared | .length == 1000448 and .differing == 0 and .differences == []' chain.json
+	done_ chain-verify --against disk.img -F raw 2.qcow2
+	[[ $output == *'compared with disk.img: the same'* ]]
+}
+
+@test "every byte, and one is another" {
+	chain
+	printf x | put disk.img 2000000
+	verdict 3 damaged --against disk.img -F raw 2.qcow2
+	jq -e '.compared | .differing == 4096 and .differences == [{"start": 1998848, "length": 4096}]' chain.json
+	jq -e 'all(.images[]; .verdict == "whole")' chain.json
+	attempt chain-verify --against disk.img -F raw 2.qcow2
+	[[ $output == *'1 range, 4096 bytes (4 KiB), differ, in units of 4096'*1998848+4096* ]]
+	[[ $stderr == *"The chain and 'disk.img' differ"* ]]
+}
+
+@test "many differences: all in JSON, the first for people" {
+	qemu-img create -q -f qcow2 a.qcow2 4M
+	truncate -s 4M b.raw
+	local i
+	for ((i = 0; i < 30; i++)); do printf x | put b.raw $((i * 16384)); done
+	verdict 3 damaged --against b.raw -F raw a.qcow2
+	jq -e '.compared.differences | length == 30 and .[29] == {"start": 475136, "length": 4096}' chain.json
+	attempt chain-verify --against b.raw -F raw a.qcow2
+	[[ $output == *'30 ranges, 122880 bytes'*'311296+4096'*'… and 10 more' ]]
+}
+
+@test "a longer disk is the same if its end is zeroes" {
+	chain
+	truncate -s +5000 disk.img
+	verdict 0 whole --against disk.img -F raw 2.qcow2
+	printf x | put disk.img 4199000
+	verdict 3 damaged --against disk.img -F raw 2.qcow2
+	jq -e '.compared.differences[0].start == 4198400' chain.json
+}
+
+@test "nothing to be learnt, or not to be told" {
+	chain
+	refused_like 'chain itself' chain-verify --output=json --against 0.qcow2 2.qcow2
+	refused_like 'chained on the image itself' chain-verify --output=json --against 2.qcow2 0.qcow2
+	refused_like 'cannot be told from its content' chain-verify --output=json --against disk.img 2.qcow2
+	refused_like 'No such file' chain-verify --output=json --against missing -F raw 2.qcow2
+	refused_like 'No such file' chain-verify --output=json missing
+	usage chain-verify -F raw 2.qcow2
+	usage chain-verify
+}
+
+@test "leaks are told, with status 3" {
+	chain
+	leak 0.qcow2
+	run -3 qemu-img check 0.qcow2
+	verdict 3 damaged 2.qcow2
+	jq -e '.images[2] | .leaks == 1 and .corruptions == 0 and .findings[0].kind == "leak" and
+		.findings[0].length == 65536' chain.json
+	jq -e '.images[0].verdict == "whole" and .images[1].verdict == "whole"' chain.json
+	qemu-img check -q -r leaks 0.qcow2
+	verdict 0 whole 2.qcow2
+}
+
+@test "damage of an image below, and the bytes all the same" {
+	chain
+	set_l2 0.qcow2 0x8000000100000000
+	verdict 3 damaged 2.qcow2
+	jq -e '.images[2] | [.findings[].kind] | contains(["bounds"])' chain.json
+	verdict 3 damaged --against disk.img -F raw 2.qcow2
+	jq -e '[.images[].findings[].kind] | contains(["bounds"])' chain.json
+}
+
+@test "an overlap with counts that fit" {
+	chain
+	# The first cluster of the disk stands where the L1 table is; that is counted twice, and not flagged as used once.
+	python3 - 0.qcow2 <<- 'PY'
+		import struct, sys
+		with open(sys.argv[1], "r+b") as f:
+		    head = f.read(104)
+		    bits, = struct.unpack_from(">I", head, 20)
+		    l1, table = struct.unpack_from(">QQ", head, 40)
+		    f.seek(l1)
+		    l2 = struct.unpack(">Q", f.read(8))[0] & 0x00fffffffffffe00
+		    f.seek(l2)
+		    old = struct.unpack(">Q", f.read(8))[0] & 0x00fffffffffffe00
+		    f.seek(l2)
+		    f.write(struct.pack(">Q", l1))
+		    f.seek(table)
+		    block, = struct.unpack(">Q", f.read(8))
+		    for cluster, count in ((l1 >> bits, 2), (old >> bits, 0)):
+		        f.seek(block + 2 * cluster)
+		        f.write(struct.pack(">H", count))
+	PY
+	run -0 qemu-img check 0.qcow2
+	verdict 3 damaged 0.qcow2
+	jq -e '.images[0].findings | length == 1 and .[0].kind == "overlap"' chain.json
+}
+
+@test "the header says corrupt, or not closed" {
+	chain
+	printf '\x02' | put 0.qcow2 79
+	verdict 3 damaged 2.qcow2
+	jq -e '.images[2].findings[0].kind == "header"' chain.json
+	printf '\x01' | put 0.qcow2 79
+	verdict 0 whole 2.qcow2
+	jq -e '.images[2].findings[0].kind == "doubt"' chain.json
+}
+
+@test "links: missing, another format, no permission, in use" {
+	chain
+	mv 0.qcow2 away
+	verdict 3 damaged 2.qcow2
+	jq -e '.images[2].findings[0].kind == "link" and .images[1].verdict == "whole"' chain.json
+	verdict 3 damaged --against disk.img -F raw 2.qcow2
+	jq -e '(has("compared") | not) and .images[0].findings[0].text == "not compared: the chain is broken"' chain.json
+	cp disk.img 0.qcow2
+	verdict 3 damaged 2.qcow2
+	jq -e '.images[2].findings[0] | .kind == "link" and (.text | contains("not in qcow2 format"))' chain.json
+	mv away 0.qcow2
+	serve qcow2 0.qcow2
+	verdict 1 unknown 2.qcow2
+	jq -e '.images[2].findings[0].kind == "unknown"' chain.json
+	served_no_more
+	chmod 0 0.qcow2
+	attempt mortal chain-verify 2.qcow2
+	assert_equal "$status" 1
+	[[ $stderr == *'Not all of the chain could be checked'* ]]
+}
+
+@test "a header that cannot be read at all" {
+	chain
+	printf '\xff\xff' | put 2.qcow2 40
+	attempt chain-verify --output=json 2.qcow2
+	assert_equal "$status" 3
+	jq -e '.error.desc | contains("L1 table")' <<< "$output"
+	attempt chain-verify --output=json -f qcow2 disk.img
+	assert_equal "$status" 1
+}
+
+@test "a copied chain is whole" {
+	chain
+	mkdir copy
+	# Times and files are others, the content is not.
+	cp 2.qcow2 copy/
+	cp 1.qcow2 copy/
+	cp 0.qcow2 copy/
+	verdict 0 whole copy/2.qcow2
+	verdict 0 whole --against disk.img -F raw copy/2.qcow2
+}
+
+@test "a hostile image costs neither time nor memory" {
+	# 262144 L1 entries that lead to one L2 table, all of whose entries lead to one cluster.
+	qemu-img create -q -f qcow2 -o cluster_size=2M evil.qcow2 1024G
+	qemu-io -f qcow2 -c 'write -q 0 64K' evil.qcow2
+	python3 - evil.qcow2 <<- 'PY'
+		import struct, sys
+		with open(sys.argv[1], "r+b") as f:
+		    head = f.read(104)
+		    l1, = struct.unpack_from(">Q", head, 40)
+		    f.seek(l1)
+		    entry = f.read(8)
+		    f.seek(36)
+		    f.write(struct.pack(">I", 1 << 18))
+		    f.seek(l1)
+		    f.write(entry * (1 << 18))
+		    l2 = struct.unpack(">Q", entry)[0] & 0x00fffffffffffe00
+		    f.seek(l2)
+		    f.write(struct.pack(">Q", l2 + (1 << 21) | 1 << 63) * (1 << 18))
+	PY
+	(
+		ulimit -v 1000000
+		timeout 20 chain-verify --output=json evil.qcow2 > out.json 2> err
+	) || code=$?
+	assert_equal "$code" 3
+	jq -e '.return.images[0].corruptions > 0' out.json
+	# A file of more clusters than are counted.
+	qemu-img create -q -f qcow2 -o cluster_size=512 big.qcow2 1M
+	truncate -s 200G big.qcow2
+	verdict 1 unknown big.qcow2
+	jq -e '.images[0].findings[0].text | contains("no more than 268435456 are checked")' chain.json
+}
