@@ -71,7 +71,12 @@ enum {
 	/* Tidemark's own, "TIDE": eight bytes, the size of a disk that is no multiple of 512.  QEMU keeps what it does
 	   not know. */
 	TIDE_QCOW2_EXT_EXACT_SIZE = 0x54494445,
+	/* "TIDF": the version, 1; the CRC-32C of the backing file's name, without which the rest means nothing, for a
+	   rebased image has another; and the fingerprint of the backing disk, 64 hexadecimal digits. */
+	TIDE_QCOW2_EXT_FINGERPRINT = 0x54494446,
 };
+
+#define TIDE_QCOW2_FINGERPRINT_BYTES 72u
 
 /* Where the fields of the header that are rewritten stand. */
 enum { TIDE_QCOW2_AT_REFTABLE = 48, TIDE_QCOW2_AT_AUTOCLEAR = 88 };
@@ -98,6 +103,8 @@ struct tide_qcow2_header {
 	uint64_t incompatible, compatible, autoclear;
 	char *backing, *backing_format; /* or NULL */
 	char *data_file;                /* given when there is an external data file, else NULL */
+	char fingerprint[65];           /* of the backing disk, or empty */
+	uint32_t fingerprint_name;      /* the CRC-32C of the backing name that it is for */
 	uint32_t n_bitmaps;             /* 0: none, or not to be relied on */
 	uint64_t bitmap_dir_offset, bitmap_dir_size;
 };

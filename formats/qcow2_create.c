@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "bytes.h"
+#include "checksum.h"
 #include "error.h"
 #include "mem.h"
 #include "qcow2.h"
@@ -16,6 +17,8 @@
 #define HEADER_LENGTH   112u /* of version 3, with the compression type */
 
 /* What the settings come to. */
+#define HEADER_ROOM 128u /* bytes of the first cluster that are left free beside a fingerprint */
+
 struct config {
 	uint64_t exact_size; /* 0: a multiple of 512, as `size` always is */
 	uint64_t size, cluster_size, refcount_bits;
@@ -25,6 +28,7 @@ struct config {
 	const char *backing, *backing_format;
 	char data_file[256]; /* empty: none */
 	bool data_file_raw;
+	const char *fingerprint; /* or NULL */
 };
 
 /* Header, refcount table, refcount blocks, L1 table: in this order, in clusters. */
@@ -221,6 +225,7 @@ static int read_config(const struct tide_driver_create *options, struct config *
 	c->exact_size = c->size != options->size ? options->size : 0;
 	c->backing = options->backing;
 	c->backing_format = options->backing_format;
+	c->fingerprint = options->fingerprint;
 	return check_extended_l2(c, err) < 0 || check_data_file(c, err) < 0 ? -1 : check_version2(c, err);
 }
 
@@ -342,6 +347,25 @@ static int check_backing(const struct config *c, struct tide_error *err)
 	return 0;
 }
 
+/* Only where QEMU, which writes the header anew, still has room for the features' names, a bitmap extension, and more. */
+static bool has_fingerprint(const struct config *c)
+{
+	return c->backing && c->fingerprint &&
+	       header_bytes(c, c->cluster_size > 512) + 8 + TIDE_QCOW2_FINGERPRINT_BYTES + HEADER_ROOM <= c->cluster_size;
+}
+
+static uint8_t *put_fingerprint(uint8_t *p, const struct config *c)
+{
+	uint8_t data[TIDE_QCOW2_FINGERPRINT_BYTES] = { 0 };
+
+	if (!has_fingerprint(c))
+		return p;
+	tide_put_be32(data, 1);
+	tide_put_be32(data + 4, tide_checksum_crc32c(0, c->backing, strlen(c->backing)));
+	memcpy(data + 8, c->fingerprint, 64);
+	return put_extension(p, TIDE_QCOW2_EXT_FINGERPRINT, data, sizeof(data));
+}
+
 static int write_header(int fd, const struct config *c, const struct layout *l, struct tide_error *err)
 {
 	TIDE_AUTOFREE uint8_t *h = tide_mem_alloc(1, c->cluster_size, err);
@@ -362,6 +386,7 @@ static int write_header(int fd, const struct config *c, const struct layout *l, 
 		tide_put_be64(exact, c->exact_size);
 		p = put_extension(p, TIDE_QCOW2_EXT_EXACT_SIZE, exact, sizeof(exact));
 	}
+	p = put_fingerprint(p, c);
 	if (c->version >= 3 && c->cluster_size > 512 && header_bytes(c, true) <= c->cluster_size)
 		p = put_features(p);
 	p = put_extension(p, TIDE_QCOW2_EXT_END, NULL, 0);

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "bytes.h"
+#include "checksum.h"
 #include "error.h"
 #include "mem.h"
 #include "qcow2.h"
@@ -353,6 +354,19 @@ static void read_exact_size(const uint8_t *data, uint32_t len, struct tide_qcow2
 		h->exact_size = exact;
 }
 
+/* A hint, too: what is not understood is ignored. */
+static void read_fingerprint(const uint8_t *data, uint32_t len, struct tide_qcow2_header *h)
+{
+	if (len != TIDE_QCOW2_FINGERPRINT_BYTES || tide_get_be32(data) != 1)
+		return;
+	for (int i = 0; i < 64; i++) {
+		if (!memchr("0123456789abcdef", data[8 + i], 16))
+			return;
+	}
+	memcpy(h->fingerprint, data + 8, 64);
+	h->fingerprint_name = tide_get_be32(data + 4);
+}
+
 static int read_extensions(const struct raw *raw, struct tide_qcow2_header *h, struct tide_error *err)
 {
 	uint64_t off = raw->header_length;
@@ -369,6 +383,8 @@ static int read_extensions(const struct raw *raw, struct tide_qcow2_header *h, s
 			rc = read_data_file(data, len, h, err);
 		else if (type == TIDE_QCOW2_EXT_EXACT_SIZE)
 			read_exact_size(data, len, h);
+		else if (type == TIDE_QCOW2_EXT_FINGERPRINT)
+			read_fingerprint(data, len, h);
 		if (rc < 0)
 			return -1;
 	}
@@ -483,6 +499,12 @@ int tide_qcow2_header_info(const struct tide_qcow2_header *h, struct tide_driver
 	if (h->backing && h->backing_format) {
 		info->backing_format = tide_mem_strdup(h->backing_format, err);
 		if (!info->backing_format)
+			return -1;
+	}
+	if (h->backing && h->fingerprint[0] &&
+	    h->fingerprint_name == tide_checksum_crc32c(0, h->backing, strlen(h->backing))) {
+		info->fingerprint = tide_mem_strdup(h->fingerprint, err);
+		if (!info->fingerprint)
 			return -1;
 	}
 	return add_features(h, info, err);

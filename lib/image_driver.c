@@ -18,6 +18,7 @@ void tide_driver_info_release(struct tide_driver_info *info)
 	free(info->backing);
 	free(info->backing_format);
 	free(info->data_file);
+	free(info->fingerprint);
 	for (size_t i = 0; i < info->n_features; i++) {
 		free(info->features[i].key);
 		free(info->features[i].text);

@@ -106,6 +106,7 @@ struct tide_driver_info {
 	char *backing;         /* as written in the image, or NULL */
 	char *backing_format;  /* or NULL */
 	char *data_file;       /* the file beside this one that holds the disk's bytes, as written; or NULL */
+	char *fingerprint;     /* of the disk that the backing image was when this one was made (fingerprint.h), or NULL */
 	bool dirty, corrupt;
 	uint32_t snapshots;
 	size_t n_features;
@@ -119,6 +120,7 @@ struct tide_driver_create {
 	uint64_t cluster_size;      /* 0: the format's default */
 	const char *backing;        /* stored as it stands, or NULL */
 	const char *backing_format; /* given when backing is */
+	const char *fingerprint;    /* of the backing image's disk, kept if there is room; or NULL */
 	const char *settings;       /* "key=value,key=value" or NULL; unknown keys are refused by name */
 	unsigned allow;             /* for the dispatcher: enum tide_allow, of the names in the images below */
 };

@@ -13,6 +13,7 @@
 
 #include "compare.h"
 #include "error.h"
+#include "fingerprint.h"
 #include "mem.h"
 #include "range.h"
 #include "session.h"
@@ -295,6 +296,36 @@ static int walk(struct tide_image *top, bool verify, struct tide_chain *chain, s
 	return 0;
 }
 
+/* Does the disk below have another content than when this image was made on it?  Then what is read is none of its time. */
+static int check_content(struct tide_image *image, struct tide_chain_image *to, struct tide_error *err)
+{
+	const char *recorded = tide_image_info(image)->fingerprint;
+	struct tide_error cause = TIDE_ERROR_INIT;
+	char now[65];
+
+	if (!recorded)
+		return 0;
+	if (tide_fingerprint_take(tide_image_backing(image), now, &cause) < 0)
+		return say_error(to, TIDE_FINDING_ENTRY, &cause, err);
+	if (!strcmp(recorded, now))
+		return 0;
+	return say(to, TIDE_FINDING_LINK, err,
+	           "the backing image is not what this one was made on: its disk has another content");
+}
+
+/* Where every image is there: one that is missing reads as zeroes. */
+static int check_contents(struct tide_image *image, struct tide_chain *chain, struct tide_sink *sink,
+                          struct tide_error *err)
+{
+	for (size_t i = 0; tide_image_backing(image); image = tide_image_backing(image), i++) {
+		if (tide_event_is_cancelled(sink))
+			return tide_error_set(err, TIDE_E_CANCELLED, "Cancelled");
+		if (check_content(image, &chain->images[i], err) < 0)
+			return -1;
+	}
+	return 0;
+}
+
 /* Each link, when both its images are known. */
 static int check_links(struct tide_image *image, struct tide_chain *chain, struct tide_error *err)
 {
@@ -347,13 +378,14 @@ static int check_images(struct tide_image *image, struct tide_chain *chain, stru
 
 /* ---- comparing --------------------------------------------------------------------- */
 
-static int open_other(const struct tide_chain_options *options, bool force_share, struct tide_image **other,
+static int open_other(const struct tide_chain_options *options, const struct tide_node *node, struct tide_image **other,
                       struct tide_error *err)
 {
 	struct tide_image_options open = {
 		.path = options->against,
 		.format = options->against_format,
-		.force_share = force_share,
+		.force_share = node->force_share,
+		.allow = node->allow,
 	};
 
 	if (tide_image_open(&open, other, err) < 0)
@@ -451,7 +483,7 @@ static int compare_with(struct tide_node *node, const struct tide_chain_options 
 {
 	TIDE_AUTOIMAGE struct tide_image *other = NULL;
 
-	if (open_other(options, node->force_share, &other, err) < 0 ||
+	if (open_other(options, node, &other, err) < 0 ||
 	    check_apart(node->image, other, options->against, err) < 0)
 		return -1;
 	if (!chain->images[chain->n - 1].format)
@@ -474,6 +506,8 @@ static int verify_chain(struct tide_session *session, struct tide_node *node, co
 	struct tide_error cause = TIDE_ERROR_INIT;
 
 	if (check_images(node->image, chain, &session->sink, err) < 0)
+		return -1;
+	if (chain->images[chain->n - 1].format && check_contents(node->image, chain, &session->sink, err) < 0)
 		return -1;
 	if (options->against && compare_with(node, options, &session->sink, chain, err) < 0)
 		return -1;

@@ -259,3 +259,116 @@ set_l2() {
 	verdict 1 unknown big.qcow2
 	jq -e '.images[0].findings[0].text | contains("no more than 268435456 are checked")' chain.json
 }
+
+# ---- is the backing image what the overlay was made on? ----
+
+other_content='another content'
+
+# another N: what is below image N of the chain of 2.qcow2 is not what it was made on.
+another() {
+	verdict 3 damaged 2.qcow2
+	jq -e --argjson i "$1" --arg t "$other_content" '[.images[$i].findings[] | select(.kind == "link")] |
+		length == 1 and (.[0].text | contains($t))' chain.json
+}
+
+@test "a full backup of another day in its place" {
+	chain
+	mv 0.qcow2 monday
+	# What every mount of a file system changes.
+	noise 100 9 | put disk.img 1100
+	done_ backup-run -F qcow2 disk.img 0.qcow2
+	another 1
+	mv monday 0.qcow2
+	verdict 0 whole 2.qcow2
+}
+
+@test "a backing image that was used since" {
+	chain
+	qemu-io -f qcow2 -c 'write -q -P 9 0 512' 1.qcow2
+	another 0
+	jq -e '.images[1].findings == [] and .images[2].findings == []' chain.json
+	jq -e '[.images[0].findings[].kind] | contains(["doubt"])' chain.json
+}
+
+@test "a raw backing image that was used since, or grew" {
+	raw base.raw 4M
+	done_ image-create -f qcow2 -b base.raw -F raw 2.qcow2
+	verdict 0 whole 2.qcow2
+	cp base.raw kept
+	printf x | put base.raw 66000
+	another 0
+	cp kept base.raw
+	verdict 0 whole 2.qcow2
+	truncate -s 5M base.raw
+	another 0
+}
+
+@test "what leaves the disk as it was is no damage" {
+	chain
+	# A QEMU that opens an image for writing marks it, with bitmaps even more so.
+	qemu-img bitmap --add 0.qcow2 b
+	qemu-io -f qcow2 -c 'read -q 0 512' 0.qcow2
+	qemu-img snapshot -c s 0.qcow2
+	qemu-img bitmap --add 1.qcow2 b
+	qemu-img snapshot -c s 1.qcow2
+	verdict 0 whole 2.qcow2
+	# Another file, and all in another place of it.
+	qemu-img convert -O qcow2 -c 0.qcow2 packed
+	mv packed 0.qcow2
+	verdict 0 whole 2.qcow2
+	done_ chain-restore -F qcow2 1.qcow2 flat
+	mv flat 1.qcow2
+	verdict 0 whole 2.qcow2
+	verdict 0 whole --against disk.img -F raw 2.qcow2
+}
+
+@test "a rebased image stands on another one, and may" {
+	chain
+	qemu-img rebase -b 0.qcow2 -F qcow2 2.qcow2
+	verdict 0 whole 2.qcow2
+	jq -e '.images | length == 2' chain.json
+	verdict 0 whole --against disk.img -F raw 2.qcow2
+}
+
+@test "QEMU keeps what is recorded" {
+	chain
+	local i
+	for i in 1.qcow2 2.qcow2; do
+		grep -q TIDF "$i"
+		qemu-img bitmap --add "$i" b
+		qemu-img amend -f qcow2 -o lazy_refcounts=on "$i"
+		grep -q TIDF "$i"
+	done
+	run ! grep -q TIDF 0.qcow2
+	noise 100 9 | put disk.img 1100
+	done_ backup-run -F qcow2 disk.img 0.qcow2
+	another 1
+}
+
+@test "no room for it is no reason to refuse a chain" {
+	raw disk.img 1M
+	local long
+	long=$(printf 'n%.0s' {1..200}).raw
+	cp disk.img "$long"
+	done_ image-create -f qcow2 -o cluster_size=512 -b "$long" -F raw 2.qcow2
+	clean 2.qcow2
+	run ! grep -q TIDF 2.qcow2
+	verdict 0 whole 2.qcow2
+	mv 2.qcow2 3.qcow2
+	done_ image-create -f qcow2 -o cluster_size=512 -b disk.img -F raw 2.qcow2
+	grep -q TIDF 2.qcow2
+	clean 2.qcow2
+	verdict 0 whole 2.qcow2
+}
+
+@test "tiny and odd disks have a fingerprint too" {
+	local size
+	for size in 512 1000 70001 1048576 1200001; do
+		rm -f base.raw 2.qcow2
+		noise "$size" > base.raw
+		done_ image-create -f qcow2 -b base.raw -F raw 2.qcow2
+		verdict 0 whole 2.qcow2
+		flip base.raw $((size - 1))
+		another 0
+	done
+}

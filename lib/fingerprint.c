@@ -1,0 +1,76 @@
+#include "fingerprint.h"
+
+#include <stdlib.h>
+
+#include "bytes.h"
+#include "checksum.h"
+#include "mem.h"
+#include "range.h"
+
+#define HEAD   (UINT64_C(128) << 10)
+#define SECOND (UINT64_C(1) << 20)
+#define TAIL   (UINT64_C(64) << 10)
+#define BLOCK  4096u
+#define PARTS  32u
+
+/* A fixed sequence that looks like chance (splitmix64, public domain, by its formula). */
+static uint64_t scatter(uint64_t x)
+{
+	x += UINT64_C(0x9e3779b97f4a7c15);
+	x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+	x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
+	return x ^ (x >> 31);
+}
+
+struct sample {
+	struct tide_image *image;
+	uint64_t size;
+	uint8_t *buf; /* of HEAD bytes */
+	struct tide_sha256 sha;
+};
+
+/* What lies past the end of the disk counts as zeroes. */
+static int add(struct sample *s, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	if (off >= s->size)
+		return 0;
+	len = TIDE_MIN(len, s->size - off);
+	if (off >= tide_image_size(s->image))
+		return 0;
+	if (tide_image_read(s->image, s->buf, off, len, err) < 0)
+		return -1;
+	tide_checksum_sha256_update(&s->sha, s->buf, len);
+	return 0;
+}
+
+static int add_all(struct sample *s, struct tide_error *err)
+{
+	uint64_t part = s->size / PARTS;
+	uint8_t size[8];
+
+	tide_put_be64(size, s->size);
+	tide_checksum_sha256_update(&s->sha, size, sizeof(size));
+	if (add(s, 0, HEAD, err) < 0 || add(s, SECOND, HEAD, err) < 0 ||
+	    add(s, s->size > TAIL ? tide_range_align_down(s->size - TAIL, 512) : 0, TAIL, err) < 0)
+		return -1;
+	for (uint64_t i = 0; i < PARTS && part > BLOCK; i++) {
+		if (add(s, tide_range_align_down(i * part + scatter(s->size + i) % part, BLOCK), BLOCK, err) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+int tide_fingerprint_take(struct tide_image *image, char hex[65], struct tide_error *err)
+{
+	struct sample s = { .image = image, .size = tide_range_align_up(tide_image_size(image), 512) };
+	TIDE_AUTOFREE uint8_t *buf = tide_mem_alloc(HEAD, 1, err);
+
+	if (!buf)
+		return -1;
+	s.buf = buf;
+	tide_checksum_sha256_init(&s.sha);
+	if (add_all(&s, err) < 0)
+		return -1;
+	tide_checksum_sha256_final(&s.sha, hex);
+	return 0;
+}
