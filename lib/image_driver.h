@@ -176,7 +176,6 @@ struct tide_image_driver {
 	/* *len: in, the room at out, a cluster is enough; out, the bytes used. */
 	int (*pack)(void *packer, const void *cluster, void *out, size_t *len, struct tide_error *err);
 	int (*write_packed)(void *state, const struct tide_packed *clusters, size_t n, struct tide_error *err);
-};
 
 	/*
 	 * Looks whether the image's own structures hold together, and tells each finding.  Reads the file itself, so what
