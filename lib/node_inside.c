@@ -232,7 +232,15 @@ static int stage_puts(struct tide_node *node, struct tide_error *err)
 			.contents = entry->bitmap,
 		};
 	}
-	return tide_image_stage_bitmaps(node->image, puts, n, &node->inside_switch, err);
+	if (tide_image_stage_bitmaps(node->image, puts, n, &node->inside_switch, err) == 0)
+		return 0;
+	for (size_t i = 0; i < n; i++) {
+		const struct tide_sidecar_bitmap *entry = node->inside->items[i];
+
+		if (!entry->is_stored && err && err->code != TIDE_E_IO)
+			return tide_error_wrap(err, "Can't make bitmap '%s' persistent in '%s'", entry->name, node->id);
+	}
+	return -1;
 }
 
 int tide_node_inside_stage(struct tide_node *node, struct tide_error *err)

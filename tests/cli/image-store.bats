@@ -36,7 +36,8 @@ stored() {
 	unchanged refused "Can't store persistent bitmaps to disk: Operation not supported" \
 		bitmap-add --store image disk.img b
 	qemu-img create -q -f qcow2 -o compat=0.10 old.qcow2 1M
-	unchanged rejected bitmap-add --store image old.qcow2 b
+	unchanged refused "Can't make bitmap 'b' persistent in 'old': Cannot store dirty bitmaps in qcow2 v2 files" \
+		bitmap-add --store image old.qcow2 b
 	[ ! -e disk.img.bitmaps ] && [ ! -e old.qcow2.bitmaps ]
 }
 
