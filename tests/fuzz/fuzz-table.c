@@ -40,11 +40,13 @@ static int change(void *state, const struct tide_driver_info *info, uint32_t *ra
 	if (off >= info->size)
 		return 0;
 	len = len < info->size - off ? len : info->size - off;
+	if (what != 1)
+		len = len < sizeof(content) ? len : sizeof(content);
 	if (what == 0 && len > 64)
 		return write_some(state, off + 3, len - 7, err);
 	if (what == 1)
 		return tide_qcow2_driver.zero(state, off, len, fuzz_random(random) % 2, err);
-	return write_some(state, off, len < sizeof(content) ? len : sizeof(content), err);
+	return write_some(state, off, len, err);
 }
 
 static void change_image(int fd, uint32_t seed)

@@ -238,7 +238,7 @@ static void run_op(struct sample *s, unsigned stretch, uint64_t *seed)
 {
 	struct tide_error err = TIDE_ERROR_INIT;
 	uint64_t unit = rnd(seed) % 3 ? s->info.cluster_size : SECTOR, size = s->info.size;
-	bool packs = rnd(seed) % 3 == 0;
+	bool packs = rnd(seed) % 3 == 0 && s->data_fd < 0; /* a data file holds nothing compressed */
 	unsigned n_plain = 0;
 	struct op *op = &ops[n_ops];
 	uint8_t *buf;
