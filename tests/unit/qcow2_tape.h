@@ -1,5 +1,6 @@
 /*
- * A tape of everything that is done to one image file, and the file as it might stand after a
+ * A tape of everything that is done to one image file (and when to its external data file), and
+ * the file as it might stand after a
  * power cut at any point of it: all that was synced, and any part of what was issued since, in
  * sectors.  This header defines pwrite, fdatasync, ftruncate and fallocate for its program.
  */
@@ -12,7 +13,7 @@
 
 #define SECTOR UINT64_C(512)
 
-enum kind { WRITE, TRUNCATE, PUNCH, SYNC, MARK };
+enum kind { WRITE, TRUNCATE, PUNCH, SYNC, MARK, DATA_CHANGE, DATA_SYNC };
 
 struct event {
 	enum kind kind;
@@ -22,11 +23,12 @@ struct event {
 };
 
 static struct {
-	int fd; /* -1: nothing is recorded */
+	int fd;      /* -1: nothing is recorded */
+	int data_fd; /* of an external data file, -1: there is none */
 	size_t n, cap;
 	struct event *event;
 	unsigned fail_in; /* the write or sync before which so many minus one went well fails; 0: none */
-} tape = {.fd = -1};
+} tape = {.fd = -1, .data_fd = -1};
 
 static inline bool fails(int fd)
 {
@@ -66,6 +68,8 @@ ssize_t pwrite(int fd, const void *buf, size_t len, off_t off)
 		return -1;
 	if (fd == tape.fd)
 		record(WRITE, (uint64_t)off, len, buf, 0);
+	else if (fd == tape.data_fd)
+		record(DATA_CHANGE, (uint64_t)off, len, NULL, 0);
 	return syscall(SYS_pwrite64, fd, buf, len, off);
 }
 
@@ -75,6 +79,8 @@ int fdatasync(int fd)
 		return -1;
 	if (fd == tape.fd)
 		record(SYNC, 0, 0, NULL, 0);
+	else if (fd == tape.data_fd)
+		record(DATA_SYNC, 0, 0, NULL, 0);
 	return 0;
 }
 
@@ -89,6 +95,8 @@ int fallocate(int fd, int mode, off_t off, off_t len)
 {
 	if (fd == tape.fd)
 		record(PUNCH, (uint64_t)off, (uint64_t)len, NULL, 0);
+	else if (fd == tape.data_fd)
+		record(DATA_CHANGE, (uint64_t)off, (uint64_t)len, NULL, 0);
 	return (int)syscall(SYS_fallocate, fd, mode, off, len);
 }
 
@@ -147,9 +155,10 @@ static inline void apply(struct disk *d, const struct event *e, bool all, uint64
 }
 
 struct cut {
-	size_t at;     /* events before it were issued */
-	bool torn;     /* what was not synced arrived in part, else all of it */
-	bool cut_last; /* of the last event, a write, only the first `sectors` arrived */
+	size_t at;        /* events before it were issued */
+	unsigned durable; /* operations, for the test's own use */
+	bool torn;        /* what was not synced arrived in part, else all of it */
+	bool cut_last;    /* of the last event, a write, only the first `sectors` arrived */
 	uint64_t sectors;
 };
 

@@ -5,87 +5,10 @@
  * leaks, and each sector of the disk must hold what the last flush made durable or
  * something that was written to it later.
  */
-#include <sys/syscall.h>
-
-#include "qcow2_sample.h"
-
-enum kind { WRITE, TRUNCATE, PUNCH, SYNC, MARK, DATA_CHANGE, DATA_SYNC };
-
-struct event {
-	enum kind kind;
-	uint64_t off, len;
-	uint8_t *data;
-	unsigned op; /* MARK: so many operations are durable; len: so many were begun */
-};
-
-static struct {
-	int fd;      /* -1: nothing is recorded */
-	int data_fd; /* of an external data file, -1: there is none */
-	size_t n, cap;
-	struct event *event;
-} tape = {.fd = -1, .data_fd = -1};
-
-static void record(enum kind kind, uint64_t off, uint64_t len, const void *data, unsigned op)
-{
-	struct event *e;
-
-	if (tape.n == tape.cap) {
-		tape.cap = tape.cap ? 2 * tape.cap : 1024;
-		tape.event = realloc(tape.event, tape.cap * sizeof(*tape.event));
-	}
-	e = &tape.event[tape.n++];
-	*e = (struct event){.kind = kind, .off = off, .len = len, .op = op};
-	if (data) {
-		e->data = malloc(len);
-		memcpy(e->data, data, len);
-	}
-}
-
-static void forget(void)
-{
-	for (size_t i = 0; i < tape.n; i++)
-		free(tape.event[i].data);
-	tape.n = 0;
-}
-
-/* The C library's calls, as the driver makes them. */
-ssize_t pwrite(int fd, const void *buf, size_t len, off_t off)
-{
-	if (fd == tape.fd)
-		record(WRITE, (uint64_t)off, len, buf, 0);
-	else if (fd == tape.data_fd)
-		record(DATA_CHANGE, (uint64_t)off, len, NULL, 0);
-	return syscall(SYS_pwrite64, fd, buf, len, off);
-}
-
-int fdatasync(int fd)
-{
-	if (fd == tape.fd)
-		record(SYNC, 0, 0, NULL, 0);
-	else if (fd == tape.data_fd)
-		record(DATA_SYNC, 0, 0, NULL, 0);
-	return 0;
-}
-
-int ftruncate(int fd, off_t len)
-{
-	if (fd == tape.fd)
-		record(TRUNCATE, 0, (uint64_t)len, NULL, 0);
-	return (int)syscall(SYS_ftruncate, fd, len);
-}
-
-int fallocate(int fd, int mode, off_t off, off_t len)
-{
-	if (fd == tape.fd)
-		record(PUNCH, (uint64_t)off, (uint64_t)len, NULL, 0);
-	else if (fd == tape.data_fd)
-		record(DATA_CHANGE, (uint64_t)off, (uint64_t)len, NULL, 0);
-	return (int)syscall(SYS_fallocate, fd, mode, off, len);
-}
+#include "qcow2_tape.h"
 
 /* ---- what was written to the disk ---- */
 
-#define SECTOR  UINT64_C(512)
 #define OPS_MAX 400
 
 /* One write or zeroing of the disk.  A written sector holds its number and the operation's. */
@@ -131,81 +54,6 @@ static bool is_plausible(const uint8_t *p, const uint8_t *base, uint64_t sector,
 }
 
 /* ---- the image after the cut ---- */
-
-struct disk {
-	uint8_t *data;
-	uint64_t len, cap;
-};
-
-static void resize(struct disk *d, uint64_t len)
-{
-	if (len > d->cap) {
-		d->cap = len * 2;
-		d->data = realloc(d->data, d->cap);
-	}
-	if (len > d->len)
-		memset(d->data + d->len, 0, len - d->len);
-	d->len = len;
-}
-
-static void put(struct disk *d, uint64_t off, const uint8_t *data, uint64_t len)
-{
-	if (off + len > d->len)
-		resize(d, off + len);
-	if (data)
-		memcpy(d->data + off, data, len);
-	else
-		memset(d->data + off, 0, len);
-}
-
-/* all: the whole event, else each of its sectors with even chances. */
-static void apply(struct disk *d, const struct event *e, bool all, uint64_t *seed)
-{
-	switch (e->kind) {
-	case TRUNCATE:
-		if (all || rnd(seed) % 2)
-			resize(d, e->len);
-		break;
-	case WRITE:
-		for (uint64_t at = 0; at < e->len;) {
-			uint64_t n = TIDE_MIN(SECTOR - (e->off + at) % SECTOR, e->len - at);
-
-			if (all || rnd(seed) % 2)
-				put(d, e->off + at, e->data + at, n);
-			at += n;
-		}
-		break;
-	case PUNCH:
-		if ((all || rnd(seed) % 2) && e->off < d->len)
-			put(d, e->off, NULL, TIDE_MIN(e->len, d->len - e->off));
-		break;
-	default:
-		break;
-	}
-}
-
-struct cut {
-	size_t at;        /* events before it were issued */
-	unsigned durable; /* operations */
-	bool torn;        /* what was not synced arrived in part, else all of it */
-};
-
-static void make_cut_image(const char *name, const uint8_t *file, uint64_t len, const struct cut *c, uint64_t *seed)
-{
-	struct disk d = {0};
-	size_t synced = 0;
-
-	for (size_t i = 0; i < c->at; i++) {
-		if (tape.event[i].kind == SYNC)
-			synced = i;
-	}
-	resize(&d, len);
-	memcpy(d.data, file, len);
-	for (size_t i = 0; i < c->at; i++)
-		apply(&d, &tape.event[i], i < synced || !c->torn, seed);
-	spew(name, d.data, d.len);
-	free(d.data);
-}
 
 static bool check_cut(const char *name, const uint8_t *base, const struct cut *c, unsigned issued)
 {
