@@ -133,6 +133,7 @@ stored() {
 	local job=(backup-run --sync incremental --bitmap b --speed 1M -F qcow2 disk.qcow2 inc.qcow2)
 	start "${job[@]}"
 	eventually is_busy disk.qcow2 b
+	kill -STOP "$bg"
 	refused "Bitmap 'b' is currently in use by another operation and cannot be used" bitmap-clear disk.qcow2 b
 	bitmap disk.qcow2 other '.busy | not'
 	kill -KILL "$bg"
@@ -274,14 +275,16 @@ two_disks() {
 	ok bitmap-mark disk.qcow2 b 0 4M
 	ok bitmap-mark disk.qcow2 c 0 64K
 	ok bitmap-add disk.qcow2 s
-	start backup-run --sync incremental --bitmap b --speed 2M -F qcow2 disk.qcow2 b.qcow2
+	start backup-run --sync incremental --bitmap b --speed 1M -F qcow2 disk.qcow2 b.qcow2
 	eventually is_busy disk.qcow2 b
+	kill -STOP "$bg"
 	refused_like 'bitmaps inside .*disk.qcow2' backup-run --sync incremental --bitmap c -F qcow2 disk.qcow2 c.qcow2
 	[ ! -e c.qcow2 ]
 	refused_like 'bitmaps inside .*disk.qcow2' bitmap-clear disk.qcow2 c
 	# What only reads the image, or changes its sidecar, goes on beside.
 	backed_up 65536 backup-run --sync bitmap --bitmap-mode never --bitmap c -F qcow2 disk.qcow2 never.qcow2
 	ok bitmap-mark disk.qcow2 s 0 1
+	kill -CONT "$bg"
 	finish
 	assert_equal "$status" 0
 	assert_equal "$(dirty disk.qcow2 b)" ""
