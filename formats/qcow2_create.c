@@ -146,7 +146,7 @@ static int parse_setting(const char *key, const char *value, struct config *c, s
 	if (!strcmp(key, "data_file_raw"))
 		return parse_switch(key, value, &c->data_file_raw, err);
 	if (!strcmp(key, "data_file")) {
-		strcpy(c->data_file, value); /* no longer than tide_driver_next_setting allows */
+		memcpy(c->data_file, value, strlen(value) + 1); /* no longer than tide_driver_next_setting allows */
 		return 0;
 	}
 	return parse_unsupported(key, value, err);

@@ -116,7 +116,7 @@ static int open_existing(struct tide_restore *restore, const struct tide_chain_r
 	if (restore->sidecar && tide_store_load(restore->sidecar, &sc, err) < 0)
 		return -1;
 	if (sc)
-		strcpy(pinned, sc->format);
+		memcpy(pinned, sc->format, sizeof(pinned));
 	tide_sidecar_free(sc);
 	if (*pinned && format && strcmp(format, pinned)) {
 		tide_error_set(err, TIDE_E_REFUSED, "The format of '%s' is pinned as '%s', not '%s'", args->target, pinned,

@@ -106,7 +106,7 @@ static int find_setting(const char *settings, const char *wanted, char *value, s
 
 	while ((rc = tide_driver_next_setting(&settings, key, text, err)) > 0) {
 		if (!strcmp(key, wanted)) {
-			strcpy(value, text);
+			memcpy(value, text, sizeof(text));
 			found = 1;
 		}
 	}
