@@ -248,7 +248,8 @@ set_l2() {
 		    f.write(struct.pack(">Q", l2 + (1 << 21) | 1 << 63) * (1 << 18))
 	PY
 	(
-		ulimit -v 1000000
+		# A sanitizer takes terabytes of addresses for itself.
+		ldd "$BUILD/bin/chain-verify" | grep -q 'lib[at]san' || ulimit -v 1000000
 		timeout 20 chain-verify --output=json evil.qcow2 > out.json 2> err
 	) || code=$?
 	assert_equal "$code" 3
