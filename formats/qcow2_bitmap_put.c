@@ -179,13 +179,14 @@ static int writer_put(struct writer *w, const uint8_t *piece, uint64_t *host, st
 /* Bytes [off, off + len) of the bitmap as it is stored, past its end zeroes.  false: all of them are zero. */
 static bool fetch(const struct tide_bitmap *bm, uint64_t off, uint8_t *buf, uint64_t len)
 {
+	uint8_t chunk[TIDE_BITMAP_CHUNK_BYTES] __attribute__((aligned(8)));
 	bool any = false;
 
 	while (len) {
 		uint64_t within = off % TIDE_BITMAP_CHUNK_BYTES, n = TIDE_MIN(len, TIDE_BITMAP_CHUNK_BYTES - within);
 		const uint8_t *data;
 
-		any |= tide_bitmap_get_chunk(bm, off / TIDE_BITMAP_CHUNK_BYTES, &data) != TIDE_BITMAP_CHUNK_CLEAN;
+		any |= tide_bitmap_get_chunk(bm, off / TIDE_BITMAP_CHUNK_BYTES, chunk, &data) != TIDE_BITMAP_CHUNK_CLEAN;
 		memcpy(buf, data + within, n);
 		buf += n;
 		off += n;

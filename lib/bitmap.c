@@ -1,10 +1,11 @@
 #include "bitmap.h"
 
 #include <inttypes.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "bitmap_block.h"
+#include "bitmap_slot.h"
 #include "checksum.h"
 #include "error.h"
 #include "mem.h"
@@ -18,42 +19,16 @@
  */
 #define CHUNKS_MAX (UINT64_C(1) << 25)
 
-/*
- * `full` stands only for a chunk all of whose 32768 bits exist.  The partial chunk at the
- * end of the disk has a block of its own even when all its bits are set.
- */
 struct tide_bitmap {
 	uint64_t size;
 	unsigned shift;
 	uint64_t bits, chunks, count;
-	uint64_t **table;  /* NULL: clean; full_block(): all dirty */
+	struct tide_bitmap_slot *table;
 	uint64_t *summary; /* one bit a chunk: not clean */
+	pthread_mutex_t lock; /* of all slots that hold no block */
 };
 
-static const uint64_t full[TIDE_BITMAP_BLOCK_WORDS] = { [0 ... TIDE_BITMAP_BLOCK_WORDS - 1] = UINT64_MAX };
-static const uint64_t clean[TIDE_BITMAP_BLOCK_WORDS];
-
-/* Never written to: whoever finds it has nothing left to set, and whoever resets takes a copy first. */
-static uint64_t *full_block(void)
-{
-	return (uint64_t *)full;
-}
-
 /* ---- the table --------------------------------------------------------------------- */
-
-static uint64_t *block_copy(const void *block, struct tide_error *err)
-{
-	uint64_t *copy = tide_mem_realloc(NULL, 1, TIDE_BITMAP_CHUNK_BYTES, err);
-
-	if (copy)
-		memcpy(copy, block, TIDE_BITMAP_CHUNK_BYTES);
-	return copy;
-}
-
-static unsigned dirty_bits(const uint64_t *block)
-{
-	return block == full ? CHUNK_BITS : tide_bitmap_block_count(block);
-}
 
 /* How many bits of a chunk exist. */
 static unsigned chunk_bits(const struct tide_bitmap *bm, uint64_t index)
@@ -66,83 +41,54 @@ static void summary_set(struct tide_bitmap *bm, uint64_t index)
 	__atomic_fetch_or(&bm->summary[index / 64], UINT64_C(1) << (index % 64), __ATOMIC_RELAXED);
 }
 
-static void chunk_install(struct tide_bitmap *bm, uint64_t index, uint64_t *block)
+/* Says whether there is something, after a change that nobody else saw. */
+static void summary_renew(struct tide_bitmap *bm, uint64_t index)
 {
-	bm->table[index] = block;
-	summary_set(bm, index);
+	if (tide_bitmap_slot_is_clean(bm->table[index]))
+		bm->summary[index / 64] &= ~(UINT64_C(1) << (index % 64));
+	else
+		summary_set(bm, index);
 }
 
 static void chunk_drop(struct tide_bitmap *bm, uint64_t index)
 {
-	if (bm->table[index] != full)
-		free(bm->table[index]);
-	bm->table[index] = NULL;
-	bm->summary[index / 64] &= ~(UINT64_C(1) << (index % 64));
+	tide_bitmap_slot_drop(&bm->table[index]);
+	summary_renew(bm, index);
 }
 
-/* Gives a full chunk a block that can be written to. */
-static int chunk_own(struct tide_bitmap *bm, uint64_t index, struct tide_error *err)
+static bool is_shared_block(struct tide_bitmap_slot slot)
 {
-	if (bm->table[index] != full)
-		return 0;
-	uint64_t *block = block_copy(full, err);
-	if (!block)
-		return -1;
-	bm->table[index] = block;
-	return 0;
+	return tide_bitmap_slot_block(slot) != NULL;
 }
 
-/* Several threads may set; each chunk is installed once, and the one who did puts it in the summary. */
+/* Several threads may set: blocks without a lock, the rest one at a time. */
 static int chunk_set(struct tide_bitmap *bm, uint64_t index, unsigned lo, unsigned hi, struct tide_error *err)
 {
-	uint64_t **slot = &bm->table[index];
-	uint64_t *block = __atomic_load_n(slot, __ATOMIC_ACQUIRE);
+	struct tide_bitmap_slot *slot = &bm->table[index];
+	bool alone = !is_shared_block(tide_bitmap_slot_load(slot));
+	uint64_t added = 0;
+	int rc;
 
-	if (!block && hi - lo == CHUNK_BITS &&
-	    __atomic_compare_exchange_n(slot, &block, full_block(), false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
+	if (alone)
+		pthread_mutex_lock(&bm->lock);
+	rc = tide_bitmap_slot_set(slot, lo, hi, &added, err);
+	if (alone && rc == 0)
 		summary_set(bm, index);
-		__atomic_fetch_add(&bm->count, CHUNK_BITS, __ATOMIC_RELAXED);
-		return 0;
-	}
-	if (!block) {
-		uint64_t *fresh = tide_mem_alloc(1, TIDE_BITMAP_CHUNK_BYTES, err);
-
-		if (!fresh)
-			return -1;
-		if (__atomic_compare_exchange_n(slot, &block, fresh, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
-			summary_set(bm, index);
-			block = fresh;
-		} else {
-			free(fresh);
-		}
-	}
-	if (block == full)
-		return 0;
-	unsigned added = tide_bitmap_block_set(block, lo, hi);
+	if (alone)
+		pthread_mutex_unlock(&bm->lock);
 	if (added)
 		__atomic_fetch_add(&bm->count, added, __ATOMIC_RELAXED);
-	return 0;
+	return rc;
 }
 
 static int chunk_reset(struct tide_bitmap *bm, uint64_t index, unsigned lo, unsigned hi, struct tide_error *err)
 {
-	uint64_t *block = bm->table[index];
+	uint64_t removed = 0;
+	int rc = tide_bitmap_slot_reset(&bm->table[index], lo, hi >= chunk_bits(bm, index) ? CHUNK_BITS : hi, &removed, err);
 
-	if (!block)
-		return 0;
-	if (lo == 0 && hi >= chunk_bits(bm, index)) {
-		bm->count -= dirty_bits(block);
-		chunk_drop(bm, index);
-		return 0;
-	}
-	if (chunk_own(bm, index, err) < 0)
-		return -1;
-	block = bm->table[index];
-	unsigned removed = tide_bitmap_block_reset(block, lo, hi);
 	bm->count -= removed;
-	if (removed && tide_bitmap_block_is_clean(block))
-		chunk_drop(bm, index);
-	return 0;
+	summary_renew(bm, index);
+	return rc;
 }
 
 typedef int chunk_fn(struct tide_bitmap *bm, uint64_t index, unsigned lo, unsigned hi, struct tide_error *err);
@@ -185,6 +131,7 @@ struct tide_bitmap *tide_bitmap_new(uint64_t disk_size, uint64_t granularity, st
 	TIDE_AUTOBITMAP struct tide_bitmap *bm = tide_mem_alloc(1, sizeof(*bm), err);
 	if (!bm)
 		return NULL;
+	pthread_mutex_init(&bm->lock, NULL);
 	bm->size = disk_size;
 	bm->shift = tide_range_shift(granularity);
 	bm->bits = bits;
@@ -225,6 +172,7 @@ void tide_bitmap_free(struct tide_bitmap *bm)
 		tide_bitmap_clear(bm);
 	free(bm->table);
 	free(bm->summary);
+	pthread_mutex_destroy(&bm->lock);
 	free(bm);
 }
 
@@ -292,9 +240,17 @@ bool tide_bitmap_test(const struct tide_bitmap *bm, uint64_t off)
 	if (off >= bm->size)
 		return false;
 	uint64_t bit = off >> bm->shift;
-	unsigned pos = (unsigned)(bit % CHUNK_BITS);
-	const uint64_t *block = __atomic_load_n(&bm->table[bit / CHUNK_BITS], __ATOMIC_ACQUIRE);
-	return block && (le64toh(__atomic_load_n(&block[pos / 64], __ATOMIC_RELAXED)) >> (pos % 64) & 1);
+	const struct tide_bitmap_slot *slot = &bm->table[bit / CHUNK_BITS];
+	/* The lock is no part of the value. */
+	pthread_mutex_t *lock = is_shared_block(tide_bitmap_slot_load(slot)) ? NULL : (pthread_mutex_t *)&bm->lock;
+	bool dirty;
+
+	if (lock)
+		pthread_mutex_lock(lock);
+	dirty = tide_bitmap_slot_test(tide_bitmap_slot_load(slot), (unsigned)(bit % CHUNK_BITS));
+	if (lock)
+		pthread_mutex_unlock(lock);
+	return dirty;
 }
 
 static uint64_t find_dirty(const struct tide_bitmap *bm, uint64_t bit)
@@ -305,7 +261,7 @@ static uint64_t find_dirty(const struct tide_bitmap *bm, uint64_t bit)
 		if (index == bm->chunks)
 			break;
 		bit = TIDE_MAX(bit, index * CHUNK_BITS);
-		unsigned pos = tide_bitmap_block_find_not(bm->table[index], (unsigned)(bit % CHUNK_BITS), 0);
+		unsigned pos = tide_bitmap_slot_find_dirty(bm->table[index], (unsigned)(bit % CHUNK_BITS));
 		bit = index * CHUNK_BITS + pos;
 		if (pos < CHUNK_BITS)
 			return bit;
@@ -317,13 +273,8 @@ static uint64_t find_clean(const struct tide_bitmap *bm, uint64_t bit, uint64_t 
 {
 	while (bit < limit) {
 		uint64_t index = bit / CHUNK_BITS;
-		const uint64_t *block = bm->table[index];
+		unsigned pos = tide_bitmap_slot_find_clean(bm->table[index], (unsigned)(bit % CHUNK_BITS));
 
-		if (!block)
-			return bit;
-		unsigned pos = CHUNK_BITS;
-		if (block != full)
-			pos = tide_bitmap_block_find_not(block, (unsigned)(bit % CHUNK_BITS), UINT64_MAX);
 		bit = index * CHUNK_BITS + pos;
 		if (pos < CHUNK_BITS)
 			break;
@@ -347,31 +298,6 @@ int tide_bitmap_next_dirty(const struct tide_bitmap *bm, uint64_t off, uint64_t 
 }
 
 /* ---- whole bitmaps ----------------------------------------------------------------- */
-
-static int merge_chunk(struct tide_bitmap *dst, uint64_t index, const uint64_t *from, struct tide_error *err)
-{
-	uint64_t *to = dst->table[index];
-
-	if (from == full)
-		return chunk_set(dst, index, 0, CHUNK_BITS, err);
-	if (to == full)
-		return 0;
-	if (!to) {
-		to = block_copy(from, err);
-		if (!to)
-			return -1;
-		chunk_install(dst, index, to);
-		dst->count += dirty_bits(to);
-		return 0;
-	}
-	for (unsigned w = 0; w < TIDE_BITMAP_BLOCK_WORDS; w++) {
-		if (!(from[w] & ~to[w]))
-			continue;
-		dst->count += tide_bitmap_word_count(from[w] & ~to[w]);
-		to[w] |= from[w];
-	}
-	return 0;
-}
 
 /* Source bits behind a granule of the target that is set already need no look. */
 static int merge_runs(struct tide_bitmap *dst, const struct tide_bitmap *src, struct tide_error *err)
@@ -400,9 +326,11 @@ int tide_bitmap_merge(struct tide_bitmap *dst, const struct tide_bitmap *src, st
 		return 0;
 	if (dst->shift != src->shift)
 		return merge_runs(dst, src, err);
-	for (uint64_t i = tide_bitmap_next_chunk(src, 0); i < src->chunks; i = tide_bitmap_next_chunk(src, i + 1))
-		if (merge_chunk(dst, i, src->table[i], err) < 0)
+	for (uint64_t i = tide_bitmap_next_chunk(src, 0); i < src->chunks; i = tide_bitmap_next_chunk(src, i + 1)) {
+		if (tide_bitmap_slot_merge(&dst->table[i], src->table[i], &dst->count, err) < 0)
 			return -1;
+		summary_set(dst, i);
+	}
 	return 0;
 }
 
@@ -413,21 +341,21 @@ int tide_bitmap_resize(struct tide_bitmap *bm, uint64_t disk_size, struct tide_e
 	if (!to)
 		return -1;
 	unsigned cut = (unsigned)(to->bits % CHUNK_BITS);
-	uint64_t last = to->chunks - 1;
-	if (cut && last < bm->chunks && chunk_own(bm, last, err) < 0)
-		return -1;
+	uint64_t last = to->chunks - 1, gone = 0;
+	if (cut && last < bm->chunks) {
+		if (tide_bitmap_slot_reset(&bm->table[last], cut, CHUNK_BITS, &gone, err) < 0)
+			return -1;
+		bm->count -= gone;
+		summary_renew(bm, last);
+	}
 
 	/* Nothing fails from here on.  What stays behind goes with the old table. */
 	for (uint64_t i = tide_bitmap_next_chunk(bm, 0); i < to->chunks && i < bm->chunks;
 	     i = tide_bitmap_next_chunk(bm, i + 1)) {
-		chunk_install(to, i, bm->table[i]);
-		bm->table[i] = NULL;
-		to->count += dirty_bits(to->table[i]);
-	}
-	if (cut && to->table[last]) {
-		to->count -= tide_bitmap_block_reset(to->table[last], cut, CHUNK_BITS);
-		if (tide_bitmap_block_is_clean(to->table[last]))
-			chunk_drop(to, last);
+		to->table[i] = bm->table[i];
+		bm->table[i].v = 0;
+		to->count += tide_bitmap_slot_count(to->table[i]);
+		summary_set(to, i);
 	}
 	struct tide_bitmap old = *bm;
 	*bm = *to;
@@ -437,14 +365,15 @@ int tide_bitmap_resize(struct tide_bitmap *bm, uint64_t disk_size, struct tide_e
 
 void tide_bitmap_sha256(const struct tide_bitmap *bm, char hex[65])
 {
+	uint64_t words[TIDE_BITMAP_BLOCK_WORDS] = { 0 };
 	struct tide_sha256 sha;
 
 	tide_checksum_sha256_init(&sha);
 	for (uint64_t i = 0; i < bm->chunks; i++)
-		tide_checksum_sha256_update(&sha, bm->table[i] ? bm->table[i] : clean,
+		tide_checksum_sha256_update(&sha, tide_bitmap_slot_words(bm->table[i], words),
 		                            (size_t)tide_range_div_up(chunk_bits(bm, i), 64) * 8);
 	if (!bm->chunks)
-		tide_checksum_sha256_update(&sha, clean, 8);
+		tide_checksum_sha256_update(&sha, words, 8);
 	tide_checksum_sha256_final(&sha, hex);
 }
 
@@ -466,41 +395,72 @@ uint64_t tide_bitmap_next_chunk(const struct tide_bitmap *bm, uint64_t index)
 	return word ? w * 64 + (unsigned)__builtin_ctzll(word) : bm->chunks;
 }
 
-enum tide_bitmap_chunk tide_bitmap_get_chunk(const struct tide_bitmap *bm, uint64_t index, const uint8_t **data)
+enum tide_bitmap_chunk tide_bitmap_get_chunk(const struct tide_bitmap *bm, uint64_t index,
+                                             uint8_t buf[TIDE_BITMAP_CHUNK_BYTES], const uint8_t **data)
 {
-	const uint64_t *block = index < bm->chunks ? bm->table[index] : NULL;
+	struct tide_bitmap_slot slot = index < bm->chunks ? bm->table[index] : (struct tide_bitmap_slot){ 0 };
 
-	*data = (const uint8_t *)(block ? block : clean);
-	if (!block)
+	*data = (const uint8_t *)tide_bitmap_slot_words(slot, (uint64_t *)(void *)buf);
+	if (tide_bitmap_slot_is_clean(slot))
 		return TIDE_BITMAP_CHUNK_CLEAN;
-	if (block == full || tide_bitmap_block_is_full(block, chunk_bits(bm, index)))
+	if (tide_bitmap_slot_find_clean(slot, 0) >= chunk_bits(bm, index))
 		return TIDE_BITMAP_CHUNK_FULL;
 	return TIDE_BITMAP_CHUNK_MIXED;
 }
 
+unsigned tide_bitmap_get_list(const struct tide_bitmap *bm, uint64_t index, const uint16_t **positions)
+{
+	const struct tide_bitmap_list_slot *list = index < bm->chunks ? tide_bitmap_slot_list(bm->table[index]) : NULL;
+
+	*positions = list ? list->pos : NULL;
+	return list && list->n < chunk_bits(bm, index) ? list->n : 0;
+}
+
+static int check_index(const struct tide_bitmap *bm, uint64_t index, struct tide_error *err)
+{
+	if (index < bm->chunks)
+		return 0;
+	return tide_error_set(err, TIDE_E_REFUSED, "Chunk %" PRIu64 " is not within the bitmap of %" PRIu64 " chunks", index,
+	                      bm->chunks);
+}
+
+/* Puts what was made in the place of what is there. */
+static void exchange(struct tide_bitmap *bm, uint64_t index, struct tide_bitmap_slot slot)
+{
+	bm->count -= tide_bitmap_slot_count(bm->table[index]);
+	tide_bitmap_slot_drop(&bm->table[index]);
+	bm->table[index] = slot;
+	bm->count += tide_bitmap_slot_count(slot);
+	summary_renew(bm, index);
+}
+
 int tide_bitmap_put_chunk(struct tide_bitmap *bm, uint64_t index, const uint8_t *data, struct tide_error *err)
 {
-	if (index >= bm->chunks)
-		return tide_error_set(err, TIDE_E_REFUSED,
-		                      "Chunk %" PRIu64 " is not within the bitmap of %" PRIu64 " chunks", index,
-		                      bm->chunks);
-	unsigned bits = chunk_bits(bm, index);
-	TIDE_AUTOFREE uint64_t *block = block_copy(data ? (const void *)data : full, err);
-	if (!block)
+	uint64_t words[TIDE_BITMAP_BLOCK_WORDS];
+	struct tide_bitmap_slot slot = { 0 };
+
+	if (check_index(bm, index, err) < 0)
 		return -1;
-	if (bits < CHUNK_BITS)
-		tide_bitmap_block_reset(block, bits, CHUNK_BITS);
-	if (bm->table[index]) {
-		bm->count -= dirty_bits(bm->table[index]);
-		chunk_drop(bm, index);
-	}
-	unsigned n = dirty_bits(block);
-	bm->count += n;
-	if (n == CHUNK_BITS) {
-		chunk_install(bm, index, full_block());
-	} else if (n) {
-		chunk_install(bm, index, block);
-		block = NULL;
-	}
+	memcpy(words, data ? (const void *)data : tide_bitmap_slot_ones, sizeof(words));
+	if (chunk_bits(bm, index) < CHUNK_BITS)
+		tide_bitmap_block_reset(words, chunk_bits(bm, index), CHUNK_BITS);
+	if (tide_bitmap_slot_put(&slot, words, err) < 0)
+		return -1;
+	exchange(bm, index, slot);
+	return 0;
+}
+
+int tide_bitmap_put_list(struct tide_bitmap *bm, uint64_t index, const uint16_t *positions, unsigned n,
+                         struct tide_error *err)
+{
+	struct tide_bitmap_slot slot = { 0 };
+
+	if (check_index(bm, index, err) < 0)
+		return -1;
+	while (n && positions[n - 1] >= chunk_bits(bm, index))
+		n--;
+	if (n && tide_bitmap_slot_put_list(&slot, positions, n, err) < 0)
+		return -1;
+	exchange(bm, index, slot);
 	return 0;
 }

@@ -1,9 +1,9 @@
 /*
  * A dirty bitmap in memory: one bit a granule of a disk.
  *
- * Two levels: a table of chunks of 4096 bytes (32768 bits).  A chunk that is all clean is
- * absent, one that is all dirty is a shared constant, so memory and time follow the mixed
- * part of the disk, not its size; a summary (one bit a chunk) keeps the search for the next
+ * Two levels: a table of chunks of 32768 bits (4096 bytes).  A chunk that is all clean is
+ * absent, one that is all dirty is a shared constant, and one with few dirty bits a list of
+ * them, so memory and time follow the dirty part of the disk, not its size; a summary (one bit a chunk) keeps the search for the next
  * dirty granule fast over an empty 64 TiB.  The last bit covers the partial granule at the
  * end of the disk; bits past the end are never set, and no call sets them.
  *
@@ -28,6 +28,7 @@
 #define TIDE_BITMAP_GRANULARITY_MAX (UINT64_C(1) << 31)
 #define TIDE_BITMAP_CHUNK_BYTES 4096u
 #define TIDE_BITMAP_CHUNK_BITS (TIDE_BITMAP_CHUNK_BYTES * 8u)
+#define TIDE_BITMAP_LIST_MAX 254u /* so many dirty bits of a chunk take an eighth of its bytes */
 
 struct tide_bitmap;
 
@@ -71,9 +72,17 @@ enum tide_bitmap_chunk { TIDE_BITMAP_CHUNK_CLEAN, TIDE_BITMAP_CHUNK_FULL, TIDE_B
 uint64_t tide_bitmap_chunks(const struct tide_bitmap *bm);
 /* The first chunk at or after index that is not clean; tide_bitmap_chunks() when there is none. */
 uint64_t tide_bitmap_next_chunk(const struct tide_bitmap *bm, uint64_t index);
-/* *data: 4096 bytes, valid until the bitmap changes.  The disk's last chunk is FULL when all bits that exist are set. */
-enum tide_bitmap_chunk tide_bitmap_get_chunk(const struct tide_bitmap *bm, uint64_t index, const uint8_t **data);
-/* Replaces a chunk.  Bits past the end are ignored. NULL data: all dirty. */
+/*
+ * *data: 4096 bytes, valid until the bitmap changes, or in buf (aligned to 8).  The disk's last chunk is FULL when all bits
+ * that exist are set.
+ */
+enum tide_bitmap_chunk tide_bitmap_get_chunk(const struct tide_bitmap *bm, uint64_t index,
+                                             uint8_t buf[TIDE_BITMAP_CHUNK_BYTES], const uint8_t **data);
+/* The dirty bits' positions in a chunk that is kept as a list and is not FULL, ascending; 0: it is not. */
+unsigned tide_bitmap_get_list(const struct tide_bitmap *bm, uint64_t index, const uint16_t **positions);
+/* Replace a chunk.  Bits past the end are ignored. NULL data: all dirty.  positions: ascending, at most 254. */
 int tide_bitmap_put_chunk(struct tide_bitmap *bm, uint64_t index, const uint8_t *data, struct tide_error *err);
+int tide_bitmap_put_list(struct tide_bitmap *bm, uint64_t index, const uint16_t *positions, unsigned n,
+                         struct tide_error *err);
 
 #endif

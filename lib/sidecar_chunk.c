@@ -183,6 +183,16 @@ int tide_sidecar_chunk_check(const uint8_t *data, size_t len, uint64_t at, uint6
 
 /* ---- loading ----------------------------------------------------------------------- */
 
+static int load_list(const struct record *r, struct tide_bitmap *bm, struct tide_error *err)
+{
+	uint16_t positions[TIDE_BITMAP_LIST_MAX];
+	unsigned n = (unsigned)r->len / 2;
+
+	for (unsigned i = 0; i < n; i++)
+		positions[i] = tide_get_le16(r->payload + 2 * i);
+	return tide_bitmap_put_list(bm, r->index, positions, n, err);
+}
+
 static int load_record(const struct record *r, struct tide_bitmap *bm, struct tide_error *err)
 {
 	uint8_t block[CHUNK_BYTES] = { 0 };
@@ -194,6 +204,8 @@ static int load_record(const struct record *r, struct tide_bitmap *bm, struct ti
 		data = NULL;
 		break;
 	case TIDE_SIDECAR_KIND_LIST:
+		if (r->len / 2 <= TIDE_BITMAP_LIST_MAX)
+			return load_list(r, bm, err);
 		for (size_t i = 0; i < r->len; i += 2) {
 			unsigned pos = tide_get_le16(r->payload + i);
 			block[pos / 8] |= (uint8_t)(1u << pos % 8);
@@ -277,18 +289,34 @@ static int make_payload(uint8_t *out, const uint8_t *data, unsigned *kind, size_
 	return 0;
 }
 
+/* The payload of any chunk that is not clean. */
+static int make_record(uint8_t *out, const struct tide_bitmap *bm, uint64_t index, unsigned *kind, size_t *len,
+                       struct tide_error *err)
+{
+	uint8_t buf[CHUNK_BYTES] __attribute__((aligned(8)));
+	const uint16_t *positions;
+	const uint8_t *data;
+	unsigned n = tide_bitmap_get_list(bm, index, &positions);
+
+	*kind = n ? TIDE_SIDECAR_KIND_LIST : TIDE_SIDECAR_KIND_FULL;
+	*len = 2 * n;
+	for (unsigned i = 0; i < n; i++)
+		tide_put_le16(out + 2 * i, positions[i]);
+	if (n || tide_bitmap_get_chunk(bm, index, buf, &data) == TIDE_BITMAP_CHUNK_FULL)
+		return 0;
+	return make_payload(out, data, kind, len, err);
+}
+
 int tide_sidecar_chunk_add(struct tide_strbuf *out, const struct tide_bitmap *bm, struct tide_error *err)
 {
 	uint64_t chunks = tide_bitmap_chunks(bm);
 
 	for (uint64_t i = tide_bitmap_next_chunk(bm, 0); i < chunks; i = tide_bitmap_next_chunk(bm, i + 1)) {
 		uint8_t p[RECORD_ROOM];
-		unsigned kind = TIDE_SIDECAR_KIND_FULL;
-		size_t len = 0;
-		const uint8_t *data;
+		unsigned kind;
+		size_t len;
 
-		if (tide_bitmap_get_chunk(bm, i, &data) != TIDE_BITMAP_CHUNK_FULL &&
-		    make_payload(p + TIDE_SIDECAR_RECORD_PAYLOAD, data, &kind, &len, err) < 0)
+		if (make_record(p + TIDE_SIDECAR_RECORD_PAYLOAD, bm, i, &kind, &len, err) < 0)
 			return -1;
 		tide_put_le64(p + TIDE_SIDECAR_RECORD_INDEX, i);
 		tide_put_le16(p + TIDE_SIDECAR_RECORD_KIND, (uint16_t)kind);

@@ -184,13 +184,19 @@ static void op_copy_chunks(struct machine *vm)
 {
 	struct tide_error err = TIDE_ERROR_INIT;
 	struct tide_bitmap *to = make(vm->model.size, vm->model.granularity);
+	uint8_t buf[TIDE_BITMAP_CHUNK_BYTES] __attribute__((aligned(8)));
+	const uint16_t *positions;
 	const uint8_t *data;
 
 	for (uint64_t i = tide_bitmap_next_chunk(vm->bm, 0); i < tide_bitmap_chunks(vm->bm);
 	     i = tide_bitmap_next_chunk(vm->bm, i + 1)) {
-		enum tide_bitmap_chunk kind = tide_bitmap_get_chunk(vm->bm, i, &data);
+		enum tide_bitmap_chunk kind = tide_bitmap_get_chunk(vm->bm, i, buf, &data);
+		unsigned n = tide_bitmap_get_list(vm->bm, i, &positions);
 		CHECK(kind != TIDE_BITMAP_CHUNK_CLEAN);
-		CHECK_OK(tide_bitmap_put_chunk(to, i, kind == TIDE_BITMAP_CHUNK_FULL ? NULL : data, &err), &err);
+		if (n)
+			CHECK_OK(tide_bitmap_put_list(to, i, positions, n, &err), &err);
+		else
+			CHECK_OK(tide_bitmap_put_chunk(to, i, kind == TIDE_BITMAP_CHUNK_FULL ? NULL : data, &err), &err);
 	}
 	tide_bitmap_free(vm->bm);
 	vm->bm = to;

@@ -383,7 +383,7 @@ static void test_chunks(void)
 	struct tide_error err = TIDE_ERROR_INIT;
 	TIDE_AUTOBITMAP struct tide_bitmap *bm = make(size, g), *to = make(size, g);
 	const uint8_t *data;
-	uint8_t block[TIDE_BITMAP_CHUNK_BYTES];
+	uint8_t block[TIDE_BITMAP_CHUNK_BYTES], buf[TIDE_BITMAP_CHUNK_BYTES] __attribute__((aligned(8)));
 
 	set(bm, c, c);
 	set(bm, 2 * c + 9 * g, 1);
@@ -392,22 +392,22 @@ static void test_chunks(void)
 	CHECK_EQ_U64(tide_bitmap_next_chunk(bm, 0), 1);
 	CHECK_EQ_U64(tide_bitmap_next_chunk(bm, 3), 3);
 	CHECK_EQ_U64(tide_bitmap_next_chunk(bm, 4), 4);
-	CHECK(tide_bitmap_get_chunk(bm, 0, &data) == TIDE_BITMAP_CHUNK_CLEAN);
+	CHECK(tide_bitmap_get_chunk(bm, 0, buf, &data) == TIDE_BITMAP_CHUNK_CLEAN);
 	CHECK_EQ_U64(data[0], 0);
-	CHECK(tide_bitmap_get_chunk(bm, 1, &data) == TIDE_BITMAP_CHUNK_FULL);
+	CHECK(tide_bitmap_get_chunk(bm, 1, buf, &data) == TIDE_BITMAP_CHUNK_FULL);
 	CHECK_EQ_U64(data[4095], 0xff);
-	CHECK(tide_bitmap_get_chunk(bm, 2, &data) == TIDE_BITMAP_CHUNK_MIXED);
+	CHECK(tide_bitmap_get_chunk(bm, 2, buf, &data) == TIDE_BITMAP_CHUNK_MIXED);
 	CHECK_EQ_U64(data[0], 0);
 	CHECK_EQ_U64(data[1], 2);
-	CHECK(tide_bitmap_get_chunk(bm, 3, &data) == TIDE_BITMAP_CHUNK_FULL);
+	CHECK(tide_bitmap_get_chunk(bm, 3, buf, &data) == TIDE_BITMAP_CHUNK_FULL);
 	CHECK_EQ_U64(data[8], 0x3f);
 	CHECK_EQ_U64(data[9], 0);
-	CHECK(tide_bitmap_get_chunk(bm, 4, &data) == TIDE_BITMAP_CHUNK_CLEAN);
+	CHECK(tide_bitmap_get_chunk(bm, 4, buf, &data) == TIDE_BITMAP_CHUNK_CLEAN);
 
 	/* Bit by bit is as full as all at once. */
 	for (unsigned i = 0; i < CHUNK; i++)
 		set(to, c + i * g, 1);
-	CHECK(tide_bitmap_get_chunk(to, 1, &data) == TIDE_BITMAP_CHUNK_FULL);
+	CHECK(tide_bitmap_get_chunk(to, 1, buf, &data) == TIDE_BITMAP_CHUNK_FULL);
 
 	memset(block, 0, sizeof(block));
 	block[7] = 0x81;
@@ -427,6 +427,44 @@ static void test_chunks(void)
 	CHECK_EQ_U64(tide_bitmap_count(to), 70 + CHUNK);
 	CHECK(tide_bitmap_put_chunk(to, 4, block, &err) == -1);
 	CHECK_ERR(&err, TIDE_E_REFUSED, "Chunk 4 is not within the bitmap of 4 chunks");
+}
+
+/* As a list up to so many bits, as a block from then on; in whatever form, the same bits. */
+static void test_lists(void)
+{
+	const uint64_t g = 512, size = CHUNK * g + 5 * g;
+	TIDE_AUTOBITMAP struct tide_bitmap *bm = make(size, g), *copy = NULL;
+	struct tide_error err = TIDE_ERROR_INIT;
+	const uint16_t *pos;
+	uint64_t start, len;
+
+	for (unsigned i = 0; i < TIDE_BITMAP_LIST_MAX; i++) /* from both ends inwards */
+		set(bm, (i % 2 ? CHUNK - i : i) * g, 1);
+	CHECK_EQ_U64(tide_bitmap_get_list(bm, 0, &pos), TIDE_BITMAP_LIST_MAX);
+	for (unsigned i = 1; i < TIDE_BITMAP_LIST_MAX; i++)
+		CHECK(pos[i - 1] < pos[i]);
+	set(bm, 0, g);
+	CHECK_EQ_U64(tide_bitmap_count(bm), TIDE_BITMAP_LIST_MAX);
+	copy = tide_bitmap_copy(bm, &err);
+	CHECK(copy && tide_bitmap_get_list(copy, 0, &pos) == TIDE_BITMAP_LIST_MAX);
+	set(bm, 1000 * g, 1);
+	CHECK_EQ_U64(tide_bitmap_get_list(bm, 0, &pos), 0);
+	CHECK_EQ_U64(tide_bitmap_count(bm), TIDE_BITMAP_LIST_MAX + 1);
+	merge(bm, copy);
+	CHECK_EQ_U64(tide_bitmap_count(bm), TIDE_BITMAP_LIST_MAX + 1);
+	reset(copy, 2 * g, size - 2 * g);
+	CHECK_EQ_U64(tide_bitmap_count(copy), 1);
+	CHECK_EQ_U64(tide_bitmap_next_dirty(copy, 0, UINT64_MAX, &start, &len), 1);
+	CHECK_EQ_U64(start, 0);
+	reset(copy, 0, g);
+	CHECK_EQ_U64(tide_bitmap_next_chunk(copy, 0), 2);
+	/* All five bits of the last chunk: full, whatever it is kept as. */
+	set(copy, CHUNK * g, 5 * g);
+	CHECK_EQ_U64(tide_bitmap_get_list(copy, 1, &pos), 0);
+	CHECK_OK(tide_bitmap_put_list(copy, 1, (const uint16_t[]){ 1, 3, 5, 900 }, 4, &err), &err);
+	CHECK_EQ_U64(tide_bitmap_count(copy), 2);
+	CHECK(tide_bitmap_put_list(copy, 2, (const uint16_t[]){ 1 }, 1, &err) == -1);
+	CHECK_ERR(&err, TIDE_E_REFUSED, "Chunk 2 is not within the bitmap of 2 chunks");
 }
 
 /* ---- size and memory --------------------------------------------------------------- */
@@ -476,6 +514,28 @@ static void test_sparse_64_tib(void)
 	CHECK(copy && tide_bitmap_count(copy) == tide_bitmap_count(bm));
 #ifndef __SANITIZE_THREAD__
 	CHECK(before > 0 && resident_bytes() < before + 24 * M);
+#endif
+}
+
+/* As blocks they would be 128 MiB. */
+static void test_million_scattered(void)
+{
+#ifndef __SANITIZE_THREAD__
+	uint64_t before = resident_bytes();
+#endif
+	TIDE_AUTOBITMAP struct tide_bitmap *bm = make(64 * T, 64 * K);
+	uint64_t seed = 7, n = 0, off = 0, start, len;
+
+	for (unsigned i = 0; i < 1000000; i++)
+		set(bm, rnd(&seed) % (64 * T), 1);
+	CHECK(tide_bitmap_count(bm) > 990000);
+	while (tide_bitmap_next_dirty(bm, off, UINT64_MAX, &start, &len)) {
+		n += len / (64 * K);
+		off = start + len;
+	}
+	CHECK_EQ_U64(n, tide_bitmap_count(bm));
+#if !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
+	CHECK(before > 0 && resident_bytes() < before + 8 * M);
 #endif
 }
 
@@ -580,7 +640,9 @@ int main(void)
 	UNIT_RUN(test_resize);
 	UNIT_RUN(test_resize_cuts_full_chunk);
 	UNIT_RUN(test_chunks);
+	UNIT_RUN(test_lists);
 	UNIT_RUN(test_sparse_64_tib);
+	UNIT_RUN(test_million_scattered);
 	UNIT_RUN(test_out_of_memory);
 	return unit_done();
 }
