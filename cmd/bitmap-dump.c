@@ -109,22 +109,33 @@ static void print_map(struct cmd *c, const struct tide_dump *dump)
 	       m.shades[3], m.shades[4]);
 }
 
+static int print_sha256(struct cmd *c, struct tide_error *err)
+{
+	char hex[65];
+
+	if (tide_query_sha256(c->session, c->node, c->args[1], hex, err))
+		return -1;
+	tide_reply_sha256(c->session, hex);
+	return 0;
+}
+
 static int run(struct cmd *c, struct tide_error *err)
 {
 	struct tide_dump *dump = NULL;
 	int output = HUMAN;
 
-	if (opt_choice(c->opt, OPT_OUTPUT, &output, err) || cmd_add_image(c, err) ||
-	    tide_query_dump(c->session, c->node, c->args[1], &dump, err))
+	if (opt_choice(c->opt, OPT_OUTPUT, &output, err) || cmd_add_image(c, err))
+		return -1;
+	if (output == SHA256)
+		return print_sha256(c, err);
+	if (tide_query_dump(c->session, c->node, c->args[1], &dump, err))
 		return -1;
 	if (output == HUMAN)
 		print_ranges(dump);
 	else if (output == MAP)
 		print_map(c, dump);
-	else if (output == JSON)
-		tide_reply_dump(c->session, dump);
 	else
-		tide_reply_sha256(c->session, dump);
+		tide_reply_dump(c->session, dump);
 	tide_dump_free(dump);
 	return 0;
 }

@@ -501,16 +501,13 @@ static int answer_nothing(struct tide_session *session, const struct arguments *
 
 static int answer_sha256(struct tide_session *session, const struct arguments *args, struct tide_error *err)
 {
-	struct tide_dump *dump;
-	int rc;
+	char hex[65];
 
 	if (!tide_session_find(session, args->ref.node))
 		return tide_error_set(err, TIDE_E_REFUSED, "Node '%s' not found", args->ref.node);
-	if (tide_query_dump(session, args->ref.node, args->ref.name, &dump, err) < 0)
+	if (tide_query_sha256(session, args->ref.node, args->ref.name, hex, err) < 0)
 		return -1;
-	rc = tide_reply_sha256(session, dump);
-	tide_dump_free(dump);
-	return rc;
+	return tide_reply_sha256(session, hex);
 }
 
 static int answer_blocks(struct tide_session *session, struct tide_error *err,

@@ -63,7 +63,6 @@ static int dump_bitmap(const struct tide_bitmap *bm, struct tide_dump **out, str
 	dump->disk_size = tide_bitmap_size(bm);
 	dump->granularity = tide_bitmap_granularity(bm);
 	dump->count = tide_bitmap_count(bm) * dump->granularity;
-	tide_bitmap_sha256(bm, dump->sha256);
 	if (dump_ranges(bm, dump, err) < 0) {
 		tide_dump_free(dump);
 		return -1;
@@ -72,28 +71,41 @@ static int dump_bitmap(const struct tide_bitmap *bm, struct tide_dump **out, str
 	return 0;
 }
 
-static int query_dump(struct tide_session *session, const char *id, const char *name, struct tide_dump **dump,
-                      struct tide_error *err)
+/* The contents of a bitmap that has some; the node is left open. */
+static struct tide_bitmap *find_contents(struct tide_session *session, const char *id, const char *name,
+                                         struct tide_error *err)
 {
 	struct tide_node *node = look(session, id, err);
 	struct tide_sidecar_bitmap *entry = node ? tide_node_find(node, name, err) : NULL;
-	struct tide_bitmap *bm;
 
 	if (!entry)
-		return -1;
-	if (entry->in_use)
-		return tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' is inconsistent and cannot be used", name);
-	bm = tide_node_bitmap(node, entry, err);
-	return bm ? dump_bitmap(bm, dump, err) : -1;
+		return NULL;
+	if (entry->in_use) {
+		tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' is inconsistent and cannot be used", name);
+		return NULL;
+	}
+	return tide_node_bitmap(node, entry, err);
 }
 
 int tide_query_dump(struct tide_session *session, const char *id, const char *name, struct tide_dump **dump,
                     struct tide_error *err)
 {
-	int rc = query_dump(session, id, name, dump, err);
+	const struct tide_bitmap *bm = find_contents(session, id, name, err);
+	int rc = bm ? dump_bitmap(bm, dump, err) : -1;
 
 	tide_session_close_nodes(session);
 	return rc;
+}
+
+int tide_query_sha256(struct tide_session *session, const char *id, const char *name, char hex[65],
+                      struct tide_error *err)
+{
+	const struct tide_bitmap *bm = find_contents(session, id, name, err);
+
+	if (bm)
+		tide_bitmap_sha256(bm, hex);
+	tide_session_close_nodes(session);
+	return bm ? 0 : -1;
 }
 
 void tide_dump_free(struct tide_dump *dump)

@@ -94,14 +94,14 @@ int tide_reply_dump(struct tide_session *session, const struct tide_dump *dump)
 	return tide_reply_send(session, &w);
 }
 
-int tide_reply_sha256(struct tide_session *session, const struct tide_dump *dump)
+int tide_reply_sha256(struct tide_session *session, const char *hex)
 {
 	struct tide_strbuf sb = TIDE_STRBUF_INIT;
 	struct tide_json_writer w = { &sb, false };
 
 	tide_json_begin(&w, NULL, '{');
 	tide_json_begin(&w, "return", '{');
-	tide_json_string(&w, "sha256", dump->sha256);
+	tide_json_string(&w, "sha256", hex);
 	tide_json_end(&w, '}');
 	return tide_reply_send(session, &w);
 }

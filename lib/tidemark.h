@@ -356,7 +356,6 @@ struct tide_dump {
 	uint64_t disk_size;
 	uint64_t granularity;
 	uint64_t count;
-	char sha256[65];
 	size_t n;
 	struct tide_range *dirty; /* ascending, disjoint, not touching, clipped to the disk */
 };
@@ -364,6 +363,10 @@ struct tide_dump {
 int tide_query_dump(struct tide_session *session, const char *node, const char *name, struct tide_dump **dump,
                     struct tide_error *err);
 void tide_dump_free(struct tide_dump *dump);
+
+/* QEMU's hash of a bitmap, x-debug-block-dirty-bitmap-sha256: its time grows with the disk, not with what is dirty. */
+int tide_query_sha256(struct tide_session *session, const char *node, const char *name, char hex[65],
+                      struct tide_error *err);
 
 enum tide_feature_kind {
 	TIDE_FEATURE_BOOL = 0,
@@ -485,7 +488,7 @@ int tide_reply_chain(struct tide_session *session, const struct tide_chain *chai
 /* Deliver what a query returned as {"return": …}. */
 int tide_reply_bitmaps(struct tide_session *session, const struct tide_bitmap_list *list);
 int tide_reply_dump(struct tide_session *session, const struct tide_dump *dump);
-int tide_reply_sha256(struct tide_session *session, const struct tide_dump *dump);
+int tide_reply_sha256(struct tide_session *session, const char *hex);
 int tide_reply_image(struct tide_session *session, const struct tide_image_info *info);
 
 /* ---- commands in JSON -------------------------------------------------------------- */
