@@ -53,9 +53,9 @@ static void backup_touch(struct tide_session *session, const struct tide_step *s
 static int check_job_id(struct tide_session *session, const char *id, struct tide_error *err)
 {
 	for (size_t i = 0; i < session->n_nodes; i++) {
-		const char *other = session->nodes[i]->job;
+		const struct tide_backup_job *other = session->nodes[i]->job;
 
-		if (other && !strcmp(other, id))
+		if (other && !strcmp(tide_backup_id(other), id))
 			return tide_error_set(err, TIDE_E_REFUSED, "Job ID '%s' already in use", id);
 	}
 	return 0;
@@ -84,7 +84,19 @@ static int check_details(struct tide_session *session, const struct tide_backup 
 	return 0;
 }
 
-static int backup_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
+/* The later one would replace what the earlier one has made. */
+static int check_target_free(struct tide_session *session, const struct tide_backup_job *job, struct tide_error *err)
+{
+	for (size_t i = 0; i < session->n_nodes; i++) {
+		if (session->nodes[i]->job && tide_backup_collides(job, session->nodes[i]->job))
+			return tide_error_set(err, TIDE_E_REFUSED, "Failed to get \"write\" lock");
+	}
+	return 0;
+}
+
+/* onto: the drive that is the target, or NULL. */
+static int prepare_backup(struct tide_session *session, struct tide_step *step, struct tide_node *onto,
+                          struct tide_error *err)
 {
 	struct tide_backup *args = step->args;
 	struct tide_node *node = find_device(session, args->device, err);
@@ -100,8 +112,18 @@ static int backup_prepare(struct tide_session *session, struct tide_step *step, 
 	if (check_job_id(session, args->job_id ? args->job_id : node->id, err) < 0 ||
 	    tide_backup_prepare(node, args, session->group, &session->sink, &job, err) < 0)
 		return -1;
+	if (check_target_free(session, job, err) < 0) {
+		tide_backup_free(job);
+		return -1;
+	}
+	tide_backup_created(job, onto);
 	step->state = job;
 	return 0;
+}
+
+static int backup_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
+{
+	return prepare_backup(session, step, NULL, err);
 }
 
 static struct tide_backup_job *backup_job(const struct tide_step *step)
@@ -136,11 +158,15 @@ static int blockdev_prepare(struct tide_session *session, struct tide_step *step
 		return -1;
 	if (source == target)
 		return tide_error_set(err, TIDE_E_REFUSED, "Source and target cannot be the same");
+	/* Another action has it, or is going to. */
+	if (target->job || target->wanted)
+		return tide_error_set(err, TIDE_E_REFUSED, "Node '%s' is busy: block device is in use by block job: backup",
+		                      target->id);
 	args->target = target->path;
 	args->format = target->format;
 	args->mode = TIDE_MODE_EXISTING;
 	args->backing = args->backing_format = args->settings = NULL;
-	return backup_prepare(session, step, err);
+	return prepare_backup(session, step, target, err);
 }
 
 const struct tide_action tide_action_blockdev_backup = {

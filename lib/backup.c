@@ -80,8 +80,10 @@ void tide_backup_free(struct tide_backup_job *job)
 {
 	if (!job)
 		return;
-	if (job->node->job == job->id)
+	if (job->node->job == job)
 		job->node->job = NULL;
+	if (job->onto && job->onto->job == job)
+		job->onto->job = NULL;
 	tide_target_release(&job->target);
 	tide_bitmap_free(job->copy.todo);
 	if (job->token && job->node->image)
@@ -363,19 +365,15 @@ bool tide_backup_stage(struct tide_backup_job *job)
 
 int tide_backup_add_to_record(const struct tide_backup_job *job, struct tide_record *record, struct tide_error *err)
 {
-	const struct tide_staged *staged = &job->target.staged;
-
-	if (staged->tmp && tide_record_add(record, staged->tmp, staged->path, err) < 0)
+	if (tide_target_add_to_record(&job->target, record, err) < 0)
 		return -1;
 	return tide_node_add_to_record(job->node, record, err);
 }
 
 int tide_backup_commit(struct tide_backup_job *job, struct tide_error *err)
 {
-	int rc = 0;
+	int rc = tide_target_name(&job->target, err);
 
-	if (!job->target.existing)
-		rc = tide_staged_commit(&job->target.staged, job->target.exclusive, err);
 	if (rc == 0 && job->token)
 		rc = tide_node_commit(job->node, err);
 	return rc;
@@ -395,6 +393,25 @@ void tide_backup_fail(struct tide_backup_job *job, struct tide_error *err)
 struct tide_node *tide_backup_node(const struct tide_backup_job *job)
 {
 	return job->node;
+}
+
+const char *tide_backup_id(const struct tide_backup_job *job)
+{
+	return job->id;
+}
+
+bool tide_backup_collides(const struct tide_backup_job *job, const struct tide_backup_job *other)
+{
+	return tide_target_collides(&job->target, &other->target);
+}
+
+void tide_backup_created(struct tide_backup_job *job, struct tide_node *onto)
+{
+	job->node->job = job;
+	job->onto = onto;
+	if (onto)
+		onto->job = job;
+	tide_event_job_status(job->sink, job->id, "created");
 }
 
 const char *tide_backup_target(const struct tide_backup_job *job)

@@ -21,6 +21,7 @@ struct tide_backup_job {
 	bool is_inside; /* it is kept in the image */
 	char **older;   /* names of its store's bitmaps when it was frozen; what comes later stands before it */
 	size_t n_older;
+	struct tide_node *onto; /* the drive that the target is; NULL: none */
 	struct tide_target target;
 	struct tide_copy copy;
 	bool unsound;            /* the target could not be made durable: a second sync would not tell the truth */

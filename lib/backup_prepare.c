@@ -337,8 +337,6 @@ int tide_backup_prepare(struct tide_node *node, const struct tide_backup *args, 
 	job->copy.device = job->id;
 	job->copy.source = node->image;
 	job->copy.target = job->target.image;
-	node->job = job->id;
-	tide_event_job_status(sink, job->id, "created");
 	*out = job;
 	return 0;
 }

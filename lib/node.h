@@ -32,6 +32,8 @@ enum tide_node_mode {
 	TIDE_NODE_WRITE,  /* and its content: the image is write-locked */
 };
 
+struct tide_backup_job;
+
 struct tide_node {
 	char *id; /* device id */
 	char *path, *format, *sidecar; /* as given; format and sidecar may be NULL */
@@ -42,7 +44,7 @@ struct tide_node {
 	/* How the transaction at hand is going to use it (tide_node_want). */
 	bool wanted, want_create, want_inside;
 	enum tide_node_mode want;
-	const char *job; /* the backup job that runs on it; NULL: none */
+	const struct tide_backup_job *job; /* the backup job that reads or writes it; NULL: none */
 
 	/* While open: */
 	bool is_open;

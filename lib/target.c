@@ -198,15 +198,47 @@ int tide_target_stage(struct tide_target *target, struct tide_error *err)
 		return -1;
 	if (target->existing)
 		return 0;
-	if (target->data.fd >= 0 && tide_staged_sync(&target->data, err) < 0)
+	if (target->data.fd < 0)
+		return tide_staged_sync(&target->staged, err);
+	/* The name may have been taken meanwhile, and once a group has decided there is no other. */
+	if (access(target->data.path, F_OK) == 0)
+		return tide_error_set_sys(err, EEXIST, "Could not create '%s'", target->data.path);
+	if (tide_staged_sync(&target->data, err) < 0)
 		return -1;
 	return tide_staged_sync(&target->staged, err);
 }
 
-/* The data file first: it may be there without its image, but not the other way round. */
-static int commit_new(struct tide_target *target, struct tide_error *err)
+int tide_target_add_to_record(const struct tide_target *target, struct tide_record *record, struct tide_error *err)
 {
-	if (target->data.fd >= 0 && tide_staged_commit(&target->data, true, err) < 0)
+	const struct tide_staged *const files[] = { &target->data, &target->staged };
+
+	for (size_t i = 0; i < TIDE_ARRAY_SIZE(files); i++) {
+		if (files[i]->tmp && tide_record_add(record, files[i]->tmp, files[i]->path, err) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+static int name_data_file(struct tide_target *target, struct tide_error *err)
+{
+	return target->data.fd >= 0 ? tide_staged_commit(&target->data, true, err) : 0;
+}
+
+/* The data file first: it may be there without its image, but not the other way round. */
+int tide_target_name(struct tide_target *target, struct tide_error *err)
+{
+	if (target->existing)
+		return 0;
+	return name_data_file(target, err) < 0 ? -1 : tide_staged_commit(&target->staged, target->exclusive, err);
+}
+
+int tide_target_commit(struct tide_target *target, struct tide_error *err)
+{
+	if (tide_image_flush(target->image, err) < 0)
+		return -1;
+	if (target->existing)
+		return 0;
+	if (name_data_file(target, err) < 0)
 		return -1;
 	if (tide_staged_commit(&target->staged, target->exclusive, err) == 0)
 		return 0;
@@ -215,11 +247,15 @@ static int commit_new(struct tide_target *target, struct tide_error *err)
 	return -1;
 }
 
-int tide_target_commit(struct tide_target *target, struct tide_error *err)
+bool tide_target_collides(const struct tide_target *a, const struct tide_target *b)
 {
-	if (tide_image_flush(target->image, err) < 0)
-		return -1;
-	return target->existing ? 0 : commit_new(target, err);
+	const char *const mine[] = { a->staged.path, a->data.path }, *const theirs[] = { b->staged.path, b->data.path };
+
+	for (size_t i = 0; i < 4; i++) {
+		if (mine[i / 2] && theirs[i % 2] && !strcmp(mine[i / 2], theirs[i % 2]))
+			return true;
+	}
+	return false;
 }
 
 void tide_target_release(struct tide_target *target)

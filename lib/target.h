@@ -11,6 +11,7 @@
 
 #include "event.h"
 #include "image.h"
+#include "record.h"
 #include "sysio.h"
 
 struct tide_target {
@@ -35,8 +36,13 @@ int tide_target_open(struct tide_target *target, const char *path, const char *f
 void tide_target_warn_outside(const struct tide_target *target, struct tide_sink *sink, const char *path);
 /* Durable, and but for its name complete: what is left of the commit is a rename. */
 int tide_target_stage(struct tide_target *target, struct tide_error *err);
+/* The renames that are left after stage, for a group's record (record.h), or made now. */
+int tide_target_add_to_record(const struct tide_target *target, struct tide_record *record, struct tide_error *err);
+int tide_target_name(struct tide_target *target, struct tide_error *err);
 int tide_target_commit(struct tide_target *target, struct tide_error *err);
 void tide_target_release(struct tide_target *target);
+/* Two new targets that would come to stand under one name, as images or as data files. */
+bool tide_target_collides(const struct tide_target *a, const struct tide_target *b);
 
 /*
  * The backing name to store in a new image at path, for a backing image that a person named

@@ -316,6 +316,71 @@ complete() {
 	assert_equal "$(find . -name '*.bitmaps*')" ''
 }
 
+# ---- targets ----
+
+@test "two jobs cannot make the same target" {
+	disks
+	local mode second
+	for mode in individual grouped; do
+		for second in t1 "$PWD/t1" ./t1; do
+			apply $mode "$(incremental d0 t1)" "$(incremental d1 "$second")"
+			error_reply
+			assert_equal "$desc" 'Failed to get "write" lock'
+			as_before
+			no_targets
+		done
+		apply $mode "$(incremental d0 t0 x-settings=data_file=t1)" "$(incremental d1 t1)"
+		error_reply
+		as_before
+		no_targets
+		apply $mode "$(incremental d0 t0 x-settings=data_file=t.raw)" "$(incremental d1 t1 x-settings=data_file=t.raw)"
+		error_reply
+		as_before
+		no_targets
+	done
+	: > t1
+	apply individual "$(incremental d0 t1)" "$(incremental d1 t1 mode=existing)"
+	error_reply
+	assert_equal "$desc" 'Failed to get "write" lock'
+	as_before
+}
+
+@test "targets with data files, in either mode" {
+	disks
+	local mode
+	for mode in individual grouped; do
+		apply $mode "$(job d0 t0 sync=full x-settings=data_file=t0.raw)" "$(job d1 t1 sync=full x-settings=data_file=t1.raw)"
+		assert_equal "$status" 0
+		same raw plain.img qcow2 t0
+		same raw d1.img qcow2 t1
+		rm t0 t0.raw t1 t1.raw
+		assert_equal "$(find . -name '.t*')" ''
+	done
+	spoil 5
+	apply grouped "$(job d0 t0 sync=full x-settings=data_file=t0.raw)" "$(job d1 t1 sync=full x-settings=data_file=t1.raw)"
+	assert_equal "$status" 1
+	no_targets
+}
+
+@test "blockdev-backup onto a drive that another action uses" {
+	disks
+	cp d1.img d2.img
+	drives+=(--drive d2=d2.img)
+	local mode onto='{"type": "blockdev-backup", "data": {"device": "d1", "target": "d2", "sync": "full"}}'
+	for mode in individual grouped; do
+		apply $mode "$onto" "$(job d2 t0 sync=full)"
+		error_reply
+		assert_equal "$desc" "Node 'd2' is busy: block device is in use by block job: backup"
+		apply $mode "$(job d2 t0 sync=full)" "$onto"
+		error_reply
+		assert_equal "$desc" "Node 'd2' is busy: block device is in use by block job: backup"
+		apply $mode "$onto" "$(job d0 t0 sync=full)"
+		ended_as 0 "$([ $mode = grouped ] && echo COMPLETED d0, COMPLETED d1 || jq -rs \
+			'[.[] | select(.event) | "COMPLETED \(.data.device)"] | join(", ")' <<< "$output")"
+		rm t0
+	done
+}
+
 # ---- the bitmap afterwards ----
 
 modes=('incremental -' 'bitmap on-success' 'bitmap always' 'bitmap never' 'full on-success' 'full always' 'top on-success'
