@@ -14,7 +14,7 @@ def files():
     found = []
     for where, dirs, names in os.walk(ROOT):
         dirs[:] = sorted(d for d in dirs if d not in SKIPPED_DIRS and os.path.join(where, d) != BUILD)
-        found += [os.path.relpath(os.path.join(where, n), ROOT) for n in sorted(names)]
+        found += [os.path.relpath(os.path.join(where, n), ROOT) for n in sorted(names) if n != ".git"]
     return [f for f in found if not re.fullmatch(r"tidemark-.*\.tar\.gz", f)]
 
 
