@@ -61,16 +61,6 @@ static int check_job_id(struct tide_session *session, const char *id, struct tid
 	return 0;
 }
 
-/* QEMU's rule for ids: a letter, then letters, digits and "-._". */
-static bool is_node_name(const char *name)
-{
-	for (const char *p = name; *p; p++) {
-		if (!((*p >= 'a' && *p <= 'z') || (*p >= 'A' && *p <= 'Z') || (p > name && strchr("0123456789-._", *p))))
-			return false;
-	}
-	return *name;
-}
-
 /* What makes no difference to a backup here, but has its rules. */
 static int check_details(struct tide_session *session, const struct tide_backup *args, struct tide_error *err)
 {
@@ -79,8 +69,8 @@ static int check_details(struct tide_session *session, const struct tide_backup 
 	if (name && tide_session_find(session, name))
 		return tide_error_set(err, TIDE_E_REFUSED,
 		                      "Could not create node: node-name=%s is conflicting with a device id", name);
-	if (name && !is_node_name(name))
-		return tide_error_set(err, TIDE_E_REFUSED, "Could not create node: Invalid node-name: '%s'", name);
+	if (name && tide_backup_check_node_name(name, err) < 0)
+		return tide_error_wrap(err, "Could not create node");
 	return 0;
 }
 
@@ -110,13 +100,13 @@ static int prepare_backup(struct tide_session *session, struct tide_step *step, 
 	if (args->sync == TIDE_SYNC_TOP && !tide_image_backing(node->image) && step->action == &tide_action_backup)
 		args->sync = TIDE_SYNC_FULL;
 	if (check_job_id(session, args->job_id ? args->job_id : node->id, err) < 0 ||
-	    tide_backup_prepare(node, args, session->group, &session->sink, &job, err) < 0)
+	    tide_backup_prepare(node, args, onto, session->group, &session->sink, &job, err) < 0)
 		return -1;
 	if (check_target_free(session, job, err) < 0) {
 		tide_backup_free(job);
 		return -1;
 	}
-	tide_backup_created(job, onto);
+	tide_backup_created(job);
 	step->state = job;
 	return 0;
 }

@@ -405,12 +405,11 @@ bool tide_backup_collides(const struct tide_backup_job *job, const struct tide_b
 	return tide_target_collides(&job->target, &other->target);
 }
 
-void tide_backup_created(struct tide_backup_job *job, struct tide_node *onto)
+void tide_backup_created(struct tide_backup_job *job)
 {
 	job->node->job = job;
-	job->onto = onto;
-	if (onto)
-		onto->job = job;
+	if (job->onto)
+		job->onto->job = job;
 	tide_event_job_status(job->sink, job->id, "created");
 }
 

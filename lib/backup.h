@@ -32,14 +32,16 @@
 
 struct tide_backup_job;
 
-/* group: the path of the record of the group that the job will end with, or NULL. */
-int tide_backup_prepare(struct tide_node *node, const struct tide_backup *args, const char *group,
+/* onto: the drive that is the target, or NULL.  group: the path of the record of the group that the job will end with, or NULL. */
+int tide_backup_prepare(struct tide_node *node, const struct tide_backup *args, struct tide_node *onto, const char *group,
                         struct tide_sink *sink, struct tide_backup_job **job, struct tide_error *err);
+/* QEMU's rules for the names of nodes. */
+int tide_backup_check_node_name(const char *name, struct tide_error *err);
 const char *tide_backup_id(const struct tide_backup_job *job);
 /* Both would give the same name to what they make. */
 bool tide_backup_collides(const struct tide_backup_job *job, const struct tide_backup_job *other);
 /* It is there: its node is busy, and the drive that is its target, if it is one. */
-void tide_backup_created(struct tide_backup_job *job, struct tide_node *onto);
+void tide_backup_created(struct tide_backup_job *job);
 /* Nothing to copy: QEMU's job is over before the command's reply. */
 bool tide_backup_is_empty(const struct tide_backup_job *job);
 /* The job begins, one of n, before the command's reply. */

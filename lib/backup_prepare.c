@@ -10,6 +10,7 @@
 #include "range.h"
 
 #define UNIT_MIN 65536u
+#define NODE_NAME_MAX 31
 
 static const char *const sync_names[] = {
 	[TIDE_SYNC_FULL] = "full",     [TIDE_SYNC_TOP] = "top",   [TIDE_SYNC_INCREMENTAL] = "incremental",
@@ -55,7 +56,9 @@ static int check_bitmap_args(struct tide_backup_job *job, const struct tide_back
 	return 0;
 }
 
-static int check_supported(const struct tide_backup_job *job, const struct tide_backup *args, struct tide_error *err)
+/* onto: the id of the drive that is the target, or "". */
+static int check_supported(const struct tide_backup_job *job, const struct tide_backup *args, const char *onto,
+                           struct tide_error *err)
 {
 	if (job->sync == TIDE_SYNC_NONE) {
 		tide_error_set(err, TIDE_E_REFUSED, "sync mode 'none' copies what a running guest overwrites: an image "
@@ -63,13 +66,7 @@ static int check_supported(const struct tide_backup_job *job, const struct tide_
 		return tide_error_hint(err, "use full, top or incremental");
 	}
 	if (args->compress && !tide_image_can_compress(job->target.image))
-		return tide_error_set(err, TIDE_E_REFUSED, "Compression is not supported for this drive ");
-	if (args->speed > INT64_MAX) {
-		/* QEMU has made the job by then. */
-		tide_event_job_status(job->sink, job->id, "created");
-		tide_event_job_status(job->sink, job->id, "null");
-		return tide_error_set(err, TIDE_E_REFUSED, "Parameter 'speed' expects a non-negative value");
-	}
+		return tide_error_set(err, TIDE_E_REFUSED, "Compression is not supported for this drive %s", onto);
 	return 0;
 }
 
@@ -80,6 +77,29 @@ static bool is_id(const char *id)
 
 	return *id && strchr(letters, *id) && !id[1 + strspn(id + 1, "abcdefghijklmnopqrstuvwxyz"
 	                                                              "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")];
+}
+
+/* What QEMU says once all else is right. */
+static int check_job(const struct tide_backup_job *job, const struct tide_backup *args, struct tide_error *err)
+{
+	if (args->job_id && !is_id(job->id)) {
+		tide_error_set(err, TIDE_E_REFUSED, "Invalid job ID '%s'", job->id);
+		return tide_error_hint(err, "a letter, then letters, digits, '-', '.', '_'");
+	}
+	if (args->speed <= INT64_MAX)
+		return 0;
+	tide_event_job_status(job->sink, job->id, "created");
+	tide_event_job_status(job->sink, job->id, "null");
+	return tide_error_set(err, TIDE_E_REFUSED, "Parameter 'speed' expects a non-negative value");
+}
+
+int tide_backup_check_node_name(const char *name, struct tide_error *err)
+{
+	if (!is_id(name))
+		return tide_error_set(err, TIDE_E_REFUSED, "Invalid node-name: '%s'", name);
+	if (strlen(name) > NODE_NAME_MAX)
+		return tide_error_set(err, TIDE_E_REFUSED, "Node name too long");
+	return 0;
 }
 
 /* ---- the target -------------------------------------------------------------------- */
@@ -129,6 +149,9 @@ static int create_target(struct tide_backup_job *job, const struct tide_backup *
 
 	if (check_not_sidecar(job, args->target, err) < 0)
 		return -1;
+	/* QEMU gives such a target the source for a backing image. */
+	if (job->sync == TIDE_SYNC_NONE && !strcmp(format, "raw"))
+		return tide_error_set(err, TIDE_E_REFUSED, "Backing file not supported for file format 'raw'");
 	if (args->backing) {
 		backing = tide_target_backing_name(args->target, args->backing, err);
 		if (!backing)
@@ -270,14 +293,19 @@ static int freeze(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry
 }
 
 /* x-perf, which makes no difference here, but has its rules. */
-static int check_perf(const struct tide_backup_job *job, const struct tide_backup *args, struct tide_error *err)
+static int check_perf(const struct tide_backup *args, struct tide_error *err)
 {
-	long long unit = (long long)TIDE_MAX(UNIT_MIN, tide_image_info(job->target.image)->cluster_size);
-
 	if (args->has_max_workers && (args->max_workers < 1 || args->max_workers > INT_MAX))
 		return tide_error_set(err, TIDE_E_REFUSED, "max-workers must be between 1 and %d", INT_MAX);
 	if (args->has_max_chunk && args->max_chunk < 0)
 		return tide_error_set(err, TIDE_E_REFUSED, "max-chunk must be zero (which means no limit) or positive");
+	return 0;
+}
+
+static int check_chunk(const struct tide_backup_job *job, const struct tide_backup *args, struct tide_error *err)
+{
+	long long unit = (long long)TIDE_MAX(UNIT_MIN, tide_image_info(job->target.image)->cluster_size);
+
 	if (args->max_chunk > 0 && args->max_chunk < unit)
 		return tide_error_set(err, TIDE_E_REFUSED,
 		                      "Required max-chunk (%lld) is less than backup cluster size (%lld)",
@@ -285,7 +313,7 @@ static int check_perf(const struct tide_backup_job *job, const struct tide_backu
 	return 0;
 }
 
-static int prepare(struct tide_backup_job *job, const struct tide_backup *args, const char *group,
+static int prepare(struct tide_backup_job *job, const struct tide_backup *args, const char *onto, const char *group,
                    struct tide_error *err)
 {
 	struct tide_sidecar_bitmap *entry = NULL;
@@ -294,18 +322,15 @@ static int prepare(struct tide_backup_job *job, const struct tide_backup *args, 
 		return tide_error_set(err, TIDE_E_REFUSED, "Node '%s' is busy: block device is in use by block job: backup",
 		                      job->node->id);
 	if (open_target(job, args, err) < 0 || check_bitmap_args(job, args, &entry, err) < 0 ||
-	    check_supported(job, args, err) < 0 || check_sizes(job, err) < 0 || check_perf(job, args, err) < 0)
+	    check_supported(job, args, onto, err) < 0 || check_perf(args, err) < 0 || check_sizes(job, err) < 0 ||
+	    check_chunk(job, args, err) < 0 || check_job(job, args, err) < 0)
 		return -1;
-	if (args->job_id && !is_id(job->id)) {
-		tide_error_set(err, TIDE_E_REFUSED, "Invalid job ID '%s'", job->id);
-		return tide_error_hint(err, "a letter, then letters, digits, '-', '.', '_'");
-	}
 	if (plan(job, entry, err) < 0)
 		return -1;
 	return entry ? freeze(job, entry, group, err) : 0;
 }
 
-int tide_backup_prepare(struct tide_node *node, const struct tide_backup *args, const char *group,
+int tide_backup_prepare(struct tide_node *node, const struct tide_backup *args, struct tide_node *onto, const char *group,
                         struct tide_sink *sink, struct tide_backup_job **out, struct tide_error *err)
 {
 	struct tide_backup_job *job = tide_mem_alloc(1, sizeof(*job), err);
@@ -314,6 +339,7 @@ int tide_backup_prepare(struct tide_node *node, const struct tide_backup *args, 
 		return -1;
 	job->target = (struct tide_target)TIDE_TARGET_INIT;
 	job->node = node;
+	job->onto = onto;
 	job->sink = sink;
 	job->sync = args->sync;
 	job->bitmap_mode = args->bitmap_mode;
@@ -330,7 +356,7 @@ int tide_backup_prepare(struct tide_node *node, const struct tide_backup *args, 
 	job->id = tide_mem_strdup(args->job_id ? args->job_id : node->id, err);
 	if (job->id && args->bitmap)
 		job->bitmap = tide_mem_strdup(args->bitmap, err);
-	if (!job->id || (args->bitmap && !job->bitmap) || prepare(job, args, group, err) < 0) {
+	if (!job->id || (args->bitmap && !job->bitmap) || prepare(job, args, onto ? onto->id : "", group, err) < 0) {
 		tide_backup_free(job);
 		return -1;
 	}

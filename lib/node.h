@@ -39,6 +39,7 @@ struct tide_node {
 	char *path, *format, *sidecar; /* as given; format and sidecar may be NULL */
 	bool ignore_stamp, force_share;
 	unsigned allow; /* enum tide_allow */
+	bool is_node; /* not a device: blockdev-add made it */
 	bool partial; /* a chain that is broken further down is opened as far as that goes, for looking */
 
 	/* How the transaction at hand is going to use it (tide_node_want). */

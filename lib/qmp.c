@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "backup.h"
 #include "error.h"
 #include "mem.h"
 #include "reply.h"
@@ -296,7 +297,7 @@ static int decode_driver(const struct tide_qmp_path *path, const struct tide_jso
 
 static const struct tide_qmp_field blockdev_add_fields[] = {
         OTHER("driver", true, decode_driver),
-        STRING("node-name", true, drive.id),
+        STRING("node-name", false, drive.id),
         {.name = "file",
          .kind = TIDE_QMP_STRUCT,
          .required = true,
@@ -305,6 +306,8 @@ static const struct tide_qmp_field blockdev_add_fields[] = {
          .fields = file_fields},
         END,
 };
+
+static const struct tide_qmp_field blockdev_del_fields[] = {STRING("node-name", true, drive.id), END};
 
 static const struct tide_qmp_field nodes_fields[] = {CHECKED("flat", TIDE_QMP_BOOL), END};
 
@@ -510,16 +513,20 @@ static int answer_sha256(struct tide_session *session, const struct arguments *a
 	return tide_reply_sha256(session, hex);
 }
 
-static int answer_blocks(struct tide_session *session, struct tide_error *err,
+/* devices: leaves out what blockdev-add has added. */
+static int answer_blocks(struct tide_session *session, bool devices, struct tide_error *err,
                          int (*reply)(struct tide_session *session, const struct tide_reply_node *nodes, size_t n))
 {
-	size_t n = session->n_nodes;
-	TIDE_AUTOFREE struct tide_reply_node *nodes = tide_mem_alloc(n + 1, sizeof(*nodes), err);
+	size_t n = 0;
+	TIDE_AUTOFREE struct tide_reply_node *nodes = tide_mem_alloc(session->n_nodes + 1, sizeof(*nodes), err);
 	int rc = nodes ? 0 : -1;
 
-	for (size_t i = 0; rc == 0 && i < n; i++) {
-		nodes[i].id = session->nodes[i]->id;
-		rc = tide_query_image(session, nodes[i].id, &nodes[i].info, err);
+	for (size_t i = 0; rc == 0 && i < session->n_nodes; i++) {
+		if (devices && session->nodes[i]->is_node)
+			continue;
+		nodes[n].id = session->nodes[i]->id;
+		rc = tide_query_image(session, nodes[n].id, &nodes[n].info, err);
+		n++;
 	}
 	if (rc == 0)
 		rc = reply(session, nodes, n);
@@ -530,25 +537,45 @@ static int answer_blocks(struct tide_session *session, struct tide_error *err,
 
 static int answer_devices(struct tide_session *session, const struct arguments *args, struct tide_error *err)
 {
-	return answer_blocks(session, err, tide_reply_devices);
+	return answer_blocks(session, true, err, tide_reply_devices);
 }
 
 static int answer_nodes(struct tide_session *session, const struct arguments *args, struct tide_error *err)
 {
-	return answer_blocks(session, err, tide_reply_nodes);
+	return answer_blocks(session, false, err, tide_reply_nodes);
 }
 
 static int answer_blockdev_add(struct tide_session *session, const struct arguments *args, struct tide_error *err)
 {
 	struct tide_drive drive = args->drive;
 
+	struct tide_node *other;
+
 	drive.allow = session->allow;
-	if (tide_session_find(session, args->drive.id))
+	if (!args->drive.id)
+		return tide_error_set(err, TIDE_E_REFUSED, "'node-name' must be specified for the root node");
+	if (tide_backup_check_node_name(args->drive.id, err) < 0)
+		return -1;
+	other = tide_session_find(session, args->drive.id);
+	if (other && !other->is_node)
+		return tide_error_set(err, TIDE_E_REFUSED, "node-name=%s is conflicting with a device id", args->drive.id);
+	if (other)
 		return tide_error_set(err, TIDE_E_REFUSED, "Duplicate nodes with node-name='%s'", args->drive.id);
 	if (access(args->drive.path, R_OK) < 0)
 		return tide_error_set_sys(err, errno, "Could not open '%s'", args->drive.path);
 	if (tide_session_add_drive(session, &drive, NULL, err) < 0)
 		return -1;
+	tide_session_find(session, args->drive.id)->is_node = true;
+	return answer_nothing(session, args, err);
+}
+
+static int answer_blockdev_del(struct tide_session *session, const struct arguments *args, struct tide_error *err)
+{
+	struct tide_node *node = tide_session_find(session, args->drive.id);
+
+	if (!node || !node->is_node)
+		return tide_error_set(err, TIDE_E_REFUSED, "Failed to find node with node-name='%s'", args->drive.id);
+	tide_session_remove_drive(session, node);
 	return answer_nothing(session, args, err);
 }
 
@@ -570,6 +597,7 @@ static const struct verb verbs[] = {
         {"query-block", false, true, no_fields, NULL, answer_devices},
         {"query-named-block-nodes", false, true, nodes_fields, NULL, answer_nodes},
         {"blockdev-add", false, true, blockdev_add_fields, NULL, answer_blockdev_add},
+        {"blockdev-del", false, true, blockdev_del_fields, NULL, answer_blockdev_del},
         {"qmp_capabilities", false, true, capabilities_fields, NULL, answer_nothing},
 };
 

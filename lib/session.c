@@ -80,6 +80,17 @@ int tide_session_add_drive(struct tide_session *session, const struct tide_drive
 	return 0;
 }
 
+void tide_session_remove_drive(struct tide_session *session, struct tide_node *node)
+{
+	size_t i = 0;
+
+	while (session->nodes[i] != node)
+		i++;
+	session->n_nodes--;
+	memmove(&session->nodes[i], &session->nodes[i + 1], (session->n_nodes - i) * sizeof(struct tide_node *));
+	tide_node_free(node);
+}
+
 void tide_session_close_nodes(struct tide_session *session)
 {
 	for (size_t i = 0; i < session->n_nodes; i++)

@@ -19,6 +19,8 @@ struct tide_session {
 /* NULL when no drive has this id. */
 struct tide_node *tide_session_find(struct tide_session *session, const char *id);
 
+void tide_session_remove_drive(struct tide_session *session, struct tide_node *node);
+
 /* Closes every node that a request left open. */
 void tide_session_close_nodes(struct tide_session *session);
 

@@ -281,10 +281,30 @@ sys.exit(p.wait())' "$commands" txn-apply -q "${drives[@]}" > pieces.out 2> piec
 	assert_equal "$status" 0
 	event BLOCK_JOB_COMPLETED '{"device": "drive0", "len": 131072, "offset": 131072, "speed": 0, "type": "backup"}'
 	assert_equal "$(dirty zero.img b)" ''
-	denied "Duplicate nodes with node-name='drive0'" \
+	denied 'node-name=drive0 is conflicting with a device id' \
 		'{"execute": "blockdev-add", "arguments": {"node-name": "drive0", "driver": "raw", "file": {"driver": "file", "filename": "one.img"}}}'
 	denied "Could not open 'nosuch': No such file or directory" \
 		'{"execute": "blockdev-add", "arguments": {"node-name": "x", "driver": "raw", "file": {"driver": "file", "filename": "nosuch"}}}'
+}
+
+@test "blockdev-add and blockdev-del: a node for one target after the other, as documentation has it" {
+	disks
+	local i node
+	node='"driver": "qcow2", "file": {"driver": "file", "filename": "t%s.qcow2",},},}'
+	for i in 0 1; do qemu-img create -q -f qcow2 t$i.qcow2 1M; done
+	for i in 0 1; do
+		printf -- '-> {"execute": "blockdev-add", "arguments": {"node-name": "target0", '"$node"$'\n<- { "return": {} }\n' $i
+		echo '-> {"execute": "blockdev-backup", "arguments": {"device": "drive0", "target": "target0", "sync": "full",},}'
+		echo '-> {"execute": "query-block"} -> {"execute": "query-named-block-nodes"}'
+		printf -- '-> {\n"execute": "blockdev-del",\n"arguments": {\n"node-name": "target0",\n}\n}\n\n<- { "return": {} }\n...\n'
+	done > in
+	apply "$(cat in)"
+	assert_equal "$status" 0
+	assert_equal "$(jq -c 'select(.event | not) | .return | if type == "array" then map(.device // ."node-name") else . end' <<< "$output" |
+		tr '\n' ' ')" '{} {} ["drive0","drive1"] ["target0","drive1","drive0"] {} {} {} ["drive0","drive1"] ["target0","drive1","drive0"] {} '
+	same raw zero.img qcow2 t0.qcow2
+	same raw zero.img qcow2 t1.qcow2
+	denied "Failed to find node with node-name='drive0'" '{"execute": "blockdev-del", "arguments": {"node-name": "drive0"}}'
 }
 
 @test "two backups in one transaction, with a job's states" {
