@@ -25,6 +25,7 @@ struct config {
 	bool has_refcount_bits;
 	unsigned version, compression;
 	bool lazy_refcounts, extended_l2;
+	char preallocation[16]; /* empty: off */
 	const char *backing, *backing_format;
 	char data_file[256]; /* empty: none */
 	bool data_file_raw;
@@ -112,15 +113,14 @@ static int parse_compression(const char *value, struct config *c, struct tide_er
 }
 
 /* What QEMU can be asked for and this version cannot. */
-static int parse_unsupported(const char *key, const char *value, struct tide_error *err)
+static int parse_unsupported(const char *key, const char *value, struct config *c, struct tide_error *err)
 {
 	if (!strcmp(key, "preallocation")) {
-		if (!strcmp(value, "off"))
-			return 0;
-		if (strcmp(value, "metadata") != 0 && strcmp(value, "falloc") != 0 && strcmp(value, "full") != 0)
+		if (strcmp(value, "off") != 0 && strcmp(value, "metadata") != 0 && strcmp(value, "falloc") != 0 &&
+		    strcmp(value, "full") != 0)
 			return refuse_value(key, value, err);
-		return tide_error_set(err, TIDE_E_UNSUPPORTED, "Parameter '%s=%s' is not supported by this version",
-		                      key, value);
+		memcpy(c->preallocation, value, strlen(value) + 1);
+		return 0;
 	}
 	if (!strcmp(key, "encryption") || !strncmp(key, "encrypt.", 8))
 		return tide_error_set(err, TIDE_E_UNSUPPORTED, "Parameter '%s' is not supported by this version", key);
@@ -149,7 +149,7 @@ static int parse_setting(const char *key, const char *value, struct config *c, s
 		memcpy(c->data_file, value, strlen(value) + 1); /* no longer than tide_driver_next_setting allows */
 		return 0;
 	}
-	return parse_unsupported(key, value, err);
+	return parse_unsupported(key, value, c, err);
 }
 
 static int check_extended_l2(const struct config *c, struct tide_error *err)
@@ -165,6 +165,18 @@ static int check_extended_l2(const struct config *c, struct tide_error *err)
 		                      "Extended L2 entries are only supported with cluster sizes of at least %u bytes",
 		                      TIDE_QCOW2_SUBCLUSTERS * 512);
 	return 0;
+}
+
+static int check_preallocation(const struct config *c, struct tide_error *err)
+{
+	if (!c->preallocation[0] || !strcmp(c->preallocation, "off"))
+		return 0;
+	if (c->backing && !c->extended_l2)
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "Backing file and preallocation can only be used at the same time if extended_l2 is "
+		                      "on");
+	return tide_error_set(err, TIDE_E_UNSUPPORTED, "Parameter 'preallocation=%s' is not supported by this version",
+	                      c->preallocation);
 }
 
 static int check_data_file(const struct config *c, struct tide_error *err)
@@ -226,7 +238,9 @@ static int read_config(const struct tide_driver_create *options, struct config *
 	c->backing = options->backing;
 	c->backing_format = options->backing_format;
 	c->fingerprint = options->fingerprint;
-	return check_extended_l2(c, err) < 0 || check_data_file(c, err) < 0 ? -1 : check_version2(c, err);
+	if (check_preallocation(c, err) < 0 || check_extended_l2(c, err) < 0 || check_data_file(c, err) < 0)
+		return -1;
+	return check_version2(c, err);
 }
 
 /* ---- layout ---- */

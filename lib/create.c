@@ -5,6 +5,35 @@
 #include "error.h"
 #include "mem.h"
 #include "range.h"
+#include "strbuf.h"
+
+#define SETTING_MAX 256u
+
+/* The settings that are no matter of the format's, taken out of what was given; -b and -F win over them. */
+struct settings {
+	char backing[SETTING_MAX], backing_format[SETTING_MAX];
+	char *rest;
+};
+
+static int split_settings(const char *given, struct settings *out, struct tide_error *err)
+{
+	struct tide_strbuf rest = TIDE_STRBUF_INIT;
+	char key[64], value[SETTING_MAX];
+	int rc;
+
+	for (const char *next = given; (rc = tide_driver_next_setting(&next, key, value, err)) > 0; given = next) {
+		if (!strcmp(key, "backing_file"))
+			memcpy(out->backing, value, sizeof(value));
+		else if (!strcmp(key, "backing_fmt"))
+			memcpy(out->backing_format, value, sizeof(value));
+		else
+			tide_strbuf_add(&rest, given, (size_t)(next - given));
+	}
+	if (rc == 0)
+		out->rest = tide_strbuf_steal(&rest, err);
+	tide_strbuf_release(&rest);
+	return rc < 0 || !out->rest ? -1 : 0;
+}
 
 static int check_backing(const struct tide_image_create *args, struct tide_error *err)
 {
@@ -33,12 +62,12 @@ static int backing_size(const struct tide_image_create *args, uint64_t *size, st
 	if (!path)
 		return -1;
 	if (tide_image_open(&options, &backing, err) < 0)
-		return tide_error_wrap(err, "Could not open backing image");
+		return tide_error_hint(err, "Could not open backing image.");
 	*size = tide_image_size(backing);
 	return 0;
 }
 
-int tide_create_image(struct tide_target *target, const struct tide_image_create *args, struct tide_error *err)
+static int create(struct tide_target *target, const struct tide_image_create *args, struct tide_error *err)
 {
 	struct tide_driver_create create = {
 		.size = args->size,
@@ -69,4 +98,22 @@ int tide_create_image(struct tide_target *target, const struct tide_image_create
 		return tide_error_set(err, TIDE_E_REFUSED, "Image size must be less than 8 EiB!");
 	create.size = tide_range_align_up(create.size, 512);
 	return tide_target_create(target, args->path, args->format, &create, NULL, false, err);
+}
+
+int tide_create_image(struct tide_target *target, const struct tide_image_create *args, struct tide_error *err)
+{
+	struct tide_image_create all = *args;
+	struct settings found = { 0 };
+
+	if (!args->settings)
+		return create(target, args, err);
+	if (split_settings(args->settings, &found, err) < 0)
+		return -1;
+	char *rest TIDE_AUTOFREE = found.rest;
+	if (!all.backing && found.backing[0])
+		all.backing = found.backing;
+	if (!all.backing_format && found.backing_format[0])
+		all.backing_format = found.backing_format;
+	all.settings = rest;
+	return create(target, &all, err);
 }

@@ -127,6 +127,23 @@ like_qemu() {
 	[ ! -e new.qcow2 ] && [ ! -e new.img ]
 }
 
+@test "a backing image among the settings, as qemu-img takes it" {
+	qcow2 base.qcow2 3M
+	qcow2 other.qcow2 1M
+	ok image-create -f qcow2 -o backing_fmt=qcow2,cluster_size=4K -o backing_file=base.qcow2 new.qcow2
+	like_qemu new.qcow2 -f qcow2 -o backing_file=base.qcow2,backing_fmt=qcow2,cluster_size=4K judge
+	ok image-create -f qcow2 -b other.qcow2 -o backing_file=base.qcow2,backing_fmt=qcow2 wins.qcow2
+	like_qemu wins.qcow2 -f qcow2 -b other.qcow2 -F qcow2 judge
+	unchanged refused 'Backing file specified without backing format' image-create -f qcow2 -o backing_file=base.qcow2 x.qcow2
+	unchanged refused "Could not open 'nosuch.qcow2': No such file or directory" \
+		image-create -f qcow2 -b nosuch.qcow2 -F qcow2 x.qcow2
+	[[ $stderr == *'Could not open backing image.'* ]]
+	unchanged refused 'Backing file and preallocation can only be used at the same time if extended_l2 is on' \
+		image-create -f qcow2 -b base.qcow2 -F qcow2 -o preallocation=metadata x.qcow2
+	unchanged refused_like 'preallocation=metadata' image-create -f qcow2 -o preallocation=metadata x.qcow2 1M
+	ok image-create -f qcow2 -o preallocation=off off.qcow2 1M
+}
+
 @test "a failed creation leaves what stood there" {
 	raw old.img 1M
 	unchanged rejected image-create -f qcow2 -o cluster_size=3000 old.img 1M
