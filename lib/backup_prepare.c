@@ -126,9 +126,13 @@ static const char *probe_backing(const char *path, const char *name, struct tide
 /* The place where this image's bitmaps are, or would be, kept is no target. */
 static int check_not_sidecar(const struct tide_backup_job *job, const char *target, struct tide_error *err)
 {
-	TIDE_AUTOFREE char *name = tide_target_name_from(job->node->sidecar_path, target, err);
-	TIDE_AUTOFREE char *where = name ? tide_image_resolve(job->node->sidecar_path, name, err) : NULL;
+	TIDE_AUTOFREE char *name = NULL;
+	TIDE_AUTOFREE char *where = NULL;
 
+	if (!job->node->sidecar_path)
+		return 0;
+	name = tide_target_name_from(job->node->sidecar_path, target, err);
+	where = name ? tide_image_resolve(job->node->sidecar_path, name, err) : NULL;
 	if (!where)
 		return -1;
 	if (!strcmp(where, job->node->sidecar_path))

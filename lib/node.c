@@ -99,7 +99,7 @@ void tide_node_close(struct tide_node *node)
 
 static int load_sidecar(struct tide_node *node, struct tide_error *err)
 {
-	if (tide_store_load(node->sidecar_path, &node->sc, err) < 0)
+	if (node->sidecar_path && tide_store_load(node->sidecar_path, &node->sc, err) < 0)
 		return -1;
 	node->has_sidecar = node->sc != NULL;
 	node->disk_writer = node->sc ? node->sc->writer : 0;
@@ -251,10 +251,15 @@ static int follow_size(struct tide_node *node, struct tide_error *err)
 /* What a group that died left beside an image whose sidecar could not tell.  1: it had succeeded, and is finished now. */
 static int recover_pointer(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
 {
-	TIDE_AUTOFREE char *pointer = tide_mem_printf(err, "%s.group", node->sidecar_path);
+	TIDE_AUTOFREE char *pointer = NULL;
 	TIDE_AUTOFREE char *record = NULL;
 	uint64_t token;
-	int rc = pointer ? tide_record_read_pointer(pointer, &token, &record, err) : -1;
+	int rc;
+
+	if (!node->sidecar_path)
+		return 0;
+	pointer = tide_mem_printf(err, "%s.group", node->sidecar_path);
+	rc = pointer ? tide_record_read_pointer(pointer, &token, &record, err) : -1;
 
 	if (rc <= 0)
 		return rc;
@@ -303,12 +308,16 @@ static int read_node(struct tide_node *node, bool create, struct tide_sink *sink
 static int open_parts(struct tide_node *node, bool create, struct tide_sink *sink, struct tide_error *err)
 {
 	TIDE_AUTOFREE char *real = realpath(node->path, NULL);
+	struct tide_error why = TIDE_ERROR_INIT;
+	bool nameless;
 
 	if (!real)
 		return tide_error_set_sys(err, errno, "Could not open '%s'", node->path);
-	node->sidecar_path = tide_store_path(real, node->sidecar, err);
-	if (!node->sidecar_path)
-		return -1;
+	node->sidecar_path = tide_store_path(real, node->sidecar, &nameless, &why);
+	/* Who only looks at a device that has no usual place for bitmaps sees none. */
+	if (!node->sidecar_path && (!nameless || node->mode != TIDE_NODE_LOOK))
+		return tide_error_move(err, &why);
+	tide_error_release(&why);
 	return read_node(node, create, sink, err);
 }
 

@@ -52,7 +52,7 @@ struct tide_node {
 	enum tide_node_mode mode;
 	struct tide_image *image;
 	struct tide_store store;
-	char *sidecar_path;
+	char *sidecar_path; /* NULL: there is no place for one, and the mode is TIDE_NODE_LOOK */
 	struct tide_sidecar *sc; /* never NULL while open; without a sidecar it is empty and has_sidecar false */
 	bool has_sidecar;
 	bool dirty;     /* sc differs from what is on disk */

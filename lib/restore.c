@@ -98,11 +98,12 @@ static int check_apart(const struct tide_restore *restore, const char *path, str
 static int find_sidecar(struct tide_restore *restore, const char *path, struct tide_error *err)
 {
 	TIDE_AUTOFREE char *real = realpath(path, NULL);
+	bool nameless;
 
 	if (!real)
 		return tide_error_set_sys(err, errno, "Could not open '%s'", path);
 	/* A device without a lasting name has no usual place for bitmaps. */
-	restore->sidecar = tide_store_path(real, NULL, restore->is_device ? NULL : err);
+	restore->sidecar = tide_store_path(real, NULL, &nameless, restore->is_device ? NULL : err);
 	return restore->sidecar || restore->is_device ? 0 : -1;
 }
 

@@ -65,11 +65,12 @@ static char *by_id_name(dev_t rdev, struct tide_error *err)
 	return best;
 }
 
-char *tide_store_path(const char *image_path, const char *override, struct tide_error *err)
+char *tide_store_path(const char *image_path, const char *override, bool *nameless, struct tide_error *err)
 {
 	TIDE_AUTOFREE char *name = NULL;
 	struct stat st;
 
+	*nameless = false;
 	if (override && override[0] != '/') {
 		TIDE_AUTOFREE char *here = realpath(".", NULL);
 
@@ -87,6 +88,7 @@ char *tide_store_path(const char *image_path, const char *override, struct tide_
 	if (!name)
 		name = by_id_name(st.st_rdev, err);
 	if (!name) {
+		*nameless = true;
 		tide_error_set(err, TIDE_E_REFUSED,
 		               "The device '%s' has no name that stays the same across reboots", image_path);
 		tide_error_hint(err, "say where its bitmaps belong: --sidecar PATH");

@@ -23,8 +23,11 @@ struct tide_store {
 
 #define TIDE_STORE_INIT { NULL, -1, false, TIDE_STAGED_INIT }
 
-/* Where the bitmaps of this image (symbolic links resolved) belong; the caller frees it. override NULL: the usual place. */
-char *tide_store_path(const char *image_path, const char *override, struct tide_error *err);
+/*
+ * Where the bitmaps of this image (symbolic links resolved) belong; the caller frees it. override NULL: the usual place.
+ * *nameless: it fails because the image is a device without a lasting name, which has no usual place.
+ */
+char *tide_store_path(const char *image_path, const char *override, bool *nameless, struct tide_error *err);
 
 /* *sc NULL: there is no sidecar. */
 int tide_store_load(const char *path, struct tide_sidecar **sc, struct tide_error *err);

@@ -625,3 +625,29 @@ base_124() {
 	cmp -i 1048576 -n 65536 "$from" "$to"
 	assert_equal "$(byte "$to" 1048576)$(byte "$to" 0)" 0700
 }
+
+@test "a block device without a lasting name can be looked at and copied whole; bitmaps need --sidecar" {
+	local from to
+	noise 4M 3 > source.img
+	truncate -s 4M target.img
+	loop source.img
+	from=$loop
+	loop target.img
+	to=$loop
+	[ -z "$(find /dev/disk/by-id -lname "*/${from##*/}" 2> /dev/null)" ] || skip "$from has a lasting name"
+	run -0 image-info --output=json "$from"
+	assert_equal "$(jq -c '.return | [.format, ."virtual-size", .bitmaps]' <<< "$output")" '["raw",4194304,[]]'
+	run -0 bitmap-list --output=json "$from"
+	assert_equal "$output" '{"return": []}'
+	done_ backup-run -F qcow2 "$from" full.qcow2
+	clean full.qcow2
+	same raw "$from" qcow2 full.qcow2
+	done_ backup-run --mode existing -F raw "$from" "$to"
+	cmp "$from" "$to"
+	local each
+	for each in "bitmap-add $from b" "bitmap-remove $from b" "image-write --pattern 1 $from 0 1" \
+		"backup-run --sync incremental --bitmap b $from x.raw"; do
+		unchanged refused_like "has no name that stays the same" $each
+		[[ $stderr == *'--sidecar PATH'* ]]
+	done
+}
