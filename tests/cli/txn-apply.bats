@@ -389,6 +389,8 @@ two() {
 		'{"execute": "block-dirty-bitmap-add", "arguments": {"node": "drive0", "name": "n", "x-store": "image"}}'
 	denied "Parameter 'x-backing.path' is missing" \
 		'{"execute": "drive-backup", "arguments": {"device": "drive0", "target": "t", "sync": "full", "x-backing": {}}}'
+	denied 'Could not create node: Node name too long' '{"execute": "drive-backup", "arguments": {"device": "drive0",
+		"target": "t", "sync": "full", "filter-node-name": "n2345678901234567890123456789012"}}'
 	denied "Capability 'oob' is not available: commands run one after another" \
 		'{"execute": "qmp_capabilities", "arguments": {"enable": ["oob"]}}'
 	denied "QMP input member 'exec-oob' is unexpected" '{"exec-oob": "query-block"}'
