@@ -69,9 +69,27 @@ static int find_node(struct cmd *c, struct refs *refs, size_t i, struct tide_err
 	return rc;
 }
 
+/* Paths and names may hold a '#' themselves: the last one after a file that exists ends the path, else the last one. */
+static const char *find_hash(const char *word)
+{
+	const char *last = strrchr(word, '#'), *hash = last;
+	struct stat st;
+
+	while (hash && hash > word) {
+		char *path = strndup(word, (size_t)(hash - word));
+		bool is_there = path && stat(path, &st) == 0;
+
+		free(path);
+		if (is_there)
+			return hash;
+		hash = memrchr(word, '#', (size_t)(hash - word));
+	}
+	return last;
+}
+
 int refs_add(struct cmd *c, struct refs *refs, const char *word, const char *name, struct tide_error *err)
 {
-	const char *hash = *word == '#' ? word : strrchr(word, '#');
+	const char *hash = *word == '#' ? word : find_hash(word);
 	size_t i = refs->n++;
 
 	refs->items[i].name = hash ? hash + 1 : name ? name : word;

@@ -43,6 +43,7 @@ const struct tide_image_driver *tide_image_find_driver(const char *format)
 static const struct tide_image_driver *probe(int fd, struct tide_error *err)
 {
 	uint8_t head[512] = { 0 };
+	const char *foreign;
 	uint64_t size;
 	size_t n;
 
@@ -51,6 +52,14 @@ static const struct tide_image_driver *probe(int fd, struct tide_error *err)
 	n = TIDE_MIN(size, sizeof(head));
 	if (tide_sysio_pread(fd, head, n, 0, true, err) < 0)
 		return NULL;
+	foreign = tide_driver_foreign(head, n);
+	if (foreign) {
+		/* Its bytes are not the disk's: a backup of them as of a raw disk may lack what stands in other files. */
+		tide_error_set(err, TIDE_E_UNSUPPORTED, "The image looks like one of format '%s', which this version does not "
+		               "support", foreign);
+		tide_error_hint(err, "if it is a raw disk that only begins like one, say that its format is raw");
+		return NULL;
+	}
 	for (size_t i = 0; i < TIDE_ARRAY_SIZE(drivers); i++) {
 		if (drivers[i]->probe(head, n))
 			return drivers[i];

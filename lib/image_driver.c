@@ -51,6 +51,36 @@ int tide_driver_info_add(struct tide_driver_info *info, const char *key, enum ti
 	return 0;
 }
 
+/* Formats of which nobody may take an image for a raw disk: how their files begin. */
+static const struct {
+	const char *name;
+	unsigned off, len;
+	const char *magic;
+} foreign[] = {
+	{ "qcow", 0, 8, "QFI\xfb\0\0\0\1" },
+	{ "qed", 0, 4, "QED" },
+	{ "vmdk", 0, 4, "KDMV" },
+	{ "vmdk", 0, 4, "COWD" },
+	{ "vmdk", 0, 21, "# Disk DescriptorFile" },
+	{ "vdi", 64, 4, "\x7f\x10\xda\xbe" },
+	{ "vpc", 0, 8, "conectix" },
+	{ "vhdx", 0, 8, "vhdxfile" },
+	{ "luks", 0, 6, "LUKS\xba\xbe" },
+	{ "parallels", 0, 16, "WithoutFreeSpace" },
+	{ "parallels", 0, 16, "WithouFreSpacExt" },
+	{ "bochs", 0, 22, "Bochs Virtual HD Image" },
+	{ "cloop", 0, 23, "#!/bin/sh\n#V2.0 Format\n" },
+};
+
+const char *tide_driver_foreign(const uint8_t *head, size_t len)
+{
+	for (size_t i = 0; i < sizeof(foreign) / sizeof(*foreign); i++) {
+		if (len >= foreign[i].off + foreign[i].len && !memcmp(head + foreign[i].off, foreign[i].magic, foreign[i].len))
+			return foreign[i].name;
+	}
+	return NULL;
+}
+
 /* Copies up to the unescaped stop character, undoubling commas; returns where it stopped or NULL when dst is full. */
 static const char *take_word(const char *s, const char *stops, char *dst, size_t room)
 {

@@ -195,6 +195,9 @@ struct tide_image_driver {
 	void (*bitmaps_abort)(void *state);
 };
 
+/* The name of another format that a file which begins like this is in, or NULL. */
+const char *tide_driver_foreign(const uint8_t *head, size_t len);
+
 void tide_driver_info_release(struct tide_driver_info *info);
 void tide_driver_bitmaps_free(struct tide_driver_bitmap *bitmaps, size_t n);
 

@@ -78,6 +78,9 @@ outward() {
 	ok bitmap-import disk.img c --from '#with#hash'
 	assert_equal "$(dirty disk.img c)" 0+65536
 	ok bitmap-import disk.img d --from odd#dir/x.img#b
+	ok bitmap-add odd#dir/x.img 'b#2'
+	ok bitmap-import disk.img d2 --from 'odd#dir/x.img#b#2'
+	ok bitmap-merge disk.img d2 'odd#dir/x.img#b#2'
 	ln -s disk.img link.img
 	ok bitmap-import disk.img e --from link.img#d
 	assert_equal "$(dirty disk.img e)" 0+65536

@@ -90,3 +90,24 @@ agrees() {
 	usage image-info --output=xml disk.img
 	refused_like 'nosuch\.img.*No such file or directory' image-info --output=json nosuch.img
 }
+
+@test "an image of another format is not taken for a raw one" {
+	local f
+	for f in qcow qed vmdk vdi vpc vhdx parallels luks; do
+		if [ $f = luks ]; then
+			qemu-img create -q -f luks --object secret,id=s,data=abc -o key-secret=s,iter-time=10 disk.luks 1M
+		else
+			qemu-img create -q -f $f disk.$f 4M
+		fi
+		unchanged refused_like "looks like one of format '$f'" image-info --output=json disk.$f
+		unchanged refused_like "looks like one of format '$f'" bitmap-add disk.$f b
+		unchanged refused_like "looks like one of format '$f'" backup-run -F raw disk.$f copy
+	done
+	qcow2 new.qcow2 4M
+	unchanged refused_like "looks like one of format 'vdi'" chain-restore --in-place new.qcow2 disk.vdi
+	# Who knows better says so, once.
+	ok bitmap-add -f raw disk.vdi b
+	ok image-write --pattern 1 disk.vdi 0 1
+	done_ backup-run -F raw disk.vdi copy
+	cmp disk.vdi copy
+}
