@@ -53,10 +53,10 @@ static int parse_choices(const struct opt_line *line, struct tide_backup *args, 
 static int parse_backing(char *text, struct tide_backup *args, struct tide_error *err)
 {
 	args->backing = text;
-	for (char *next = opt_cut(text); next;) {
+	for (char *next = tide_parse_cut(text); next;) {
 		char *setting = next;
 
-		next = opt_cut(setting);
+		next = tide_parse_cut(setting);
 		if (strncmp(setting, "format=", 7) != 0)
 			return opt_usage(err, "--backing: '%s' is neither format=FORMAT nor, with its comma doubled, part of the path",
 			                 setting);

@@ -296,22 +296,6 @@ int opt_seconds(const struct opt_line *line, int val, uint32_t *seconds, struct 
 	return 0;
 }
 
-char *opt_cut(char *text)
-{
-	char *to = text;
-
-	for (; *text; *to++ = *text++) {
-		if (*text == ',' && text[1] != ',') {
-			*to = '\0';
-			return text + 1;
-		}
-		if (*text == ',')
-			text++;
-	}
-	*to = '\0';
-	return NULL;
-}
-
 __attribute__((format(printf, 3, 0)))
 static int fail(struct tide_error *err, enum tide_code code, const char *fmt, va_list ap)
 {

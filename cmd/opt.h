@@ -103,9 +103,6 @@ void opt_each(const struct opt_line *line, void (*fn)(const struct poptOption *o
 /* Iterates over the words of a list with bars: false at its end. */
 bool opt_next_word(const char **list, const char **word, size_t *len);
 
-/* Cuts *text at its first lone comma, a doubled one becoming one; returns what follows, or NULL. */
-char *opt_cut(char *text);
-
 /* Set an error; return -1.  opt_usage has code TIDE_E_USAGE. */
 int opt_usage(struct tide_error *err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 int opt_fail(struct tide_error *err, enum tide_code code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));

@@ -19,38 +19,16 @@ static const struct poptOption options[] = {
         {"job-events", 0, POPT_ARG_NONE, NULL, OPT_JOB_EVENTS, "print the event JOB_STATUS_CHANGE too", NULL},
         POPT_TABLEEND};
 
-static int parse_setting(const char *setting, struct tide_drive *drive, struct tide_error *err)
-{
-	if (strncmp(setting, "format=", 7) == 0)
-		drive->format = setting + 7;
-	else if (strncmp(setting, "sidecar=", 8) == 0)
-		drive->sidecar = setting + 8;
-	else
-		return opt_usage(err,
-		                 "--drive: '%s' is neither format=FORMAT nor sidecar=PATH nor, with its comma doubled, "
-		                 "part of the path",
-		                 setting);
-	return 0;
-}
-
 /* ID=PATH[,format=FORMAT][,sidecar=PATH]; `text` is taken apart in place. */
 static int parse_drive(char *text, struct tide_drive *drive, struct tide_error *err)
 {
-	char *next = opt_cut(text), *equals = strchr(text, '=');
+	struct tide_error why = TIDE_ERROR_INIT;
+	int rc = tide_parse_drive(text, drive, &why);
 
-	if (!equals || equals == text || !equals[1])
-		return opt_usage(err, "--drive: '%s' is not ID=PATH", text);
-	*equals = '\0';
-	drive->id = text;
-	drive->path = equals + 1;
-	while (next) {
-		char *setting = next;
-
-		next = opt_cut(setting);
-		if (parse_setting(setting, drive, err))
-			return -1;
-	}
-	return 0;
+	if (rc)
+		rc = opt_usage(err, "--drive: %s", why.msg ? why.msg : "not understood");
+	tide_error_release(&why);
+	return rc;
 }
 
 static int add_drives(struct cmd *c, struct tide_error *err)

@@ -538,6 +538,12 @@ void tide_range_list_free(struct tide_range_list *list);
  */
 int tide_parse_size(const char *text, uint64_t *size, struct tide_error *err);
 
+/* Cuts text at its first comma that is not doubled, in place, and halves those that are.  What follows it, or NULL. */
+char *tide_parse_cut(char *text);
+
+/* "ID=PATH[,format=FORMAT][,sidecar=PATH]", taken apart in place: *drive points into text. */
+int tide_parse_drive(char *text, struct tide_drive *drive, struct tide_error *err);
+
 #ifdef __cplusplus
 }
 #endif
