@@ -16,6 +16,8 @@ BASHCOMPDIR ?= $(PREFIX)/share/bash-completion/completions
 ZSHCOMPDIR ?= $(PREFIX)/share/zsh/site-functions
 FISHCOMPDIR ?= $(PREFIX)/share/fish/vendor_completions.d
 DOCDIR ?= $(PREFIX)/share/doc/tidemark
+# Where nbdkit looks for plugins; under /usr that is the system's own directory.
+NBDKITDIR ?= $(if $(filter /usr,$(PREFIX)),$(shell pkg-config --variable=plugindir nbdkit 2>/dev/null),$(LIBDIR)/nbdkit/plugins)
 
 CFLAGS ?= -O2 -g
 WARN := -Wall -Wextra -Wshadow -Wvla -Wmissing-prototypes -Wstrict-prototypes -Wformat=2 -Wundef -Wno-unused-parameter
@@ -53,14 +55,16 @@ FUZZ_CC ?= clang
 FUZZ_SECONDS ?= 60
 FUZZ_CFLAGS = -std=gnu11 -pthread $(WARN) -O1 -g -fno-omit-frame-pointer -fsanitize=fuzzer-no-link,address,undefined \
 	-fno-sanitize-recover=all -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 $(CPPFLAGS) -Ilib -Iformats
+# The nbdkit plugin, where nbdkit's header is there.
+PLUGIN := $(if $(shell pkg-config --exists nbdkit 2>/dev/null && echo yes),$(BUILD)/lib/nbdkit/plugins/nbdkit-tidemark-plugin.so)
 MANPAGES := $(wildcard man/*.1 man/*.5 man/*.7)
 
-DEPS_BUILD := gcc libc6-dev pkg-config libpopt-dev libjson-c-dev libzstd-dev libdeflate-dev
+DEPS_BUILD := gcc libc6-dev pkg-config libpopt-dev libjson-c-dev libzstd-dev libdeflate-dev nbdkit-plugin-dev
 DEPS_TEST := bats bats-support bats-assert mandoc shellcheck qemu-utils qemu-system-x86 python3 jq strace parallel \
-	e2fsprogs libnbd-bin util-linux clang libclang-rt-dev zstd netbase
+	e2fsprogs libnbd-bin nbdkit fio fuse3 util-linux clang libclang-rt-dev zstd netbase
 
 .PHONY: FORCE all help deps demo check check-quick lint asan tsan fuzz fuzz-build fuzz-smoke bench bench-quick cov install uninstall dist clean
-all: $(BUILD)/lib/libtidemark.so $(BUILD)/lib/libtidemark.a $(BUILD)/lib/pkgconfig/tidemark.pc $(BINS)
+all: $(BUILD)/lib/libtidemark.so $(BUILD)/lib/libtidemark.a $(BUILD)/lib/pkgconfig/tidemark.pc $(BINS) $(PLUGIN)
 
 help:
 	@sed -n 's/^#: //p' Makefile
@@ -120,6 +124,10 @@ $(BUILD)/lib/pkgconfig/tidemark.pc: lib/tidemark.pc.in lib/tidemark.h $(BUILD)/p
 $(BINS): $(BUILD)/bin/%: $(BUILD)/obj/cmd/%.o $(CMD_SHARED) $(BUILD)/lib/libtidemark.so
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) -o $@ $< $(CMD_SHARED) -L$(BUILD)/lib -ltidemark -lpopt '-Wl,-rpath,$$ORIGIN/../lib' $(LDHARDEN) $(LDFLAGS)
+$(PLUGIN): plugins/nbdkit/tidemark.c $(BUILD)/lib/libtidemark.so $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(CC) $(CMD_CFLAGS) $(shell pkg-config --cflags nbdkit) -MMD -MP -MF $(BUILD)/obj/plugin.d -shared -o $@ $< \
+		-L$(BUILD)/lib -ltidemark '-Wl,-rpath,$$ORIGIN/../..' $(LDHARDEN) $(LDFLAGS)
 $(UNITS): $(BUILD)/unit/%: $(BUILD)/obj/tests/unit/%.o $(BUILD)/lib/libtidemark.a
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) -o $@ $< $(BUILD)/lib/libtidemark.a $(LDFLAGS) $(LIB_LIBS)
@@ -176,6 +184,7 @@ install: all
 	install -m 644 $(BUILD)/lib/libtidemark.a $(DESTDIR)$(LIBDIR)
 	install -m 644 $(BUILD)/lib/pkgconfig/tidemark.pc $(DESTDIR)$(LIBDIR)/pkgconfig
 	install -m 644 lib/tidemark.h $(DESTDIR)$(INCLUDEDIR)
+	$(if $(PLUGIN),install -D -m 755 $(PLUGIN) $(DESTDIR)$(NBDKITDIR)/nbdkit-tidemark-plugin.so)
 	for m in $(MANPAGES); do \
 		install -D -m 644 $$m $(DESTDIR)$(MANDIR)/man$${m##*.}/$${m##*/} || exit 1; done
 	install -D -m 644 completions/tidemark.bash $(DESTDIR)$(BASHCOMPDIR)/tidemark
@@ -189,7 +198,8 @@ uninstall:
 	rm -f $(COMMANDS:%=$(DESTDIR)$(BINDIR)/%) $(COMMANDS:%=$(DESTDIR)$(BASHCOMPDIR)/%) \
 		$(COMMANDS:%=$(DESTDIR)$(FISHCOMPDIR)/%.fish) $(DESTDIR)$(BASHCOMPDIR)/tidemark \
 		$(DESTDIR)$(ZSHCOMPDIR)/_tidemark $(DESTDIR)$(LIBDIR)/libtidemark.* \
-		$(DESTDIR)$(LIBDIR)/pkgconfig/tidemark.pc $(DESTDIR)$(INCLUDEDIR)/tidemark.h
+		$(DESTDIR)$(LIBDIR)/pkgconfig/tidemark.pc $(DESTDIR)$(INCLUDEDIR)/tidemark.h \
+		$(DESTDIR)$(NBDKITDIR)/nbdkit-tidemark-plugin.so
 	for m in $(MANPAGES); do rm -f $(DESTDIR)$(MANDIR)/man$${m##*.}/$${m##*/}; done
 	rm -rf $(DESTDIR)$(DOCDIR)
 
@@ -199,5 +209,5 @@ dist:
 clean:
 	rm -rf $(BUILD)
 
--include $(LIB_OBJ:.o=.d) $(CMD_SHARED:.o=.d) $(CMD_SRC:%.c=$(BUILD)/obj/%.d) $(UNIT_SRC:%.c=$(BUILD)/obj/%.d) \
+-include $(BUILD)/obj/plugin.d $(LIB_OBJ:.o=.d) $(CMD_SHARED:.o=.d) $(CMD_SRC:%.c=$(BUILD)/obj/%.d) $(UNIT_SRC:%.c=$(BUILD)/obj/%.d) \
 	$(HELPER_SRC:%.c=$(BUILD)/obj/%.d) $(FUZZ_OBJ:.o=.d) $(FUZZ_SRC:%.c=$(BUILD)/fuzz/obj/%.d)

@@ -326,6 +326,7 @@ int tide_qcow2_read_extent(void *state, uint64_t off, uint64_t len, struct tide_
 int tide_qcow2_compressed_read(void *state, void *buf, uint64_t off, uint64_t len, struct tide_error *err);
 int tide_qcow2_bitmap_open(struct tide_qcow2 *q, struct tide_error *err);
 int tide_qcow2_bitmap_info(const struct tide_qcow2 *q, struct tide_driver_info *info, struct tide_error *err);
+int tide_qcow2_bitmap_reclaim(void *state, size_t index, struct tide_error *err);
 int tide_qcow2_bitmap_read(void *state, size_t index, struct tide_bitmap **out, struct tide_error *err);
 void tide_qcow2_bitmap_release(struct tide_qcow2 *q);
 void tide_qcow2_bitmap_free(struct tide_qcow2_bitmap *bitmaps, size_t n);
@@ -410,6 +411,7 @@ int tide_qcow2_pack_write(void *state, const struct tide_packed *clusters, size_
 
 /* ---- qcow2_zero.c ---- */
 
+bool tide_qcow2_can_zero_fast(void *state);
 int tide_qcow2_zero_range(void *state, uint64_t off, uint64_t len, bool may_unmap, struct tide_error *err);
 
 /* ---- qcow2_flush.c ---- */

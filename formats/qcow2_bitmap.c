@@ -182,28 +182,42 @@ uint64_t *tide_qcow2_bitmap_table(const struct tide_qcow2 *q, const struct tide_
 }
 
 /* The bitmaps that are to be relied on: their tables, all together no larger than the file. */
+static int check_table(const struct tide_qcow2 *q, const struct tide_qcow2_bitmap *b, uint64_t *left,
+                       struct tide_error *err)
+{
+	uint64_t bytes = UINT64_C(8) * b->table_entries;
+
+	if (bytes > *left)
+		return tide_error_set(err, TIDE_E_CORRUPT,
+		                      "The table of bitmap '%s' does not fit into the file beside those before it", b->name);
+	*left -= bytes;
+	TIDE_AUTOFREE uint64_t *table = tide_qcow2_bitmap_table(q, b, err);
+	if (!table)
+		return -1;
+	if (b->table_entries != tide_qcow2_bitmap_entries(q, b->granularity_bits))
+		return tide_error_set(err, TIDE_E_CORRUPT, "Could not read bitmap '%s' from image: Invalid argument", b->name);
+	return 0;
+}
+
 static int check_tables(const struct tide_qcow2 *q, struct tide_error *err)
 {
 	uint64_t left = q->file_size;
 
 	for (size_t i = 0; i < q->n_bitmaps; i++) {
-		const struct tide_qcow2_bitmap *b = &q->bitmaps[i];
-		uint64_t bytes = UINT64_C(8) * b->table_entries;
-
-		if (b->in_use)
-			continue;
-		if (bytes > left)
-			return tide_error_set(
-			        err, TIDE_E_CORRUPT,
-			        "The table of bitmap '%s' does not fit into the file beside those before it", b->name);
-		left -= bytes;
-		TIDE_AUTOFREE uint64_t *table = tide_qcow2_bitmap_table(q, b, err);
-		if (!table)
+		if (!q->bitmaps[i].in_use && check_table(q, &q->bitmaps[i], &left, err) < 0)
 			return -1;
-		if (b->table_entries != tide_qcow2_bitmap_entries(q, b->granularity_bits))
-			return tide_error_set(err, TIDE_E_CORRUPT,
-			                      "Could not read bitmap '%s' from image: Invalid argument", b->name);
 	}
+	return 0;
+}
+
+int tide_qcow2_bitmap_reclaim(void *state, size_t index, struct tide_error *err)
+{
+	struct tide_qcow2 *q = state;
+	uint64_t left = q->file_size;
+
+	if (check_table(q, &q->bitmaps[index], &left, err) < 0)
+		return -1;
+	q->bitmaps[index].in_use = false;
 	return 0;
 }
 

@@ -81,6 +81,13 @@ static int apply(struct tide_qcow2 *q, uint64_t off, const struct tide_qcow2_clu
 	return 0;
 }
 
+bool tide_qcow2_can_zero_fast(void *state)
+{
+	const struct tide_qcow2 *q = state;
+
+	return q->header.version >= 3 && !q->has_data_file;
+}
+
 /* Is there nothing at all from off on, and no backing image?  Then *next is where that ends. */
 static bool skip_nothing(const struct tide_qcow2 *q, uint64_t off, uint64_t end, uint64_t *next)
 {

@@ -571,6 +571,13 @@ int tide_image_read_bitmap(struct tide_image *image, size_t index, struct tide_b
 	return image->driver->bitmap_read(image->state, index, out, err);
 }
 
+int tide_image_reclaim_bitmap(struct tide_image *image, size_t index, struct tide_error *err)
+{
+	if (!image->driver->bitmap_reclaim || index >= image->info.n_bitmaps)
+		return tide_error_set(err, TIDE_E_REFUSED, "The image holds no bitmap number %zu", index);
+	return image->driver->bitmap_reclaim(image->state, index, err);
+}
+
 bool tide_image_can_store_bitmaps(const struct tide_image *image)
 {
 	return image->driver->bitmaps_stage != NULL;

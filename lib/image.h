@@ -90,6 +90,7 @@ int tide_image_extent_top(struct tide_image *image, uint64_t off, uint64_t len, 
 int tide_image_read(struct tide_image *image, void *buf, uint64_t off, uint64_t len, struct tide_error *err);
 int tide_image_write(struct tide_image *image, const void *buf, uint64_t off, uint64_t len, struct tide_error *err);
 int tide_image_zero(struct tide_image *image, uint64_t off, uint64_t len, bool may_unmap, struct tide_error *err);
+bool tide_image_can_zero_fast(const struct tide_image *image);
 /* Gives back what whole clusters of the range take; they read as zeroes, the rest stays. */
 int tide_image_discard(struct tide_image *image, uint64_t off, uint64_t len, struct tide_error *err);
 int tide_image_flush(struct tide_image *image, struct tide_error *err);
@@ -126,6 +127,8 @@ int tide_image_check(const struct tide_image *image, const struct tide_check *ch
 
 /* Persistent bitmaps inside the image. */
 int tide_image_read_bitmap(struct tide_image *image, size_t index, struct tide_bitmap **out, struct tide_error *err);
+/* One that was left marked as in use is good all the same: from now on it can be read. */
+int tide_image_reclaim_bitmap(struct tide_image *image, size_t index, struct tide_error *err);
 /* Does the format have them? */
 bool tide_image_can_store_bitmaps(const struct tide_image *image);
 /* Changing them, in an image that is open for writing: see image_driver.h.  After the commit tide_image_info has them. */

@@ -169,6 +169,8 @@ struct tide_image_driver {
 	int (*write_commit)(void *state, const struct tide_extent *place, struct tide_error *err);
 	void (*write_abort)(void *state, const struct tide_extent *place);
 	int (*zero)(void *state, uint64_t off, uint64_t len, bool may_unmap, struct tide_error *err);
+	/* Does zeroing whole clusters (bytes, where there are none) never write them?  NULL: nobody knows. */
+	bool (*can_zero_fast)(void *state);
 
 	/* Compression: NULL, all four, in formats that have none.  A packer may be used with this image only. */
 	int (*packer_new)(void *state, void **packer, struct tide_error *err);
@@ -185,6 +187,8 @@ struct tide_image_driver {
 
 	/* The contents of persistent bitmap `index` into *out (new).  NULL for formats that have none. */
 	int (*bitmap_read)(void *state, size_t index, struct tide_bitmap **out, struct tide_error *err);
+	/* Somebody knows that one which is marked as in use is sound: checks it, and bitmap_read reads it. */
+	int (*bitmap_reclaim)(void *state, size_t index, struct tide_error *err);
 	/*
 	 * Changing them; NULL for formats that have none.  The errors of stage are QEMU's about a bitmap, without
 	 * its "Can't make bitmap 'NAME' persistent in 'NODE': ".  commit replaces info->bitmaps by the new list.

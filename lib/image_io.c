@@ -254,6 +254,11 @@ int tide_image_zero(struct tide_image *image, uint64_t off, uint64_t len, bool m
 	return zero_part(image, end, off + len - end, err);
 }
 
+bool tide_image_can_zero_fast(const struct tide_image *image)
+{
+	return image->driver->can_zero_fast && image->driver->can_zero_fast(image->state);
+}
+
 int tide_image_discard(struct tide_image *image, uint64_t off, uint64_t len, struct tide_error *err)
 {
 	uint64_t start, end;

@@ -1,13 +1,12 @@
 #include "node_impl.h"
 
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "error.h"
 #include "mem.h"
 #include "node_inside.h"
+#include "node_log.h"
 
 static char *default_id(const char *path, struct tide_error *err)
 {
@@ -75,6 +74,7 @@ void tide_node_close(struct tide_node *node)
 {
 	if (node->inside_staged)
 		tide_node_inside_abort(node);
+	tide_node_log_release(node);
 	tide_node_drop_sidecar(node);
 	tide_node_inside_release(node);
 	tide_store_release(&node->store);
@@ -114,6 +114,8 @@ struct tide_sidecar_bitmap *tide_node_find(struct tide_node *node, const char *n
 {
 	struct tide_sidecar_bitmap *entry = find(node, name);
 
+	if (tide_node_log_fold(node, err) < 0)
+		return NULL;
 	if (!entry)
 		tide_error_set(err, TIDE_E_REFUSED, "Dirty bitmap '%s' not found", name);
 	return entry;
@@ -250,55 +252,6 @@ int tide_node_mark_removed(struct tide_node *node, struct tide_sidecar_bitmap *e
 	return 0;
 }
 
-static bool is_dirty(const struct tide_bitmap *bm, uint64_t off, uint64_t len)
-{
-	uint64_t start, run;
-
-	return len == 0 || (tide_bitmap_next_dirty(bm, off, len, &start, &run) && start <= off && start + run >= off + len);
-}
-
-/* ... and, where a job uses the bitmap, in what will be its content after either end of the job. */
-static int record_entry(struct tide_node *node, struct tide_sidecar_bitmap *entry, uint64_t off, uint64_t len,
-                        struct tide_error *err)
-{
-	struct tide_sidecar_bitmap *half = entry->successor ? entry->successor : entry;
-	struct tide_bitmap *bm;
-
-	if (!half->enabled || entry->in_use)
-		return 0;
-	/* To change what the image holds takes several writes: not for bits that are set already. */
-	if (entry->inside) {
-		bm = tide_node_bitmap(node, entry, err);
-		if (!bm)
-			return -1;
-		if (half == entry && is_dirty(bm, off, len))
-			return 0;
-	}
-	if (half != entry) {
-		bm = tide_sidecar_bitmap_load(node->sc, half, err);
-		if (!bm || tide_bitmap_set(bm, off, len, err) < 0)
-			return -1;
-		tide_node_touch(node, entry);
-		if (!entry->inside)
-			return 0; /* the sidecar keeps the two apart */
-	}
-	bm = tide_node_bitmap_for_change(node, entry, err);
-	return bm ? tide_bitmap_set(bm, off, len, err) : -1;
-}
-
-int tide_node_record(struct tide_node *node, uint64_t off, uint64_t len, struct tide_error *err)
-{
-	for (size_t i = 0; i < node->sc->n; i++) {
-		if (record_entry(node, node->sc->items[i], off, len, err) < 0)
-			return -1;
-	}
-	for (size_t i = 0; i < node->inside->n; i++) {
-		if (record_entry(node, node->inside->items[i], off, len, err) < 0)
-			return -1;
-	}
-	return 0;
-}
-
 /* ---- committing -------------------------------------------------------------------- */
 
 void tide_node_drop_removed(struct tide_node *node)
@@ -320,6 +273,8 @@ int tide_node_stage(struct tide_node *node, struct tide_error *err)
 
 	if (node->mode == TIDE_NODE_LOOK || (!node->dirty && !inside))
 		return 0;
+	if (node->dirty && tide_node_log_fold(node, err) < 0)
+		return -1;
 	tide_node_drop_removed(node);
 	if (inside && tide_node_inside_stage(node, err) < 0)
 		return -1;
@@ -339,8 +294,14 @@ int tide_node_commit(struct tide_node *node, struct tide_error *err)
 		node->dirty = false;
 		node->has_sidecar = true;
 		node->disk_writer = node->sc->writer;
+		node->sc->checksum = node->store.checksum;
 	}
-	return node->inside_staged ? tide_node_inside_commit(node, err) : 0;
+	if (node->inside_staged && tide_node_inside_commit(node, err) < 0)
+		return -1;
+	/* Not while bitmaps inside the image still need it. */
+	if (node->mode != TIDE_NODE_LOOK && !node->log_pending && !node->log_active && !node->dirty && !node->inside_dirty)
+		tide_node_log_remove(node);
+	return 0;
 }
 
 /* ---- listing ----------------------------------------------------------------------- */
@@ -367,8 +328,8 @@ int tide_node_list(struct tide_node *node, struct tide_bitmap_list **out, struct
 {
 	struct tide_bitmap_list *list = tide_mem_alloc(1, sizeof(*list), err);
 
-	if (!list)
-		return -1;
+	if (!list || tide_node_log_fold(node, err) < 0)
+		goto fail;
 	list->items = tide_mem_alloc(node->sc->n + node->inside->n + 1, sizeof(*list->items), err);
 	if (!list->items)
 		goto fail;

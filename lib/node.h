@@ -11,8 +11,9 @@
  * the next commit:
  *   - a busy bitmap whose token nobody holds: the job died.  Its successor is merged back,
  *     as after a failed job.
- *   - a writer token that nobody holds: a tracked write died.  Its bits are in the bitmaps
- *     already, so the stamp is taken anew.
+ *   - a write log: what it says is dirty (node_log.h).
+ *   - a writer token that nobody holds: a change of the bitmaps inside the image died, so
+ *     the stamp is taken anew.
  *   - a stamp that no longer matches the image: something wrote around the tracking, and
  *     every bitmap is `untracked` (inconsistent) until it is marked or vouched for.
  *   - another disk size: the bitmaps follow, and what was added is dirty.
@@ -38,6 +39,7 @@ struct tide_node {
 	char *id; /* device id */
 	char *path, *format, *sidecar; /* as given; format and sidecar may be NULL */
 	bool ignore_stamp, force_share;
+	bool look_live; /* to look at, one that is being written by who records it in the write log is shared */
 	unsigned allow; /* enum tide_allow */
 	bool is_node; /* not a device: blockdev-add made it */
 	bool partial; /* a chain that is broken further down is opened as far as that goes, for looking */
@@ -62,6 +64,12 @@ struct tide_node {
 	bool inside_staged, inside_marked;
 	bool inside_held; /* a job uses one of them */
 	uint64_t disk_writer; /* the living writer token that the sidecar on disk has */
+	struct tide_write_log *log;  /* node_log.h */
+	bool log_there;              /* a file stands under its name */
+	bool log_pending;            /* its bits are not in the bitmaps of memory yet */
+	bool log_active;             /* this node is its writer, */
+	uint64_t log_token;          /* by this token */
+	bool log_vouches;            /* whatever the image's stamp is now */
 	struct tide_driver_switch inside_switch; /* what makes the staged ones real */
 	struct tide_error inside_error;          /* why they cannot be changed, where the image is of a kind that holds some */
 	size_t n_removed;
@@ -121,9 +129,6 @@ void tide_node_touch(struct tide_node *node, const struct tide_sidecar_bitmap *e
 uint64_t tide_node_default_granularity(const struct tide_node *node);
 
 int tide_node_mark_removed(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_error *err);
-
-/* Sets the range in every bitmap that records. */
-int tide_node_record(struct tide_node *node, uint64_t off, uint64_t len, struct tide_error *err);
 
 /* Writes the sidecar and the image's bitmaps to come, if anything changed; the last step that can be refused. */
 int tide_node_stage(struct tide_node *node, struct tide_error *err);

@@ -105,9 +105,39 @@ int tide_node_inside_load(struct tide_node *node, struct tide_sidecar_bitmap *en
 {
 	if (entry->bitmap)
 		return 0;
+	if (entry->lent && tide_image_reclaim_bitmap(node->image, entry->stored, err) < 0)
+		return -1;
 	if (!entry->is_stored)
 		return tide_error_set(err, TIDE_E_CORRUPT, "Bitmap '%s' has no contents", entry->name);
 	return tide_image_read_bitmap(node->image, entry->stored, &entry->bitmap, err);
+}
+
+static bool is_dirty(const struct tide_bitmap *bm, uint64_t off, uint64_t len)
+{
+	uint64_t start, run;
+
+	return len == 0 || (tide_bitmap_next_dirty(bm, off, len, &start, &run) && start <= off && start + run >= off + len);
+}
+
+int tide_node_inside_record(struct tide_node *node, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	for (size_t i = 0; i < node->inside->n; i++) {
+		struct tide_sidecar_bitmap *entry = node->inside->items[i];
+		struct tide_bitmap *bm;
+
+		if (!entry->enabled || entry->in_use)
+			continue;
+		bm = tide_node_bitmap(node, entry, err);
+		if (!bm)
+			return -1;
+		/* To change what the image holds takes several writes: not for bits that are set already. */
+		if (is_dirty(bm, off, len))
+			continue;
+		bm = tide_node_bitmap_for_change(node, entry, err);
+		if (!bm || tide_bitmap_set(bm, off, len, err) < 0)
+			return -1;
+	}
+	return 0;
 }
 
 int tide_node_inside_hold(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_error *err)
@@ -178,7 +208,8 @@ static int mark(struct tide_node *node, struct tide_error *err)
 {
 	uint64_t writer = node->sc->writer;
 
-	if (!has_tracked(node))
+	/* The log says that something is going on, and will say what the stamp is then. */
+	if (!has_tracked(node) || node->log_active)
 		return 0;
 	if (!node->disk_writer) {
 		if (!writer && !node->token &&
@@ -225,7 +256,7 @@ static int stage_puts(struct tide_node *node, struct tide_error *err)
 		puts[i] = (struct tide_driver_bitmap_put){
 			.name = entry->name,
 			.granularity = entry->granularity,
-			.in_use = entry->in_use,
+			.in_use = entry->in_use || entry->lent,
 			.enabled = entry->enabled,
 			.keep = entry->is_stored && !entry->changed,
 			.index = entry->stored,

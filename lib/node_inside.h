@@ -34,6 +34,9 @@ int tide_node_inside_check(const struct tide_node *node, struct tide_error *err)
 /* Reads an entry's contents, unless they are there. */
 int tide_node_inside_load(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_error *err);
 
+/* Sets the range in every one that records. */
+int tide_node_inside_record(struct tide_node *node, uint64_t off, uint64_t len, struct tide_error *err);
+
 /* Busy for other programs, as long as the image is open or until it is dropped. */
 int tide_node_inside_hold(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_error *err);
 uint64_t tide_node_inside_token(const char *name);

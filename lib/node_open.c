@@ -9,6 +9,7 @@
 #include "lock.h"
 #include "mem.h"
 #include "node_inside.h"
+#include "node_log.h"
 #include "record.h"
 
 int tide_node_load_sidecar(struct tide_node *node, struct tide_error *err)
@@ -44,6 +45,20 @@ static int open_for_bitmaps(struct tide_node *node, struct tide_image_options *o
 	return tide_image_open(options, &node->image, err);
 }
 
+/* A writer that records in the write log is no reason not to look at the bitmaps. */
+static int open_shared(struct tide_node *node, struct tide_image_options *options, struct tide_error *err)
+{
+	struct tide_error why = TIDE_ERROR_INIT;
+
+	if (tide_image_open(options, &node->image, &why) == 0)
+		return 0;
+	if (why.code != TIDE_E_LOCKED || !node->look_live || node->mode != TIDE_NODE_LOOK || !tide_node_log_is_live(node))
+		return tide_error_move(err, &why);
+	tide_error_release(&why);
+	options->force_share = true;
+	return tide_image_open(options, &node->image, err);
+}
+
 static int open_image(struct tide_node *node, struct tide_error *err)
 {
 	struct tide_image_options options = {
@@ -65,7 +80,7 @@ static int open_image(struct tide_node *node, struct tide_error *err)
 		}
 		options.format = node->sc->format;
 	}
-	if (tide_image_open(&options, &node->image, err) < 0)
+	if (open_shared(node, &options, err) < 0)
 		return -1;
 	if (open_for_bitmaps(node, &options, err) < 0 || tide_node_inside_open(node, err) < 0)
 		return -1;
@@ -117,7 +132,7 @@ static int check_stamp(struct tide_node *node, struct tide_sink *sink, struct ti
 {
 	int held;
 
-	if (!node->has_sidecar)
+	if (!node->has_sidecar || node->log_vouches)
 		return 0;
 	if (node->sc->writer) {
 		held = tide_lock_token_is_held(tide_image_fd(node->image), node->sc->writer, err);
@@ -198,7 +213,7 @@ static int read_node(struct tide_node *node, bool create, struct tide_sink *sink
 {
 	int rc;
 
-	do {
+	for (;;) {
 		if (node->mode != TIDE_NODE_LOOK && node->store.lock_fd < 0 &&
 		    tide_store_lock(&node->store, node->sidecar_path, create, err) < 0)
 			return -1;
@@ -211,8 +226,13 @@ static int read_node(struct tide_node *node, bool create, struct tide_sink *sink
 		if (rc > 0) {
 			say_completed(node, sink);
 			tide_store_release(&node->store);
+			continue;
 		}
-	} while (rc > 0);
+		if (rc == 0)
+			rc = tide_node_log_open(node, sink, err);
+		if (rc <= 0)
+			break;
+	}
 	if (rc < 0 || check_stamp(node, sink, err) < 0)
 		return -1;
 	return follow_size(node, err);
@@ -279,7 +299,10 @@ int tide_node_relock_store(struct tide_node *node, struct tide_sink *sink, struc
 		return -1;
 	if (!node->has_sidecar)
 		return tide_error_set(err, TIDE_E_CORRUPT, "The sidecar '%s' has vanished", node->sidecar_path);
-	return 0;
+	/* A tracked write of the same transaction has left its log, clean. */
+	if (tide_node_log_open(node, sink, err) < 0)
+		return -1;
+	return tide_node_log_fold(node, err);
 }
 
 int tide_node_begin_settling(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)

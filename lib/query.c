@@ -21,10 +21,23 @@ static struct tide_node *look(struct tide_session *session, const char *id, stru
 	return tide_node_open(node, TIDE_NODE_LOOK, false, &session->sink, err) < 0 ? NULL : node;
 }
 
+/* The bitmaps alone, which can be looked at while somebody records in them. */
+static struct tide_node *look_at_bitmaps(struct tide_session *session, const char *id, struct tide_error *err)
+{
+	struct tide_node *node = tide_session_find(session, id), *found;
+
+	if (node)
+		node->look_live = true;
+	found = look(session, id, err);
+	if (node)
+		node->look_live = false;
+	return found;
+}
+
 int tide_query_bitmaps(struct tide_session *session, const char *id, struct tide_bitmap_list **list,
                        struct tide_error *err)
 {
-	struct tide_node *node = look(session, id, err);
+	struct tide_node *node = look_at_bitmaps(session, id, err);
 	int rc = node ? tide_node_list(node, list, err) : -1;
 
 	tide_session_close_nodes(session);
@@ -75,7 +88,7 @@ static int dump_bitmap(const struct tide_bitmap *bm, struct tide_dump **out, str
 static struct tide_bitmap *find_contents(struct tide_session *session, const char *id, const char *name,
                                          struct tide_error *err)
 {
-	struct tide_node *node = look(session, id, err);
+	struct tide_node *node = look_at_bitmaps(session, id, err);
 	struct tide_sidecar_bitmap *entry = node ? tide_node_find(node, name, err) : NULL;
 
 	if (!entry)

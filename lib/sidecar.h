@@ -30,6 +30,7 @@ struct tide_sidecar_bitmap {
 	/* For a node's bitmaps inside the image (node_inside.h), which are never encoded. */
 	bool inside;
 	bool in_use;  /* a program died while it had it open: the contents say nothing */
+	bool lent;    /* marked there as in use by us: the write log records for it */
 	bool changed; /* the contents are not those that are stored */
 	bool is_stored;
 	size_t stored; /* its place in the image's directory */
@@ -43,6 +44,8 @@ struct tide_sidecar {
 	uint64_t disk_size;                      /* bytes */
 	char format[TIDE_SIDECAR_FORMAT_MAX + 1]; /* of the image, pinned: "raw", "qcow2" */
 	struct tide_stamp stamp;
+	uint64_t log;    /* identity of the write log whose bits were added last (write_log.h), or 0 */
+	uint32_t checksum; /* of the header that it was decoded from; 0: it is not on disk */
 	uint64_t writer; /* not 0: a tracked write is under way, by the holder of this lock token */
 	size_t n, room;
 	struct tide_sidecar_bitmap **items; /* newest first */
@@ -72,6 +75,10 @@ struct tide_bitmap *tide_sidecar_bitmap_load(const struct tide_sidecar *sc, stru
 int tide_sidecar_bitmap_thaw(const struct tide_sidecar *sc, struct tide_sidecar_bitmap *entry, struct tide_error *err);
 /* Dirty granules, without decoding. */
 uint64_t tide_sidecar_bitmap_count(const struct tide_sidecar_bitmap *entry);
+
+/* How much of a file says which sidecar it is, and how: its header's checksum; 0 for what is none. */
+#define TIDE_SIDECAR_HEAD 128u
+uint32_t tide_sidecar_checksum(const void *head, size_t len);
 
 /* Does a file begin like a sidecar? */
 bool tide_sidecar_is_one(const void *head, size_t len);

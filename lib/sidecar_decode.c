@@ -69,9 +69,6 @@ static int check_header(const struct decoder *d, struct tide_error *err)
 		return -1;
 	if (tide_get_le64(p + TIDE_SIDECAR_AT_INCOMPATIBLE))
 		return refuse_features(tide_get_le64(p + TIDE_SIDECAR_AT_INCOMPATIBLE), err);
-	if (tide_get_le64(p + TIDE_SIDECAR_AT_RESERVED))
-		return tide_sidecar_format_bad(err, "sidecar reserved field", TIDE_SIDECAR_AT_RESERVED, 0,
-		                               tide_get_le64(p + TIDE_SIDECAR_AT_RESERVED));
 	if (tide_get_le64(p + TIDE_SIDECAR_AT_FILE_LEN) != d->len)
 		return tide_error_set(err, TIDE_E_CORRUPT,
 		                      "sidecar: expected %" PRIu64 " bytes, as byte %d says, found %zu",
@@ -128,6 +125,8 @@ static int get_header(struct decoder *d, struct tide_error *err)
 	sc->generation = tide_get_le64(p + TIDE_SIDECAR_AT_GENERATION);
 	sc->disk_size = tide_get_le64(p + TIDE_SIDECAR_AT_DISK_SIZE);
 	sc->writer = tide_get_le64(p + TIDE_SIDECAR_AT_WRITER);
+	sc->log = tide_get_le64(p + TIDE_SIDECAR_AT_LOG);
+	sc->checksum = tide_get_le32(p + TIDE_SIDECAR_AT_HEADER_CRC);
 	if (tide_sidecar_format_check_range(err, "sidecar disk size", TIDE_SIDECAR_AT_DISK_SIZE, 0,
 	                                    TIDE_SIDECAR_DISK_MAX, sc->disk_size) < 0 ||
 	    tide_sidecar_format_check_range(err, "sidecar writer token", TIDE_SIDECAR_AT_WRITER, 0, TIDE_LOCK_TOKEN_MAX,
@@ -355,4 +354,12 @@ struct tide_sidecar *tide_sidecar_decode(const void *data, size_t len, struct ti
 bool tide_sidecar_is_one(const void *head, size_t len)
 {
 	return len >= 8 && !memcmp(head, TIDE_SIDECAR_MAGIC, 8);
+}
+
+uint32_t tide_sidecar_checksum(const void *head, size_t len)
+{
+	const uint8_t *p = head;
+
+	return len >= TIDE_SIDECAR_HEADER_LEN && tide_sidecar_is_one(head, len) ? tide_get_le32(p + TIDE_SIDECAR_AT_HEADER_CRC) :
+	                                                                          0;
 }

@@ -154,6 +154,7 @@ static void put_header(const struct encoder *enc, const struct tide_sidecar *sc)
 		tide_put_le32(p + TIDE_SIDECAR_AT_FLAGS, TIDE_SIDECAR_STAMP_VALID);
 	}
 	tide_put_le64(p + TIDE_SIDECAR_AT_WRITER, sc->writer);
+	tide_put_le64(p + TIDE_SIDECAR_AT_LOG, sc->log);
 	tide_put_le32(p + TIDE_SIDECAR_AT_DIR_LEN, (uint32_t)dir_len);
 	tide_put_le32(p + TIDE_SIDECAR_AT_ENTRIES, enc->n);
 	tide_put_le32(p + TIDE_SIDECAR_AT_DIR_CRC, tide_checksum_crc32c(0, p + TIDE_SIDECAR_HEADER_LEN, dir_len));

@@ -143,6 +143,20 @@ int tide_store_load(const char *path, struct tide_sidecar **sc, struct tide_erro
 	return load_fd(fd, path, sc, err);
 }
 
+int tide_store_is_current(const char *path, const struct tide_sidecar *sc, bool *current, struct tide_error *err)
+{
+	TIDE_AUTOCLOSE int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK | O_NOFOLLOW);
+	uint8_t head[TIDE_SIDECAR_HEAD] = { 0 };
+
+	*current = !sc;
+	if (fd < 0)
+		return errno == ENOENT ? 0 : tide_error_set_sys(err, errno, "Could not open '%s'", path);
+	if (tide_sysio_pread(fd, head, sizeof(head), 0, true, err) < 0)
+		return tide_error_wrap(err, "Could not read '%s'", path);
+	*current = (sc ? sc->checksum : 0) == tide_sidecar_checksum(head, sizeof(head));
+	return 0;
+}
+
 /* Makes the claim, whole and locked before anybody can see it. */
 static int make_claim(struct tide_store *store, bool *again, struct tide_error *err)
 {
@@ -226,7 +240,7 @@ static int encode(const struct tide_sidecar *sc, struct tide_strbuf *text, struc
 }
 
 /* Not wider than the image's: its mode, and its owner where we may give files away. */
-static int set_owner(int fd, int image_fd, struct tide_error *err)
+int tide_store_set_owner(int fd, int image_fd, struct tide_error *err)
 {
 	struct stat st;
 
@@ -235,9 +249,9 @@ static int set_owner(int fd, int image_fd, struct tide_error *err)
 	if (S_ISBLK(st.st_mode))
 		return 0;
 	if (fchown(fd, st.st_uid, st.st_gid) < 0 && errno != EPERM)
-		return tide_error_set_sys(err, errno, "Could not give the sidecar to the image's owner");
+		return tide_error_set_sys(err, errno, "Could not give it to the image's owner");
 	if (fchmod(fd, st.st_mode & 0666) < 0)
-		return tide_error_set_sys(err, errno, "Could not set the sidecar's mode");
+		return tide_error_set_sys(err, errno, "Could not set its mode");
 	return 0;
 }
 
@@ -247,10 +261,12 @@ int tide_store_stage(struct tide_store *store, const struct tide_sidecar *sc, in
 	int rc = -1;
 
 	if (encode(sc, &text, err) == 0 && tide_staged_begin(&store->staged, store->path, 0600, err) == 0 &&
-	    set_owner(store->staged.fd, image_fd, err) == 0 &&
+	    tide_store_set_owner(store->staged.fd, image_fd, err) == 0 &&
 	    tide_sysio_pwrite(store->staged.fd, text.buf, text.len, 0, err) == 0 &&
 	    tide_staged_sync(&store->staged, err) == 0)
 		rc = 0;
+	if (rc == 0)
+		store->checksum = tide_sidecar_checksum(text.buf, text.len);
 	tide_strbuf_release(&text);
 	return rc < 0 ? tide_error_wrap(err, "Could not write the sidecar '%s'", store->path) : 0;
 }

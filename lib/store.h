@@ -19,9 +19,10 @@ struct tide_store {
 	int lock_fd; /* -1 while not locked */
 	bool made;   /* the claim is ours: it goes when nothing is committed */
 	struct tide_staged staged;
+	uint32_t checksum; /* of the header of what is staged */
 };
 
-#define TIDE_STORE_INIT { NULL, -1, false, TIDE_STAGED_INIT }
+#define TIDE_STORE_INIT { NULL, -1, false, TIDE_STAGED_INIT, 0 }
 
 /*
  * Where the bitmaps of this image (symbolic links resolved) belong; the caller frees it. override NULL: the usual place.
@@ -39,5 +40,11 @@ int tide_store_stage(struct tide_store *store, const struct tide_sidecar *sc, in
 int tide_store_commit(struct tide_store *store, struct tide_error *err);
 /* Unlocks, and drops what was not committed. */
 void tide_store_release(struct tide_store *store);
+
+/* Is what stands under the name still this sidecar (NULL: nothing)?  Without a lock it may have been replaced since. */
+int tide_store_is_current(const char *path, const struct tide_sidecar *sc, bool *current, struct tide_error *err);
+
+/* Gives a file that stands beside an image the image's owner and mode, never wider. */
+int tide_store_set_owner(int fd, int image_fd, struct tide_error *err);
 
 #endif

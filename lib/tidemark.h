@@ -491,6 +491,76 @@ int tide_reply_dump(struct tide_session *session, const struct tide_dump *dump);
 int tide_reply_sha256(struct tide_session *session, const char *hex);
 int tide_reply_image(struct tide_session *session, const struct tide_image_info *info);
 
+/* ---- tracking writes ---------------------------------------------------------------- */
+
+/*
+ * An image that is open for long, as a server of disks has it.  Whatever is written through it is recorded, before it is
+ * written, in every bitmap of the node that records.  The image is locked as by any writer until it is closed;
+ * meanwhile tide_query_bitmaps and tide_query_dump, of any program, show what is dirty at the moment.  A program that
+ * dies loses no bit.
+ *
+ * Threads: all calls between open and close may come from any number of threads at once, on any ranges.
+ * Errors: err->sys is an errno, EIO where no other says it better.
+ */
+struct tide_tracker;
+
+enum tide_durability {
+	TIDE_DURABILITY_CRASH = 0, /* no bit is lost when the program dies; after a power loss all of the disk counts as dirty */
+	TIDE_DURABILITY_POWER,     /* a bit is on stable storage before what it stands for is written */
+};
+
+struct tide_tracker_options {
+	enum tide_durability durability;
+	bool read_only; /* records nothing, and shares the image with other readers */
+
+	void *data; /* handed to the callback */
+	/* Something a person should know, while it is opened or closed; image may be NULL. */
+	void (*warning)(void *data, const char *image, const char *text);
+};
+
+struct tide_tracker_info {
+	uint64_t size;         /* of the disk, bytes */
+	uint64_t cluster_size; /* requests that are aligned to it are the cheapest; 0: none */
+	bool read_only;
+	bool recording;        /* a bitmap records what is written */
+	bool fast_zero;        /* zeroing whole clusters never writes them */
+	const char *format;
+};
+
+enum tide_tracker_flags {
+	TIDE_TRACKER_FUA = 1 << 0,       /* durable when the call returns */
+	TIDE_TRACKER_MAY_TRIM = 1 << 1,  /* zero: space may be given back */
+	TIDE_TRACKER_FAST_ZERO = 1 << 2, /* zero: rather fail with ENOTSUP than write zeroes */
+};
+
+enum tide_extent_flags {
+	TIDE_EXTENT_IS_HOLE = 1 << 0,   /* takes no space */
+	TIDE_EXTENT_IS_ZERO = 1 << 1,   /* reads as zeroes */
+};
+
+int tide_tracker_open(const struct tide_drive *drive, const struct tide_tracker_options *options,
+                      struct tide_tracker **tracker, struct tide_error *err);
+/*
+ * Makes all durable and adds what was recorded to the bitmaps.  Frees the tracker, also when it fails: then the next
+ * program that opens the node does that.
+ */
+int tide_tracker_close(struct tide_tracker *tracker, struct tide_error *err);
+void tide_tracker_get_info(const struct tide_tracker *tracker, struct tide_tracker_info *info);
+
+int tide_tracker_read(struct tide_tracker *tracker, void *buf, uint64_t off, uint64_t len, struct tide_error *err);
+int tide_tracker_write(struct tide_tracker *tracker, const void *buf, uint64_t off, uint64_t len, unsigned flags,
+                       struct tide_error *err);
+int tide_tracker_zero(struct tide_tracker *tracker, uint64_t off, uint64_t len, unsigned flags, struct tide_error *err);
+/* Gives back what whole clusters of the range take; they read as zeroes. */
+int tide_tracker_trim(struct tide_tracker *tracker, uint64_t off, uint64_t len, unsigned flags, struct tide_error *err);
+/* All that was written before is durable. */
+int tide_tracker_flush(struct tide_tracker *tracker, struct tide_error *err);
+/* Reads ahead, as far as that is possible. */
+int tide_tracker_cache(struct tide_tracker *tracker, uint64_t off, uint64_t len, struct tide_error *err);
+/* What stands at off: *n bytes, from 1 to len, are of one kind: enum tide_extent_flags. */
+int tide_tracker_extent(struct tide_tracker *tracker, uint64_t off, uint64_t len, unsigned *kind, uint64_t *n,
+                        struct tide_error *err);
+
 /* ---- commands in JSON -------------------------------------------------------------- */
 
 struct tide_stream;

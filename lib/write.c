@@ -9,9 +9,12 @@
 #include <unistd.h>
 
 #include "error.h"
-#include "lock.h"
 #include "mem.h"
+#include "node_inside.h"
+#include "node_log.h"
+#include "range.h"
 #include "sysio.h"
+#include "write_log.h"
 
 #define BUFFER_SIZE (UINT64_C(4) << 20)
 #define FIRST_WINDOW (UINT64_C(64) << 20)
@@ -22,10 +25,10 @@ struct tide_write {
 	struct tide_node *node;
 	struct tide_sink *sink;
 	struct tide_image_write args;
-	bool tracked;                       /* a bitmap records */
-	struct tide_sidecar *before;        /* the sidecar's bitmaps without this write; NULL: there is none */
-	struct tide_sidecar *before_inside; /* and the image's */
-	uint64_t token;
+	bool logged;                        /* the sidecar has bitmaps: the write log records, or knows the stamp */
+	bool inside;                        /* and bitmaps inside the image record themselves: */
+	struct tide_sidecar *before_inside; /* those without this write */
+	struct tide_bitmap *fresh;          /* what the log did not have before */
 	uint64_t recorded; /* bytes from the offset that are dirty on disk */
 	uint64_t done;     /* bytes from the offset that may have changed */
 	uint8_t *buf;
@@ -108,59 +111,28 @@ static int check(struct tide_write *w, struct tide_error *err)
 	return w->ready > size - w->args.offset ? beyond(w, err) : 0;
 }
 
-/* Makes the first len bytes dirty in the node; the caller commits. */
-static int record(struct tide_write *w, uint64_t len, struct tide_error *err)
+static bool records(const struct tide_sidecar_bitmap *entry)
 {
-	len = TIDE_MIN(len, tide_image_size(w->node->image) - w->args.offset);
-	if (len && tide_node_record(w->node, w->args.offset, len, err) < 0)
-		return -1;
-	w->recorded = len;
-	if (w->token) {
-		w->node->sc->writer = w->token;
-		w->node->dirty = true;
-	}
-	return 0;
-}
-
-/* A copy of the bitmaps inside the image, those that record with their contents. */
-static int copy_inside(struct tide_write *w, struct tide_error *err)
-{
-	struct tide_sidecar *inside = w->node->inside;
-
-	for (size_t i = 0; i < inside->n; i++) {
-		struct tide_sidecar_bitmap *entry = inside->items[i];
-
-		if (!entry->enabled || entry->in_use)
-			continue;
-		w->tracked = true;
-		if (!tide_node_bitmap(w->node, entry, err))
-			return -1;
-	}
-	w->before_inside = tide_sidecar_copy(inside, err);
-	return w->before_inside ? 0 : -1;
+	return entry->enabled && !entry->in_use;
 }
 
 static int prepare(struct tide_write *w, struct tide_error *err)
 {
+	struct tide_node *node = w->node;
+
 	if (check(w, err) < 0)
 		return -1;
 	if (w->args.has_length && w->args.length == 0)
 		return 0;
-	if (w->node->untracked)
-		tide_event_warning(w->sink, w->node->path,
+	if (node->untracked) {
+		tide_event_warning(w->sink, node->path,
 		                   "the image was changed without being tracked; its bitmaps stay inconsistent");
-	if (copy_inside(w, err) < 0)
-		return -1;
-	if (w->node->has_sidecar) {
-		w->tracked = true;
-		w->before = tide_sidecar_copy(w->node->sc, err);
-		if (!w->before || tide_lock_token_new(&w->token, err) < 0 ||
-		    tide_lock_token_hold(tide_image_fd(w->node->image), w->token, err) < 0)
-			return -1;
+		node->dirty = true; /* must be on disk before the stamp moves on */
 	}
-	if (!w->tracked)
-		return 0;
-	return record(w, w->args.has_length ? w->args.length : FIRST_WINDOW, err);
+	w->logged = node->has_sidecar && node->sc->n > 0;
+	for (size_t i = 0; i < node->inside->n; i++)
+		w->inside |= records(node->inside->items[i]);
+	return 0;
 }
 
 int tide_write_prepare(struct tide_node *node, const struct tide_image_write *args, struct tide_sink *sink,
@@ -185,32 +157,64 @@ void tide_write_free(struct tide_write *w)
 {
 	if (!w)
 		return;
-	if (w->token && w->node->image)
-		tide_lock_token_drop(tide_image_fd(w->node->image), w->token);
-	tide_sidecar_free(w->before);
 	tide_sidecar_free(w->before_inside);
+	tide_bitmap_free(w->fresh);
 	free(w->buf);
 	free(w);
 }
 
 /* ---- writing ----------------------------------------------------------------------- */
 
+/* A copy of the bitmaps inside the image, those that record with their contents. */
+static int copy_inside(struct tide_write *w, struct tide_error *err)
+{
+	struct tide_sidecar *inside = w->node->inside;
+
+	for (size_t i = 0; i < inside->n; i++) {
+		if (records(inside->items[i]) && !tide_node_bitmap(w->node, inside->items[i], err))
+			return -1;
+	}
+	w->before_inside = tide_sidecar_copy(inside, err);
+	return w->before_inside ? 0 : -1;
+}
+
+static int commit_inside(struct tide_node *node, struct tide_error *err)
+{
+	if (!node->inside_dirty)
+		return 0;
+	return tide_node_inside_stage(node, err) < 0 ? -1 : tide_node_inside_commit(node, err);
+}
+
 /* Makes sure that [0, end) of the write is dirty on disk before it is written. */
 static int record_ahead(struct tide_write *w, uint64_t end, struct tide_error *err)
 {
-	int rc;
+	uint64_t off = w->args.offset, len;
 
-	if (!w->tracked || end <= w->recorded)
+	if (end <= w->recorded)
 		return 0;
-	if (w->before && tide_node_relock_store(w->node, w->sink, err) < 0)
+	len = TIDE_MIN(TIDE_MAX(end, w->recorded * 2), tide_image_size(w->node->image) - off);
+	w->recorded = len;
+	if (w->logged && tide_write_log_set(w->node->log, off, len, w->fresh, err) < 0)
 		return -1;
-	rc = record(w, TIDE_MAX(end, w->recorded * 2), err);
-	if (rc == 0)
-		rc = tide_node_stage(w->node, err);
-	if (rc == 0)
-		rc = tide_node_commit(w->node, err);
-	tide_node_unlock_store(w->node);
-	return rc;
+	if (!w->inside)
+		return 0;
+	return tide_node_inside_record(w->node, off, len, err) < 0 ? -1 : commit_inside(w->node, err);
+}
+
+static int begin(struct tide_write *w, struct tide_error *err)
+{
+	uint64_t size = tide_image_size(w->node->image);
+
+	if (w->inside && copy_inside(w, err) < 0)
+		return -1;
+	if (w->logged) {
+		if (tide_node_log_begin(w->node, true, false, err) < 0)
+			return -1;
+		w->fresh = tide_bitmap_new(size, UINT64_C(1) << tide_write_log_header(w->node->log)->shift, err);
+		if (!w->fresh)
+			return -1;
+	}
+	return record_ahead(w, w->args.has_length ? w->args.length : TIDE_MIN(FIRST_WINDOW, size - w->args.offset), err);
 }
 
 static int write_input(struct tide_write *w, struct tide_error *err)
@@ -285,17 +289,18 @@ static int make_durable(struct tide_write *w, struct tide_error *err)
 	return tide_image_sync_times(w->node->image, err);
 }
 
-static int settle_sidecar(struct tide_write *w, struct tide_error *err)
+/* Granules that are dirty because of this write alone, and that it did not reach, are clean again. */
+static void settle_log(struct tide_write *w)
 {
-	if (tide_node_relock_store(w->node, w->sink, err) < 0)
-		return -1;
-	w->before->generation = w->node->sc->generation;
-	tide_sidecar_free(w->node->sc);
-	w->node->sc = w->before;
-	w->before = NULL;
-	w->node->dirty = true;
-	w->node->sc->writer = 0;
-	return 0;
+	uint64_t granule = tide_bitmap_granularity(w->fresh), start, len;
+	uint64_t off = tide_range_align_up(w->args.offset + w->done, granule);
+
+	if (w->done == 0)
+		off = tide_range_align_down(w->args.offset, granule);
+	while (off < tide_bitmap_size(w->fresh) && tide_bitmap_next_dirty(w->fresh, off, UINT64_MAX, &start, &len)) {
+		tide_write_log_unset(w->node->log, start, len);
+		off = start + len;
+	}
 }
 
 static void settle_inside(struct tide_write *w)
@@ -314,29 +319,27 @@ static void settle_inside(struct tide_write *w)
 /* The bitmaps as they were, with exactly what was written; and the stamp of now. */
 static int settle(struct tide_write *w, struct tide_error *err)
 {
-	int rc = 0;
-
-	if (!w->tracked)
-		return 0;
-	if (w->before)
-		rc = settle_sidecar(w, err);
-	if (w->recorded != w->done)
+	if (w->inside && w->recorded != w->done) {
 		settle_inside(w);
-	if (rc == 0 && w->done)
-		rc = tide_node_record(w->node, w->args.offset, w->done, err);
-	if (rc == 0)
-		rc = tide_node_stage(w->node, err);
-	if (rc == 0)
-		rc = tide_node_commit(w->node, err);
-	tide_node_unlock_store(w->node);
-	return rc;
+		if (tide_node_inside_record(w->node, w->args.offset, w->done, err) < 0 || commit_inside(w->node, err) < 0)
+			return -1;
+	}
+	if (!w->logged)
+		return 0;
+	settle_log(w);
+	return tide_node_log_clean(w->node, err);
 }
 
 int tide_write_run(struct tide_write *w, struct tide_error *err)
 {
 	struct tide_error late = TIDE_ERROR_INIT;
-	int rc = w->args.kind == TIDE_WRITE_DATA ? write_input(w, err) : write_steps(w, err);
+	int rc;
 
+	if (w->args.has_length && w->args.length == 0)
+		return 0;
+	if (begin(w, err) < 0)
+		return -1;
+	rc = w->args.kind == TIDE_WRITE_DATA ? write_input(w, err) : write_steps(w, err);
 	/* Also after a failure: what did reach the image must be durable before it counts as tracked. */
 	if (make_durable(w, &late) == 0)
 		settle(w, &late);

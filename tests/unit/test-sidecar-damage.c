@@ -161,7 +161,6 @@ static const struct lie lies[] = {
 	{ 'h', 0, 0, 108, 4, 3, TIDE_E_CORRUPT, "sidecar entry count at byte 108: expected 4, found 3" },
 	{ 'h', 0, 0, 108, 4, UINT64_C(0xffffffff), TIDE_E_CORRUPT,
 	  "sidecar entry count at byte 108: expected 4, found 4294967295" },
-	{ 'h', 0, 0, 116, 8, 1, TIDE_E_CORRUPT, "sidecar reserved field at byte 116: expected 0, found 1" },
 	{ 'e', 0, 0, 0, 4, 0, TIDE_E_CORRUPT, "bitmap entry length at byte 128: expected 48, found 0" },
 	{ 'e', 0, 0, 0, 4, 40, TIDE_E_CORRUPT, "bitmap entry length at byte 128: expected 48, found 40" },
 	{ 'e', 0, 0, 0, 4, 56, TIDE_E_CORRUPT, "bitmap entry length at byte 128: expected 48, found 56" },

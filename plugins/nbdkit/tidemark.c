@@ -1,0 +1,425 @@
+/*
+ * nbdkit-tidemark-plugin: serves an image over NBD and records what clients write in its dirty
+ * bitmaps.  All of it is struct tide_tracker of tidemark.h; this file says it in nbdkit's words.
+ */
+#define NBDKIT_API_VERSION 2
+#define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
+
+#include <errno.h>
+#include <fcntl.h>
+#include <nbdkit-plugin.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "tidemark.h"
+
+/* nbdkit loads a plugin once a process, and calls it without a handle until a client comes. */
+static struct {
+	char *file, *sidecar;
+	const char *format;
+	bool ignore_stamp, read_only;
+	unsigned allow;
+	enum tide_durability durability;
+	struct tide_tracker *tracker;
+	struct tide_tracker_info info;
+	pthread_mutex_t lock; /* for opening it anew */
+	unsigned clients;
+} served = { .lock = PTHREAD_MUTEX_INITIALIZER };
+
+static int say(struct tide_error *err)
+{
+	int sys = err->sys ? err->sys : EIO;
+
+	nbdkit_error("%s", err->msg);
+	if (err->hint)
+		nbdkit_error("%s", err->hint);
+	tide_error_release(err);
+	nbdkit_set_error(sys);
+	return -1;
+}
+
+static void warn(void *data, const char *image, const char *text)
+{
+	fprintf(stderr, "nbdkit: tidemark: %s%s%s\n", image ? image : "", image ? ": " : "", text);
+}
+
+/* ---- configuration ---- */
+
+static int config_path(char **to, const char *key, const char *value)
+{
+	if (*to) {
+		nbdkit_error("%s is given twice", key);
+		return -1;
+	}
+	*to = nbdkit_absolute_path(value);
+	return *to ? 0 : -1;
+}
+
+static int config_durability(const char *value)
+{
+	if (!strcmp(value, "crash"))
+		served.durability = TIDE_DURABILITY_CRASH;
+	else if (!strcmp(value, "power"))
+		served.durability = TIDE_DURABILITY_POWER;
+	else {
+		nbdkit_error("durability is crash or power, not '%s'", value);
+		return -1;
+	}
+	return 0;
+}
+
+static int config_allow(const char *value)
+{
+	static const struct {
+		const char *word;
+		unsigned flag;
+	} words[] = {
+		{ "outside", TIDE_ALLOW_OUTSIDE },
+		{ "protocol", TIDE_ALLOW_PROTOCOL },
+		{ "probe", TIDE_ALLOW_PROBE },
+		{ "any", TIDE_ALLOW_ANY },
+	};
+
+	for (const char *p = value;; p++) {
+		size_t n = strcspn(p, ","), i = 0;
+
+		while (i < 4 && (strlen(words[i].word) != n || strncmp(words[i].word, p, n)))
+			i++;
+		if (i == 4) {
+			nbdkit_error("allow-backing is a list of outside, protocol, probe, any, not '%s'", value);
+			return -1;
+		}
+		served.allow |= words[i].flag;
+		p += n;
+		if (!*p)
+			return 0;
+	}
+}
+
+static int config_bool(bool *to, const char *value)
+{
+	int yes = nbdkit_parse_bool(value);
+
+	*to = yes > 0;
+	return yes < 0 ? -1 : 0;
+}
+
+static int tidemark_config(const char *key, const char *value)
+{
+	if (!strcmp(key, "file"))
+		return config_path(&served.file, key, value);
+	if (!strcmp(key, "sidecar"))
+		return config_path(&served.sidecar, key, value);
+	if (!strcmp(key, "durability"))
+		return config_durability(value);
+	if (!strcmp(key, "allow-backing"))
+		return config_allow(value);
+	if (!strcmp(key, "format")) {
+		served.format = value;
+		return 0;
+	}
+	if (!strcmp(key, "ignore-stamp"))
+		return config_bool(&served.ignore_stamp, value);
+	if (!strcmp(key, "readonly"))
+		return config_bool(&served.read_only, value);
+	nbdkit_error("unknown parameter '%s'", key);
+	return -1;
+}
+
+static int tidemark_config_complete(void)
+{
+	if (served.file)
+		return 0;
+	nbdkit_error("which image? file=IMAGE is missing");
+	return -1;
+}
+
+#define CONFIG_HELP                                                                     \
+	"file=IMAGE          (required) The raw or qcow2 image, or block device, to serve.\n" \
+	"sidecar=PATH        Where its bitmaps are, if not in the usual place.\n"             \
+	"format=raw|qcow2    Its format, if it has no bitmap yet that pins it.\n"             \
+	"durability=crash    A crash of the server loses no dirty bit (default); or\n"        \
+	"           power    neither does a power loss.\n"                                     \
+	"readonly=BOOL       Open it for reading only, as nbdkit's -r does.\n"                \
+	"ignore-stamp=BOOL   Trust bitmaps although the image changed around the tracking.\n" \
+	"allow-backing=LIST  Names in the image to follow: outside, protocol, probe, any."
+
+static void tidemark_dump_plugin(void)
+{
+	printf("tidemark_version=%s\n", tide_version());
+	printf("tidemark_formats=raw qcow2\n");
+	printf("tidemark_durability=crash power\n");
+}
+
+/* ---- the life of the server ---- */
+
+static struct tide_drive drive(void)
+{
+	return (struct tide_drive){
+		.path = served.file,
+		.format = served.format,
+		.sidecar = served.sidecar,
+		.ignore_stamp = served.ignore_stamp,
+		.allow = served.allow,
+	};
+}
+
+static int open_image(bool read_only)
+{
+	struct tide_tracker_options options = {
+		.durability = served.durability,
+		.read_only = read_only,
+		.warning = warn,
+	};
+	struct tide_drive d = drive();
+	struct tide_error err = TIDE_ERROR_INIT;
+
+	if (tide_tracker_open(&d, &options, &served.tracker, &err) < 0)
+		return say(&err);
+	tide_tracker_get_info(served.tracker, &served.info);
+	return 0;
+}
+
+/*
+ * Was nbdkit started with -r?  It tells only when a client comes, too late to share the image with other readers
+ * from the start.  A wrong answer does no harm: see tidemark_open.
+ */
+static bool started_read_only(void)
+{
+	static const char with_value[] = "eDgiImMPpstuU";
+	char args[4096];
+	int fd = open("/proc/self/cmdline", O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd < 0 ? -1 : read(fd, args, sizeof(args) - 1);
+	bool skip = true; /* the program's name */
+
+	if (fd >= 0)
+		close(fd);
+	if (n <= 0)
+		return false;
+	args[n] = '\0';
+	for (const char *a = args; a < args + n; a += strlen(a) + 1) {
+		if (skip) {
+			skip = false;
+			continue;
+		}
+		if (!strcmp(a, "--read-only") || !strcmp(a, "--readonly"))
+			return true;
+		if (a[0] != '-')
+			return false;
+		for (const char *p = a + 1; a[1] != '-' && *p; p++) {
+			if (*p == 'r')
+				return true;
+			if (strchr(with_value, *p)) {
+				skip = !p[1];
+				break;
+			}
+		}
+	}
+	return false;
+}
+
+static int tidemark_get_ready(void)
+{
+	return open_image(served.read_only || started_read_only());
+}
+
+static void close_image(void)
+{
+	struct tide_error err = TIDE_ERROR_INIT;
+	struct tide_tracker *tracker = served.tracker;
+
+	served.tracker = NULL;
+	if (tracker && tide_tracker_close(tracker, &err) < 0) {
+		say(&err);
+		nbdkit_error("the next program that uses the image settles what was recorded");
+	}
+}
+
+static void tidemark_unload(void)
+{
+	close_image();
+	free(served.file);
+	free(served.sidecar);
+}
+
+/* For a client that must not write the image is opened anew, as long as nobody else has it. */
+static void *tidemark_open(int readonly)
+{
+	int rc = 0;
+
+	pthread_mutex_lock(&served.lock);
+	if (readonly && served.tracker && !served.info.read_only && served.clients == 0) {
+		close_image();
+		rc = open_image(true);
+	} else if (!served.tracker) {
+		rc = open_image(readonly || served.read_only);
+	}
+	if (rc == 0)
+		served.clients++;
+	pthread_mutex_unlock(&served.lock);
+	return rc == 0 ? &served : NULL;
+}
+
+static void tidemark_close(void *handle)
+{
+	pthread_mutex_lock(&served.lock);
+	served.clients--;
+	pthread_mutex_unlock(&served.lock);
+}
+
+/* ---- facts ---- */
+
+static int64_t tidemark_get_size(void *handle)
+{
+	return (int64_t)served.info.size;
+}
+
+static int tidemark_block_size(void *handle, uint32_t *minimum, uint32_t *preferred, uint32_t *maximum)
+{
+	uint64_t cluster = served.info.cluster_size;
+
+	*minimum = 1;
+	*preferred = cluster < 4096 ? 4096 : cluster > 65536 ? 65536 : (uint32_t)cluster;
+	*maximum = UINT32_MAX;
+	return 0;
+}
+
+static int tidemark_can_write(void *handle)
+{
+	return !served.info.read_only;
+}
+
+static int tidemark_can_fua(void *handle)
+{
+	return NBDKIT_FUA_NATIVE;
+}
+
+static int tidemark_can_cache(void *handle)
+{
+	return NBDKIT_CACHE_NATIVE;
+}
+
+static int yes(void *handle)
+{
+	return 1;
+}
+
+/* ---- requests ---- */
+
+static unsigned flags_of(uint32_t flags)
+{
+	return (flags & NBDKIT_FLAG_FUA ? TIDE_TRACKER_FUA : 0) | (flags & NBDKIT_FLAG_MAY_TRIM ? TIDE_TRACKER_MAY_TRIM : 0) |
+	       (flags & NBDKIT_FLAG_FAST_ZERO ? TIDE_TRACKER_FAST_ZERO : 0);
+}
+
+static int tidemark_pread(void *handle, void *buf, uint32_t count, uint64_t offset, uint32_t flags)
+{
+	struct tide_error err = TIDE_ERROR_INIT;
+
+	return tide_tracker_read(served.tracker, buf, offset, count, &err) < 0 ? say(&err) : 0;
+}
+
+static int tidemark_pwrite(void *handle, const void *buf, uint32_t count, uint64_t offset, uint32_t flags)
+{
+	struct tide_error err = TIDE_ERROR_INIT;
+
+	return tide_tracker_write(served.tracker, buf, offset, count, flags_of(flags), &err) < 0 ? say(&err) : 0;
+}
+
+/* EOPNOTSUPP is an answer, not a failure. */
+static int tidemark_zero(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+	struct tide_error err = TIDE_ERROR_INIT;
+
+	if (tide_tracker_zero(served.tracker, offset, count, flags_of(flags), &err) == 0)
+		return 0;
+	if (err.sys != EOPNOTSUPP)
+		return say(&err);
+	tide_error_release(&err);
+	nbdkit_set_error(EOPNOTSUPP);
+	return -1;
+}
+
+static int tidemark_trim(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+	struct tide_error err = TIDE_ERROR_INIT;
+
+	return tide_tracker_trim(served.tracker, offset, count, flags_of(flags), &err) < 0 ? say(&err) : 0;
+}
+
+static int tidemark_flush(void *handle, uint32_t flags)
+{
+	struct tide_error err = TIDE_ERROR_INIT;
+
+	return tide_tracker_flush(served.tracker, &err) < 0 ? say(&err) : 0;
+}
+
+static int tidemark_cache(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+	struct tide_error err = TIDE_ERROR_INIT;
+
+	return tide_tracker_cache(served.tracker, offset, count, &err) < 0 ? say(&err) : 0;
+}
+
+static uint32_t extent_type(unsigned kind)
+{
+	return (kind & TIDE_EXTENT_IS_HOLE ? NBDKIT_EXTENT_HOLE : 0) | (kind & TIDE_EXTENT_IS_ZERO ? NBDKIT_EXTENT_ZERO : 0);
+}
+
+static int tidemark_extents(void *handle, uint32_t count, uint64_t offset, uint32_t flags, struct nbdkit_extents *extents)
+{
+	struct tide_error err = TIDE_ERROR_INIT;
+
+	for (uint64_t left = count, n; left; offset += n, left -= n) {
+		unsigned kind;
+
+		if (tide_tracker_extent(served.tracker, offset, left, &kind, &n, &err) < 0)
+			return say(&err);
+		if (nbdkit_add_extent(extents, offset, n, extent_type(kind)) < 0)
+			return -1;
+		if (flags & NBDKIT_FLAG_REQ_ONE)
+			break;
+	}
+	return 0;
+}
+
+static struct nbdkit_plugin plugin = {
+	.name = "tidemark",
+	.longname = "Tidemark",
+	.version = TIDE_VERSION_STRING,
+	.description = "serve a disk image and record what is written in its dirty bitmaps",
+	.unload = tidemark_unload,
+	.dump_plugin = tidemark_dump_plugin,
+	.config = tidemark_config,
+	.config_complete = tidemark_config_complete,
+	.config_help = CONFIG_HELP,
+	.magic_config_key = "file",
+	.get_ready = tidemark_get_ready,
+	.cleanup = close_image,
+	.open = tidemark_open,
+	.close = tidemark_close,
+	.get_size = tidemark_get_size,
+	.block_size = tidemark_block_size,
+	.can_write = tidemark_can_write,
+	.can_flush = yes,
+	.can_trim = yes,
+	.can_zero = yes,
+	.can_fast_zero = yes,
+	.can_extents = yes,
+	.can_fua = tidemark_can_fua,
+	.can_multi_conn = yes,
+	.can_cache = tidemark_can_cache,
+	.pread = tidemark_pread,
+	.pwrite = tidemark_pwrite,
+	.zero = tidemark_zero,
+	.trim = tidemark_trim,
+	.flush = tidemark_flush,
+	.cache = tidemark_cache,
+	.extents = tidemark_extents,
+	.errno_is_preserved = 0,
+};
+
+NBDKIT_REGISTER_PLUGIN(plugin)

@@ -1,0 +1,198 @@
+#!/usr/bin/env bats
+# The nbdkit plugin: what is written through it is recorded, also when it is killed.
+
+load helper
+
+PLUGIN=$BUILD/lib/nbdkit/plugins/nbdkit-tidemark-plugin.so
+
+setup_file() {
+	[ -e "$PLUGIN" ] || skip "built without nbdkit-plugin-dev"
+	command -v nbdkit > /dev/null || skip "nbdkit is not there"
+	! grep -q __asan_init "$PLUGIN" && ! grep -q __tsan_init "$PLUGIN" || skip "nbdkit cannot load a sanitizer"
+	command -v qemu-io > /dev/null || skip "qemu-io is not there"
+}
+
+# serve [OPTION...] PARAMETER...: starts the server; $uri leads to it, $server is its process.
+serve() {
+	rm -f serve.pid serve.sock
+	nbdkit -f -U "$PWD/serve.sock" -P serve.pid "$PLUGIN" "$@" 2> serve.err 3>&- &
+	server=$!
+	bg_pids+=("$server")
+	uri="nbd+unix:///?socket=$PWD/serve.sock"
+	eventually test -s serve.pid
+}
+
+# ended SIGNAL: the server gets it, and has ended.
+ended() {
+	kill -"$1" "$server"
+	wait "$server" || true
+}
+
+io() {
+	local args=() a
+	for a; do args+=(-c "$a"); done
+	qemu-io -f raw "${args[@]}" "$uri" > io.out 2>&1
+	! grep -qiE 'error|failed' io.out || fail "$(cat io.out)"
+}
+
+# image FORMAT: disk.img, with a bitmap in each store that it has.
+image() {
+	"$1" disk.img 8M
+	ok bitmap-add disk.img b
+	if [ "$1" = qcow2 ]; then ok bitmap-add --store image -g 32K disk.img in; fi
+	done_ backup-run -F qcow2 disk.img full.qcow2
+}
+
+# chained NAME BACKING: an incremental backup, and the chain restored is the image.
+chained() {
+	done_ backup-run -q --sync incremental --bitmap b -F qcow2 --backing "$2" disk.img "$1"
+	rm -f restored.img
+	done_ chain-restore "$1" restored.img
+	qemu-img compare -q -F raw -f "${3:-raw}" disk.img restored.img
+}
+
+@test "writes, zeroes and trims are recorded, in both stores and live" {
+	local f want='1048576+65536 2097152+65536 3145728+65536 4980736+65536'
+	for f in raw qcow2; do
+		image $f
+		serve file=disk.img
+		io 'write -P 1 1M 64K' 'write -z 2M 64K' 'discard 3M 64K' 'write -f -P 7 5000001 3' flush 'read -P 7 5000001 3'
+		assert_equal "$(dirty disk.img b)" "$want"
+		if [ $f = qcow2 ]; then bitmap disk.img in '.recording and .count == 229376 and .store == "image"'; fi
+		ended TERM
+		[ ! -e disk.img.bitmaps.log ]
+		assert_equal "$(dirty disk.img b)" "$want"
+		bitmap disk.img b '(has("inconsistent") | not) and .recording'
+		if [ $f = qcow2 ]; then
+			clean disk.img
+			bitmap disk.img in '.count == 229376 and (has("inconsistent") | not)'
+		fi
+		chained inc.qcow2 full.qcow2 $f
+		rm -f -- *.img* *.qcow2
+	done
+}
+
+@test "killed: no bit is lost, and the next command settles it" {
+	local f
+	for f in raw qcow2; do
+		image $f
+		serve file=disk.img
+		io 'write -P 1 1M 64K' 'write -P 2 5M 200K' flush
+		ended KILL
+		[ -e disk.img.bitmaps.log ]
+		assert_equal "$(dirty disk.img b)" '1048576+65536 5242880+262144'
+		if [ $f = qcow2 ]; then bitmap disk.img in '.recording and .count == 294912'; fi
+		chained inc.qcow2 full.qcow2 $f
+		[ ! -e disk.img.bitmaps.log ]
+		if [ $f = qcow2 ]; then
+			clean disk.img
+			bitmap disk.img in '.recording and .count == 294912'
+		fi
+		serve file=disk.img
+		io 'write -P 9 7M 1'
+		ended KILL
+		chained inc2.qcow2 inc.qcow2 $f
+		rm -f -- *.img* *.qcow2
+	done
+}
+
+@test "QEMU takes the bitmaps of a server that was killed for inconsistent" {
+	image qcow2
+	serve file=disk.img
+	io 'write -P 1 1M 64K' flush
+	ended KILL
+	qemu-img info --output=json disk.img > info.json
+	jq -e '."format-specific".data.bitmaps[0].flags == ["in-use", "auto"]' info.json
+	ok bitmap-add disk.img new
+	qemu-img info --output=json disk.img > info.json
+	jq -e '."format-specific".data.bitmaps[0].flags == ["auto"]' info.json
+	clean disk.img
+}
+
+@test "while it serves, others are refused with its name" {
+	image raw
+	serve file=disk.img
+	local cmd
+	for cmd in 'backup-run -F qcow2 disk.img x.qcow2' 'bitmap-clear disk.img b' 'bitmap-add disk.img c' 'bitmap-mark disk.img b 0 1' \
+		'image-write --pattern 1 disk.img 0 1' 'backup-run --sync incremental --bitmap b -F qcow2 disk.img x.qcow2'; do
+		# shellcheck disable=SC2086 # words
+		refused_like 'lock' $cmd
+		[[ $stderr == *nbdkit* ]] || fail "$stderr"
+	done
+	[ ! -e x.qcow2 ]
+	run nbdkit -f -U "$PWD/second.sock" "$PLUGIN" file=disk.img
+	[ "$status" -ne 0 ]
+	[[ $output == *"Failed to get \"write\" lock"* ]] || fail "$output"
+	ended TERM
+	ok bitmap-clear disk.img b
+}
+
+@test "a bitmap that is off, none at all, and a changed image" {
+	raw disk.img 1M
+	serve file=disk.img
+	io 'write -P 1 0 64K'
+	ended TERM
+	[ ! -e disk.img.bitmaps ] && [ ! -e disk.img.bitmaps.log ]
+	ok bitmap-add --disabled disk.img off
+	ok bitmap-add disk.img b
+	serve disk.img
+	io 'write -P 1 0 64K'
+	ended TERM
+	bitmap disk.img off '.count == 0 and (has("inconsistent") | not)'
+	touch disk.img
+	serve disk.img
+	io 'write -P 1 0 64K'
+	ended TERM
+	grep -q 'without being tracked' serve.err
+	bitmap disk.img b '.inconsistent and .count == 65536'
+}
+
+@test "read-only: beside other readers, and nothing is changed" {
+	image raw
+	cp disk.img.bitmaps before
+	serve -r file=disk.img
+	run qemu-io -f raw -c 'write 0 1' "$uri"
+	[[ $output == *ead-only* || $output == *ermi* ]] || fail "$output"
+	done_ backup-run -F qcow2 disk.img x.qcow2
+	ended TERM
+	serve readonly=true file=disk.img
+	done_ backup-run -F qcow2 disk.img y.qcow2
+	nbdinfo --can multi-conn "$uri"
+	! nbdinfo --is writable "$uri" 2> /dev/null || fail "writable"
+	ended TERM
+	cmp disk.img.bitmaps before
+}
+
+@test "extents, and what a server can do" {
+	truncate -s 1M disk.img
+	noise 65536 | put disk.img 131072
+	serve file=disk.img
+	nbdinfo --map --json "$uri" > map.json
+	assert_equal "$(jq -r '[.[] | "\(.offset)+\(.length):\(.type)"] | join(" ")' map.json)" '0+131072:3 131072+65536:0 196608+851968:3'
+	local can
+	for can in cache fast-zero flush fua multi-conn trim write zero; do nbdinfo --can $can "$uri"; done
+	nbdcopy "$uri" copy.img
+	cmp copy.img disk.img
+	ended TERM
+}
+
+@test "what it is told, and cannot do" {
+	raw disk.img 1M
+	local p
+	for p in nosuch=1 durability=maybe file=nosuch.img format=vmdk ignore-stamp=perhaps allow-backing=all; do
+		case $p in file=*) run nbdkit -f -U "$PWD/s" "$PLUGIN" "$p" ;; *) run nbdkit -f -U "$PWD/s" "$PLUGIN" file=disk.img "$p" ;; esac
+		assert_equal "$status" 1
+		[[ $output == *"${p%%=*}"* || $output == *"${p#*=}"* ]] || fail "$p: $output"
+	done
+	run nbdkit -f -U "$PWD/s" "$PLUGIN"
+	assert_equal "$status" 1
+	[[ $output == *file=* ]]
+	run nbdkit --dump-plugin "$PLUGIN"
+	[[ $output == *tidemark_durability=* ]]
+	assert_equal "$status" 0
+	ok bitmap-add disk.img b
+	flip disk.img.bitmaps 20
+	run nbdkit -f -U "$PWD/s" "$PLUGIN" file=disk.img
+	assert_equal "$status" 1
+	[[ $output == *disk.img.bitmaps* ]] || fail "$output"
+}
