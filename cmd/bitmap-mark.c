@@ -5,37 +5,82 @@
 
 #include "cmd.h"
 
-enum { UNSET = 1, FROM };
+enum { UNSET = 1, FROM, INPUT_FORMAT, BLOCK_SIZE, ERA_DUMP };
 
 static const struct poptOption options[] = {
 	{ "unset", 0, POPT_ARG_NONE, NULL, UNSET, "mark the ranges clean instead of dirty", NULL },
 	{ "from", 0, POPT_ARG_STRING, NULL, FROM,
-	  "read the ranges from FILE (- is standard input): lines of OFFSET LENGTH, or a JSON list", "FILE" },
+	  "read the ranges from FILE (- is standard input), as one of many programs prints them", "FILE" },
+	{ "input-format", 0, POPT_ARG_STRING, NULL, INPUT_FORMAT, "what FILE holds (default: found out)",
+	  "ranges|blocks|dump|nbdinfo|qemu-img-map|qemu-img-map-dirty|extentlist|nbdkit-log|thin-delta|era-invalidate|bmap|"
+	  "rbd-diff|rbd-export-diff|imageio" },
+	{ "block-size", 0, POPT_ARG_STRING, NULL, BLOCK_SIZE, "the unit of a list of blocks that does not say it", "SIZE" },
+	{ "era-dump", 0, POPT_ARG_STRING, NULL, ERA_DUMP, "the same, from what era_dump prints", "FILE" },
 	POPT_TABLEEND
 };
 
-static int read_ranges(const char *path, struct tide_range_list **list, struct tide_error *err)
+/* A file, or standard input. */
+static int open_input(const char *path, struct tide_error *err)
+{
+	int fd = strcmp(path, "-") == 0 ? dup(STDIN_FILENO) : open(path, O_RDONLY | O_CLOEXEC);
+
+	return fd < 0 ? opt_fail(err, TIDE_E_IO, "Could not open '%s': %s", path, strerror(errno)) : fd;
+}
+
+/* Puts the file's name before what is wrong in it. */
+static int name_input(const char *path, struct tide_error *why, struct tide_error *err)
+{
+	opt_fail(err, why->code, "%s: %s", strcmp(path, "-") == 0 ? "standard input" : path, why->msg ? why->msg : "unreadable");
+	if (err && why->hint)
+		err->hint = strdup(why->hint);
+	tide_error_release(why);
+	return -1;
+}
+
+static int read_era_dump(const char *path, uint64_t *block_size, struct tide_error *err)
 {
 	struct tide_error why = TIDE_ERROR_INIT;
-	bool is_stdin = strcmp(path, "-") == 0;
-	int fd = is_stdin ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC);
+	int fd = open_input(path, err);
 	int failed;
 
 	if (fd < 0)
-		return opt_fail(err, TIDE_E_IO, "Could not open '%s': %s", path, strerror(errno));
-	failed = tide_ranges_read(fd, list, &why);
-	if (!is_stdin)
-		close(fd);
-	if (failed)
-		opt_fail(err, why.code, "%s: %s", is_stdin ? "standard input" : path, why.msg ? why.msg : "unreadable");
-	tide_error_release(&why);
-	return failed;
+		return -1;
+	failed = tide_ranges_read_era_dump(fd, block_size, &why);
+	close(fd);
+	return failed ? name_input(path, &why, err) : 0;
+}
+
+static int read_ranges(const struct opt_line *line, const char *path, struct tide_range_list **list, struct tide_error *err)
+{
+	struct tide_ranges_options how = { NULL, 0 };
+	struct tide_error why = TIDE_ERROR_INIT;
+	const char *era_dump = opt_text(line, ERA_DUMP);
+	bool has_size = false;
+	int choice = -1, fd, failed;
+
+	if (opt_choice(line, INPUT_FORMAT, &choice, err) || opt_size(line, BLOCK_SIZE, &how.block_size, &has_size, err))
+		return -1;
+	how.format = choice < 0 ? NULL : tide_ranges_format((size_t)choice);
+	if (has_size && (era_dump || !how.block_size))
+		return era_dump ? opt_usage(err, "give either --block-size or --era-dump")
+		                : opt_usage(err, "--block-size: no block has 0 bytes");
+	if (era_dump && strcmp(era_dump, "-") == 0 && strcmp(path, "-") == 0)
+		return opt_usage(err, "only one of --from and --era-dump can be standard input");
+	if (era_dump && read_era_dump(era_dump, &how.block_size, err))
+		return -1;
+	fd = open_input(path, err);
+	if (fd < 0)
+		return -1;
+	failed = tide_ranges_read(fd, &how, list, &why);
+	close(fd);
+	return failed ? name_input(path, &why, err) : 0;
 }
 
 static int mark(struct cmd *c, size_t n, const struct tide_range *ranges, struct tide_error *err)
 {
 	struct tide_bitmap_mark args = {
-		.name = c->args[1], .unset = opt_has(c->opt, UNSET), .n_ranges = n, .ranges = ranges
+		.name = c->args[1], .unset = opt_has(c->opt, UNSET), .clamp = opt_has(c->opt, FROM),
+		.n_ranges = n, .ranges = ranges
 	};
 
 	if (cmd_add_image(c, err) || cmd_begin(c, err))
@@ -53,13 +98,15 @@ static int run(struct cmd *c, struct tide_error *err)
 
 	if (c->n_args != (from ? 2 : 4))
 		return opt_usage(err, "give either OFFSET and LENGTH, or --from FILE");
+	if (!from && (opt_has(c->opt, INPUT_FORMAT) || opt_has(c->opt, BLOCK_SIZE) || opt_has(c->opt, ERA_DUMP)))
+		return opt_usage(err, "--input-format, --block-size and --era-dump say how to read --from FILE");
 	if (!from) {
 		if (opt_parse_size("OFFSET", c->args[2], &one.off, err) ||
 		    opt_parse_size("LENGTH", c->args[3], &one.len, err))
 			return -1;
 		return mark(c, 1, &one, err);
 	}
-	if (read_ranges(from, &list, err))
+	if (read_ranges(c->opt, from, &list, err))
 		return -1;
 	failed = mark(c, list->n, list->ranges, err);
 	tide_range_list_free(list);

@@ -316,18 +316,22 @@ static void mark_touch(struct tide_session *session, const struct tide_step *ste
 	touch(session, args->node, TIDE_NODE_CHANGE, false);
 }
 
-static int mark_range(struct tide_node *node, struct tide_bitmap *bm, const struct tide_range *r, bool unset,
-                      struct tide_error *err)
+static int mark_range(struct tide_bitmap *bm, const struct tide_range *r, const struct tide_bitmap_mark *args,
+                      size_t *clamped, struct tide_error *err)
 {
-	uint64_t size = tide_image_size(node->image);
+	uint64_t size = tide_bitmap_size(bm), len = r->len;
 
-	if (r->off > size || r->len > size - r->off)
-		return tide_error_set(err, TIDE_E_REFUSED,
-		                      "The range %llu+%llu does not lie within the disk of %llu bytes",
-		                      (unsigned long long)r->off, (unsigned long long)r->len, (unsigned long long)size);
-	if (r->len == 0)
+	if (r->off > size || len > size - r->off) {
+		if (!args->clamp)
+			return tide_error_set(err, TIDE_E_REFUSED,
+			                      "The range %llu+%llu does not lie within the disk of %llu bytes",
+			                      (unsigned long long)r->off, (unsigned long long)len, (unsigned long long)size);
+		++*clamped;
+		len = r->off > size ? 0 : size - r->off;
+	}
+	if (len == 0)
 		return 0;
-	return unset ? tide_bitmap_reset(bm, r->off, r->len, err) : tide_bitmap_set(bm, r->off, r->len, err);
+	return args->unset ? tide_bitmap_reset(bm, r->off, len, err) : tide_bitmap_set(bm, r->off, len, err);
 }
 
 /* The others are not what the stamp to come will say. */
@@ -350,6 +354,7 @@ static int mark_prepare(struct tide_session *session, struct tide_step *step, st
 	unsigned flags = TIDE_BITMAP_WILL_WRITE;
 	struct tide_sidecar_bitmap *entry = node ? tide_node_find(node, args->name, err) : NULL;
 	struct tide_bitmap *bm;
+	size_t clamped = 0;
 
 	if (!entry)
 		return -1;
@@ -361,9 +366,13 @@ static int mark_prepare(struct tide_session *session, struct tide_step *step, st
 	if (!bm)
 		return -1;
 	for (size_t i = 0; i < args->n_ranges; i++) {
-		if (mark_range(node, bm, &args->ranges[i], args->unset, err) < 0)
+		if (mark_range(bm, &args->ranges[i], args, &clamped, err) < 0)
 			return -1;
 	}
+	if (clamped)
+		tide_event_warning(&session->sink, node->path,
+		                   "%zu of %zu ranges reach beyond the end of the disk at %llu, and were cut there", clamped,
+		                   args->n_ranges, (unsigned long long)tide_bitmap_size(bm));
 	if (!args->unset) /* the caller has said what was written around the tracking */
 		trust_again(session, node, entry);
 	return 0;

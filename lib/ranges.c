@@ -1,20 +1,17 @@
+#include "ranges.h"
+
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "error.h"
-#include "json.h"
 #include "mem.h"
 #include "range.h"
 #include "sysio.h"
 
 /* Far more than any real list; keeps a wrong file from filling the memory. */
 #define MAX_INPUT ((size_t)256 << 20)
-
-struct collector {
-	struct tide_range_list *list;
-	size_t cap;
-};
+#define FIRST_READ ((size_t)64 << 10)
 
 void tide_range_list_free(struct tide_range_list *list)
 {
@@ -29,13 +26,22 @@ static void free_list(struct tide_range_list **list)
 	tide_range_list_free(*list);
 }
 
-static int collect(struct collector *c, uint64_t off, uint64_t len, struct tide_error *err)
-{
-	struct tide_range_list *list = c->list;
+/* ---- collecting -------------------------------------------------------------------- */
 
+int tide_ranges_skip(struct tide_ranges_collector *c, uint64_t off, uint64_t len, struct tide_error *err)
+{
 	if (!tide_range_is_within(off, len, INT64_MAX))
 		return tide_error_set(err, TIDE_E_REFUSED, "%" PRIu64 " bytes at %" PRIu64 " reach beyond 2^63 - 1",
 		                      len, off);
+	return 0;
+}
+
+int tide_ranges_collect(struct tide_ranges_collector *c, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	struct tide_range_list *list = c->list;
+
+	if (tide_ranges_skip(c, off, len, err) < 0)
+		return -1;
 	if (len == 0)
 		return 0;
 	if (list->n == c->cap) {
@@ -50,57 +56,19 @@ static int collect(struct collector *c, uint64_t off, uint64_t len, struct tide_
 	return 0;
 }
 
-/* ---- JSON: each kind of element says by its members which program printed it --------- */
-
-static int get_number(const struct tide_json *element, const char *key, uint64_t *v, struct tide_error *err)
+int tide_ranges_collect_blocks(struct tide_ranges_collector *c, uint64_t first, uint64_t count, uint64_t unit,
+                               struct tide_error *err)
 {
-	const struct tide_json *member = tide_json_member(element, key);
+	uint64_t off, len;
 
-	if (!member)
-		return tide_error_set(err, TIDE_E_REFUSED, "it has no \"%s\"", key);
-	if (!tide_json_get_uint(member, v))
-		return tide_error_set(err, TIDE_E_REFUSED, "\"%s\" is not an integer from 0 to 2^63 - 1", key);
-	return 0;
-}
-
-static int get_flag(const struct tide_json *element, const char *key, bool *v, struct tide_error *err)
-{
-	const struct tide_json *member = tide_json_member(element, key);
-
-	if (!member || !tide_json_get_bool(member, v))
-		return tide_error_set(err, TIDE_E_REFUSED, "\"%s\" is not true or false", key);
-	return 0;
-}
-
-/* bitmap-dump: {"start", "length", "dirty"}. */
-static int is_dirty_flagged(const struct tide_json *element, bool *written, struct tide_error *err)
-{
-	return get_flag(element, "dirty", written, err);
-}
-
-/* qemu-img map: what the top image itself says something about. */
-static int is_mapped(const struct tide_json *element, bool *written, struct tide_error *err)
-{
-	bool data, zero, present;
-	uint64_t depth;
-
-	if (get_number(element, "depth", &depth, err) < 0 || get_flag(element, "data", &data, err) < 0 ||
-	    get_flag(element, "zero", &zero, err) < 0)
-		return -1;
-	present = data || zero; /* QEMU before 6.1 does not tell */
-	if (tide_json_member(element, "present") && get_flag(element, "present", &present, err) < 0)
-		return -1;
-	/* With x-dirty-bitmap, qemu-img map shows what is dirty as a hole, and nothing else tells. */
-	if (!present && !data && !zero)
+	if (__builtin_mul_overflow(first, unit, &off) || __builtin_mul_overflow(count, unit, &len))
 		return tide_error_set(err, TIDE_E_REFUSED,
-		                      "it is neither data nor zeroes, as when qemu-img map shows an x-dirty-bitmap "
-		                      "(nbdinfo --map=qemu:dirty-bitmap:NAME --json shows that clearly)");
-	*written = depth == 0 && present;
-	return 0;
+		                      "%" PRIu64 " blocks of %" PRIu64 " bytes from block %" PRIu64 " on reach beyond 2^63 - 1",
+		                      count, unit, first);
+	return tide_ranges_collect(c, off, len, err);
 }
 
-/* nbdinfo --map: the contexts qemu:dirty-bitmap:*, base:allocation and qemu:allocation-depth. */
-static int is_described(const struct tide_json *element, bool *written, struct tide_error *err)
+bool tide_ranges_is_written(const char *description, bool *written)
 {
 	static const struct {
 		const char *description;
@@ -109,98 +77,23 @@ static int is_described(const struct tide_json *element, bool *written, struct t
 		{ "clean", false }, { "dirty", true },       { "data", true },     { "hole", false },
 		{ "zero", true },   { "hole,zero", false },  { "absent", false },  { "local", true },
 	};
-	const char *text = NULL;
-	const struct tide_json *member = tide_json_member(element, "description");
-	uint64_t type;
 
-	if (get_number(element, "type", &type, err) < 0)
-		return -1;
-	if (!member || !tide_json_get_string(member, &text, NULL))
-		return tide_error_set(err, TIDE_E_REFUSED, "it has no \"description\" that is a string");
-	for (size_t i = 0; i < TIDE_ARRAY_SIZE(known); i++)
-		if (strcmp(text, known[i].description) == 0) {
+	for (size_t i = 0; i < TIDE_ARRAY_SIZE(known); i++) {
+		if (strcmp(description, known[i].description) == 0) {
 			*written = known[i].written;
-			return 0;
+			return true;
 		}
-	if (strncmp(text, "backing depth ", 14) == 0) {
-		*written = false;
-		return 0;
 	}
-	return tide_error_set(err, TIDE_E_REFUSED, "its \"description\" is '%s', which is not known", text);
+	*written = false;
+	return strncmp(description, "backing depth ", 14) == 0;
 }
 
-/* rbd diff: everything listed changed, whether it exists still or not. */
-static int is_listed(const struct tide_json *element, bool *written, struct tide_error *err)
+/* ---- text -------------------------------------------------------------------------- */
+
+char *tide_ranges_next_word(char **text)
 {
-	const struct tide_json *exists = tide_json_member(element, "exists");
-	const char *text;
-	bool flag;
-
-	*written = true;
-	if (tide_json_get_bool(exists, &flag) ||
-	    (tide_json_get_string(exists, &text, NULL) && (strcmp(text, "true") == 0 || strcmp(text, "false") == 0)))
-		return 0;
-	return tide_error_set(err, TIDE_E_REFUSED, "\"exists\" is not true or false");
-}
-
-static const struct {
-	const char *start, *mark; /* the members that tell this kind */
-	int (*is_written)(const struct tide_json *element, bool *written, struct tide_error *err);
-} forms[] = {
-	{ "start", "dirty", is_dirty_flagged },
-	{ "start", "depth", is_mapped },
-	{ "offset", "type", is_described },
-	{ "offset", "exists", is_listed },
-};
-
-static int collect_element(struct collector *c, const struct tide_json *element, struct tide_error *err)
-{
-	uint64_t off, len;
-	bool written;
-
-	if (tide_json_kind(element) != TIDE_JSON_OBJECT)
-		return tide_error_set(err, TIDE_E_REFUSED, "it is %s, not an object",
-		                      tide_json_kind_name(tide_json_kind(element)));
-	for (size_t i = 0; i < TIDE_ARRAY_SIZE(forms); i++) {
-		if (!tide_json_member(element, forms[i].start) || !tide_json_member(element, forms[i].mark))
-			continue;
-		if (get_number(element, forms[i].start, &off, err) < 0 ||
-		    get_number(element, "length", &len, err) < 0 || forms[i].is_written(element, &written, err) < 0)
-			return -1;
-		/* What is not taken must make sense too. */
-		if (!written && tide_range_is_within(off, len, INT64_MAX))
-			return 0;
-		return collect(c, off, len, err);
-	}
-	return tide_error_set(err, TIDE_E_REFUSED,
-	                      "it is not a range as bitmap-dump, nbdinfo --map, qemu-img map or rbd diff print it");
-}
-
-static int collect_json(struct collector *c, const char *text, size_t len, struct tide_error *err)
-{
-	struct tide_json *json TIDE_AUTOJSON = tide_json_parse(text, len, err);
-
-	if (!json)
-		return -1;
-	const struct tide_json *list = tide_json_member(json, "return") ? tide_json_member(json, "return") : json;
-	if (tide_json_kind(list) != TIDE_JSON_ARRAY)
-		return tide_error_set(err, TIDE_E_REFUSED, "Expected a JSON list of ranges, found %s",
-		                      tide_json_kind_name(tide_json_kind(list)));
-	for (size_t i = 0; i < tide_json_count(list); i++)
-		if (collect_element(c, tide_json_at(list, i), err) < 0)
-			return tide_error_wrap(err, "Element %zu of the list", i);
-	return 0;
-}
-
-/* ---- lines of OFFSET LENGTH -------------------------------------------------------- */
-
-#define BLANKS " \t\r\v\f"
-
-/* The next word of *text, cut off with a NUL; NULL when there is none. */
-static char *next_word(char **text)
-{
-	char *word = *text + strspn(*text, BLANKS);
-	char *end = word + strcspn(word, BLANKS);
+	char *word = *text + strspn(*text, TIDE_RANGES_BLANKS);
+	char *end = word + strcspn(word, TIDE_RANGES_BLANKS);
 
 	if (word == end)
 		return NULL;
@@ -210,7 +103,7 @@ static char *next_word(char **text)
 }
 
 /* What is wrong in a file is not the command line's fault. */
-static int parse_word(const char *word, uint64_t *v, struct tide_error *err)
+int tide_ranges_parse_size(const char *word, uint64_t *v, struct tide_error *err)
 {
 	if (tide_parse_size(word, v, err) == 0)
 		return 0;
@@ -219,28 +112,10 @@ static int parse_word(const char *word, uint64_t *v, struct tide_error *err)
 	return -1;
 }
 
-static int collect_line(struct collector *c, char *line, struct tide_error *err)
+int tide_ranges_each_line(struct tide_ranges_input *in, int (*fn)(void *data, char *line, struct tide_error *err), void *data,
+                          struct tide_error *err)
 {
-	uint64_t off, len;
-
-	line[strcspn(line, "#")] = '\0';
-	char *offset = next_word(&line);
-	if (!offset)
-		return 0;
-	char *length = next_word(&line);
-	if (!length)
-		return tide_error_set(err, TIDE_E_REFUSED, "expected OFFSET LENGTH, found '%s' alone", offset);
-	char *more = next_word(&line);
-	if (more)
-		return tide_error_set(err, TIDE_E_REFUSED, "expected OFFSET LENGTH, found '%s' after them", more);
-	if (parse_word(offset, &off, err) < 0 || parse_word(length, &len, err) < 0)
-		return -1;
-	return collect(c, off, len, err);
-}
-
-static int collect_lines(struct collector *c, char *text, size_t len, struct tide_error *err)
-{
-	char *end = text + len, *next;
+	char *text = in->text, *end = text + in->len, *next;
 
 	for (size_t n = 1; text < end; text = next, n++) {
 		char *newline = memchr(text, '\n', (size_t)(end - text));
@@ -249,63 +124,167 @@ static int collect_lines(struct collector *c, char *text, size_t len, struct tid
 		*line_end = '\0';
 		if (strlen(text) != (size_t)(line_end - text))
 			tide_error_set(err, TIDE_E_REFUSED, "it holds a NUL byte");
-		else if (collect_line(c, text, err) == 0)
+		else if (fn(data, text, err) == 0)
 			continue;
 		return tide_error_wrap(err, "Line %zu", n);
 	}
 	return 0;
 }
 
-/* ------------------------------------------------------------------------------------ */
-
-/* The whole input, with a NUL after it. */
-static char *read_all(int fd, size_t *len, struct tide_error *err)
+int tide_ranges_check_ended(const struct tide_ranges_input *in, struct tide_error *err)
 {
-	char *buf TIDE_AUTOFREE = NULL;
-	size_t cap = 64 << 10;
-
-	for (*len = 0;; cap *= 2) {
-		char *bigger = tide_mem_realloc(buf, cap + 1, 1, err);
-		if (!bigger)
-			return NULL;
-		buf = bigger;
-		ssize_t n = tide_sysio_read(fd, buf + *len, cap - *len, err);
-		if (n < 0)
-			return NULL;
-		*len += (size_t)n;
-		if (*len < cap)
-			break;
-		if (cap >= MAX_INPUT) {
-			tide_error_set(err, TIDE_E_REFUSED, "The list of ranges has more than %zu bytes", MAX_INPUT);
-			return NULL;
-		}
-	}
-	char *text = buf;
-	text[*len] = '\0';
-	buf = NULL;
-	return text;
+	if (in->text[in->len - 1] == '\n')
+		return 0;
+	tide_error_set(err, TIDE_E_REFUSED, "The list breaks off within its last line");
+	return tide_error_hint(err, "the list is not whole: let the program that prints it come to its end");
 }
 
-int tide_ranges_read(int fd, struct tide_range_list **list, struct tide_error *err)
-{
-	size_t len;
-	char *text TIDE_AUTOFREE = read_all(fd, &len, err);
+/* ---- formats ----------------------------------------------------------------------- */
 
-	if (!text)
+static const struct {
+	const char *name;
+	tide_ranges_reader *read;
+} formats[] = {
+	{ "ranges", tide_ranges_read_lines },
+	{ "blocks", tide_ranges_read_blocks },
+	{ "dump", tide_ranges_read_json },
+	{ "nbdinfo", tide_ranges_read_nbdinfo },
+	{ "qemu-img-map", tide_ranges_read_json },
+	{ "qemu-img-map-dirty", tide_ranges_read_json },
+	{ "extentlist", tide_ranges_read_extentlist },
+	{ "nbdkit-log", tide_ranges_read_log },
+	{ "thin-delta", tide_ranges_read_xml },
+	{ "era-invalidate", tide_ranges_read_xml },
+	{ "bmap", tide_ranges_read_xml },
+	{ "rbd-diff", tide_ranges_read_json },
+	{ "rbd-export-diff", tide_ranges_read_rbd },
+	{ "imageio", tide_ranges_read_json },
+};
+
+const char *tide_ranges_format(size_t i)
+{
+	return i < TIDE_ARRAY_SIZE(formats) ? formats[i].name : NULL;
+}
+
+static int find_format(const char *name, size_t *found, struct tide_error *err)
+{
+	for (*found = 0; *found < TIDE_ARRAY_SIZE(formats); ++*found) {
+		if (!strcmp(formats[*found].name, name))
+			return 0;
+	}
+	return tide_error_set(err, TIDE_E_USAGE, "No list of ranges is called '%s'", name);
+}
+
+/* The first line with a word in it, comments apart. */
+static const char *first_line(const char *text)
+{
+	for (const char *p = text;;) {
+		p += strspn(p, TIDE_RANGES_BLANKS "\n");
+		if (*p != '#')
+			return p;
+		p += strcspn(p, "\n");
+	}
+}
+
+static tide_ranges_reader *detect(const struct tide_ranges_input *in)
+{
+	const char *line = first_line(in->text);
+
+	if (*line == '[' || *line == '{')
+		return tide_ranges_read_json;
+	if (*line == '<')
+		return tide_ranges_read_xml;
+	if (tide_ranges_is_log(line))
+		return tide_ranges_read_log;
+	if (tide_ranges_is_nbdinfo(line))
+		return tide_ranges_read_nbdinfo;
+	return in->block_size ? tide_ranges_read_blocks : tide_ranges_read_lines;
+}
+
+/* ---- reading ----------------------------------------------------------------------- */
+
+/* Reads on, up to `want` bytes in all, with a NUL after them. */
+static int read_more(struct tide_ranges_input *in, size_t want, struct tide_error *err)
+{
+	char *bigger = tide_mem_realloc(in->text, want + 1, 1, err);
+
+	if (!bigger)
 		return -1;
-	if (len == 0) {
+	in->text = bigger;
+	ssize_t n = tide_sysio_read(in->fd, in->text + in->len, want - in->len, err);
+	if (n < 0)
+		return -1;
+	in->len += (size_t)n;
+	in->text[in->len] = '\0';
+	return 0;
+}
+
+static int read_all(struct tide_ranges_input *in, struct tide_error *err)
+{
+	for (size_t cap = FIRST_READ; in->len == cap;) {
+		if (cap >= MAX_INPUT)
+			return tide_error_set(err, TIDE_E_REFUSED, "The list of ranges has more than %zu bytes", MAX_INPUT);
+		cap *= 2;
+		if (read_more(in, cap, err) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+static int read_input(struct tide_ranges_input *in, struct tide_ranges_collector *c, struct tide_error *err)
+{
+	tide_ranges_reader *read = NULL;
+	size_t i = 0;
+
+	if (in->format && find_format(in->format, &i, err) < 0)
+		return -1;
+	if (in->format)
+		read = formats[i].read;
+	if (read_more(in, FIRST_READ, err) < 0)
+		return -1;
+	if (in->len == 0) {
 		tide_error_set(err, TIDE_E_REFUSED, "The list of ranges is empty");
 		return tide_error_hint(err, "If nothing was written, say so: [] or a comment line.");
 	}
+	if (!read && tide_ranges_is_rbd(in))
+		read = tide_ranges_read_rbd;
+	if (read == tide_ranges_read_rbd)
+		return read(in, c, err);
+	if (read_all(in, err) < 0)
+		return -1;
+	return (read ? read : detect(in))(in, c, err);
+}
+
+int tide_ranges_read(int fd, const struct tide_ranges_options *options, struct tide_range_list **list,
+                     struct tide_error *err)
+{
 	struct tide_range_list *new_list TIDE_CLEANUP(free_list) = tide_mem_alloc(1, sizeof(*new_list), err);
+	struct tide_ranges_input in = { .fd = fd };
+	struct tide_ranges_collector c = { .list = new_list };
+	int rc;
+
 	if (!new_list)
 		return -1;
-	struct collector c = { .list = new_list };
-	char first = text[strspn(text, BLANKS "\n")];
-	bool json = first == '[' || first == '{';
-	if ((json ? collect_json(&c, text, len, err) : collect_lines(&c, text, len, err)) < 0)
+	if (options) {
+		in.format = options->format;
+		in.block_size = options->block_size;
+	}
+	rc = read_input(&in, &c, err);
+	free(in.text);
+	if (rc < 0)
 		return -1;
 	*list = new_list;
 	new_list = NULL;
 	return 0;
+}
+
+int tide_ranges_read_era_dump(int fd, uint64_t *block_size, struct tide_error *err)
+{
+	struct tide_ranges_input in = { .fd = fd };
+	int rc = -1;
+
+	if (read_more(&in, FIRST_READ, err) == 0 && read_all(&in, err) == 0)
+		rc = tide_ranges_unit_of(&in, block_size, err);
+	free(in.text);
+	return rc;
 }

@@ -204,6 +204,7 @@ struct tide_bitmap_mark {
 	const char *node;
 	const char *name;
 	bool unset;
+	bool clamp; /* what lies beyond the disk is left out, with a warning, not refused */
 	size_t n_ranges;
 	const struct tide_range *ranges;
 };
@@ -595,11 +596,25 @@ struct tide_range_list {
 };
 
 /*
- * Reads the ranges that another program recorded from a file descriptor, to its end:
- * lines of "OFFSET LENGTH", or a JSON list as nbdinfo, qemu-img map and rbd print it.
+ * A range was written, or may have been.  What a format says to be a hole, clean, or in a backing image was not; zeroes
+ * that are there were.
+ */
+struct tide_ranges_options {
+	const char *format;  /* one of tide_ranges_format; NULL: found out */
+	uint64_t block_size; /* of lists that count in blocks and do not say their size: blocks, era-invalidate; 0: not given */
+};
+
+/* The names of the formats, from 0 up; NULL behind the last one. */
+const char *tide_ranges_format(size_t i);
+
+/*
+ * Reads the ranges that another program recorded from a file descriptor, to its end.  options may be NULL.
  * Nothing is returned unless the whole input made sense.
  */
-int tide_ranges_read(int fd, struct tide_range_list **list, struct tide_error *err);
+int tide_ranges_read(int fd, const struct tide_ranges_options *options, struct tide_range_list **list,
+                     struct tide_error *err);
+/* The size of the blocks that era_invalidate counts in, from what era_dump prints of the same metadata. */
+int tide_ranges_read_era_dump(int fd, uint64_t *block_size, struct tide_error *err);
 void tide_range_list_free(struct tide_range_list *list);
 
 /*

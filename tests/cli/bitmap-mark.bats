@@ -64,7 +64,7 @@ load helper
 	truncate -s 1M disk.img
 	ok bitmap-add disk.img b
 	local bad
-	for bad in nonsense 5 '5 x' '-1 5' '5 -5' '1048576 1' '0 1048577' '18446744073709551615 2' '1 2 3' '{"a": 1}' '[1, 2' '0x 1'; do
+	for bad in nonsense 5 '5 x' '-1 5' '5 -5' '18446744073709551615 2' '1 2 3' '{"a": 1}' '[1, 2' '0x 1'; do
 		printf '0 65536\n%s\n131072 1\n' "$bad" > ranges
 		unchanged rejected bitmap-mark --from ranges disk.img b
 		unchanged rejected bitmap-mark --from - disk.img b < ranges
@@ -96,6 +96,79 @@ load helper
 	echo '[{"offset":0,"length":4096,"exists":"true"},{"offset":524288,"length":65536,"exists":"false"}]' > ranges.json
 	ok bitmap-mark --from ranges.json disk.img b
 	assert_equal "$(dirty disk.img b)" '0+65536 524288+65536'
+}
+
+@test "--from: what lies beyond the disk is cut, with a warning" {
+	truncate -s 1000448 disk.img
+	ok bitmap-add disk.img b
+	ok bitmap-mark --from - disk.img b <<< $'983040 65536\n0 1\n1048576 1'
+	[[ $stderr == *'warning: 2 of 3 ranges reach beyond the end of the disk at 1000448, and were cut there'* ]]
+	assert_equal "$(dirty disk.img b)" '0+65536 983040+17408'
+	ok bitmap-mark --unset --from - disk.img b <<< '0 2M'
+	bitmap disk.img b '.count == 0'
+	unchanged rejected bitmap-mark disk.img b 983040 65536
+}
+
+@test "--from what other trackers printed" {
+	local samples=$BATS_TEST_DIRNAME/../images/ranges b='65536+196608 1048576+65536'
+	local t='327680+196608 1179648+131072 1966080+262144'
+	truncate -s 8M disk.img
+	reads() {
+		ok bitmap-add disk.img b
+		ok bitmap-mark "${@:2}" disk.img b
+		assert_equal "$(dirty disk.img b)" "$1"
+		ok bitmap-remove disk.img b
+	}
+	reads "$b" --from "$samples/nbdinfo-base_allocation.txt"
+	reads "$b 2097152+65536" --from "$samples/nbdinfo-qemu_dirty-bitmap_b0.txt"
+	reads "$b" --from - --input-format nbdinfo < "$samples/nbdinfo-qemu_allocation-depth.txt"
+	reads "$b 2097152+65536" --from "$samples/nbdkit-log-filter.txt"
+	reads "$b 2097152+65536" --from "$samples/qemu-img-map-x-dirty-bitmap.json" --input-format qemu-img-map-dirty
+	reads "$t" --from "$samples/thin_delta.out"
+	reads "$t" --from "$samples/thin_delta-verbose.out" --input-format thin-delta
+	reads '65536+65536 196608+131072' --from "$samples/era_invalidate.out" --block-size 64K
+	reads '65536+65536 196608+131072' --from "$samples/era_invalidate.out" --era-dump "$samples/era_dump-logical.out"
+	reads '65536+65536 327680+65536' --from - --block-size 64K <<< $'1\n5'
+}
+
+@test "--from: x-dirty-bitmap is not taken for an image's map" {
+	truncate -s 8M disk.img
+	ok bitmap-add disk.img b
+	unchanged rejected bitmap-mark --from "$BATS_TEST_DIRNAME/../images/ranges/qemu-img-map-x-dirty-bitmap.json" disk.img b
+	[[ $stderr == *'--input-format qemu-img-map-dirty'* ]]
+}
+
+@test "--from: a list that breaks off changes nothing" {
+	local f n samples=$BATS_TEST_DIRNAME/../images/ranges
+	truncate -s 8M disk.img
+	ok bitmap-add disk.img b
+	for f in nbdinfo-qemu_dirty-bitmap_b0.txt nbdinfo-qemu_dirty-bitmap_b0.json qemu-img-map.json nbdkit-log-filter.txt \
+		thin_delta.out thin_delta-verbose.out era_invalidate.out; do
+		n=$(stat -c %s "$samples/$f")
+		for n in $((n - 3)) $((n * 3 / 5)); do
+			head -c "$n" "$samples/$f" > cut
+			unchanged rejected bitmap-mark --from cut --block-size 64K disk.img b
+		done
+	done
+}
+
+@test "--input-format, --block-size and --era-dump go with --from" {
+	truncate -s 1M disk.img
+	ok bitmap-add disk.img b
+	unchanged rejected bitmap-mark --block-size 4K disk.img b 0 1
+	unchanged rejected bitmap-mark --input-format ranges disk.img b 0 1
+	unchanged rejected bitmap-mark --from - --block-size 0 disk.img b <<< 1
+	unchanged rejected bitmap-mark --from - --era-dump - disk.img b <<< 1
+	unchanged rejected bitmap-mark --from - --block-size 1 --era-dump x disk.img b <<< 1
+	unchanged rejected bitmap-mark --from - --input-format nonsense disk.img b <<< '0 1'
+	unchanged rejected bitmap-mark --from "$BATS_TEST_DIRNAME/../images/ranges/era_invalidate.out" disk.img b
+	[[ $stderr == *'--era-dump FILE'* ]]
+}
+
+@test "completion knows the formats" {
+	run bitmap-mark --complete-words --input-format ''
+	assert_line --partial era-invalidate
+	assert_line --partial rbd-export-diff
 }
 
 @test "many ranges" {

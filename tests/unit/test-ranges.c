@@ -10,15 +10,21 @@ static bool fail_nth(void)
 	return fail_at > 0 && --fail_at == 0;
 }
 
-static int read_bytes(const void *bytes, size_t len, struct tide_range_list **list, struct tide_error *err)
+static int read_as(const void *bytes, size_t len, const struct tide_ranges_options *options, struct tide_range_list **list,
+                   struct tide_error *err)
 {
 	const char *path = unit_path("input");
 	int fd = open(path, O_RDWR | O_CREAT | O_TRUNC, 0600);
 
 	CHECK(fd >= 0 && write(fd, bytes, len) == (ssize_t)len && lseek(fd, 0, SEEK_SET) == 0);
-	int ret = tide_ranges_read(fd, list, err);
+	int ret = tide_ranges_read(fd, options, list, err);
 	close(fd);
 	return ret;
+}
+
+static int read_bytes(const void *bytes, size_t len, struct tide_range_list **list, struct tide_error *err)
+{
+	return read_as(bytes, len, NULL, list, err);
 }
 
 static int read_text(const char *text, struct tide_range_list **list, struct tide_error *err)
@@ -43,11 +49,21 @@ static void test_samples(void)
 {
 	static const struct {
 		const char *file, *ranges;
+		struct tide_ranges_options options;
 	} rows[] = {
-		{ "nbdinfo-qemu_dirty-bitmap_b0.json", "65536+196608 1048576+65536 2097152+65536" },
-		{ "nbdinfo-base_allocation.json", "65536+196608 1048576+65536" },
-		{ "nbdinfo-qemu_allocation-depth.json", "65536+196608 1048576+65536" },
-		{ "qemu-img-map.json", "65536+65536 262144+65536" },
+		{ "nbdinfo-qemu_dirty-bitmap_b0.json", "65536+196608 1048576+65536 2097152+65536", { NULL, 0 } },
+		{ "nbdinfo-base_allocation.json", "65536+196608 1048576+65536", { NULL, 0 } },
+		{ "nbdinfo-qemu_allocation-depth.json", "65536+196608 1048576+65536", { NULL, 0 } },
+		{ "qemu-img-map.json", "65536+65536 262144+65536", { NULL, 0 } },
+		{ "qemu-img-map-x-dirty-bitmap.json", "65536+196608 1048576+65536 2097152+65536", { "qemu-img-map-dirty", 0 } },
+		{ "nbdinfo-qemu_dirty-bitmap_b0.txt", "65536+196608 1048576+65536 2097152+65536", { NULL, 0 } },
+		{ "nbdinfo-base_allocation.txt", "65536+196608 1048576+65536", { NULL, 0 } },
+		{ "nbdinfo-qemu_allocation-depth.txt", "65536+196608 1048576+65536", { "nbdinfo", 0 } },
+		{ "nbdkit-log-filter.txt", "65536+196608 1048576+65536 2097152+65536", { NULL, 0 } },
+		{ "thin_delta.out", "327680+196608 1179648+131072 1966080+262144", { NULL, 0 } },
+		{ "thin_delta-verbose.out", "327680+196608 1179648+131072 1966080+262144", { "thin-delta", 0 } },
+		{ "era_invalidate.out", "65536+65536 196608+131072", { NULL, 65536 } },
+		{ "era_invalidate.out", "512+512 1536+1024", { "era-invalidate", 512 } },
 	};
 	struct tide_error err = TIDE_ERROR_INIT;
 	char path[256];
@@ -57,7 +73,7 @@ static void test_samples(void)
 		UNIT_ROW("%s", rows[i].file);
 		snprintf(path, sizeof(path), "tests/images/ranges/%s", rows[i].file);
 		int fd = open(path, O_RDONLY);
-		if (CHECK(fd >= 0) && CHECK_OK(tide_ranges_read(fd, &list, &err), &err))
+		if (CHECK(fd >= 0) && CHECK_OK(tide_ranges_read(fd, &rows[i].options, &list, &err), &err))
 			check_list(list, rows[i].ranges);
 		close(fd);
 		tide_range_list_free(list);
@@ -66,11 +82,164 @@ static void test_samples(void)
 	UNIT_ROW("x-dirty-bitmap");
 	struct tide_range_list *none = NULL;
 	int fd = open("tests/images/ranges/qemu-img-map-x-dirty-bitmap.json", O_RDONLY);
-	CHECK(fd >= 0 && tide_ranges_read(fd, &none, &err) == -1);
+	CHECK(fd >= 0 && tide_ranges_read(fd, NULL, &none, &err) == -1);
 	CHECK(err.msg && strstr(err.msg, "Element 1 of the list: ") && strstr(err.msg, "x-dirty-bitmap"));
 	CHECK_ERR(&err, TIDE_E_REFUSED, NULL);
 	close(fd);
 	CHECK(none == NULL);
+}
+
+static void test_era_dump(void)
+{
+	struct tide_error err = TIDE_ERROR_INIT;
+	uint64_t unit = 0;
+	int fd = open("tests/images/ranges/era_dump-logical.out", O_RDONLY);
+
+	CHECK_OK(tide_ranges_read_era_dump(fd, &unit, &err), &err);
+	CHECK_EQ_U64(unit, 65536);
+	close(fd);
+	fd = open("tests/images/ranges/era_invalidate.out", O_RDONLY);
+	CHECK_EQ_I64(tide_ranges_read_era_dump(fd, &unit, &err), -1);
+	CHECK_ERR(&err, TIDE_E_REFUSED, "Line 1: <blocks> is nothing that era_dump prints");
+	close(fd);
+}
+
+#define LOG "2026-11-22 04:28:56.615984 "
+#define THIN "<superblock data_block_size=\"2\"><diff left=\"1\" right=\"2\">"
+
+/* What is told apart, and what is said about the rest. */
+static const struct {
+	const char *text, *ranges, *error;
+	struct tide_ranges_options options;
+} format_rows[] = {
+	{ "0 1M\n2M 1M hole,zero\n4M 1M zero\n5M 1M hole\n", "0+1048576 4194304+1048576", NULL, { NULL, 0 } },
+	{ "0 1 0\n2 1 1\n4 1 2\n6 1 3\n", "0+1 4+1", NULL, { "extentlist", 0 } },
+	{ "0 1 4\n", NULL, "Line 1: the type '4' is not known", { "extentlist", 0 } },
+	{ "0 1 hole extra\n", NULL, "Line 1: expected OFFSET LENGTH TYPE, found 'extra' after them", { NULL, 0 } },
+	{ "3\n# x\n7 # y\n", "1536+512 3584+512", NULL, { NULL, 512 } },
+	{ "3\n", NULL, "How large a block is has to be said", { "blocks", 0 } },
+	{ "4K\n", NULL, "Line 1: '4K' is not the number of a block", { NULL, 512 } },
+	{ "1 2\n", NULL, "Line 1: expected the number of one block, found '2' after it", { NULL, 512 } },
+	{ "9223372036854775807\n", NULL, "Line 1: 1 blocks of 512 bytes from block 9223372036854775807 on reach beyond 2^63 - 1",
+	  { NULL, 512 } },
+	{ "0 5 1 dirty\n5 5 0 clean", NULL, "The list breaks off within its last line", { NULL, 0 } },
+	{ "0 5 2 backing depth 2\n5 5 1 local\n", "5+5", NULL, { NULL, 0 } },
+	{ "0 5 1 odd\n", NULL, "Line 1: its description is 'odd', which is not known", { NULL, 0 } },
+	{ "0 5 1 dirty\n5 5\n", NULL, "Line 2: expected OFFSET LENGTH TYPE DESCRIPTION, found two words", { NULL, 0 } },
+	{ LOG "connection=1 Write id=1 offset=0x200 count=0x10 fua=0 ...\n" LOG
+	      "connection=1 ...Write id=1 return=-1 error=EIO\n" LOG "connection=1 Read id=2 offset=0x0 count=0x200 ...\n",
+	  "512+16", NULL, { NULL, 0 } },
+	{ LOG "connection=1 Write id=1 offset=0x200 count=0x1", NULL, "The list breaks off within its last line", { NULL, 0 } },
+	{ LOG "connection=1 Write id=1 offset=0x200 count=0x1\n", NULL, "Line 1: a request without its 'count='", { NULL, 0 } },
+	{ LOG "connection=1 Write id=1 count=0x200 ...\n", NULL, "Line 1: a request without its 'offset='", { NULL, 0 } },
+	{ LOG "connection=1 Smash id=1 offset=0x200 count=0x1 ...\n", NULL, "Line 1: the request 'Smash' is not known",
+	  { NULL, 0 } },
+	{ LOG "connection=1 Connect export=\"a\" tls=0\n" LOG "connection=2 Connect export=\"b\" tls=0\n", NULL,
+	  "Line 2: the log is about several disks: the exports \"a\" and \"b\"", { NULL, 0 } },
+	{ LOG "Fork\nhello\n", NULL, "Line 2: it does not begin with a date and a time, as nbdkit's log does", { NULL, 0 } },
+	{ THIN "<left_only begin=\"1\" length=\"2\"/></diff></superblock>", "1024+2048", NULL, { NULL, 0 } },
+	{ THIN "<left_only begin=\"1\"/></diff></superblock>", NULL, "Line 1: 'length' is missing", { NULL, 0 } },
+	{ THIN "<left_only begin=\"-1\" length=\"2\"/></diff></superblock>", NULL,
+	  "Line 1: begin=\"-1\" is no number of blocks", { NULL, 0 } },
+	{ THIN "<odd begin=\"1\" length=\"2\"/></diff></superblock>", NULL, "Line 1: <odd> is nothing that thin_delta prints",
+	  { NULL, 0 } },
+	{ THIN "<different begin=\"9223372036854775807\" length=\"1\"/></diff></superblock>", NULL,
+	  "Line 1: 1 blocks of 1024 bytes from block 9223372036854775807 on reach beyond 2^63 - 1", { NULL, 0 } },
+	{ THIN "<left_only begin=\"1\" length=\"2\"/></diff>", NULL, "Line 1: the XML breaks off: no element found", { NULL, 0 } },
+	{ THIN "<left_only begin=\"1\" len", NULL, "Line 1: the XML breaks off: unclosed token", { NULL, 0 } },
+	{ "<superblock data_block_size=\"2\"/>", NULL, "It has no <diff>, so it is no list of thin_delta's", { NULL, 0 } },
+	{ "<superblock data_block_size=\"0\"/>", NULL,
+	  "Line 1: data_block_size=\"0\" is no size of a block in sectors", { NULL, 0 } },
+	{ "<blocks/>", "", NULL, { NULL, 4096 } },
+	{ "<blocks/>", NULL, "Line 1: <blocks> begins a list of the kind era-invalidate, not thin-delta", { "thin-delta", 0 } },
+	{ "<blocks/>", NULL, "Line 1: era_invalidate does not say how large a block is", { NULL, 0 } },
+	{ "<blocks><range begin=\"3\" end=\"2\"/></blocks>", NULL, "Line 1: a range from 3 to 2 ends before it begins",
+	  { NULL, 4096 } },
+	{ "<!DOCTYPE x [<!ENTITY a \"b\">]><blocks>&a;</blocks>", NULL,
+	  "Line 1: it declares a document type, which no list of ranges needs", { NULL, 4096 } },
+	{ "<svg/>", NULL, "Line 1: <svg> begins no list that thin_delta, era_invalidate or bmaptool prints", { NULL, 0 } },
+	{ "<bmap version=\"2.0\"><ImageSize> 10000 </ImageSize><BlockSize> 4096 </BlockSize><MappedBlocksCount> 3 "
+	  "</MappedBlocksCount><BlockMap><Range chksum=\"a\"> 0-1 </Range><Range>2</Range></BlockMap></bmap>",
+	  "0+8192 8192+1808", NULL, { NULL, 0 } },
+	{ "<bmap><BlockSize>4096</BlockSize><MappedBlocksCount>3</MappedBlocksCount><BlockMap><Range>0-1</Range></BlockMap>"
+	  "</bmap>",
+	  NULL, "It says that 3 blocks are mapped, and lists 2: it is not whole", { NULL, 0 } },
+	{ "<bmap><BlockSize>4096</BlockSize><BlockMap><Range>2-1</Range></BlockMap></bmap>", NULL,
+	  "Line 1: '2-1' is no range of blocks", { NULL, 0 } },
+	{ "<bmap><BlockMap><Range>1</Range></BlockMap></bmap>", NULL, "Line 1: <BlockMap> comes before <BlockSize>", { NULL, 0 } },
+	{ "[{\"start\":0,\"length\":5,\"zero\":false,\"hole\":false},{\"start\":5,\"length\":5,\"zero\":true,\"hole\":"
+	  "true},{\"start\":10,\"length\":5,\"zero\":true,\"hole\":false}]",
+	  "0+5 10+5", NULL, { "imageio", 0 } },
+	{ "[{\"start\":0,\"length\":5,\"dirty\":true,\"zero\":true},{\"start\":5,\"length\":5,\"dirty\":false,\"zero\":true}]",
+	  "0+5", NULL, { NULL, 0 } },
+	{ "[{\"start\":0,\"length\":5,\"dirty\":true}]", NULL, "Element 0 of the list: it is not a range as nbdinfo has it",
+	  { "nbdinfo", 0 } },
+	{ "[{\"start\":0,\"length\":5,\"depth\":0,\"data\":false,\"zero\":true}]", NULL,
+	  "Element 0 of the list: \"zero\" is true or \"depth\" not 0: no map of an x-dirty-bitmap", { "qemu-img-map-dirty", 0 } },
+	{ "0 5\n", NULL, "It does not begin with 'rbd diff v1' or 'rbd diff v2'", { "rbd-export-diff", 0 } },
+};
+
+static void test_formats(void)
+{
+	struct tide_error err = TIDE_ERROR_INIT;
+
+	for (size_t i = 0; i < TIDE_ARRAY_SIZE(format_rows); i++) {
+		struct tide_range_list *list = NULL;
+		UNIT_ROW("%s", format_rows[i].text);
+		int rc = read_as(format_rows[i].text, strlen(format_rows[i].text), &format_rows[i].options, &list, &err);
+		if (format_rows[i].error) {
+			CHECK_EQ_I64(rc, -1);
+			CHECK(list == NULL);
+			CHECK_STR(err.msg, format_rows[i].error);
+			tide_error_release(&err);
+		} else if (CHECK_OK(rc, &err)) {
+			check_list(list, format_rows[i].ranges);
+		}
+		tide_range_list_free(list);
+	}
+	for (size_t i = 0; tide_ranges_format(i); i++)
+		CHECK(strlen(tide_ranges_format(i)) > 3);
+}
+
+#define V2 "rbd diff v2\nf\x07\0\0\0\0\0\0\0\x03\0\0\0abc" "q\x01\0\0\0\0\0\0\0x" "s\x08\0\0\0\0\0\0\0\0\0\x80\0\0\0\0\0"
+#define W2 "w\x14\0\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\x04\0\0\0\0\0\0\0data"
+#define Z2 "z\x10\0\0\0\0\0\0\0\0\x04\0\0\0\0\0\0\0\x02\0\0\0\0\0\0"
+
+/* Both versions, and each beginning of them: nothing, and a message. */
+static void test_rbd(void)
+{
+	static const char v1[] = "rbd diff v1\nf\x03\0\0\0abct\x01\0\0\0xs\0\0\x80\0\0\0\0\0w\0\x02\0\0\0\0\0\0\x04\0\0\0\0\0\0"
+	                         "\0dataz\0\x04\0\0\0\0\0\0\0\x02\0\0\0\0\0\0e";
+	static const char v2[] = V2 W2 Z2 "e";
+	static const struct {
+		const char *bytes;
+		size_t len;
+	} files[] = { { v1, sizeof(v1) - 1 }, { v2, sizeof(v2) - 1 } };
+	static const char more[] = V2 W2 "ee", odd[] = V2 W2 "q\x01\0\0\0\0\0\0\0xe", wrong[] = V2 "z\x11\0\0\0\0\0\0\0";
+	struct tide_error err = TIDE_ERROR_INIT;
+	struct tide_range_list *list = NULL;
+
+	for (size_t i = 0; i < TIDE_ARRAY_SIZE(files); i++) {
+		UNIT_ROW("version %zu", i + 1);
+		if (CHECK_OK(read_bytes(files[i].bytes, files[i].len, &list, &err), &err))
+			check_list(list, "512+4 1024+512");
+		tide_range_list_free(list);
+		list = NULL;
+		for (size_t cut = 12; cut < files[i].len; cut++) {
+			UNIT_ROW("version %zu, %zu bytes", i + 1, cut);
+			CHECK_EQ_I64(read_bytes(files[i].bytes, cut, &list, &err), -1);
+			CHECK(list == NULL && err.msg && strstr(err.msg, "The file breaks off at "));
+			tide_error_release(&err);
+		}
+	}
+	CHECK_EQ_I64(read_bytes(more, sizeof(more) - 1, &list, &err), -1);
+	CHECK_ERR(&err, TIDE_E_REFUSED, NULL);
+	CHECK_EQ_I64(read_bytes(odd, sizeof(odd) - 1, &list, &err), -1);
+	CHECK(err.msg && strstr(err.msg, "A record of the unknown kind 0x71"));
+	tide_error_release(&err);
+	CHECK_EQ_I64(read_bytes(wrong, sizeof(wrong) - 1, &list, &err), -1);
+	CHECK(list == NULL);
+	tide_error_release(&err);
 }
 
 static void test_good(void)
@@ -181,7 +350,7 @@ static void test_bytes(void)
 
 	CHECK_EQ_I64(read_bytes("0 1\n1\0002 5\n", 10, &list, &err), -1);
 	CHECK_ERR(&err, TIDE_E_REFUSED, "Line 2: it holds a NUL byte");
-	CHECK_EQ_I64(tide_ranges_read(-1, &list, &err), -1);
+	CHECK_EQ_I64(tide_ranges_read(-1, NULL, &list, &err), -1);
 	CHECK_EQ_I64(err.sys, EBADF);
 	CHECK_ERR(&err, TIDE_E_IO, NULL);
 	tide_range_list_free(NULL);
@@ -207,7 +376,7 @@ static void test_pipe(void)
 		_exit(0);
 	}
 	close(ends[1]);
-	if (CHECK_OK(tide_ranges_read(ends[0], &list, &err), &err)) {
+	if (CHECK_OK(tide_ranges_read(ends[0], NULL, &list, &err), &err)) {
 		CHECK_EQ_U64(list->n, LINES);
 		bool same = true;
 		for (size_t i = 0; i < list->n; i++)
@@ -242,6 +411,9 @@ static void test_no_memory(void)
 int main(void)
 {
 	UNIT_RUN(test_samples);
+	UNIT_RUN(test_era_dump);
+	UNIT_RUN(test_formats);
+	UNIT_RUN(test_rbd);
 	UNIT_RUN(test_good);
 	UNIT_RUN(test_refused);
 	UNIT_RUN(test_bytes);
