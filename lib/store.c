@@ -102,6 +102,15 @@ static bool is_claim(const void *data, uint64_t len)
 	return len == strlen(CLAIM) && !memcmp(data, CLAIM, len);
 }
 
+/* A link may be somebody else's, in a directory that others can write to: it is not followed. */
+static int open_failed(const char *path, struct tide_error *err)
+{
+	if (errno != ELOOP)
+		return tide_error_set_sys(err, errno, "Could not open '%s'", path);
+	tide_error_set(err, TIDE_E_REFUSED, "The sidecar '%s' is a symbolic link", path);
+	return tide_error_hint(err, "links are not followed here; say where the bitmaps are with --sidecar PATH");
+}
+
 static int load_fd(int fd, const char *path, struct tide_sidecar **sc, struct tide_error *err)
 {
 	TIDE_AUTOFREE uint8_t *data = NULL;
@@ -139,7 +148,7 @@ int tide_store_load(const char *path, struct tide_sidecar **sc, struct tide_erro
 	if (fd < 0 && errno == ENOENT)
 		return 0;
 	if (fd < 0)
-		return tide_error_set_sys(err, errno, "Could not open '%s'", path);
+		return open_failed(path, err);
 	return load_fd(fd, path, sc, err);
 }
 
@@ -189,7 +198,7 @@ static int lock_once(struct tide_store *store, bool create, bool *again, struct 
 	if (fd < 0 && errno == ENOENT)
 		return make_claim(store, again, err);
 	if (fd < 0)
-		return tide_error_set_sys(err, errno, "Could not open '%s'", store->path);
+		return open_failed(store->path, err);
 	store->lock_fd = fd;
 	if (tide_lock_exclusive(fd, LOCK_TIMEOUT_MS, err) < 0)
 		return tide_error_wrap(err, "'%s'", store->path);
