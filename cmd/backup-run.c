@@ -3,7 +3,7 @@
 
 #include "cmd.h"
 
-enum { SYNC = 1, BITMAP, BITMAP_MODE, FORMAT, MODE, BACKING, SETTINGS, SPEED, COMPRESS, ON_SOURCE_ERROR, ON_TARGET_ERROR, RETRY_AFTER,
+enum { SYNC = 1, BITMAP, BITMAP_MODE, FORMAT, MODE, BACKING, SETTINGS, SPEED, COMPRESS, DETECT_ZEROES, ON_SOURCE_ERROR, ON_TARGET_ERROR, RETRY_AFTER,
        JOB_ID };
 
 static const struct poptOption options[] = {
@@ -21,6 +21,8 @@ static const struct poptOption options[] = {
 	  "settings of a new TARGET's format: compression_type=zstd, cluster_size=64K, ...; may be repeated", "KEY=VALUE,..." },
 	{ "speed", 0, POPT_ARG_STRING, NULL, SPEED, "limit in bytes a second (default: 0, none)", "SIZE" },
 	{ "compress", 0, POPT_ARG_NONE, NULL, COMPRESS, "compress what is written", NULL },
+	{ "detect-zeroes", 0, POPT_ARG_NONE, NULL, DETECT_ZEROES,
+	  "look at all data for zeroes, rather than share it with IMAGE where the file system can", NULL },
 	{ "on-source-error", 0, POPT_ARG_STRING, NULL, ON_SOURCE_ERROR, "when reading IMAGE fails (default: report)",
 	  "report|ignore|enospc|stop|auto" },
 	{ "on-target-error", 0, POPT_ARG_STRING, NULL, ON_TARGET_ERROR, "when writing TARGET fails (default: report)",
@@ -89,6 +91,7 @@ static int run(struct cmd *c, struct tide_error *err)
 		.job_id = opt_text(line, JOB_ID),
 		.settings = settings,
 		.compress = opt_has(line, COMPRESS),
+		.detect_zeroes = opt_has(line, DETECT_ZEROES),
 	};
 
 	if ((opt_has(line, BACKING) && !backing) || (opt_has(line, SETTINGS) && !settings))

@@ -329,7 +329,7 @@ static int prepare(struct tide_backup_job *job, const struct tide_backup *args, 
 	    check_supported(job, args, onto, err) < 0 || check_perf(args, err) < 0 || check_sizes(job, err) < 0 ||
 	    check_chunk(job, args, err) < 0 || check_job(job, args, err) < 0)
 		return -1;
-	if (plan(job, entry, err) < 0)
+	if (tide_copy_way_wanted(&job->copy.way, err) < 0 || plan(job, entry, err) < 0)
 		return -1;
 	return entry ? freeze(job, entry, group, err) : 0;
 }
@@ -354,6 +354,7 @@ int tide_backup_prepare(struct tide_node *node, const struct tide_backup *args, 
 	job->copy.speed = args->speed;
 	job->copy.workers = args->has_max_workers ? (unsigned)TIDE_MIN(args->max_workers, INT_MAX) : 0;
 	job->copy.compress = args->compress;
+	job->copy.detect_zeroes = args->detect_zeroes;
 	job->copy.piece_max = args->max_chunk > 0 ? (uint64_t)args->max_chunk : 0;
 	job->copy.retry = tide_backup_retry;
 	atomic_init(&job->copy.stop, false);

@@ -17,6 +17,7 @@
 #ifndef TIDE_COPY_H
 #define TIDE_COPY_H
 
+#include "copy_way.h"
 #include "event.h"
 #include "image.h"
 #include "work.h"
@@ -33,6 +34,8 @@ struct tide_copy {
 	uint64_t piece_max;        /* bytes a worker takes at once; 0: no limit but the engine's */
 	unsigned workers;          /* 0, or too many: tide_copy_workers_max */
 	bool compress;             /* the target's format can: tide_image_can_compress */
+	enum tide_copy_way way;    /* TIDE_COPY_WAY_AUTO: the best for each stretch */
+	bool detect_zeroes;        /* all data passes through here and is looked at, whatever the way */
 	const char *device;        /* for progress; NULL: none is reported */
 	struct tide_sink *sink;    /* cancels, and hears of progress */
 	atomic_bool stop;          /* set from elsewhere: end soon, as cancelled */

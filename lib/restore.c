@@ -232,7 +232,7 @@ static int prepare(struct tide_restore *restore, const struct tide_chain_restore
 	struct tide_copy *copy = &restore->copy;
 	uint64_t size;
 
-	if (find_target(restore, args, err) < 0)
+	if (tide_copy_way_wanted(&copy->way, err) < 0 || find_target(restore, args, err) < 0)
 		return -1;
 	copy->source = source;
 	copy->target = restore->target.image;

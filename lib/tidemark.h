@@ -276,6 +276,7 @@ struct tide_backup {
 	const char *job_id;         /* NULL: the device id */
 	uint64_t speed;             /* bytes a second; 0: unlimited */
 	bool compress;              /* the same file each time, if source and target were the same */
+	bool detect_zeroes;         /* no data is shared or copied by the kernel, where zero bytes are not noticed */
 	const char *filter_node_name; /* checked as QEMU checks it, and otherwise unused; NULL: none */
 	bool has_max_workers, has_max_chunk; /* the same for x-perf */
 	int64_t max_workers, max_chunk;

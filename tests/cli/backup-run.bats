@@ -651,3 +651,19 @@ base_124() {
 		[[ $stderr == *'--sidecar PATH'* ]]
 	done
 }
+
+@test "--detect-zeroes, and TIDE_COPY: ways that are there, and one that is not" {
+	local way
+	raw disk.img 3M
+	head -c 512K /dev/zero | put disk.img 1M
+	for way in reflink kernel rw uring; do
+		TIDE_COPY=$way backed_up 3145728 backup-run -F qcow2 disk.img "$way.qcow2"
+		same raw disk.img qcow2 "$way.qcow2"
+		clean "$way.qcow2"
+	done
+	TIDE_COPY=kernel backed_up 3145728 backup-run --detect-zeroes -F qcow2 disk.img small.qcow2
+	same raw disk.img qcow2 small.qcow2
+	[ "$(allocated small.qcow2)" -lt $(($(allocated kernel.qcow2) - 200)) ]
+	TIDE_COPY=fast refused "TIDE_COPY is 'fast': there is no such way to copy" backup-run -F qcow2 disk.img out.qcow2
+	[ ! -e out.qcow2 ]
+}

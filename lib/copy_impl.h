@@ -1,0 +1,92 @@
+/*
+ * What the parts of the copy engine share; nobody else includes this.
+ *
+ *   copy.c        workers: who does which piece when, errors, the speed limit
+ *   copy_plan.c   what there is to do
+ *   copy_share.c  first of all, one worker alone: what the target can share with the source
+ *   copy_ahead.c  reads ahead of the workers, and behind them gives the memory back
+ *   copy_piece.c  one piece, whatever the way
+ *   copy_look.c, copy_move.c, copy_way.c   stretches of data, and how they get from file to file
+ */
+#ifndef TIDE_COPY_IMPL_H
+#define TIDE_COPY_IMPL_H
+
+#include "copy.h"
+#include "copy_move.h"
+#include "copy_pack.h"
+
+struct tide_copy_engine {
+	struct tide_work work;
+	struct tide_copy *copy;
+	uint64_t piece;           /* most bytes a worker takes at once */
+	uint64_t align;           /* of what goes to the target */
+	struct tide_bitmap *plan; /* todo as it was at the start, without what was shared */
+	struct tide_bitmap *brought; /* what was read into memory for this copy and is to leave it again */
+	pthread_mutex_t retry_lock;
+	_Atomic unsigned retries; /* how often `retry` has said yes */
+	uint64_t start_ns;
+	/* Under the lock: */
+	bool sharing, shared; /* begun, ended */
+	uint64_t cursor;
+	uint64_t ahead;       /* where reading ahead goes on, and */
+	uint64_t ahead_bytes; /* how much it has seen; of that */
+	uint64_t taken_bytes; /* so much was taken */
+	unsigned at_hand;     /* reading ahead, the ranges in a row that were in memory already */
+	uint64_t issued; /* bytes handed out, for the speed limit */
+	uint64_t taken, turn; /* pieces that have begun, that have ended; a piece's number is its place in that order */
+	uint64_t broken;      /* those after this one will not get their turn */
+	pthread_cond_t turned;
+};
+
+#define TIDE_COPY_TRAIL 16 /* places written that a worker remembers */
+
+struct tide_copy_worker {
+	struct tide_copy_engine *e;
+	uint8_t *buf;
+	struct tide_copy_pack *pack; /* or NULL */
+	struct tide_copy_mover mover;
+	bool moves;                  /* by the mover, what it can */
+	struct tide_copy_stretch stretch;
+	struct tide_extent trail[TIDE_COPY_TRAIL];
+	size_t n_trail;
+};
+
+/* ---- copy.c ---- */
+
+/* Waits until the speed limit lets `len` more bytes go; returns false when there is no reason to go on. */
+bool tide_copy_throttle(struct tide_copy_engine *e, uint64_t number, uint64_t len);
+/* Until all pieces before number `n` are stored; false when one of them will not be. */
+bool tide_copy_wait_turn(struct tide_copy_engine *e, uint64_t n);
+
+/* ---- copy_plan.c ---- */
+
+/* Piece size: large, but with a speed limit no more than a tenth of a second's worth. */
+uint64_t tide_copy_plan_piece(const struct tide_copy *c, uint64_t most);
+/*
+ * Where the target reads as zeroes by itself, units that the source says are zeroes need nobody's visit: an empty disk
+ * of any size costs one look.  An error here is met again, and told, by the worker that comes to the place.
+ */
+void tide_copy_plan_skip_zeroes(struct tide_copy_engine *e);
+
+/* ---- copy_share.c ---- */
+
+/* Takes out of the plan what could be shared.  Never fails: what it could not do is left to the workers. */
+void tide_copy_share(struct tide_copy_engine *e);
+
+/* ---- copy_ahead.c ---- */
+
+/* Before a piece is begun: those that come after it are on their way into memory. */
+void tide_copy_ahead(struct tide_copy_engine *e);
+/* What was read of the source for this copy's sake only need not stay in memory. */
+void tide_copy_ahead_drop(struct tide_copy_engine *e, const struct tide_copy_stretch *s);
+/* This was written, and is on its way to the disk; what was a while ago has reached it, and need not stay either. */
+void tide_copy_ahead_wrote(struct tide_copy_worker *w, const struct tide_extent *place);
+
+/* ---- copy_piece.c ---- */
+
+int tide_copy_piece(struct tide_copy_worker *w, uint64_t off, uint64_t len, bool *reading, struct tide_error *err);
+/* The same, but compressed, and stored in order; 1: it will not be its turn. */
+int tide_copy_piece_pack(struct tide_copy_worker *w, uint64_t number, uint64_t off, uint64_t len, bool *reading,
+                         struct tide_error *err);
+
+#endif
