@@ -207,8 +207,10 @@ static bool started_read_only(void)
 		}
 		if (!strcmp(a, "--read-only") || !strcmp(a, "--readonly"))
 			return true;
-		if (a[0] != '-')
+		if (!strcmp(a, "--"))
 			return false;
+		if (a[0] != '-') /* options may stand behind the plugin's name, too */
+			continue;
 		for (const char *p = a + 1; a[1] != '-' && *p; p++) {
 			if (*p == 'r')
 				return true;

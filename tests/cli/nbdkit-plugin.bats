@@ -196,3 +196,56 @@ chained() {
 	assert_equal "$status" 1
 	[[ $output == *disk.img.bitmaps* ]] || fail "$output"
 }
+
+@test "fio, two jobs at once: the increment holds what they wrote" {
+	fio --enghelp 2> /dev/null | grep -qw nbd || skip "this fio has no nbd engine"
+	local f
+	for f in raw qcow2; do
+		image $f
+		serve file=disk.img durability=power
+		run fio --name=j --ioengine=nbd --uri="$uri" --rw=randwrite --bs=4k --size=8M --io_size=2M --numjobs=2 --iodepth=8 \
+			--verify=crc32c --do_verify=0 --output=fio.out
+		assert_equal "$status" 0
+		ended KILL
+		bitmap disk.img b '.count > 1000000'
+		chained inc.qcow2 full.qcow2 $f
+		rm -f -- *.img* *.qcow2
+	done
+}
+
+@test "a real file system on the served disk, over several increments" {
+	[ "$(id -u)" -eq 0 ] || skip "mounts"
+	[ -c /dev/fuse ] || skip "no /dev/fuse"
+	command -v nbdfuse > /dev/null || skip "nbdfuse is not there"
+	truncate -s 48M disk.img
+	PATH=$PATH:/sbin:/usr/sbin mkfs.ext4 -q disk.img
+	ok bitmap-add disk.img b
+	done_ backup-run -F qcow2 disk.img inc0.qcow2
+	mkdir fuse fs
+	local i fuse
+	for i in 1 2 3; do
+		serve file=disk.img
+		nbdfuse fuse/disk "$uri" 3>&- &
+		fuse=$!
+		bg_pids+=("$fuse")
+		eventually test -s fuse/disk
+		mount -o loop,discard fuse/disk fs || skip "loop devices cannot be used here"
+		mounts+=("$PWD/fs" "$PWD/fuse")
+		mkdir fs/$i
+		cp "$ROOT"/lib/*.c fs/$i
+		noise 300000 $i > fs/$i/noise
+		[ $i = 1 ] || rm -r fs/$((i - 1))
+		fstrim fs 2> /dev/null || true
+		umount fs
+		umount fuse
+		wait "$fuse" || true
+		mounts=()
+		if [ $i = 2 ]; then ended KILL; else ended TERM; fi
+		chained inc$i.qcow2 inc$((i - 1)).qcow2
+		PATH=$PATH:/sbin:/usr/sbin e2fsck -fn restored.img > fsck.out 2>&1 || fail "$(cat fsck.out)"
+	done
+	mount -o loop,ro restored.img fs
+	mounts+=("$PWD/fs")
+	cmp <(noise 300000 3) fs/3/noise
+	cmp <(cd "$ROOT"/lib && cat -- *.c) <(cd fs/3 && cat -- *.c)
+}
