@@ -75,3 +75,38 @@ setup_disk() {
 		bitmap-clear disk.img b > out
 	assert_equal "$(grep -c sync trace)" 2
 }
+
+# counted CALLS CMD...: how many of these system calls the command makes, over all its threads.
+counted() {
+	local calls=$1
+	shift
+	ASAN_OPTIONS="detect_leaks=0:$ASAN_OPTIONS" strace -f -qq -o trace -e trace="$calls" "$@" > out
+	grep -cE '^[0-9]+ +\w+\(' trace
+}
+
+@test "a new target is synced once, its directory once, and its tables are written once" {
+	truncate -s 1G disk.img
+	noise 8M | put disk.img 100M
+	assert_equal "$(counted fsync,fdatasync,sync,syncfs backup-run -F qcow2 disk.img a.qcow2)" 2
+	# At most eight pieces of data; the header, an L2 table, the L1 table and the counts: nine.
+	[ "$(TIDE_COPY=rw counted pwrite64,pwritev,pwritev2 backup-run -F qcow2 disk.img b.qcow2)" -le 17 ]
+	clean a.qcow2 b.qcow2
+}
+
+@test "a backup costs what is dirty, not what the disk measures" {
+	local size n calls=()
+	for size in 64 4096; do # GiB
+		truncate -s "${size}G" "d$size.img"
+		: > ranges
+		for n in {0..99}; do
+			echo "$((n * size * 10737418 / 65536 * 65536)) 65536" >> ranges
+			put "d$size.img" "$((n * size * 10737418 / 65536 * 65536))" < <(head -c 64K /dev/zero | tr '\0' x)
+		done
+		ok bitmap-add -f raw "d$size.img" b
+		ok bitmap-mark --from ranges "d$size.img" b
+		calls+=("$(counted lseek,read,pread64,preadv2,pwrite64,pwritev,fallocate,fadvise64,mmap,brk \
+			backup-run --sync bitmap --bitmap-mode never --bitmap b -F qcow2 "d$size.img" "t$size.qcow2")")
+	done
+	# A qcow2 has a table for each 512 MiB that hold something: a hundred here, and there as many.
+	[ "${calls[1]}" -le $((calls[0] * 5 / 4)) ] || fail "system calls: ${calls[*]}"
+}
