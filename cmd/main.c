@@ -166,12 +166,8 @@ static void on_progress(void *data, const struct tide_progress *progress)
 
 int cmd_check_image(const char *path, const char *format, struct tide_error *err)
 {
-	if (format && strcmp(format, "nbd") == 0)
-		return opt_fail(err, TIDE_E_UNSUPPORTED, "Format 'nbd' is not supported by this version");
-	if (format && strcmp(format, "raw") != 0 && strcmp(format, "qcow2") != 0)
+	if (format && strcmp(format, "raw") != 0 && strcmp(format, "qcow2") != 0 && strcmp(format, "nbd") != 0)
 		return opt_fail(err, TIDE_E_REFUSED, "Unknown driver '%s'", format);
-	if (strncmp(path, "nbd:", 4) == 0 || strncmp(path, "nbd+unix:", 9) == 0 || strncmp(path, "nbds:", 5) == 0)
-		return opt_fail(err, TIDE_E_UNSUPPORTED, "NBD images are not supported by this version");
 	return 0;
 }
 

@@ -30,14 +30,6 @@ static bool same_file(const char *a, const char *b)
 	return stat(a, &sa) == 0 && stat(b, &sb) == 0 && sa.st_dev == sb.st_dev && sa.st_ino == sb.st_ino;
 }
 
-static bool is_nbd(const char *path)
-{
-	if (strncmp(path, "nbd", 3) != 0)
-		return false;
-	path += path[3] == 's' ? 4 : 3;
-	return *path == ':' || *path == '+';
-}
-
 /* The node of an image: IMAGE's own, that of an earlier reference, or a new one whose id is its path. */
 static int find_node(struct cmd *c, struct refs *refs, size_t i, struct tide_error *err)
 {
@@ -48,9 +40,6 @@ static int find_node(struct cmd *c, struct refs *refs, size_t i, struct tide_err
 	char *id;
 	int rc;
 
-	if (is_nbd(path))
-		return opt_fail(err, TIDE_E_UNSUPPORTED, "'%s' is an NBD server, whose bitmaps this version cannot use",
-		                path);
 	if (same_file(path, c->args[0])) {
 		refs->items[i].node = c->node;
 		return 0;

@@ -31,11 +31,23 @@ bool tide_backing_has_protocol(const char *name)
 	return name[strcspn(name, ":/")] == ':';
 }
 
+bool tide_backing_is_uri(const char *name)
+{
+	static const char *const schemes[] = { "nbd:",          "nbds:",       "nbd+unix:", "nbds+unix:",
+		                               "nbd+vsock:", "nbds+vsock:", "nbd+ssh:",  "nbds+ssh:" };
+
+	for (size_t i = 0; i < TIDE_ARRAY_SIZE(schemes); i++) {
+		if (!strncmp(name, schemes[i], strlen(schemes[i])))
+			return true;
+	}
+	return false;
+}
+
 char *tide_backing_join(const char *path, const char *name, struct tide_error *err)
 {
 	const char *slash = strrchr(path, '/');
 
-	if (name[0] == '/' || !slash)
+	if (name[0] == '/' || !slash || tide_backing_is_uri(name))
 		return tide_mem_strdup(name, err);
 	return tide_mem_printf(err, "%.*s/%s", (int)(slash - path), path, name);
 }
@@ -158,6 +170,10 @@ static int unwrap(struct plain *plain, const char *name, struct tide_error *err)
 {
 	if (!strncmp(name, "json:", 5))
 		return take_json(plain, name + 5, err);
+	if (tide_backing_is_uri(name)) {
+		plain->path = tide_mem_strdup(name, err);
+		return plain->path ? 0 : -1;
+	}
 	if (strncmp(name, "file:", 5))
 		return tide_error_set(err, TIDE_E_UNSUPPORTED, "it needs the driver '%.*s', which this version does not support",
 		                      (int)strcspn(name, ":"), name);
@@ -219,6 +235,8 @@ int tide_backing_find(const char *image, const char *what, const char *name, uns
 	out->path = tide_backing_join(image, plain.path ? plain.path : name, err);
 	if (!out->path)
 		return -1;
+	if (tide_backing_is_uri(name))
+		return 0;
 	out->real = realpath(out->path, NULL);
 	out->outside = leads_outside(out, image, plain.path ? plain.path : name);
 	if (out->outside && !(allow & TIDE_ALLOW_OUTSIDE)) {

@@ -10,8 +10,9 @@
  *
  *   outside   plain paths that lead elsewhere
  *   protocol  names that are not plain paths: "file:…", and the "json:…" that libvirt and QEMU
- *             write for a plain file.  What is in them is then judged as any path.  Other drivers
- *             and options are refused by name: they would change what is read.
+ *             write for a plain file.  What is in them is then judged as any path.  Also the URI
+ *             of an NBD export, which is then connected to.  Other drivers and options are refused
+ *             by name: they would change what is read.
  *   probe     images without a recorded format; not judged here
  *
  * Both kinds of names go through here, and no other way.  What a person names (an image, a
@@ -25,7 +26,7 @@
 
 struct tide_backing {
 	char *path;   /* where the name leads, as it is to be shown: relative to where the image's path is */
-	char *real;   /* the same without symbolic links: what is to be opened; NULL when there is no such file */
+	char *real;   /* the same without symbolic links: what is to be opened; NULL when there is no such file, or a URI */
 	char *format; /* that the name itself gives, or NULL */
 	bool outside; /* it leads out of the image's directory */
 };
@@ -44,6 +45,9 @@ void tide_backing_release(struct tide_backing *backing);
 
 /* Where a plain path leads when the image at path refers to it; the caller frees it. */
 char *tide_backing_join(const char *path, const char *name, struct tide_error *err);
+
+/* The URI of an NBD export, or what begins like one, as it would for QEMU: no path. */
+bool tide_backing_is_uri(const char *name);
 
 /* A name with a protocol in front, as QEMU sees it: a colon before any slash. */
 bool tide_backing_has_protocol(const char *name);

@@ -148,10 +148,11 @@ static int create_target(struct tide_backup_job *job, const struct tide_backup *
 	struct tide_driver_create create = {
 		.size = tide_image_exact_size(source), .allow = job->node->allow, .settings = args->settings,
 	};
-	const char *format = args->format ? args->format : tide_image_format(source);
+	const char *own = tide_image_is_file(source) ? tide_image_format(source) : "raw";
+	const char *format = args->format ? args->format : own;
 	TIDE_AUTOFREE char *backing = NULL;
 
-	if (check_not_sidecar(job, args->target, err) < 0)
+	if (job->node->sidecar_path && check_not_sidecar(job, args->target, err) < 0)
 		return -1;
 	/* QEMU gives such a target the source for a backing image. */
 	if (job->sync == TIDE_SYNC_NONE && !strcmp(format, "raw"))
@@ -190,7 +191,7 @@ static int open_target(struct tide_backup_job *job, const struct tide_backup *ar
 	if (args->settings)
 		return tide_error_set(err, TIDE_E_REFUSED, "Settings of the format can be given to a new target only, not "
 		                                           "with mode 'existing'");
-	return tide_target_open(&job->target, args->target, args->format, job->node->allow, err);
+	return tide_target_open(&job->target, args->target, args->format, job->node->allow, &job->sink->cancelled, err);
 }
 
 /* Sizes are compared as QEMU sees them: in sectors. */
@@ -331,7 +332,8 @@ static int prepare(struct tide_backup_job *job, const struct tide_backup *args, 
 		return -1;
 	if (tide_copy_way_wanted(&job->copy.way, err) < 0 || plan(job, entry, err) < 0)
 		return -1;
-	return entry ? freeze(job, entry, group, err) : 0;
+	/* What cannot be changed needs no settling. */
+	return entry && !tide_node_is_foreign(job->node, entry) ? freeze(job, entry, group, err) : 0;
 }
 
 int tide_backup_prepare(struct tide_node *node, const struct tide_backup *args, struct tide_node *onto, const char *group,

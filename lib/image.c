@@ -61,7 +61,7 @@ static const struct tide_image_driver *probe(int fd, struct tide_error *err)
 		return NULL;
 	}
 	for (size_t i = 0; i < TIDE_ARRAY_SIZE(drivers); i++) {
-		if (drivers[i]->probe(head, n))
+		if (drivers[i]->probe && drivers[i]->probe(head, n))
 			return drivers[i];
 	}
 	tide_error_set(err, TIDE_E_UNSUPPORTED, "Image format not recognized");
@@ -77,9 +77,18 @@ static const struct tide_image_driver *choose_driver(int fd, const char *format,
 	driver = tide_image_find_driver(format);
 	if (!driver) {
 		tide_error_set(err, TIDE_E_REFUSED, "Unknown driver '%s'", format);
-		tide_error_hint(err, "this version knows the formats raw and qcow2");
+		tide_error_hint(err, "this version knows the formats raw and qcow2, and nbd for URIs");
+	} else if (driver->open_uri) {
+		tide_error_set(err, TIDE_E_REFUSED, "It is not the URI of an NBD export");
+		tide_error_hint(err, "such URIs begin with nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH");
+		return NULL;
 	}
 	return driver;
+}
+
+bool tide_image_is_uri(const char *path)
+{
+	return tide_backing_is_uri(path);
 }
 
 char *tide_image_resolve(const char *path, const char *name, struct tide_error *err)
@@ -177,7 +186,9 @@ static int check_no_loop(const struct tide_image *image, const struct chain_link
 static int take_stamp(const struct tide_image *image, struct tide_stamp *stamp, struct tide_stamp *data,
                       struct tide_error *err)
 {
-	*data = (struct tide_stamp){ 0 };
+	*data = *stamp = (struct tide_stamp){ 0 };
+	if (image->is_uri)
+		return 0;
 	if (tide_stamp_take(image->fd, stamp, err) < 0)
 		return -1;
 	if (image->data_fd >= 0 && tide_stamp_take(image->data_fd, data, err) < 0)
@@ -208,6 +219,11 @@ char *tide_image_find_data_file(const char *image, const char *name, unsigned al
 
 	if (tide_backing_find(image, "data file", name, allow, &found, err) < 0)
 		return NULL;
+	if (tide_backing_is_uri(found.path)) {
+		tide_error_set(err, TIDE_E_UNSUPPORTED, "The data file '%s' that '%s' names cannot be followed: it is no file", name,
+		               image);
+		return NULL;
+	}
 	if (stat(found.path, &a) == 0 && stat(name, &b) == 0 && (a.st_dev != b.st_dev || a.st_ino != b.st_ino)) {
 		tide_error_set(err, TIDE_E_REFUSED, "The data file '%s' could be '%s' or the one in the current directory",
 		               name, found.path);
@@ -314,6 +330,7 @@ static int open_backing(struct tide_image *image, const struct tide_image_option
 		.force_share = options->force_share,
 		.partial = options->partial,
 		.allow = options->allow,
+		.cancel = options->cancel,
 	};
 	TIDE_AUTOBACKING struct tide_backing found = TIDE_BACKING_INIT;
 	const char *name = image->info.backing;
@@ -357,15 +374,32 @@ static int open_checked(struct tide_image *image, const struct tide_image_option
 	return options->write ? check_recording(image, err) : 0;
 }
 
-/* real: the path without symbolic links, or NULL when there is none.  What was judged is what is opened. */
-static int open_link(const struct tide_image_options *options, const char *real, const struct chain_link *above,
-                     struct tide_image **out, struct tide_error *err)
+/* What a URI leads to is raw, and is called so as well. */
+static int open_uri(const struct tide_image_options *options, const struct chain_link *above, struct tide_image *image,
+                    struct tide_error *err)
 {
-	TIDE_AUTOIMAGE struct tide_image *image = image_new(real ? real : options->path, err);
 	bool writes = options->write || options->write_later;
 
-	if (!image)
+	image->is_uri = true;
+	image->fd = options->has_lock_fd ? options->lock_fd : -1;
+	image->flags = (writes ? TIDE_OPEN_WRITE : 0) | (above ? TIDE_OPEN_UNTRUSTED : 0);
+	if (options->format && strcmp(options->format, "nbd") && strcmp(options->format, "raw")) {
+		tide_error_set(err, TIDE_E_UNSUPPORTED, "An NBD export is raw: a %s image in it cannot be used", options->format);
+		return tide_error_hint(err, "let the server read the image: qemu-nbd -f %s", options->format);
+	}
+	if (image->fd >= 0 && !options->force_share &&
+	    tide_lock_acquire(image->fd, options->write ? TIDE_LOCK_WRITE_HELD : TIDE_LOCK_READ_HELD,
+	                      options->write ? TIDE_LOCK_WRITE_UNSHARED : TIDE_LOCK_READ_UNSHARED, image->path, err) < 0)
 		return -1;
+	image->driver = tide_image_find_driver("nbd");
+	return image->driver->open_uri(image->path, image->flags, options->cancel, &image->info, &image->state, err);
+}
+
+static int open_file(const struct tide_image_options *options, const char *real, const struct chain_link *above,
+                     struct tide_image *image, struct tide_error *err)
+{
+	bool writes = options->write || options->write_later;
+
 	/* O_NONBLOCK: a FIFO must not hang us; it has no effect on files and block devices. */
 	image->fd = tide_sysio_open(real ? real : options->path, (writes ? O_RDWR : O_RDONLY) | O_NONBLOCK, err);
 	if (image->fd < 0)
@@ -380,6 +414,23 @@ static int open_link(const struct tide_image_options *options, const char *real,
 	if (open_checked(image, options, above, err) < 0)
 		/* QEMU says no more than which lock. */
 		return err && err->code == TIDE_E_LOCKED ? -1 : tide_error_wrap(err, "Could not open '%s'", options->path);
+	return 0;
+}
+
+/* real: the path without symbolic links, or NULL when there is none.  What was judged is what is opened. */
+static int open_link(const struct tide_image_options *options, const char *real, const struct chain_link *above,
+                     struct tide_image **out, struct tide_error *err)
+{
+	TIDE_AUTOIMAGE struct tide_image *image = image_new(real ? real : options->path, err);
+
+	if (!image)
+		return -1;
+	if (tide_backing_is_uri(options->path)) {
+		if (open_uri(options, above, image, err) < 0)
+			return err && err->code == TIDE_E_LOCKED ? -1 : tide_error_wrap(err, "Could not open '%s'", options->path);
+	} else if (open_file(options, real, above, image, err) < 0) {
+		return -1;
+	}
 	if (open_backing(image, options, above, false, options->partial ? &image->broken : err) < 0 && !options->partial)
 		return tide_error_wrap(err, "Could not open '%s'", options->path);
 	*out = image;
@@ -389,7 +440,7 @@ static int open_link(const struct tide_image_options *options, const char *real,
 
 int tide_image_open(const struct tide_image_options *options, struct tide_image **image, struct tide_error *err)
 {
-	TIDE_AUTOFREE char *real = realpath(options->path, NULL);
+	TIDE_AUTOFREE char *real = tide_backing_is_uri(options->path) ? NULL : realpath(options->path, NULL);
 
 	return open_link(options, real, NULL, image, err);
 }
@@ -444,6 +495,11 @@ int tide_image_fd(const struct tide_image *image)
 	return image->fd;
 }
 
+bool tide_image_is_file(const struct tide_image *image)
+{
+	return !image->is_uri;
+}
+
 uint64_t tide_image_size(const struct tide_image *image)
 {
 	return image->info.size;
@@ -483,6 +539,8 @@ const struct tide_error *tide_image_broken(const struct tide_image *image)
 
 bool tide_image_is_same_file(const struct tide_image *a, const struct tide_image *b)
 {
+	if (a->is_uri || b->is_uri)
+		return a->is_uri && b->is_uri && !strcmp(a->path, b->path);
 	return a->dev == b->dev && a->ino == b->ino;
 }
 
@@ -509,6 +567,8 @@ int tide_image_flush(struct tide_image *image, struct tide_error *err)
 
 int tide_image_sync_times(struct tide_image *image, struct tide_error *err)
 {
+	if (image->is_uri)
+		return 0;
 	if (fsync(image->fd) < 0)
 		return tide_error_set_sys(err, errno, "Could not flush '%s'", image->path);
 	if (image->data_fd >= 0 && fsync(image->data_fd) < 0)

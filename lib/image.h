@@ -10,6 +10,10 @@
  * An external data file is named, found and locked in the same way as the image that it
  * belongs to.
  *
+ * An image may also be no file but what a URI leads to (nbd).  Then there is nothing that could be locked or
+ * stamped here; who shares it is the server's affair.  The bitmaps of such an image have a file beside them
+ * that stands for the image where locks are concerned (node.h).
+ *
  * Every request is checked here, once, against the disk's size and the rights of the
  * opener; what a driver leaves out (backing images, requests that are smaller than a
  * cluster) is done here for all of them.
@@ -36,6 +40,9 @@ struct tide_image_options {
 	bool force_share;      /* take no locks */
 	bool no_backing;  /* open this image only; what it does not hold reads as zeroes */
 	unsigned allow;   /* enum tide_allow: names in the images of the chain that may be followed */
+	const atomic_bool *cancel; /* set to end what waits for a server; NULL: never.  Outlives the image */
+	int lock_fd;      /* URIs: a file that is locked in the image's place, if has_lock_fd; stays the caller's */
+	bool has_lock_fd;
 	bool partial;     /* where a backing image cannot be opened the chain ends, and tide_image_broken says why */
 };
 
@@ -54,6 +61,9 @@ void tide_image_close(struct tide_image *image); /* without flush: recent writes
 void tide_image_closep(struct tide_image **image);
 #define TIDE_AUTOIMAGE TIDE_CLEANUP(tide_image_closep)
 
+/* Is it the URI of an image, and no path? */
+bool tide_image_is_uri(const char *path);
+
 /* NULL for a name that no driver has. */
 const struct tide_image_driver *tide_image_find_driver(const char *format);
 
@@ -67,7 +77,8 @@ char *tide_image_backing_path(const struct tide_image *image, const char *path, 
 
 const char *tide_image_path(const struct tide_image *image); /* symbolic links resolved */
 const char *tide_image_format(const struct tide_image *image);
-int tide_image_fd(const struct tide_image *image);
+int tide_image_fd(const struct tide_image *image); /* not a file: of the one that is locked in its place, or -1 */
+bool tide_image_is_file(const struct tide_image *image);
 uint64_t tide_image_size(const struct tide_image *image);
 /* The size to restore: that of the disk the chain was made from, where its format had to round it up. */
 uint64_t tide_image_exact_size(const struct tide_image *image);
@@ -91,11 +102,11 @@ int tide_image_read(struct tide_image *image, void *buf, uint64_t off, uint64_t 
 int tide_image_write(struct tide_image *image, const void *buf, uint64_t off, uint64_t len, struct tide_error *err);
 int tide_image_zero(struct tide_image *image, uint64_t off, uint64_t len, bool may_unmap, struct tide_error *err);
 bool tide_image_can_zero_fast(const struct tide_image *image);
-/* Gives back what whole clusters of the range take; they read as zeroes, the rest stays. */
+/* Gives back what whole clusters of the range take; they read as zeroes (nbd: as the server likes), the rest stays. */
 int tide_image_discard(struct tide_image *image, uint64_t off, uint64_t len, struct tide_error *err);
 int tide_image_flush(struct tide_image *image, struct tide_error *err);
 
-/* The driver's calls, for the copy engine: image_driver.h. */
+/* The driver's calls, for the copy engine: image_driver.h.  write_begin returns 1 for what tide_image_write must do. */
 int tide_image_write_begin(struct tide_image *image, uint64_t off, uint64_t len, struct tide_extent *place,
                            struct tide_error *err);
 int tide_image_write_commit(struct tide_image *image, const struct tide_extent *place, struct tide_error *err);

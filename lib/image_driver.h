@@ -12,6 +12,9 @@
  *               says what was expected and what was found.
  *   set_data_file  the file that info->data_file names, right after open: the image layer
  *               finds, opens and locks it.  Until then no byte of the disk can be had.
+ *   open_uri    in the place of open, probe and create, for images that are no files: nbd.  *state is
+ *               closed after a failure, too.  cancel (NULL: never): once it is set, whatever waits
+ *               for somebody else gives up within 100 ms, with TIDE_E_CANCELLED.
  *   extent      what stands at `off`: at least one byte, at most `len`.
  *   read        DATA that is not mapped (compressed clusters) only.
  *   write_begin reserves a place for [off, off + len): *out is where the caller is to put
@@ -22,12 +25,15 @@
  *               comes again with an aligned range.  A range that starts on a cluster and
  *               covers whole clusters, the last one up to the end of the disk, is never
  *               answered with 1.
+ *   write       in the place of the three write_ calls, for images whose bytes cannot be placed by
+ *               others: any range.  Done when it returns, durable after a flush.
  *   write_commit  the bytes are in place: make them the disk's content.  Before this
  *               call, and after write_abort, the disk reads as before (bytes that are
  *               overwritten in place apart).
  *   zero        makes the range read as zeroes, also where a backing image says otherwise.
  *               Same alignment rule as write_begin: 1 asks for whole clusters.  may_unmap:
  *               space may be given back.
+ *   discard     the range is not needed any more, and reads as anything; NULL: zero does it.
  *   pack        compresses one whole cluster, the disk's last one filled up with zeroes, and
  *               touches nothing but its packer: any number of threads, a packer each.  The
  *               result depends on the cluster alone.  Returns 1 when that gains nothing;
@@ -48,12 +54,14 @@
  *   close       gives everything up.  Writes nothing, fails never; without flush the
  *               commits since the last flush may be lost, the image stays valid.
  *
- * Threads: extent, read, write_begin, write_commit, write_abort, zero and write_packed may be
+ * Threads: extent, read, write, discard, write_begin, write_commit, write_abort, zero and write_packed may be
  * called from several threads at once, on ranges that do not overlap; pack always.  The rest
  * wants the image alone.
  */
 #ifndef TIDE_IMAGE_DRIVER_H
 #define TIDE_IMAGE_DRIVER_H
+
+#include <stdatomic.h>
 
 #include "bitmap.h"
 #include "compiler.h"
@@ -64,6 +72,7 @@ enum {
 	TIDE_OPEN_WRITE = 1 << 0,
 	TIDE_OPEN_NEW = 1 << 1, /* just created by this driver, not visible to anybody yet; implies WRITE */
 	TIDE_OPEN_LATER = 1 << 2, /* with WRITE: what forbids to write is an error of the first change, not of open */
+	TIDE_OPEN_UNTRUSTED = 1 << 3, /* open_uri: an image names it, not a person */
 };
 
 /* A persistent bitmap inside the image. */
@@ -157,6 +166,8 @@ struct tide_image_driver {
 	 */
 	int (*open)(int fd, const char *dir, unsigned flags, struct tide_driver_info *info, void **state,
 	            struct tide_error *err);
+	int (*open_uri)(const char *uri, unsigned flags, const atomic_bool *cancel, struct tide_driver_info *info,
+	                void **state, struct tide_error *err);
 	/* fd stays the caller's and outlives *state.  NULL for formats that have no such file. */
 	int (*set_data_file)(void *state, int fd, struct tide_error *err);
 	void (*close)(void *state);
@@ -165,12 +176,15 @@ struct tide_image_driver {
 	int (*extent)(void *state, uint64_t off, uint64_t len, struct tide_extent *out, struct tide_error *err);
 	int (*read)(void *state, void *buf, uint64_t off, uint64_t len, struct tide_error *err);
 
+	int (*write)(void *state, const void *buf, uint64_t off, uint64_t len, struct tide_error *err);
 	int (*write_begin)(void *state, uint64_t off, uint64_t len, struct tide_extent *out, struct tide_error *err);
 	int (*write_commit)(void *state, const struct tide_extent *place, struct tide_error *err);
 	void (*write_abort)(void *state, const struct tide_extent *place);
 	int (*zero)(void *state, uint64_t off, uint64_t len, bool may_unmap, struct tide_error *err);
 	/* Does zeroing whole clusters (bytes, where there are none) never write them?  NULL: nobody knows. */
 	bool (*can_zero_fast)(void *state);
+
+	int (*discard)(void *state, uint64_t off, uint64_t len, struct tide_error *err);
 
 	/* Compression: NULL, all four, in formats that have none.  A packer may be used with this image only. */
 	int (*packer_new)(void *state, void **packer, struct tide_error *err);
@@ -217,5 +231,6 @@ int tide_driver_next_setting(const char **settings, char key[64], char value[256
 
 extern const struct tide_image_driver tide_raw_driver;
 extern const struct tide_image_driver tide_qcow2_driver;
+extern const struct tide_image_driver tide_nbd_driver;
 
 #endif

@@ -11,7 +11,8 @@
 
 struct tide_image {
 	char *path;
-	int fd;
+	int fd; /* is_uri: that of a file that is locked in its place, or -1 */
+	bool is_uri;
 	bool own_fd;
 	char *data_path; /* the external data file, NULL: none */
 	int data_fd;     /* or -1 */

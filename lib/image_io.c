@@ -115,6 +115,8 @@ int tide_image_write_begin(struct tide_image *image, uint64_t off, uint64_t len,
 
 	if (tide_image_check_range(image, off, len, true, err) < 0)
 		return -1;
+	if (image->driver->write)
+		return 1;
 	rc = image->driver->write_begin(image->state, off, len, place, err);
 	return rc < 0 ? tide_error_wrap(err, "'%s'", image->path) : rc;
 }
@@ -183,7 +185,9 @@ int tide_image_write(struct tide_image *image, const void *buf, uint64_t off, ui
 
 	if (tide_image_check_range(image, off, len, true, err) < 0)
 		return -1;
-	while (len) {
+	if (image->driver->write && image->driver->write(image->state, buf, off, len, err) < 0)
+		return tide_error_wrap(err, "'%s'", image->path);
+	while (len && !image->driver->write) {
 		struct tide_extent place = { .len = 0 };
 		uint64_t done = 0;
 		int rc = tide_image_write_begin(image, off, len, &place, err);
@@ -267,6 +271,8 @@ int tide_image_discard(struct tide_image *image, uint64_t off, uint64_t len, str
 		return -1;
 	if (len == 0)
 		return 0;
+	if (image->driver->discard)
+		return image->driver->discard(image->state, off, len, err) < 0 ? tide_error_wrap(err, "'%s'", image->path) : 0;
 	whole_clusters(image, off, len, &start, &end);
 	return start < end ? tide_image_zero(image, start, end - start, true, err) : 0;
 }

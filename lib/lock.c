@@ -236,7 +236,7 @@ int tide_lock_token_is_held(int fd, uint64_t token, struct tide_error *err)
 {
 	bool locked = false;
 	pid_t pid;
-	int sys = test_lock(fd, TOKEN_BASE + token, &locked, &pid);
+	int sys = fd < 0 ? 0 : test_lock(fd, TOKEN_BASE + token, &locked, &pid);
 
 	return sys == 0 ? locked : tide_error_set_sys(err, sys, "Failed to query the lock of a job");
 }

@@ -51,7 +51,7 @@ void tide_lock_lower(int fd, unsigned held);
 int tide_lock_token_new(uint64_t *token, struct tide_error *err); /* random */
 int tide_lock_token_hold(int fd, uint64_t token, struct tide_error *err);
 void tide_lock_token_drop(int fd, uint64_t token);
-/* Does another open file description hold it?  1 yes, 0 no, -1 error. */
+/* Does another open file description hold it?  1 yes, 0 no, -1 error.  fd -1: there is no file that could be locked. */
 int tide_lock_token_is_held(int fd, uint64_t token, struct tide_error *err);
 
 /* Held beside its own by a job on a bitmap that is kept inside the image. */

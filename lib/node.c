@@ -7,9 +7,13 @@
 #include "mem.h"
 #include "node_inside.h"
 #include "node_log.h"
+#include "node_uri.h"
 
 static char *default_id(const char *path, struct tide_error *err)
 {
+	if (tide_image_is_uri(path))
+		return tide_node_uri_id(path, err);
+
 	const char *slash = strrchr(path, '/');
 	const char *base = slash ? slash + 1 : path;
 	size_t n = strcspn(base, ".");
@@ -34,8 +38,11 @@ struct tide_node *tide_node_new(const struct tide_drive *drive, struct tide_erro
 	if (!node)
 		return NULL;
 	node->store = (struct tide_store)TIDE_STORE_INIT;
+	node->lock_fd = -1;
 	node->path = dup_or_null(drive->path, &failed, err);
-	node->format = dup_or_null(drive->format, &failed, err);
+	/* A sidecar pins one name for it. */
+	node->format = dup_or_null(tide_image_is_uri(drive->path) && drive->format && !strcmp(drive->format, "raw")
+	                                   ? "nbd" : drive->format, &failed, err);
 	node->sidecar = dup_or_null(drive->sidecar, &failed, err);
 	node->id = drive->id ? tide_mem_strdup(drive->id, err) : default_id(drive->path, err);
 	node->ignore_stamp = drive->ignore_stamp;
@@ -75,11 +82,14 @@ void tide_node_close(struct tide_node *node)
 	if (node->inside_staged)
 		tide_node_inside_abort(node);
 	tide_node_log_release(node);
+	tide_node_uri_unmake_lock(node);
 	tide_node_drop_sidecar(node);
 	tide_node_inside_release(node);
 	tide_store_release(&node->store);
 	tide_image_close(node->image);
 	node->image = NULL;
+	tide_sysio_close(node->lock_fd);
+	node->lock_fd = -1;
 	free(node->sidecar_path);
 	node->sidecar_path = NULL;
 	tide_sidecar_free(node->base);
@@ -149,6 +159,11 @@ static int check_inconsistent(struct tide_node *node, struct tide_sidecar_bitmap
 	                            "usable again");
 }
 
+bool tide_node_is_foreign(const struct tide_node *node, const struct tide_sidecar_bitmap *entry)
+{
+	return entry->inside && !tide_image_can_store_bitmaps(node->image);
+}
+
 struct tide_sidecar_bitmap *tide_node_find_usable(struct tide_node *node, const char *name, unsigned flags,
                                                   struct tide_error *err)
 {
@@ -168,6 +183,11 @@ struct tide_sidecar_bitmap *tide_node_find_usable(struct tide_node *node, const 
 			tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' is readonly and cannot be modified", name);
 			tide_error_hint(err, "%s", node->inside_error.msg);
 		}
+		return NULL;
+	}
+	if ((flags & TIDE_BITMAP_WILL_WRITE) && tide_node_is_foreign(node, entry)) {
+		tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' is readonly and cannot be modified", name);
+		tide_error_hint(err, "it is the server's; it can be read, and copied with bitmap-import");
 		return NULL;
 	}
 	return check_inconsistent(node, entry, flags, err) < 0 ? NULL : entry;

@@ -7,6 +7,10 @@
  * sidecar to come, tide_node_commit puts it in place.  Dropping a node that was not
  * committed leaves everything as it was, so actions need no undo for bitmaps.
  *
+ * The image's locks, and the tokens of jobs, are on the image file.  Where the image is no file
+ * but a URI they are on an empty one beside the sidecar, SIDECAR.lock, which comes with it.  Without
+ * --sidecar such an image has no sidecar, and is used as its server lets it be used.
+ *
  * Opening also repairs what a program that died left behind, in memory; it is on disk with
  * the next commit:
  *   - a busy bitmap whose token nobody holds: the job died.  Its successor is merged back,
@@ -54,7 +58,9 @@ struct tide_node {
 	enum tide_node_mode mode;
 	struct tide_image *image;
 	struct tide_store store;
-	char *sidecar_path; /* NULL: there is no place for one, and the mode is TIDE_NODE_LOOK */
+	char *sidecar_path; /* NULL: there is no place for one: of a URI, or the mode is TIDE_NODE_LOOK */
+	int lock_fd;        /* URIs: SIDECAR.lock, or -1 */
+	bool lock_made;     /* by us: it goes when there is no sidecar in the end */
 	struct tide_sidecar *sc; /* never NULL while open; without a sidecar it is empty and has_sidecar false */
 	bool has_sidecar;
 	bool dirty;     /* sc differs from what is on disk */
@@ -111,6 +117,9 @@ enum {
 /* find, and QEMU's refusals in QEMU's order: busy, readonly, inconsistent. */
 struct tide_sidecar_bitmap *tide_node_find_usable(struct tide_node *node, const char *name, unsigned flags,
                                                   struct tide_error *err);
+
+/* Is it one that only a server can change? */
+bool tide_node_is_foreign(const struct tide_node *node, const struct tide_sidecar_bitmap *entry);
 
 /* A new bitmap, empty, in the store that is asked for. */
 struct tide_sidecar_bitmap *tide_node_add(struct tide_node *node, const char *name, uint64_t granularity,

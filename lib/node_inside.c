@@ -109,7 +109,10 @@ int tide_node_inside_load(struct tide_node *node, struct tide_sidecar_bitmap *en
 		return -1;
 	if (!entry->is_stored)
 		return tide_error_set(err, TIDE_E_CORRUPT, "Bitmap '%s' has no contents", entry->name);
-	return tide_image_read_bitmap(node->image, entry->stored, &entry->bitmap, err);
+	if (tide_image_read_bitmap(node->image, entry->stored, &entry->bitmap, err) < 0)
+		return -1;
+	entry->granularity = tide_bitmap_granularity(entry->bitmap); /* a server does not say it before */
+	return 0;
 }
 
 static bool is_dirty(const struct tide_bitmap *bm, uint64_t off, uint64_t len)

@@ -10,6 +10,7 @@
 #include "mem.h"
 #include "node_inside.h"
 #include "node_log.h"
+#include "node_uri.h"
 #include "record.h"
 
 int tide_node_load_sidecar(struct tide_node *node, struct tide_error *err)
@@ -59,7 +60,7 @@ static int open_shared(struct tide_node *node, struct tide_image_options *option
 	return tide_image_open(options, &node->image, err);
 }
 
-static int open_image(struct tide_node *node, struct tide_error *err)
+static int open_image(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
 {
 	struct tide_image_options options = {
 		.path = node->path,
@@ -69,8 +70,13 @@ static int open_image(struct tide_node *node, struct tide_error *err)
 		.force_share = node->force_share && node->mode == TIDE_NODE_LOOK,
 		.allow = node->allow,
 		.partial = node->partial && node->mode == TIDE_NODE_LOOK,
+		.cancel = sink ? &sink->cancelled : NULL,
 	};
 
+	if (tide_node_uri_lock(node, err) < 0)
+		return -1;
+	options.lock_fd = node->lock_fd;
+	options.has_lock_fd = node->lock_fd >= 0;
 	if (node->has_sidecar) {
 		if (node->format && strcmp(node->format, node->sc->format)) {
 			tide_error_set(err, TIDE_E_REFUSED, "The format of '%s' is pinned as '%s', not '%s'", node->path,
@@ -214,11 +220,11 @@ static int read_node(struct tide_node *node, bool create, struct tide_sink *sink
 	int rc;
 
 	for (;;) {
-		if (node->mode != TIDE_NODE_LOOK && node->store.lock_fd < 0 &&
+		if (node->sidecar_path && node->mode != TIDE_NODE_LOOK && node->store.lock_fd < 0 &&
 		    tide_store_lock(&node->store, node->sidecar_path, create, err) < 0)
 			return -1;
 		tide_node_drop_sidecar(node);
-		if (tide_node_load_sidecar(node, err) < 0 || (!node->image && open_image(node, err) < 0))
+		if (tide_node_load_sidecar(node, err) < 0 || (!node->image && open_image(node, sink, err) < 0))
 			return -1;
 		rc = recover_pointer(node, sink, err);
 		if (rc == 0)
@@ -240,15 +246,20 @@ static int read_node(struct tide_node *node, bool create, struct tide_sink *sink
 
 static int open_parts(struct tide_node *node, bool create, struct tide_sink *sink, struct tide_error *err)
 {
-	TIDE_AUTOFREE char *real = realpath(node->path, NULL);
+	bool is_uri = tide_image_is_uri(node->path), nameless = false;
+	TIDE_AUTOFREE char *real = is_uri ? NULL : realpath(node->path, NULL);
 	struct tide_error why = TIDE_ERROR_INIT;
-	bool nameless;
 
-	if (!real)
+	if (!real && !is_uri)
 		return tide_error_set_sys(err, errno, "Could not open '%s'", node->path);
-	node->sidecar_path = tide_store_path(real, node->sidecar, &nameless, &why);
+	if (is_uri && !node->sidecar && create) {
+		tide_error_set(err, TIDE_E_REFUSED, "The bitmaps of '%s' are the server's: there is no place for others", node->path);
+		return tide_error_hint(err, "others can be kept in a file here: --sidecar PATH");
+	}
+	if (real || node->sidecar)
+		node->sidecar_path = tide_store_path(real, node->sidecar, &nameless, &why);
 	/* Who only looks at a device that has no usual place for bitmaps sees none. */
-	if (!node->sidecar_path && (!nameless || node->mode != TIDE_NODE_LOOK))
+	if (why.code && (!nameless || node->mode != TIDE_NODE_LOOK))
 		return tide_error_move(err, &why);
 	tide_error_release(&why);
 	return read_node(node, create, sink, err);

@@ -193,16 +193,18 @@ static int describe(struct tide_image *image, const char *top, bool verify, stru
                     struct tide_error *err)
 {
 	const struct tide_driver_info *info = tide_image_info(image);
-	struct stat st;
+	bool is_file = tide_image_is_file(image);
+	struct stat st = { 0 };
 
-	if (fstat(tide_image_fd(image), &st) < 0)
+	if (is_file && fstat(tide_image_fd(image), &st) < 0)
 		return tide_error_set_sys(err, errno, "fstat");
 	to->virtual_size = info->size;
 	to->cluster_size = info->cluster_size;
 	to->actual_size = (uint64_t)st.st_blocks * 512;
 	to->modified_s = st.st_mtim.tv_sec;
 	to->modified_ns = (uint32_t)st.st_mtim.tv_nsec;
-	if (tide_sysio_size(tide_image_fd(image), &to->file_size, err) < 0 ||
+	to->file_size = info->size;
+	if ((is_file && tide_sysio_size(tide_image_fd(image), &to->file_size, err) < 0) ||
 	    set_path(to, tide_image_path(image), top, err) < 0 ||
 	    copy_text(&to->format, tide_image_format(image), err) < 0 ||
 	    copy_text(&to->backing_filename, info->backing, err) < 0 ||
@@ -378,14 +380,15 @@ static int check_images(struct tide_image *image, struct tide_chain *chain, stru
 
 /* ---- comparing --------------------------------------------------------------------- */
 
-static int open_other(const struct tide_chain_options *options, const struct tide_node *node, struct tide_image **other,
-                      struct tide_error *err)
+static int open_other(const struct tide_chain_options *options, const struct tide_node *node, struct tide_sink *sink,
+                      struct tide_image **other, struct tide_error *err)
 {
 	struct tide_image_options open = {
 		.path = options->against,
 		.format = options->against_format,
 		.force_share = node->force_share,
 		.allow = node->allow,
+		.cancel = &sink->cancelled,
 	};
 
 	if (tide_image_open(&open, other, err) < 0)
@@ -483,7 +486,7 @@ static int compare_with(struct tide_node *node, const struct tide_chain_options 
 {
 	TIDE_AUTOIMAGE struct tide_image *other = NULL;
 
-	if (open_other(options, node, &other, err) < 0 ||
+	if (open_other(options, node, sink, &other, err) < 0 ||
 	    check_apart(node->image, other, options->against, err) < 0)
 		return -1;
 	if (!chain->images[chain->n - 1].format)

@@ -5,9 +5,11 @@
 #include "compare.h"
 #include "error.h"
 
-static int open_other(const struct tide_bitmap_rescan *args, unsigned allow, struct tide_image **other, struct tide_error *err)
+static int open_other(const struct tide_bitmap_rescan *args, unsigned allow, struct tide_sink *sink,
+                      struct tide_image **other, struct tide_error *err)
 {
-	struct tide_image_options options = { .path = args->against, .format = args->against_format, .allow = allow };
+	struct tide_image_options options = { .path = args->against, .format = args->against_format, .allow = allow,
+		                            .cancel = &sink->cancelled };
 
 	if (tide_image_open(&options, other, err) < 0)
 		return -1;
@@ -54,7 +56,7 @@ int tide_rescan_run(struct tide_node *node, const struct tide_bitmap_rescan *arg
 		.data = dirty,
 	};
 
-	if (!dirty || open_other(args, node->allow, &other, err) < 0 || check_apart(node->image, other, args->against, err) < 0)
+	if (!dirty || open_other(args, node->allow, sink, &other, err) < 0 || check_apart(node->image, other, args->against, err) < 0)
 		return -1;
 	compare.b = other;
 	if (tide_compare_run(&compare, err) < 0 || tide_image_check_unchanged(node->image, err) < 0 ||

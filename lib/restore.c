@@ -27,7 +27,8 @@ struct tide_restore {
 	struct tide_copy copy;
 	uint64_t *written;
 	/* Of a target that is there: */
-	bool existing, is_device;
+	bool existing, is_device; /* is_device: or like one, an export */
+	bool is_uri;
 	bool blindly;  /* written without reading it first */
 	char *sidecar; /* where its bitmaps belong; NULL: nowhere */
 };
@@ -86,6 +87,11 @@ static int check_apart(const struct tide_restore *restore, const char *path, str
 	for (struct tide_image *link = restore->node->image; link; link = tide_image_backing(link)) {
 		struct stat st;
 
+		if (!tide_image_is_file(link) || restore->is_uri) {
+			if (!tide_image_is_file(link) && restore->is_uri && !strcmp(tide_image_path(link), path))
+				return tide_error_set(err, TIDE_E_REFUSED, "'%s' is an image of the chain itself", path);
+			continue;
+		}
 		if (fstat(tide_image_fd(link), &st) < 0)
 			return tide_error_set_sys(err, errno, "Could not look at '%s'", tide_image_path(link));
 		look_behind(&st);
@@ -97,9 +103,11 @@ static int check_apart(const struct tide_restore *restore, const char *path, str
 
 static int find_sidecar(struct tide_restore *restore, const char *path, struct tide_error *err)
 {
-	TIDE_AUTOFREE char *real = realpath(path, NULL);
+	TIDE_AUTOFREE char *real = restore->is_uri ? NULL : realpath(path, NULL);
 	bool nameless;
 
+	if (restore->is_uri)
+		return 0;
 	if (!real)
 		return tide_error_set_sys(err, errno, "Could not open '%s'", path);
 	/* A device without a lasting name has no usual place for bitmaps. */
@@ -126,9 +134,9 @@ static int open_existing(struct tide_restore *restore, const struct tide_chain_r
 	}
 	if (*pinned)
 		format = pinned;
-	if (tide_target_open(&restore->target, args->target, format, restore->node->allow, err) < 0)
+	if (tide_target_open(&restore->target, args->target, format, restore->node->allow, &restore->sink->cancelled, err) < 0)
 		return -1;
-	if (format || !strcmp(tide_image_format(restore->target.image), "raw"))
+	if (format || restore->is_uri || !strcmp(tide_image_format(restore->target.image), "raw"))
 		return 0;
 	tide_error_set(err, TIDE_E_REFUSED, "'%s' looks like an image of format '%s', and its format was not given",
 	               args->target, tide_image_format(restore->target.image));
@@ -145,13 +153,14 @@ static int check_size(const struct tide_restore *restore, const char *path, stru
 		return 0;
 	if (is_raw_device && have > need) {
 		tide_event_warning(restore->sink, path,
-		                   "the device has %" PRIu64 " bytes: those beyond the disk's %" PRIu64 " are left alone", have,
-		                   need);
+		                   "the %s has %" PRIu64 " bytes: those beyond the disk's %" PRIu64 " are left alone",
+		                   restore->is_uri ? "export" : "device", have, need);
 		return 0;
 	}
 	tide_error_set(err, TIDE_E_REFUSED, "'%s' has a size of %" PRIu64 " bytes, the disk to restore %" PRIu64, path, have,
 	               need);
-	return tide_error_hint(err, restore->is_device ? "a device has to be as large as the disk, or larger"
+	return tide_error_hint(err, restore->is_uri ? "an export has to be as large as the disk, or larger"
+	                            : restore->is_device ? "a device has to be as large as the disk, or larger"
 	                                               : "resize it, or replace it with --overwrite");
 }
 
@@ -184,7 +193,7 @@ static int check_bitmaps(const struct tide_restore *restore, const char *path, s
 /* A device that is mounted, or part of another one, must not change under its user. */
 static int claim_device(struct tide_restore *restore, const char *path, struct tide_error *err)
 {
-	if (!restore->is_device)
+	if (!restore->is_device || restore->is_uri)
 		return 0;
 	restore->target.old_fd = tide_sysio_open(path, O_RDONLY | O_EXCL, err);
 	return restore->target.old_fd < 0 ? -1 : 0;
@@ -194,11 +203,11 @@ static int use_target(struct tide_restore *restore, const struct tide_chain_rest
                       struct tide_error *err)
 {
 	restore->existing = true;
-	restore->is_device = S_ISBLK(st->st_mode);
+	restore->is_device = restore->is_uri || S_ISBLK(st->st_mode);
 	restore->blindly = !args->in_place;
 	if (!restore->is_device && !S_ISREG(st->st_mode))
 		return tide_error_set(err, TIDE_E_REFUSED, "'%s' is neither a regular file nor a block device", args->target);
-	if (restore->blindly && args->format && strcmp(args->format, "raw"))
+	if (restore->blindly && !restore->is_uri && args->format && strcmp(args->format, "raw"))
 		return tide_error_set(err, TIDE_E_REFUSED, "Could not create '%s': a new image on a block device is raw",
 		                      args->target);
 	if (check_apart(restore, args->target, *st, err) < 0 || claim_device(restore, args->target, err) < 0 ||
@@ -211,12 +220,13 @@ static int use_target(struct tide_restore *restore, const struct tide_chain_rest
 
 static int find_target(struct tide_restore *restore, const struct tide_chain_restore *args, struct tide_error *err)
 {
-	struct stat st;
-	bool is_there = stat(args->target, &st) == 0;
+	bool is_uri = restore->is_uri = tide_image_is_uri(args->target);
+	struct stat st = { 0 };
+	bool is_there = is_uri || stat(args->target, &st) == 0;
 
 	if (args->in_place && args->overwrite)
 		return tide_error_set(err, TIDE_E_USAGE, "A target is either replaced or written in place");
-	if (!args->in_place && !(args->overwrite && is_there && S_ISBLK(st.st_mode)))
+	if (!args->in_place && !(args->overwrite && is_there && (is_uri || S_ISBLK(st.st_mode))))
 		return create_target(restore, args, err);
 	if (args->compress || args->settings)
 		return tide_error_set(err, TIDE_E_REFUSED, "Only a new target can be compressed or made with settings");

@@ -152,6 +152,22 @@ static bool take_fingerprint(const char *path, const struct tide_driver_create *
 	return tide_fingerprint_take(backing, hex, NULL) == 0;
 }
 
+/* Only what is there can be written through a server. */
+static int check_can_create(const char *path, const char *format, const struct tide_image_driver *driver, bool exclusive,
+                            struct tide_error *err)
+{
+	if (!driver)
+		return tide_error_set(err, TIDE_E_REFUSED, "Unknown file format '%s'", format);
+	if (tide_image_is_uri(path)) {
+		tide_error_set(err, TIDE_E_REFUSED, "Could not create '%s': an NBD export cannot be created, only written", path);
+		return tide_error_hint(err, "%s", exclusive ? "--in-place writes what differs into it, --overwrite all of it"
+		                                            : "write into the export that is there with --mode existing");
+	}
+	if (driver->create)
+		return 0;
+	return tide_error_set(err, TIDE_E_REFUSED, "Format driver '%s' does not support image creation", format);
+}
+
 int tide_target_create(struct tide_target *target, const char *path, const char *format,
                        const struct tide_driver_create *options, const struct tide_image *like, bool exclusive,
                        struct tide_error *err)
@@ -163,8 +179,10 @@ int tide_target_create(struct tide_target *target, const char *path, const char 
 
 	if (!final)
 		return -1;
-	if (!driver)
-		return tide_error_set(err, TIDE_E_REFUSED, "Unknown file format '%s'", format);
+	if (like && !tide_image_is_file(like))
+		like = NULL;
+	if (check_can_create(path, format, driver, exclusive, err) < 0)
+		return -1;
 	if (options->backing && !driver->has_backing)
 		return tide_error_set(err, TIDE_E_REFUSED, "Backing file not supported for file format '%s'", format);
 	target->exclusive = exclusive;
@@ -182,9 +200,11 @@ int tide_target_create(struct tide_target *target, const char *path, const char 
 }
 
 int tide_target_open(struct tide_target *target, const char *path, const char *format, unsigned allow,
-                     struct tide_error *err)
+                     const atomic_bool *cancel, struct tide_error *err)
 {
-	struct tide_image_options options = { .path = path, .format = format, .write = true, .allow = allow };
+	struct tide_image_options options = {
+		.path = path, .format = format, .write = true, .allow = allow, .cancel = cancel,
+	};
 
 	if (format && !tide_image_find_driver(format))
 		return tide_error_set(err, TIDE_E_REFUSED, "Unknown file format '%s'", format);

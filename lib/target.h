@@ -29,9 +29,9 @@ struct tide_target {
 int tide_target_create(struct tide_target *target, const char *path, const char *format,
                        const struct tide_driver_create *options, const struct tide_image *like, bool exclusive,
                        struct tide_error *err);
-/* allow: enum tide_allow, for the target's own chain. */
+/* allow: enum tide_allow, for the target's own chain.  cancel: as in image.h. */
 int tide_target_open(struct tide_target *target, const char *path, const char *format, unsigned allow,
-                     struct tide_error *err);
+                     const atomic_bool *cancel, struct tide_error *err);
 /* Says so when others will need an option to open the new target: its backing image is in another directory. */
 void tide_target_warn_outside(const struct tide_target *target, struct tide_sink *sink, const char *path);
 /* Durable, and but for its name complete: what is left of the commit is a rename. */

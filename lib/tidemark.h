@@ -125,7 +125,7 @@ enum tide_allow {
 struct tide_drive {
 	const char *id;      /* the name that requests, replies and events use; NULL: file name up to its first dot */
 	const char *path;    /* a file or a block device */
-	const char *format;  /* "raw", "qcow2"; NULL: as pinned in the sidecar, else probed */
+	const char *format;  /* "raw", "qcow2", "nbd"; NULL: as pinned in the sidecar, else probed */
 	const char *sidecar; /* NULL: IMAGE.bitmaps, or for a block device a file in /var/lib/tidemark */
 	bool ignore_stamp;   /* trust the bitmaps although the image changed around the tracking */
 	bool force_share;    /* look although another program may be writing */

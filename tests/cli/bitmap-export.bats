@@ -131,10 +131,10 @@ load helper
 	assert_equal "$(dirty disk.img b)" ''
 }
 
-@test "NBD servers are refused by name" {
+@test "nothing is brought into a server's bitmaps" {
 	truncate -s 1M disk.img
 	ok bitmap-add disk.img b
-	unchanged refused "'nbd+unix:///x?socket=s' is an NBD server, whose bitmaps this version cannot use" \
+	unchanged refused "The bitmaps of 'nbd+unix:///x?socket=s' are the server's: there is no place for others" \
 		bitmap-export disk.img b --to 'nbd+unix:///x?socket=s#b'
 }
 

@@ -213,7 +213,8 @@ slow_pair() {
 	unchanged refused "Dirty bitmap 'x' not found" bitmap-rescan --against full.qcow2 disk.img x
 	unchanged refused_like 'nosuch.*No such file or directory' bitmap-rescan --against nosuch disk.img b
 	unchanged refused_like "Unknown driver 'vmdk'" bitmap-rescan --against full.qcow2 -F vmdk disk.img b
-	unchanged refused_like 'not supported by this version' bitmap-rescan --against nbd://localhost/x disk.img b
+	unchanged refused_like "Could not open 'nbd.unix:///x.socket=nosuch'.*NBD server" bitmap-rescan \
+		--against 'nbd+unix:///x?socket=nosuch' disk.img b
 	unchanged refused_like 'other.img' bitmap-rescan --against other.img -F qcow2 disk.img b
 	unchanged ok bitmap-rescan --dry-run --against other.img -F raw disk.img b
 	serve qcow2 full.qcow2
