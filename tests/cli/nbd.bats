@@ -1,0 +1,207 @@
+#!/usr/bin/env bats
+# Images that NBD servers export: as sources, targets and nodes, with real servers.
+load helper
+
+# export_ FORMAT IMAGE [OPTION...]: qemu-nbd serves it as $uri until the test ends.
+export_() {
+	local format=$1 image=$2
+	shift 2
+	qemu-nbd --fork --pid-file="$image.pid" -t -e 8 -f "$format" -k "$PWD/$image.sock" "$@" "$image" 3>&-
+	uri="nbd+unix:///?socket=$PWD/$image.sock"
+}
+
+# kit ARGS...: nbdkit serves as $uri.
+kit() {
+	command -v nbdkit > /dev/null || skip 'no nbdkit'
+	nbdkit -f -U "$PWD/kit.sock" "$@" 3>&- 2> kit.log &
+	kit=$!
+	bg_pids+=("$kit")
+	for _ in {1..250}; do [ ! -S kit.sock ] || break; sleep 0.02; done
+	uri="nbd+unix:///?socket=$PWD/kit.sock"
+}
+
+# An odd size, data, and holes.
+make_disk() {
+	truncate -s 9437696 "$1"
+	head -c 1500000 /dev/urandom > part
+	dd if=part of="$1" conv=notrunc status=none
+	dd if=part of="$1" bs=64K seek=5M oflag=seek_bytes conv=notrunc status=none
+}
+
+@test "a backup of an export, and a restore into one" {
+	make_disk disk.img
+	export_ raw disk.img -r
+	done_ backup-run "$uri" full.qcow2 -F qcow2
+	run -0 qemu-img compare -f qcow2 -F raw full.qcow2 disk.img
+	done_ backup-run "$uri" copy.img
+	cmp copy.img disk.img
+	refused_like 'read only' image-write --pattern 1 "$uri" 0 512
+	head -c 9437696 /dev/urandom > other.img
+	export_ raw other.img
+	refused_like 'cannot be created' chain-restore full.qcow2 "$uri"
+	ok chain-restore --in-place full.qcow2 "$uri"
+	cmp other.img disk.img
+	attempt chain-verify full.qcow2 --against "$uri"
+	assert_equal "$status" 0
+}
+
+@test "a target is an export that is there" {
+	make_disk disk.img
+	head -c 9437696 /dev/urandom > target.img
+	export_ raw target.img
+	refused_like 'cannot be created' backup-run disk.img "$uri"
+	refused_like 'qcow2 image in it cannot be used' backup-run --mode existing -F qcow2 disk.img "$uri"
+	done_ backup-run --mode existing -F raw disk.img "$uri"
+	cmp target.img disk.img
+	attempt image-info -f nbd disk.img
+	assert_equal "$status" 1
+	[[ $stderr = *'is not the URI'* ]]
+}
+
+@test "a node whose bitmaps are here" {
+	make_disk disk.img
+	export_ raw disk.img
+	refused_like 'no place for others' bitmap-add "$uri" b
+	ok bitmap-add --dry-run --sidecar side "$uri" b
+	[ ! -e side ] && [ ! -e side.lock ]
+	ok bitmap-add --sidecar side "$uri" b
+	done_ backup-run "$uri" full.qcow2 -F qcow2
+	ok image-write --sidecar side --pattern 9 "$uri" 100 70000
+	ok image-write --sidecar side --zero "$uri" 6000000 1000
+	done_ backup-run --sidecar side --sync incremental --bitmap b -F qcow2 --backing full.qcow2 "$uri" inc.qcow2
+	run -0 qemu-img compare -f qcow2 -F raw inc.qcow2 disk.img
+	ok bitmap-rescan --sidecar side --against full.qcow2 "$uri" b
+	done_ bitmap-dump --sidecar side --output=json "$uri" b
+	assert_equal "$(jq -c '[.return[]? // .[] | select(.dirty) | [.start, .length]]' <<< "$output")" \
+		'[[0,131072],[5963776,65536]]'
+}
+
+@test "a job that died is rolled back by the next command" {
+	make_disk disk.img
+	export_ raw disk.img
+	ok bitmap-add --sidecar side "$uri" b
+	ok image-write --sidecar side --pattern 9 "$uri" 0 4M
+	backup-run --sidecar side --speed 64K --sync incremental --bitmap b "$uri" copy.img > job.out 2>&1 3>&- &
+	bg_pids+=($!)
+	for _ in {1..500}; do
+		bitmap-list --sidecar side --output=json "$uri" > busy.json
+		! jq -e '.return[0].busy' busy.json > /dev/null || break
+		sleep 0.02
+	done
+	jq -e '.return[0].busy' busy.json
+	refused_like 'currently in use by another operation' bitmap-clear --sidecar side "$uri" b
+	kill -KILL "${bg_pids[0]}"
+	wait "${bg_pids[0]}" || true
+	ok bitmap-disable --sidecar side "$uri" b
+	done_ bitmap-list --sidecar side --output=json "$uri"
+	jq -e '.return[0] | .count == 4194304 and (.busy | not)' <<< "$output"
+}
+
+@test "dirty bitmaps that QEMU exports" {
+	qemu-img create -q -f qcow2 disk.qcow2 16M
+	qemu-img bitmap --add -g 4K -f qcow2 disk.qcow2 bm
+	qemu-io -f qcow2 -c 'write -q -P 5 1M 4K' -c 'write -q -P 6 8M 128K' disk.qcow2
+	export_ qcow2 disk.qcow2 -r -B bm
+	truncate -s 16M here.img
+	ok bitmap-import here.img x --from "$uri#bm"
+	done_ bitmap-list --output=json here.img
+	jq -e '.return[0] | .count == 135168 and .granularity == 4096' <<< "$output"
+	refused "Dirty bitmap 'no' not found" bitmap-import here.img y --from "$uri#no"
+	[[ $stderr = *"the server exports 'bm'"* ]]
+	done_ bitmap-list --output=json "$uri"
+	jq -e '.return[0] | .name == "bm" and .count == 135168' <<< "$output"
+	refused "Bitmap 'bm' is readonly and cannot be modified" bitmap-clear "$uri" bm
+	refused "Bitmap 'bm' is readonly and cannot be modified" backup-run --sync incremental --bitmap bm "$uri" i.img
+	done_ backup-run --sync bitmap --bitmap-mode never --bitmap bm -F qcow2 "$uri" inc.qcow2
+	run -0 qemu-img compare -f qcow2 -F qcow2 inc.qcow2 disk.qcow2
+	attempt image-info "$uri#bm"
+	assert_equal "$status" 1
+	[[ $stderr = *"A '#' and what follows"* ]]
+}
+
+@test "servers with blocks, without zeroes, flush or block status" {
+	make_disk disk.img
+	kit --filter=blocksize-policy --filter=nozero --filter=noextents memory 9437696 \
+		blocksize-minimum=512 blocksize-preferred=64K blocksize-maximum=1M blocksize-error-policy=error
+	done_ backup-run --mode existing disk.img "$uri"
+	done_ backup-run "$uri" copy.img
+	cmp copy.img disk.img
+	ok image-write --pattern 7 "$uri" 1234567 8765
+	ok image-write --zero "$uri" 2000001 5001
+	qemu-io -f raw -c 'write -q -P 7 1234567 8765' -c 'write -q -z 2000001 5001' disk.img
+	done_ backup-run "$uri" copy2.img
+	cmp copy2.img disk.img
+}
+
+@test "an error of the server, and its death, are errors of the job" {
+	make_disk disk.img
+	kit --filter=error file disk.img error-pread=EIO error-pread-rate=100%
+	attempt backup-run "$uri" copy.img
+	assert_equal "$status" 1
+	[ ! -e copy.img ]
+	jq -es '.[-1].data.error == "Input/output error"' <<< "$output"
+	kill -KILL "$kit"
+	rm -f kit.sock
+	kit --filter=delay file disk.img rdelay=20
+	backup-run --speed 512K "$uri" copy.img > job.out 2> job.err 3>&- &
+	job=$!
+	bg_pids+=("$job")
+	sleep 0.3
+	kill -KILL "$kit"
+	run timeout 20 tail --pid="$job" -f /dev/null
+	assert_equal "$status" 0
+	grep -q BLOCK_JOB_ERROR job.out
+	[ ! -e copy.img ]
+}
+
+@test "a job that was stopped goes on with the server's successor" {
+	make_disk disk.img
+	kit file disk.img
+	backup-run --speed 4M --on-source-error stop --retry-after 1 "$uri" copy.img > job.out 2> job.err 3>&- &
+	job=$!
+	bg_pids+=("$job")
+	sleep 0.3
+	kill -KILL "$kit"
+	for _ in {1..500}; do ! grep -q BLOCK_JOB_ERROR job.out || break; sleep 0.02; done
+	grep -q '"stop"' job.out
+	rm -f kit.sock
+	kit file disk.img
+	run timeout 30 tail --pid="$job" -f /dev/null
+	assert_equal "$status" 0
+	cmp copy.img disk.img
+}
+
+@test "a server that hangs does not hold up a cancel" {
+	make_disk disk.img
+	kit --filter=delay file disk.img rdelay=60
+	backup-run "$uri" copy.img > job.out 2> job.err 3>&- &
+	job=$!
+	bg_pids+=("$job")
+	sleep 0.5
+	kill -INT "$job"
+	run timeout 20 tail --pid="$job" -f /dev/null
+	assert_equal "$status" 0
+	grep -q BLOCK_JOB_CANCELLED job.out
+	[ ! -e copy.img ]
+}
+
+@test "TLS, as the URI says" {
+	make_disk disk.img
+	command -v psktool > /dev/null || skip 'no psktool'
+	psktool -u alice -p keys.psk > /dev/null
+	kit --tls=require --tls-psk=keys.psk file disk.img
+	rejected image-info "$uri"
+	done_ backup-run "nbds+unix://alice@/?socket=$PWD/kit.sock&tls-psk-file=$PWD/keys.psk" copy.img
+	cmp copy.img disk.img
+	qemu-img create -q -f qcow2 -u -b "nbds+unix://alice@/?socket=$PWD/kit.sock&tls-psk-file=$PWD/keys.psk" -F raw over.qcow2 9437696
+	rejected backup-run --allow-backing=protocol over.qcow2 copy2.img
+}
+
+@test "a backing image behind a URI needs to be allowed" {
+	make_disk disk.img
+	export_ raw disk.img -r
+	qemu-img create -q -f qcow2 -u -b "$uri" -F raw over.qcow2 9437696
+	refused_like 'not a plain path' chain-restore over.qcow2 flat.img
+	done_ chain-restore --allow-backing=protocol over.qcow2 flat.img
+	cmp flat.img disk.img
+}
