@@ -1,13 +1,15 @@
 #include <inttypes.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "cmd.h"
 
-enum { HUMAN = CMD_OUTPUT_HUMAN, JSON, MAP, SHA256 };
+enum { HUMAN = CMD_OUTPUT_HUMAN, JSON, MAP, SHA256, RANGES, NBDINFO, EXTENTLIST, RBD_DIFF };
 
 static const struct poptOption options[] = {
 	{ "output", 0, POPT_ARG_STRING, NULL, OPT_OUTPUT,
-	  "the dirty ranges, the reply, a picture of the disk, or a hash (default: human)", "human|json|map|sha256" },
+	  "for people (default), the reply, a picture of the disk, a hash, or a list for other programs",
+	  "human|json|map|sha256|ranges|nbdinfo|extentlist|rbd-diff" },
 	POPT_TABLEEND
 };
 
@@ -23,14 +25,86 @@ static void print_ranges(const struct tide_dump *dump)
 		       ui_size(size, dump->dirty[i].len));
 }
 
+/* ---- what other programs read ------------------------------------------------------- */
+
+/* One range of a form that covers the disk, or that lists what is dirty. */
+typedef void put_fn(uint64_t off, uint64_t len, bool dirty, bool first);
+
+static void put_nbdinfo(uint64_t off, uint64_t len, bool dirty, bool first)
+{
+	printf("%s\n{ \"offset\": %" PRIu64 ", \"length\": %" PRIu64 ", \"type\": %d, \"description\": \"%s\"}",
+	       first ? "" : ",", off, len, dirty, dirty ? "dirty" : "clean");
+}
+
+static void put_extent(uint64_t off, uint64_t len, bool dirty, bool first)
+{
+	(void)first;
+	printf("%" PRIu64 " %" PRIu64 "%s\n", off, len, dirty ? "" : " hole,zero");
+}
+
+static void put_rbd(uint64_t off, uint64_t len, bool dirty, bool first)
+{
+	if (dirty)
+		printf("%s{\"offset\":%" PRIu64 ",\"length\":%" PRIu64 ",\"exists\":\"true\"}", first ? "" : ",", off, len);
+}
+
+/* Every range of the disk in turn, or the dirty ones only. */
+static void put_all(const struct tide_dump *dump, bool clean_too, put_fn *put)
+{
+	uint64_t off = 0;
+	bool first = true;
+
+	for (size_t i = 0; i < dump->n; i++) {
+		const struct tide_range *r = &dump->dirty[i];
+
+		if (clean_too && r->off > off) {
+			put(off, r->off - off, false, first);
+			first = false;
+		}
+		put(r->off, r->len, true, first);
+		first = false;
+		off = r->off + r->len;
+	}
+	if (clean_too && off < dump->disk_size)
+		put(off, dump->disk_size - off, false, first);
+}
+
+/* An empty list would look like one that was lost on the way: it says in a comment what it is. */
+static void print_list(int form, const struct tide_dump *dump)
+{
+	switch (form) {
+	case RANGES:
+		puts("# OFFSET LENGTH");
+		put_all(dump, false, put_extent);
+		break;
+	case NBDINFO:
+		putchar('[');
+		put_all(dump, true, put_nbdinfo);
+		puts("\n]");
+		break;
+	case EXTENTLIST:
+		put_all(dump, true, put_extent);
+		break;
+	default:
+		putchar('[');
+		put_all(dump, false, put_rbd);
+		puts("]");
+	}
+}
+
 /* ---- the picture ------------------------------------------------------------------- */
 
 #define MAX_ROWS 16
 #define LABEL 9
+#define HOTTEST 3
 
 /* Clean, up to a third, up to two thirds, nearly all, all dirty. */
 static const char *const blocks[] = { "·", "░", "▒", "▓", "█" };
 static const char *const letters[] = { ".", "-", "+", "*", "#" };
+
+struct region {
+	uint64_t off, len, dirty;
+};
 
 struct map {
 	const struct tide_dump *dump;
@@ -39,6 +113,8 @@ struct map {
 	uint64_t columns; /* cells a line */
 	uint64_t n;       /* cells in all */
 	size_t next;      /* the first range that may reach into the cell at hand */
+	size_t n_hot;
+	struct region hot[HOTTEST]; /* the most dirty bytes first */
 };
 
 /* The widest power of two that fits the terminal, and cells so large that the disk fits in MAX_ROWS lines. */
@@ -75,15 +151,78 @@ static uint64_t dirty_between(struct map *m, uint64_t start, uint64_t end)
 	return sum;
 }
 
-static const char *shade(struct map *m, uint64_t i)
+static uint64_t cell_len(const struct map *m, uint64_t i)
 {
-	uint64_t start = i * m->cell, left = m->dump->disk_size - start;
-	uint64_t len = left < m->cell ? left : m->cell;
-	uint64_t dirty = dirty_between(m, start, start + len);
+	uint64_t left = m->dump->disk_size - i * m->cell;
 
+	return left < m->cell ? left : m->cell;
+}
+
+static const char *shade(const struct map *m, uint64_t dirty, uint64_t len)
+{
 	if (dirty == 0 || dirty == len)
 		return m->shades[dirty ? 4 : 0];
 	return m->shades[1 + (int)((double)dirty / (double)len * 3)];
+}
+
+/* Keeps the HOTTEST regions by how much of them is dirty; of equals the first. */
+static void note_region(struct map *m, uint64_t off, uint64_t len, uint64_t dirty)
+{
+	size_t i = m->n_hot;
+
+	while (i > 0 && m->hot[i - 1].dirty < dirty)
+		i--;
+	if (i == HOTTEST || dirty == 0)
+		return;
+	m->n_hot += m->n_hot < HOTTEST;
+	memmove(&m->hot[i + 1], &m->hot[i], (m->n_hot - i - 1) * sizeof(m->hot[0]));
+	m->hot[i] = (struct region){ off, len, dirty };
+}
+
+/* The cells, and on the way which regions are the hottest: touching cells that are dirty, as one. */
+static void print_cells(struct map *m)
+{
+	struct region run = { 0 };
+	char size[UI_SIZE_MAX];
+
+	for (uint64_t i = 0; i < m->n; i++) {
+		uint64_t off = i * m->cell, len = cell_len(m, i), dirty = dirty_between(m, off, off + len);
+
+		if (i % m->columns == 0)
+			printf("%*s ", LABEL, ui_size(size, off));
+		fputs(shade(m, dirty, len), stdout);
+		if ((i + 1) % m->columns == 0 || i + 1 == m->n)
+			putchar('\n');
+		if (dirty && !run.len)
+			run.off = off;
+		if (dirty) {
+			run.len += len;
+			run.dirty += dirty;
+		}
+		if (!dirty || i + 1 == m->n) {
+			note_region(m, run.off, run.len, run.dirty);
+			run = (struct region){ 0 };
+		}
+	}
+}
+
+static void print_hottest(const struct map *m)
+{
+	char off[UI_SIZE_MAX], len[UI_SIZE_MAX], dirty[UI_SIZE_MAX];
+
+	for (size_t i = 0; i < m->n_hot; i++) {
+		const struct region *r = &m->hot[i];
+
+		printf("%*s %s +%s: %s (%.0f %%)\n", LABEL, i ? "" : "hottest", ui_size(off, r->off), ui_size(len, r->len),
+		       ui_size(dirty, r->dirty), (double)r->dirty / (double)r->len * 100);
+	}
+}
+
+static void print_legend(const struct map *m)
+{
+	const char *const *s = m->shades;
+
+	printf("%*s %s clean %s%s%s partly %s dirty\n", LABEL, "", s[0], s[1], s[2], s[3], s[4]);
 }
 
 static void print_map(struct cmd *c, const struct tide_dump *dump)
@@ -95,18 +234,12 @@ static void print_map(struct cmd *c, const struct tide_dump *dump)
 
 	m.next = 0;
 	lay_out(&m);
-	printf("%s: %s of %s dirty (%.1f %%), ", name ? name : "", ui_size(a, dirty), ui_size(b, dump->disk_size),
-	       dump->disk_size ? (double)dirty / (double)dump->disk_size * 100 : 0.0);
+	printf("%s: %s of %s dirty (%.1f %%)%s", name ? name : "", ui_size(a, dirty), ui_size(b, dump->disk_size),
+	       dump->disk_size ? (double)dirty / (double)dump->disk_size * 100 : 0.0, ui_columns(1) < 76 ? "\n" : ", ");
 	printf("granularity %s, a cell is %s\n", ui_size(a, dump->granularity), ui_size(b, m.cell));
-	for (uint64_t i = 0; i < m.n; i++) {
-		if (i % m.columns == 0)
-			printf("%*s ", LABEL, ui_size(a, i * m.cell));
-		fputs(shade(&m, i), stdout);
-		if ((i + 1) % m.columns == 0 || i + 1 == m.n)
-			putchar('\n');
-	}
-	printf("%*s %s clean  %s %s %s partly  %s all dirty\n", LABEL, "", m.shades[0], m.shades[1], m.shades[2],
-	       m.shades[3], m.shades[4]);
+	print_cells(&m);
+	print_legend(&m);
+	print_hottest(&m);
 }
 
 static int print_sha256(struct cmd *c, struct tide_error *err)
@@ -134,8 +267,10 @@ static int run(struct cmd *c, struct tide_error *err)
 		print_ranges(dump);
 	else if (output == MAP)
 		print_map(c, dump);
-	else
+	else if (output == JSON)
 		tide_reply_dump(c->session, dump);
+	else
+		print_list(output, dump);
 	tide_dump_free(dump);
 	return 0;
 }

@@ -110,6 +110,81 @@ covers() {
 	assert_equal "$output" "$default"
 }
 
+@test "what another program reads: nothing is lost in a pipe, whatever the size" {
+	local size form want n=0
+	for size in 1M 1000448 12345678 1 0; do
+		truncate -s $size disk.img
+		rm -f disk.img.bitmaps
+		ok bitmap-add -g 512 disk.img b
+		if [ $size != 0 ]; then
+			seq 0 3000 $((($(stat -c %s disk.img) - 1) / 2)) | sed 's/$/ 1/' > list
+			ok bitmap-mark --from list disk.img b
+			ok bitmap-mark disk.img b $(($(stat -c %s disk.img) - 1)) 1
+		fi
+		want=$(hash_of disk.img b)
+		for form in ranges nbdinfo extentlist rbd-diff; do
+			unchanged done_ bitmap-dump --output=$form disk.img b
+			printf '%s\n' "$output" > "dumped.$form"
+			# A disk without a byte has no extents to list.
+			[ "$size/$form" != 0/extentlist ] || continue
+			n=$((n + 1))
+			ok bitmap-add -g 512 disk.img "c$n"
+			ok bitmap-mark --input-format "$form" --from "dumped.$form" disk.img "c$n"
+			assert_equal "$(hash_of disk.img "c$n")" "$want"
+			ok bitmap-remove disk.img "c$n"
+		done
+		# A clean one says that it is.
+		ok bitmap-clear disk.img b
+		for form in ranges nbdinfo rbd-diff; do
+			done_ bitmap-dump --output=$form disk.img b
+			printf '%s\n' "$output" > clean
+			ok bitmap-mark --from clean disk.img b
+		done
+		done_ bitmap-list --output=json disk.img
+		assert_equal "$(jq '.return[0].count' <<< "$output")" 0
+	done
+}
+
+@test "the lists are what nbdinfo, rbd and nbdkit's filter make and read" {
+	truncate -s 1000448 disk.img
+	ok bitmap-add disk.img b
+	ok bitmap-mark disk.img b 64K 128K
+	ok bitmap-mark disk.img b 1000447 1
+	done_ bitmap-dump --output=nbdinfo disk.img b
+	assert_equal "$(jq -c 'map([.offset, .length, .type, .description])' <<< "$output")" \
+		'[[0,65536,0,"clean"],[65536,131072,1,"dirty"],[196608,786432,0,"clean"],[983040,17408,1,"dirty"]]'
+	done_ bitmap-dump --output=rbd-diff disk.img b
+	assert_equal "$output" \
+		'[{"offset":65536,"length":131072,"exists":"true"},{"offset":983040,"length":17408,"exists":"true"}]'
+	done_ bitmap-dump --output=ranges disk.img b
+	assert_equal "$output" $'# OFFSET LENGTH\n65536 131072\n983040 17408'
+	bitmap-dump --output=extentlist disk.img b > extents
+	command -v nbdkit nbdinfo > /dev/null || skip 'no nbdkit'
+	nbdkit -r --filter=extentlist file disk.img extentlist=extents \
+		--run 'nbdinfo --map "$uri"' > map
+	assert_equal "$(awk '{ print $1, $2, $4 }' map)" \
+		$'0 65536 hole,zero\n65536 131072 data\n196608 786432 hole,zero\n983040 17408 data'
+}
+
+@test "map: totals, scale and the hottest regions, in any terminal" {
+	local columns
+	truncate -s 64G disk.img
+	ok bitmap-add -g 1M disk.img b
+	ok bitmap-mark disk.img b 1G 3G
+	ok bitmap-mark disk.img b 32G 1M
+	ok bitmap-mark disk.img b 40G 10G
+	ok bitmap-mark disk.img b 60G 2M
+	for columns in 40 80 200; do
+		COLUMNS=$columns done_ bitmap-dump --output=map disk.img b
+		[ "$(wc -L <<< "$output")" -le "$columns" ] ||
+			fail "wider than $columns: $output"
+		assert_regex "$output" '13 GiB of 64 GiB dirty \(20\.3 %\)'
+		assert_regex "$output" 'hottest 40 GiB \+10 GiB: 10 GiB \(100 %\)'
+		assert_regex "$output" '1 GiB \+3 GiB: 3 GiB \(100 %\)'
+		assert_equal "$(grep -c ' +.*: ' <<< "$output")" 3
+	done
+}
+
 @test "refuses what is not there" {
 	truncate -s 1M disk.img
 	refused "Dirty bitmap 'nope' not found" bitmap-dump --output=json disk.img nope

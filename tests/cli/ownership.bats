@@ -100,3 +100,11 @@ open_dir() {
 	refused_like 'is a symbolic link' bitmap-clear disk.img b
 	cmp elsewhere before
 }
+@test "a link in the place of the write log is not followed" {
+	truncate -s 1M disk.img
+	ok bitmap-add disk.img b
+	echo precious > victim
+	ln -s victim disk.img.bitmaps.log
+	rejected image-write --pattern 1 disk.img 0 64K
+	assert_equal "$(cat victim)" precious
+}
