@@ -126,9 +126,12 @@ struct tide_sidecar_bitmap *tide_node_find(struct tide_node *node, const char *n
 
 	if (tide_node_log_fold(node, err) < 0)
 		return NULL;
-	if (!entry)
-		tide_error_set(err, TIDE_E_REFUSED, "Dirty bitmap '%s' not found", name);
-	return entry;
+	if (entry)
+		return entry;
+	tide_error_set(err, TIDE_E_REFUSED, "Dirty bitmap '%s' not found", name);
+	if (!tide_image_is_file(node->image))
+		tide_node_uri_hint(node, err);
+	return NULL;
 }
 
 static bool is_removed(const struct tide_node *node, const struct tide_sidecar_bitmap *entry)
