@@ -19,7 +19,7 @@ static int write_run(struct tide_copy_worker *w, const uint8_t *buf, uint64_t of
 			return -1;
 		if (tide_sysio_pwrite(place.map_fd, buf, place.len, place.map_off, err) < 0) {
 			tide_image_write_abort(target, &place);
-			return -1;
+			return tide_error_wrap(err, "'%s'", tide_image_path(target));
 		}
 		if (tide_image_write_commit(target, &place, err) < 0)
 			return -1;

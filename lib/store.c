@@ -172,17 +172,19 @@ static int make_claim(struct tide_store *store, bool *again, struct tide_error *
 	struct tide_staged st = TIDE_STAGED_INIT;
 	int rc = -1;
 
-	if (tide_staged_begin(&st, store->path, 0600, err) == 0 && tide_lock_exclusive(st.fd, 0, err) == 0 &&
-	    tide_sysio_pwrite(st.fd, CLAIM, strlen(CLAIM), 0, err) == 0) {
+	if (tide_staged_begin(&st, store->path, 0600, err) < 0)
+		return -1;
+	if (tide_lock_exclusive(st.fd, 0, err) < 0 || tide_sysio_pwrite(st.fd, CLAIM, strlen(CLAIM), 0, err) < 0)
+		tide_error_wrap(err, "Could not make the sidecar '%s'", store->path);
+	else
 		rc = tide_staged_publish(&st, err);
-		*again = rc > 0;
-	}
 	if (rc == 0) {
 		store->lock_fd = st.fd;
 		store->made = true;
 		st.fd = -1;
 	}
 	tide_staged_release(&st);
+	*again = rc > 0;
 	return rc < 0 ? -1 : 0;
 }
 

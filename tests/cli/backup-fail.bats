@@ -35,6 +35,7 @@ still_dirty() {
 	tiny_fs tiny 1m
 	backup_failed write 'No space left on device' 4194304 backup-run --sync incremental --bitmap b disk.img tiny/inc.img
 	backup_failed write 'No space left on device' 4194304 backup-run disk.img tiny/full.img
+	[[ $stderr == *"The backup job 'disk' failed: '"*"tiny/full.img': Could not write"*'No space left on device'* ]]
 	still_dirty 4194304
 	assert_equal "$(ls tiny)" ''
 }

@@ -322,13 +322,15 @@ luks_image() { # FILE
 	ok bitmap-add -g 512 tiny/disk.img b
 	ok bitmap-mark tiny/disk.img b 0 512
 	noise 60000 | od -An -v -tu2 -w2 | awk '{ print $1 * 1024, 512 }' > ranges
+	truncate -s 64M tiny/bare.img
 	dd if=/dev/zero of=tiny/ballast bs=4K status=none 2> /dev/null || true
+	unchanged refused_like "sidecar '.*tiny/bare.img.bitmaps': .*No space left on device" bitmap-add tiny/bare.img b
 	unchanged refused_like 'No space left on device' bitmap-mark --from ranges tiny/disk.img b
 	unchanged refused_like 'No space left on device' image-create -f qcow2 tiny/new.qcow2 1M
 	assert_equal "$(dirty tiny/disk.img b)" 0+512
 	rm tiny/ballast
 	ok bitmap-mark --from ranges tiny/disk.img b
-	assert_equal "$(ls tiny)" $'disk.img\ndisk.img.bitmaps'
+	assert_equal "$(ls tiny)" $'bare.img\ndisk.img\ndisk.img.bitmaps'
 }
 
 @test "a full disk: a write that cannot be recorded is not made" {

@@ -136,6 +136,7 @@ restored() {
 	attempt chain-restore full.qcow2 tiny/restored.img
 	assert_equal "$status" 1
 	[[ $stderr == *'No space left on device'* ]]
+	[[ $stderr == *"tiny/restored.img': Could not write"*'No space left on device'* ]]
 	assert_equal "$(ls tiny)" ''
 }
 
