@@ -36,7 +36,7 @@ endif
 ALL_CFLAGS = -std=gnu11 -pthread $(WARN) $(HARDEN) $(SANFLAGS) -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 $(CPPFLAGS) $(CFLAGS)
 LIB_CFLAGS = $(ALL_CFLAGS) -Ilib -Iformats
 CMD_CFLAGS = $(ALL_CFLAGS) -Ilib
-LIB_LIBS := -ljson-c -lexpat -lzstd -ldeflate -lnbd -pthread
+LIB_LIBS := -ljson-c -lexpat -lzstd -ldeflate -pthread
 
 LIB_SRC := $(wildcard lib/*.c) $(wildcard formats/*.c)
 LIB_OBJ := $(LIB_SRC:%.c=$(BUILD)/obj/%.o)
@@ -61,7 +61,7 @@ MANPAGES := $(wildcard man/*.1 man/*.5 man/*.7)
 
 DEPS_BUILD := gcc libc6-dev pkg-config libpopt-dev libjson-c-dev libexpat1-dev libzstd-dev libdeflate-dev libnbd-dev nbdkit-plugin-dev
 DEPS_TEST := bats bats-support bats-assert mandoc shellcheck qemu-utils qemu-system-x86 python3 jq strace parallel \
-	e2fsprogs xfsprogs btrfs-progs libnbd-bin nbdkit fio fuse3 util-linux clang libclang-rt-dev zstd netbase
+	e2fsprogs xfsprogs btrfs-progs libnbd-bin gnutls-bin nbdkit fio fuse3 util-linux clang libclang-rt-dev zstd netbase
 
 .PHONY: FORCE all help deps demo check check-quick lint asan tsan fuzz fuzz-build fuzz-smoke bench bench-quick cov install uninstall dist clean
 all: $(BUILD)/lib/libtidemark.so $(BUILD)/lib/libtidemark.a $(BUILD)/lib/pkgconfig/tidemark.pc $(BINS) $(PLUGIN)

@@ -47,7 +47,7 @@ static struct tide_nbd *state_new(const char *uri, unsigned flags, const atomic_
 	nbd->cancel = cancel;
 	pthread_mutex_init(&nbd->edge_lock, NULL);
 	pthread_mutex_init(&nbd->map_lock, NULL);
-	if (tide_nbd_conns_init(nbd, err) == 0)
+	if (tide_nbd_conns_init(nbd, err) == 0 && tide_nbd_lib_load(&nbd->lib, err) == 0)
 		return nbd;
 	nbd_driver_close(nbd);
 	return NULL;

@@ -18,11 +18,11 @@
 #ifndef TIDE_NBD_H
 #define TIDE_NBD_H
 
-#include <libnbd.h>
 #include <pthread.h>
 #include <stdatomic.h>
 
 #include "image_driver.h"
+#include "nbd_lib.h"
 
 #define TIDE_NBD_CONNS_MAX 4u
 #define TIDE_NBD_BITMAPS_MAX 64u
@@ -78,6 +78,7 @@ struct tide_nbd_extent {
 };
 
 struct tide_nbd {
+	struct tide_nbd_lib lib;
 	char *uri;
 	unsigned flags; /* TIDE_OPEN_* */
 	const atomic_bool *cancel; /* NULL: never */

@@ -50,7 +50,7 @@ static int request_answered(void *data, int *error)
 	return 1;
 }
 
-static void issue(struct nbd_handle *h, struct tide_nbd_request *r)
+static void issue(const struct tide_nbd_lib *lib, struct nbd_handle *h, struct tide_nbd_request *r)
 {
 	nbd_completion_callback done = { .callback = request_answered, .user_data = r, .free = request_over };
 
@@ -58,22 +58,22 @@ static void issue(struct nbd_handle *h, struct tide_nbd_request *r)
 	/* Should a call fail, request_over has been called. */
 	switch (r->command) {
 	case TIDE_NBD_READ:
-		nbd_aio_pread(h, r->buf, r->len, r->off, done, 0);
+		lib->aio_pread(h, r->buf, r->len, r->off, done, 0);
 		break;
 	case TIDE_NBD_WRITE:
-		nbd_aio_pwrite(h, r->buf, r->len, r->off, done, r->flags);
+		lib->aio_pwrite(h, r->buf, r->len, r->off, done, r->flags);
 		break;
 	case TIDE_NBD_ZERO:
-		nbd_aio_zero(h, r->len, r->off, done, r->flags);
+		lib->aio_zero(h, r->len, r->off, done, r->flags);
 		break;
 	case TIDE_NBD_TRIM:
-		nbd_aio_trim(h, r->len, r->off, done, r->flags);
+		lib->aio_trim(h, r->len, r->off, done, r->flags);
 		break;
 	case TIDE_NBD_FLUSH:
-		nbd_aio_flush(h, done, 0);
+		lib->aio_flush(h, done, 0);
 		break;
 	case TIDE_NBD_STATUS:
-		nbd_aio_block_status(h, r->len, r->off, r->extents, done, r->flags);
+		lib->aio_block_status(h, r->len, r->off, r->extents, done, r->flags);
 		break;
 	}
 }
@@ -92,7 +92,7 @@ static bool issue_all(struct tide_nbd_conn *conn)
 	pthread_mutex_unlock(&conn->lock);
 	for (; r; r = next) {
 		next = r->next; /* r may be gone after this */
-		issue(conn->h, r);
+		issue(&conn->nbd->lib, conn->h, r);
 	}
 	return go;
 }
@@ -100,13 +100,14 @@ static bool issue_all(struct tide_nbd_conn *conn)
 /* Waits for the server or for new requests, and lets libnbd do what is to be done; false: the connection is dead. */
 static bool serve(struct tide_nbd_conn *conn)
 {
+	const struct tide_nbd_lib *lib = &conn->nbd->lib;
 	struct nbd_handle *h = conn->h;
-	unsigned dir = nbd_aio_get_direction(h);
-	struct pollfd fds[2] = { { .fd = conn->wake, .events = POLLIN }, { .fd = nbd_aio_get_fd(h) } };
+	unsigned dir = lib->aio_get_direction(h);
+	struct pollfd fds[2] = { { .fd = conn->wake, .events = POLLIN }, { .fd = lib->aio_get_fd(h) } };
 	uint64_t count;
 	int rc = 0;
 
-	if (nbd_aio_is_dead(h) || nbd_aio_is_closed(h))
+	if (lib->aio_is_dead(h) || lib->aio_is_closed(h))
 		return false;
 	fds[1].events = (short)((dir & LIBNBD_AIO_DIRECTION_READ ? POLLIN : 0) |
 	                        (dir & LIBNBD_AIO_DIRECTION_WRITE ? POLLOUT : 0));
@@ -117,10 +118,10 @@ static bool serve(struct tide_nbd_conn *conn)
 	if (fds[1].revents & POLLNVAL)
 		return false;
 	if ((dir & LIBNBD_AIO_DIRECTION_READ) && (fds[1].revents & (POLLIN | POLLHUP | POLLERR)))
-		rc = nbd_aio_notify_read(h);
+		rc = lib->aio_notify_read(h);
 	else if ((dir & LIBNBD_AIO_DIRECTION_WRITE) && (fds[1].revents & (POLLOUT | POLLHUP | POLLERR)))
-		rc = nbd_aio_notify_write(h);
-	return rc == 0 && !nbd_aio_is_dead(h) && !nbd_aio_is_closed(h);
+		rc = lib->aio_notify_write(h);
+	return rc == 0 && !lib->aio_is_dead(h) && !lib->aio_is_closed(h);
 }
 
 static void *run_conn(void *data)
@@ -132,7 +133,7 @@ static void *run_conn(void *data)
 	/* Before those who wait hear of it. */
 	if (atomic_load(&conn->nbd->unflushed))
 		atomic_store(&conn->nbd->lost, true);
-	nbd_close(conn->h); /* what was under way is over then */
+	conn->nbd->lib.close(conn->h); /* what was under way is over then */
 	pthread_mutex_lock(&conn->lock);
 	conn->h = NULL;
 	conn->alive = false;
@@ -195,7 +196,7 @@ static int connect_anew(struct tide_nbd_conn *conn, struct tide_error *err)
 		conn->alive = conn->has_thread = sys == 0;
 	}
 	if (h && sys) {
-		nbd_close(h);
+		conn->nbd->lib.close(h);
 		conn->h = NULL;
 		tide_error_set_sys(err, sys, "Could not start a thread");
 	}

@@ -23,10 +23,10 @@ static uint64_t now_ms(void)
 	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
 }
 
-static int fail(struct tide_error *err, const char *what)
+static int fail(const struct tide_nbd *nbd, struct tide_error *err, const char *what)
 {
-	const char *why = nbd_get_error();
-	int sys = nbd_get_errno();
+	const char *why = nbd->lib.get_error();
+	int sys = nbd->lib.get_errno();
 
 	/* libnbd begins with the name of its function. */
 	if (why && !strncmp(why, "nbd_", 4) && strstr(why, ": "))
@@ -40,9 +40,9 @@ static int fail(struct tide_error *err, const char *what)
 /* Until the handshake, or the option at hand, is done. */
 static int wait_connecting(struct tide_nbd *nbd, struct nbd_handle *h, uint64_t deadline, struct tide_error *err)
 {
-	while (nbd_aio_is_connecting(h) > 0) {
-		if (nbd_poll(h, TIDE_NBD_TICK_MS) < 0)
-			return fail(err, "Could not connect to the NBD server");
+	while (nbd->lib.aio_is_connecting(h) > 0) {
+		if (nbd->lib.poll(h, TIDE_NBD_TICK_MS) < 0)
+			return fail(nbd, err, "Could not connect to the NBD server");
 		if (tide_nbd_is_cancelled(nbd))
 			return tide_error_set(err, TIDE_E_CANCELLED, "Cancelled");
 		if (deadline && now_ms() > deadline)
@@ -71,24 +71,24 @@ static int list_bitmaps(struct tide_nbd *nbd, struct nbd_handle *h, uint64_t dea
 {
 	nbd_context_callback noted = { .callback = note_bitmap, .user_data = nbd };
 
-	if (nbd_add_meta_context(h, TIDE_NBD_BITMAP_PREFIX) < 0 ||
-	    nbd_aio_opt_list_meta_context(h, noted, NBD_NULL_COMPLETION) < 0)
+	if (nbd->lib.add_meta_context(h, TIDE_NBD_BITMAP_PREFIX) < 0 ||
+	    nbd->lib.aio_opt_list_meta_context(h, noted, NBD_NULL_COMPLETION) < 0)
 		return 0;
 	return wait_connecting(nbd, h, deadline, err);
 }
 
 static int add_contexts(struct tide_nbd *nbd, struct nbd_handle *h, bool first, struct tide_error *err)
 {
-	nbd_clear_meta_contexts(h);
-	if (nbd_add_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) < 0)
-		return fail(err, "Could not connect to the NBD server");
+	nbd->lib.clear_meta_contexts(h);
+	if (nbd->lib.add_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) < 0)
+		return fail(nbd, err, "Could not connect to the NBD server");
 	for (size_t i = 0; first && i < nbd->n_bitmaps; i++) {
 		TIDE_AUTOFREE char *name = tide_mem_printf(err, TIDE_NBD_BITMAP_PREFIX "%s", nbd->bitmaps[i]);
 
 		if (!name)
 			return -1;
-		if (nbd_add_meta_context(h, name) < 0)
-			return fail(err, "Could not connect to the NBD server");
+		if (nbd->lib.add_meta_context(h, name) < 0)
+			return fail(nbd, err, "Could not connect to the NBD server");
 	}
 	return 0;
 }
@@ -105,13 +105,13 @@ static int choose_export(struct tide_nbd *nbd, struct nbd_handle *h, uint64_t de
 	nbd_completion_callback done = { .callback = note_error, .user_data = &sys };
 	char *name;
 
-	if (nbd_aio_opt_go(h, done) < 0)
-		return fail(err, "Could not connect to the NBD server");
+	if (nbd->lib.aio_opt_go(h, done) < 0)
+		return fail(nbd, err, "Could not connect to the NBD server");
 	if (wait_connecting(nbd, h, deadline, err) < 0)
 		return -1;
-	if (nbd_aio_is_ready(h) > 0)
+	if (nbd->lib.aio_is_ready(h) > 0)
 		return 0;
-	name = nbd_get_export_name(h);
+	name = nbd->lib.get_export_name(h);
 	tide_error_set_sys(err, sys ? sys : EIO, "The NBD server does not serve the export '%s'", name ? name : "");
 	free(name);
 	return -1;
@@ -119,35 +119,35 @@ static int choose_export(struct tide_nbd *nbd, struct nbd_handle *h, uint64_t de
 
 static int negotiate(struct tide_nbd *nbd, struct nbd_handle *h, bool first, uint64_t deadline, struct tide_error *err)
 {
-	if (nbd_aio_connect_uri(h, nbd->uri) < 0)
-		return fail(err, "Could not connect to the NBD server");
+	if (nbd->lib.aio_connect_uri(h, nbd->uri) < 0)
+		return fail(nbd, err, "Could not connect to the NBD server");
 	if (wait_connecting(nbd, h, deadline, err) < 0)
 		return -1;
-	if (nbd_aio_is_negotiating(h) > 0) {
+	if (nbd->lib.aio_is_negotiating(h) > 0) {
 		if (first && !nbd->known && list_bitmaps(nbd, h, deadline, err) < 0)
 			return -1;
 		if (add_contexts(nbd, h, first, err) < 0 || choose_export(nbd, h, deadline, err) < 0)
 			return -1;
 	}
-	return nbd_aio_is_ready(h) > 0 ? 0 : fail(err, "Could not connect to the NBD server");
+	return nbd->lib.aio_is_ready(h) > 0 ? 0 : fail(nbd, err, "Could not connect to the NBD server");
 }
 
 /* ---- what it serves ----------------------------------------------------------------- */
 
-static uint64_t block_size(struct nbd_handle *h, int which, uint64_t usual)
+static uint64_t block_size(const struct tide_nbd *nbd, struct nbd_handle *h, int which, uint64_t usual)
 {
-	int64_t n = nbd_get_block_size(h, which);
+	int64_t n = nbd->lib.get_block_size(h, which);
 
 	return n > 0 ? (uint64_t)n : usual;
 }
 
 static int learn(struct tide_nbd *nbd, struct nbd_handle *h, struct tide_error *err)
 {
-	int64_t size = nbd_get_size(h);
-	bool multi = nbd_can_multi_conn(h) > 0;
+	int64_t size = nbd->lib.get_size(h);
+	bool multi = nbd->lib.can_multi_conn(h) > 0;
 
 	if (size < 0)
-		return fail(err, "The NBD server does not say how large the export is");
+		return fail(nbd, err, "The NBD server does not say how large the export is");
 	if (nbd->known) {
 		if ((uint64_t)size != nbd->size)
 			return tide_error_set(err, TIDE_E_IO, "The NBD export has another size than before: %" PRId64
@@ -155,19 +155,19 @@ static int learn(struct tide_nbd *nbd, struct nbd_handle *h, struct tide_error *
 		return 0;
 	}
 	nbd->size = (uint64_t)size;
-	nbd->block_min = block_size(h, LIBNBD_SIZE_MINIMUM, 1);
-	nbd->block_pref = block_size(h, LIBNBD_SIZE_PREFERRED, 4096);
-	nbd->block_max = TIDE_MIN(block_size(h, LIBNBD_SIZE_MAXIMUM, UINT64_C(32) << 20), UINT64_C(32) << 20);
+	nbd->block_min = block_size(nbd, h, LIBNBD_SIZE_MINIMUM, 1);
+	nbd->block_pref = block_size(nbd, h, LIBNBD_SIZE_PREFERRED, 4096);
+	nbd->block_max = TIDE_MIN(block_size(nbd, h, LIBNBD_SIZE_MAXIMUM, UINT64_C(32) << 20), UINT64_C(32) << 20);
 	if (!tide_range_is_pow2(nbd->block_min) || nbd->block_min > 65536)
 		return tide_error_set(err, TIDE_E_UNSUPPORTED, "The NBD server asks for requests in blocks of %" PRIu64 " bytes",
 		                      nbd->block_min);
 	nbd->block_max = TIDE_MAX(tide_range_align_down(nbd->block_max, nbd->block_min), nbd->block_min);
-	nbd->read_only = nbd_is_read_only(h) > 0;
-	nbd->can_zero = nbd_can_zero(h) > 0;
-	nbd->can_trim = nbd_can_trim(h) > 0;
-	nbd->can_flush = nbd_can_flush(h) > 0;
-	nbd->can_fua = nbd_can_fua(h) > 0;
-	nbd->can_status = nbd_can_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) > 0;
+	nbd->read_only = nbd->lib.is_read_only(h) > 0;
+	nbd->can_zero = nbd->lib.can_zero(h) > 0;
+	nbd->can_trim = nbd->lib.can_trim(h) > 0;
+	nbd->can_flush = nbd->lib.can_flush(h) > 0;
+	nbd->can_fua = nbd->lib.can_fua(h) > 0;
+	nbd->can_status = nbd->lib.can_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) > 0;
 	atomic_store(&nbd->n_conns, multi ? TIDE_NBD_CONNS_MAX : 1);
 	nbd->known = true;
 	return 0;
@@ -175,21 +175,21 @@ static int learn(struct tide_nbd *nbd, struct nbd_handle *h, struct tide_error *
 
 struct nbd_handle *tide_nbd_connect(struct tide_nbd *nbd, bool first, struct tide_error *err)
 {
-	struct nbd_handle *h = nbd_create();
+	struct nbd_handle *h = nbd->lib.create();
 	uint64_t deadline = first ? 0 : now_ms() + EXTRA_MS;
 	bool trusted = !(nbd->flags & TIDE_OPEN_UNTRUSTED);
 
 	if (!h) {
-		fail(err, "Could not connect to the NBD server");
+		fail(nbd, err, "Could not connect to the NBD server");
 		return NULL;
 	}
 	/* The files that a URI may name (of keys) are no business of a URI that an image names. */
-	if (nbd_set_uri_allow_local_file(h, trusted) < 0 || nbd_set_opt_mode(h, true) < 0 ||
-	    nbd_set_strict_mode(h, nbd_get_strict_mode(h) & ~LIBNBD_STRICT_ALIGN) < 0) {
-		fail(err, "Could not connect to the NBD server");
+	if (nbd->lib.set_uri_allow_local_file(h, trusted) < 0 || nbd->lib.set_opt_mode(h, true) < 0 ||
+	    nbd->lib.set_strict_mode(h, nbd->lib.get_strict_mode(h) & ~LIBNBD_STRICT_ALIGN) < 0) {
+		fail(nbd, err, "Could not connect to the NBD server");
 	} else if (negotiate(nbd, h, first, deadline, err) == 0 && learn(nbd, h, err) == 0) {
 		return h;
 	}
-	nbd_close(h);
+	nbd->lib.close(h);
 	return NULL;
 }

@@ -190,7 +190,7 @@ make_disk() {
 	command -v psktool > /dev/null || skip 'no psktool'
 	psktool -u alice -p keys.psk > /dev/null
 	kit --tls=require --tls-psk=keys.psk file disk.img
-	rejected image-info "$uri"
+	rejected image-info --output=json "$uri"
 	done_ backup-run "nbds+unix://alice@/?socket=$PWD/kit.sock&tls-psk-file=$PWD/keys.psk" copy.img
 	cmp copy.img disk.img
 	qemu-img create -q -f qcow2 -u -b "nbds+unix://alice@/?socket=$PWD/kit.sock&tls-psk-file=$PWD/keys.psk" -F raw over.qcow2 9437696

@@ -11,7 +11,7 @@
 
 #define COMMANDS_MAX 200u
 
-static char top[] = "/tmp/tidemark-fuzz-qmp.XXXXXX";
+static char top[] = P_tmpdir "/tidemark-fuzz-qmp.XXXXXX";
 static unsigned replies;
 
 static void leave(void)
