@@ -61,7 +61,7 @@ MANPAGES := $(wildcard man/*.1 man/*.5 man/*.7)
 
 DEPS_BUILD := gcc libc6-dev pkg-config libpopt-dev libjson-c-dev libexpat1-dev libzstd-dev libdeflate-dev libnbd-dev nbdkit-plugin-dev
 DEPS_TEST := bats bats-support bats-assert mandoc shellcheck qemu-utils qemu-system-x86 python3 jq strace parallel \
-	e2fsprogs xfsprogs btrfs-progs libnbd-bin gnutls-bin nbdkit fio fuse3 util-linux clang libclang-rt-dev zstd netbase
+	e2fsprogs xfsprogs btrfs-progs libnbd-bin gnutls-bin liburing-dev nbdkit fio fuse3 util-linux clang libclang-rt-dev zstd netbase
 
 .PHONY: FORCE all help deps demo check check-quick lint asan tsan fuzz fuzz-build fuzz-smoke bench bench-quick cov install uninstall dist clean
 all: $(BUILD)/lib/libtidemark.so $(BUILD)/lib/libtidemark.a $(BUILD)/lib/pkgconfig/tidemark.pc $(BINS) $(PLUGIN)
@@ -167,10 +167,15 @@ fuzz: $(FUZZERS) $(BUILD)/flags
 	@BUILD=$(abspath $(BUILD)) FUZZ_SECONDS=$(FUZZ_SECONDS) tests/fuzz/targets
 fuzz-smoke: all $(if $(SAN),,$(FUZZERS))
 	@BUILD=$(abspath $(BUILD)) tests/run fuzz
+$(BUILD)/bench/copier: tests/bench/copier.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -o $@ $< -luring
+BENCH := $(if $(shell pkg-config --exists liburing 2>/dev/null && echo yes),$(BUILD)/bench/copier)
+bench bench-quick: $(BENCH)
 bench: all
-	@BUILD=$(abspath $(BUILD)) tests/bench/run
+	@BUILD=$(abspath $(BUILD)) BENCH_ONLY=$(BENCH_ONLY) tests/bench/run
 bench-quick: all
-	@BUILD=$(abspath $(BUILD)) tests/bench/run --quick
+	@BUILD=$(abspath $(BUILD)) BENCH_ONLY=$(BENCH_ONLY) tests/bench/run --quick
 cov:
 	$(MAKE) BUILD=$(BUILD)/cov CFLAGS='-O0 -g --coverage' LDFLAGS=--coverage check-quick
 	cd $(BUILD)/cov/obj && gcov -n -r $$(find lib formats -name '*.gcda') | sed -n '/^File/{N;p;}'
