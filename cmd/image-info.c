@@ -76,7 +76,7 @@ static void print_image(const struct tide_image_info *info)
 	print_text("image", info->filename);
 	print_text("file format", info->format);
 	printf("virtual size: %s (%" PRIu64 " bytes)\n", ui_size(size, info->virtual_size), info->virtual_size);
-	printf("disk size: %s\n", ui_size(size, info->actual_size));
+	printf("disk size: %s\n", info->is_remote ? "unavailable" : ui_size(size, info->actual_size));
 	if (info->cluster_size)
 		printf("cluster_size: %" PRIu64 "\n", info->cluster_size);
 	if (info->dirty)

@@ -189,7 +189,8 @@ static int describe(struct tide_image *image, const char *filename, struct tide_
 	out->dirty = info->dirty;
 	out->corrupt = info->corrupt;
 	out->snapshots = info->snapshots;
-	if (tide_image_is_file(image) && fstat(tide_image_fd(image), &st) == 0)
+	out->is_remote = !tide_image_is_file(image);
+	if (!out->is_remote && fstat(tide_image_fd(image), &st) == 0)
 		out->actual_size = (uint64_t)st.st_blocks * 512;
 	if (copy_text(&out->filename, filename, err) < 0 ||
 	    copy_text(&out->format, tide_image_format(image), err) < 0 ||

@@ -163,7 +163,8 @@ static void put_image(struct tide_json_writer *w, const char *key, const struct 
 	tide_json_string(w, "filename", info->filename);
 	tide_json_string(w, "format", info->format);
 	tide_json_uint(w, "virtual-size", info->virtual_size);
-	tide_json_uint(w, "actual-size", info->actual_size);
+	if (!info->is_remote)
+		tide_json_uint(w, "actual-size", info->actual_size);
 	if (info->cluster_size)
 		tide_json_uint(w, "cluster-size", info->cluster_size);
 	tide_json_bool(w, "dirty-flag", info->dirty);

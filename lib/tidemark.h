@@ -389,6 +389,7 @@ struct tide_image_info {
 	uint64_t virtual_size;
 	uint64_t actual_size;  /* bytes allocated by the file system */
 	uint64_t cluster_size; /* 0: the format has none */
+	bool is_remote;        /* no file here: actual_size is not known */
 	bool dirty;
 	bool corrupt;
 	uint32_t snapshots;

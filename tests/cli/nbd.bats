@@ -31,6 +31,10 @@ make_disk() {
 @test "a backup of an export, and a restore into one" {
 	make_disk disk.img
 	export_ raw disk.img -r
+	done_ image-info "$uri"
+	assert_line 'disk size: unavailable'
+	done_ image-info --output=json "$uri"
+	jq -e '.return | has("actual-size") | not' <<< "$output"
 	done_ backup-run "$uri" full.qcow2 -F qcow2
 	run -0 qemu-img compare -f qcow2 -F raw full.qcow2 disk.img
 	done_ backup-run "$uri" copy.img
