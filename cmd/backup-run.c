@@ -4,13 +4,15 @@
 #include "cmd.h"
 
 enum { SYNC = 1, BITMAP, BITMAP_MODE, FORMAT, MODE, BACKING, SETTINGS, SPEED, COMPRESS, DETECT_ZEROES, ON_SOURCE_ERROR, ON_TARGET_ERROR, RETRY_AFTER,
-       JOB_ID };
+       JOB_ID, STORE };
 
 static const struct poptOption options[] = {
-	{ "sync", 0, POPT_ARG_STRING, NULL, SYNC, "what to copy (default: full)", "full|top|incremental|bitmap|none" },
+	{ "sync", 0, POPT_ARG_STRING, NULL, SYNC, "what to copy (default: full)", "full|top|incremental|bitmap|none|auto" },
 	{ "bitmap", 0, POPT_ARG_STRING, NULL, BITMAP, "the dirty bitmap that says what has changed", "NAME" },
 	{ "bitmap-mode", 0, POPT_ARG_STRING, NULL, BITMAP_MODE, "when the bitmap is cleared of what was copied",
 	  "on-success|never|always" },
+	{ "store", 0, POPT_ARG_STRING, NULL, STORE, "where --sync auto puts a bitmap that it makes (default: sidecar)",
+	  "sidecar|image" },
 	{ "format", 'F', POPT_ARG_STRING, NULL, FORMAT,
 	  "format of TARGET (default: IMAGE's when it is created, else probed)", "raw|qcow2" },
 	{ "mode", 0, POPT_ARG_STRING, NULL, MODE, "create TARGET, or write into one that exists (default: absolute-paths)",
@@ -37,13 +39,16 @@ static const struct poptOption options[] = {
 static int parse_choices(const struct opt_line *line, struct tide_backup *args, struct tide_error *err)
 {
 	int sync = TIDE_SYNC_FULL, mode = TIDE_MODE_ABSOLUTE_PATHS, bitmap_mode = -1;
-	int on_source = TIDE_ON_ERROR_REPORT, on_target = TIDE_ON_ERROR_REPORT;
+	int store = TIDE_STORE_SIDECAR, on_source = TIDE_ON_ERROR_REPORT, on_target = TIDE_ON_ERROR_REPORT;
 
-	if (opt_choice(line, SYNC, &sync, err) || opt_choice(line, BITMAP_MODE, &bitmap_mode, err) ||
+	if (opt_choice(line, SYNC, &sync, err) || opt_choice(line, STORE, &store, err) || opt_choice(line, BITMAP_MODE, &bitmap_mode, err) ||
 	    opt_choice(line, MODE, &mode, err) || opt_choice(line, ON_SOURCE_ERROR, &on_source, err) ||
 	    opt_choice(line, ON_TARGET_ERROR, &on_target, err))
 		return -1;
+	if (opt_has(line, STORE) && sync != TIDE_SYNC_AUTO)
+		return opt_usage(err, "--store is for --sync auto, which makes a bitmap where there is none");
 	args->sync = (enum tide_sync_mode)sync;
+	args->store = (enum tide_store_kind)store;
 	args->mode = (enum tide_new_image_mode)mode;
 	args->bitmap_mode = (enum tide_bitmap_mode)(bitmap_mode + 1); /* the list lacks the first, "unset" */
 	args->on_source_error = (enum tide_on_error)on_source;

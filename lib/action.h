@@ -1,6 +1,8 @@
 /*
  * Actions: the verbs of a transaction, one table entry each.
  *
+ *   decide   only where the state of the nodes, which are open by now, says what is to be done:
+ *            appends the steps that are run in this one's place.
  *   prepare  does all that can fail: opens and locks nodes, checks, changes them in memory,
  *            makes targets that have no name yet.
  *   run      work that comes before the reply: tracked writes, new images, restores.
@@ -34,6 +36,7 @@ struct tide_action {
 	void (*touch)(struct tide_session *session, const struct tide_step *step);
 	/* Makes the step's own copies of what args points to. */
 	int (*copy_args)(struct tide_step *step, struct tide_error *err);
+	int (*decide)(struct tide_txn *txn, const struct tide_step *step, struct tide_error *err);
 	int (*prepare)(struct tide_session *session, struct tide_step *step, struct tide_error *err);
 	int (*run)(struct tide_session *session, struct tide_step *step, struct tide_error *err);
 	struct tide_backup_job *(*job)(const struct tide_step *step);
@@ -44,10 +47,13 @@ extern const struct tide_action tide_action_bitmap_add, tide_action_bitmap_remov
 	tide_action_bitmap_enable, tide_action_bitmap_disable, tide_action_bitmap_merge, tide_action_bitmap_mark,
 	tide_action_bitmap_rescan, tide_action_bitmap_import, tide_action_bitmap_export, tide_action_image_write,
 	tide_action_image_create,
-	tide_action_backup, tide_action_chain_restore, tide_action_blockdev_backup, tide_action_abort;
+	tide_action_backup, tide_action_backup_auto, tide_action_chain_restore, tide_action_blockdev_backup, tide_action_abort;
 
 /* The whole of bitmap-add's prepare, for the actions that make a bitmap on their way. */
 int tide_action_add_bitmap(struct tide_session *session, const struct tide_bitmap_add *args, struct tide_error *err);
+
+/* The copy_args of all that begins a backup. */
+int tide_action_backup_copy(struct tide_step *step, struct tide_error *err);
 
 /* Replaces *s, which may be NULL, by a copy that lives as long as the step. */
 int tide_action_own_string(struct tide_step *step, const char **s, struct tide_error *err);

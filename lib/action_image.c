@@ -32,7 +32,7 @@ static int own_strings(struct tide_step *step, const char **const strings[], siz
 
 /* ---- backup ------------------------------------------------------------------------ */
 
-static int backup_copy(struct tide_step *step, struct tide_error *err)
+int tide_action_backup_copy(struct tide_step *step, struct tide_error *err)
 {
 	struct tide_backup *a = step->args;
 	const char **const strings[] = { &a->device,         &a->target,   &a->format, &a->bitmap,          &a->backing,
@@ -130,7 +130,7 @@ static void backup_clean(struct tide_step *step)
 const struct tide_action tide_action_backup = {
 	.name = "drive-backup",
 	.args_size = sizeof(struct tide_backup),
-	.copy_args = backup_copy,
+	.copy_args = tide_action_backup_copy,
 	.touch = backup_touch,
 	.prepare = backup_prepare,
 	.job = backup_job,
@@ -162,7 +162,7 @@ static int blockdev_prepare(struct tide_session *session, struct tide_step *step
 const struct tide_action tide_action_blockdev_backup = {
 	.name = "blockdev-backup",
 	.args_size = sizeof(struct tide_backup),
-	.copy_args = backup_copy,
+	.copy_args = tide_action_backup_copy,
 	.touch = backup_touch,
 	.prepare = blockdev_prepare,
 	.job = backup_job,
@@ -305,11 +305,13 @@ const struct tide_action tide_action_image_write = {
 
 int tide_txn_backup(struct tide_txn *txn, const struct tide_backup *args, struct tide_error *err)
 {
-	return tide_txn_append(txn, &tide_action_backup, args, err);
+	return tide_txn_append(txn, args->sync == TIDE_SYNC_AUTO ? &tide_action_backup_auto : &tide_action_backup, args, err);
 }
 
 int tide_txn_blockdev_backup(struct tide_txn *txn, const struct tide_backup *args, struct tide_error *err)
 {
+	if (args->sync == TIDE_SYNC_AUTO)
+		return tide_error_set(err, TIDE_E_REFUSED, "Sync mode 'auto' is not for blockdev-backup");
 	return tide_txn_append(txn, &tide_action_blockdev_backup, args, err);
 }
 

@@ -127,6 +127,30 @@ static bool is_older(const struct tide_backup_job *job, const char *name)
 	return false;
 }
 
+/* An empty bitmap that records, whatever was wrong with the one before. */
+static struct tide_bitmap *begin_anew(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry,
+                                      struct tide_error *err)
+{
+	struct tide_bitmap *bm = tide_bitmap_new(tide_image_size(job->node->image), entry->granularity, err);
+
+	if (!bm)
+		return NULL;
+	tide_node_replace_bitmap(job->node, entry, bm);
+	entry->untracked = false;
+	entry->enabled = true;
+	return bm;
+}
+
+/* What the bitmap holds, to be cleared or only looked at. */
+static struct tide_bitmap *contents(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry, bool ok, bool clears,
+                                    struct tide_error *err)
+{
+	if (ok && job->fresh)
+		return begin_anew(job, entry, err);
+	return clears || !job->is_inside ? tide_node_bitmap_for_change(job->node, entry, err)
+	                                 : tide_node_bitmap(job->node, entry, err);
+}
+
 /* ok: the job succeeded.  kept: it did not, but its partial target was kept (always). */
 static int settle_entry(struct tide_backup_job *job, bool ok, bool kept, struct tide_error *err)
 {
@@ -140,8 +164,7 @@ static int settle_entry(struct tide_backup_job *job, bool ok, bool kept, struct 
 	if (index < 0)
 		return tide_error_set(err, TIDE_E_CORRUPT, "The bitmap '%s' is no longer this job's", job->bitmap);
 	entry = store->items[index];
-	bm = clears || !job->is_inside ? tide_node_bitmap_for_change(job->node, entry, err)
-	                               : tide_node_bitmap(job->node, entry, err);
+	bm = contents(job, entry, ok, clears, err);
 	if (!bm)
 		return -1;
 	if (clears)

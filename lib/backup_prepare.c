@@ -14,7 +14,7 @@
 
 static const char *const sync_names[] = {
 	[TIDE_SYNC_FULL] = "full",     [TIDE_SYNC_TOP] = "top",   [TIDE_SYNC_INCREMENTAL] = "incremental",
-	[TIDE_SYNC_BITMAP] = "bitmap", [TIDE_SYNC_NONE] = "none",
+	[TIDE_SYNC_BITMAP] = "bitmap", [TIDE_SYNC_NONE] = "none", [TIDE_SYNC_AUTO] = "auto",
 };
 
 /* ---- arguments --------------------------------------------------------------------- */
@@ -44,6 +44,8 @@ static int check_bitmap_args(struct tide_backup_job *job, const struct tide_back
 		return tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' could not be found", args->bitmap);
 	if (job->bitmap_mode == TIDE_BITMAP_MODE_UNSET)
 		return tide_error_set(err, TIDE_E_REFUSED, "Bitmap sync mode must be given when providing a bitmap");
+	if (job->fresh)
+		flags |= TIDE_BITMAP_ALLOW_INCONSISTENT;
 	*entry = tide_node_find_usable(job->node, args->bitmap, flags, err);
 	if (!*entry)
 		return -1;
@@ -288,7 +290,7 @@ static int freeze(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry
 
 	if (!successor)
 		return -1;
-	successor->enabled = entry->enabled;
+	successor->enabled = entry->enabled || job->fresh;
 	if (take_token(job, entry, group, err) < 0) {
 		tide_sidecar_bitmap_free(successor);
 		return -1;
@@ -349,6 +351,7 @@ int tide_backup_prepare(struct tide_node *node, const struct tide_backup *args, 
 	job->sink = sink;
 	job->sync = args->sync;
 	job->bitmap_mode = args->bitmap_mode;
+	job->fresh = args->fresh && args->sync == TIDE_SYNC_FULL && args->bitmap_mode == TIDE_BITMAP_MODE_ON_SUCCESS;
 	job->on_source_error = args->on_source_error;
 	job->on_target_error = args->on_target_error;
 	job->retry_after = args->retry_after;

@@ -41,17 +41,22 @@ static int deliver(struct tide_sink *sink, struct tide_strbuf *sb)
 	                                                                   "\"desc\": \"Out of memory\"}}");
 }
 
-int tide_event_return_empty(struct tide_sink *sink)
+int tide_event_return(struct tide_sink *sink, const char *json)
 {
 	struct tide_strbuf sb = TIDE_STRBUF_INIT;
 	struct tide_json_writer w = { &sb, false };
 
 	tide_json_begin(&w, NULL, '{');
-	tide_json_raw(&w, "return", "{}");
+	tide_json_raw(&w, "return", json);
 	if (sink->id)
 		tide_json_raw(&w, "id", sink->id);
 	tide_json_end(&w, '}');
 	return deliver(sink, &sb);
+}
+
+int tide_event_return_empty(struct tide_sink *sink)
+{
+	return tide_event_return(sink, "{}");
 }
 
 int tide_event_error_reply(struct tide_sink *sink, const struct tide_error *error)

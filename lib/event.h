@@ -27,6 +27,7 @@ void tide_event_release(struct tide_sink *sink);
 
 /* A finished line of JSON. */
 int tide_event_line(struct tide_sink *sink, const char *json);
+int tide_event_return(struct tide_sink *sink, const char *json); /* {"return": json} */
 int tide_event_return_empty(struct tide_sink *sink); /* {"return": {}} */
 int tide_event_error_reply(struct tide_sink *sink, const struct tide_error *error);
 void tide_event_warning(struct tide_sink *sink, const char *image, const char *fmt, ...) TIDE_PRINTF(3, 4);

@@ -240,6 +240,11 @@ enum tide_sync_mode {
 	TIDE_SYNC_INCREMENTAL,
 	TIDE_SYNC_BITMAP,
 	TIDE_SYNC_NONE,
+	/*
+	 * tide_txn_backup only: incremental if the bitmap is sound, else full with a bitmap that begins anew.  The
+	 * transaction holds nothing else, and its reply says which and why: {"return": {"sync": "full", "reason": "..."}}.
+	 */
+	TIDE_SYNC_AUTO,
 };
 
 enum tide_bitmap_mode {
@@ -270,6 +275,8 @@ struct tide_backup {
 	enum tide_new_image_mode mode;
 	const char *bitmap; /* NULL: none */
 	enum tide_bitmap_mode bitmap_mode;
+	enum tide_store_kind store; /* where sync auto puts a bitmap that it makes */
+	bool fresh; /* sync full, mode on-success: the bitmap may be disabled or inconsistent, and is as good as new afterwards */
 	const char *backing;        /* the new target's backing image; NULL: none (sync top: the source's) */
 	const char *backing_format; /* NULL: probed, qcow2 or refused */
 	const char *settings;       /* of a new target, "cluster_size=64K,compression_type=zstd"; NULL: the format's own */

@@ -14,6 +14,7 @@
 struct tide_txn {
 	struct tide_session *session;
 	bool dry_run, grouped;
+	char *answer; /* JSON; NULL: {} */
 	size_t n;
 	struct tide_step *steps;
 };
@@ -42,6 +43,7 @@ void tide_txn_free(struct tide_txn *txn)
 	for (size_t i = 0; i < txn->n; i++)
 		release_step(&txn->steps[i]);
 	free(txn->steps);
+	free(txn->answer);
 	free(txn);
 }
 
@@ -96,6 +98,17 @@ int tide_txn_append(struct tide_txn *txn, const struct tide_action *action, cons
 }
 
 /* ---- preparing --------------------------------------------------------------------- */
+
+struct tide_session *tide_txn_session(const struct tide_txn *txn)
+{
+	return txn->session;
+}
+
+void tide_txn_set_answer(struct tide_txn *txn, char *json)
+{
+	free(txn->answer);
+	txn->answer = json;
+}
 
 void tide_txn_set_grouped(struct tide_txn *txn, bool grouped)
 {
@@ -221,9 +234,28 @@ static int refuse_completed(struct tide_txn *txn, struct tide_error *err)
 	return 0;
 }
 
+/* Puts what an action decides on in its place: it is the only one then. */
+static int decide(struct tide_txn *txn, struct tide_error *err)
+{
+	struct tide_step first;
+
+	for (size_t i = 0; i < txn->n; i++) {
+		if (txn->steps[i].action->decide && txn->n > 1)
+			return tide_error_set(err, TIDE_E_REFUSED, "A backup of sync mode 'auto' is a transaction of its own");
+	}
+	if (txn->n == 0 || !txn->steps[0].action->decide)
+		return 0;
+	first = txn->steps[0];
+	if (first.action->decide(txn, &first, err) < 0)
+		return -1;
+	memmove(&txn->steps[0], &txn->steps[1], --txn->n * sizeof(txn->steps[0]));
+	release_step(&first);
+	return 0;
+}
+
 static int prepare_all(struct tide_txn *txn, struct tide_error *err)
 {
-	if (open_nodes(txn, err) < 0 || refuse_completed(txn, err) < 0 || defer_changes(txn, err) < 0 || name_record(txn, err) < 0)
+	if (open_nodes(txn, err) < 0 || decide(txn, err) < 0 || refuse_completed(txn, err) < 0 || defer_changes(txn, err) < 0 || name_record(txn, err) < 0)
 		return -1;
 	for (size_t i = 0; i < txn->n; i++) {
 		if (txn->steps[i].action->prepare(txn->session, &txn->steps[i], err) < 0)
@@ -275,7 +307,7 @@ static void reply(struct tide_txn *txn)
 	if (txn->session->replied)
 		return;
 	txn->session->replied = true;
-	tide_event_return_empty(&txn->session->sink);
+	tide_event_return(&txn->session->sink, txn->answer ? txn->answer : "{}");
 }
 
 /* A job of its own thread. */
