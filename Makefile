@@ -48,6 +48,7 @@ UNIT_SRC := $(wildcard tests/unit/test-*.c)
 UNITS := $(UNIT_SRC:tests/unit/%.c=$(BUILD)/unit/%)
 HELPER_SRC := $(wildcard tests/helpers/*.c)
 HELPERS := $(HELPER_SRC:tests/helpers/%.c=$(BUILD)/helpers/%)
+PRELOAD := $(BUILD)/helpers/faults.so
 FUZZ_SRC := $(wildcard tests/fuzz/fuzz-*.c)
 FUZZERS := $(FUZZ_SRC:tests/fuzz/%.c=$(BUILD)/fuzz/%)
 FUZZ_OBJ := $(LIB_SRC:%.c=$(BUILD)/fuzz/obj/%.o)
@@ -63,7 +64,7 @@ DEPS_BUILD := gcc libc6-dev pkg-config libpopt-dev libjson-c-dev libexpat1-dev l
 DEPS_TEST := bats bats-support bats-assert mandoc shellcheck qemu-utils qemu-system-x86 python3 jq strace parallel \
 	e2fsprogs xfsprogs btrfs-progs libnbd-bin gnutls-bin liburing-dev nbdkit fio fuse3 util-linux clang libclang-rt-dev zstd netbase
 
-.PHONY: FORCE all help deps demo check check-quick lint asan tsan fuzz fuzz-build fuzz-smoke bench bench-quick cov install uninstall dist clean
+.PHONY: FORCE all help deps demo check check-quick lint asan tsan fuzz fuzz-build fuzz-smoke sweep bench bench-quick cov install uninstall dist clean
 all: $(BUILD)/lib/libtidemark.so $(BUILD)/lib/libtidemark.a $(BUILD)/lib/pkgconfig/tidemark.pc $(BINS) $(PLUGIN)
 
 help:
@@ -134,6 +135,10 @@ $(UNITS): $(BUILD)/unit/%: $(BUILD)/obj/tests/unit/%.o $(BUILD)/lib/libtidemark.
 $(HELPERS): $(BUILD)/helpers/%: $(BUILD)/obj/tests/helpers/%.o $(BUILD)/lib/libtidemark.a
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) -o $@ $< $(BUILD)/lib/libtidemark.a $(LDFLAGS) $(LIB_LIBS)
+# In front of the commands, never of a sanitizer: without its flags.
+$(PRELOAD): tests/crash/faults.c
+	@mkdir -p $(@D)
+	$(CC) -std=gnu11 $(WARN) -O1 -g -fPIC -shared -D_GNU_SOURCE -o $@ $<
 
 $(BUILD)/fuzz/flags: FORCE
 	@mkdir -p $(@D)
@@ -148,11 +153,15 @@ $(FUZZERS): $(BUILD)/fuzz/%: $(BUILD)/fuzz/obj/tests/fuzz/%.o $(FUZZ_OBJ)
 deps:
 	@sh tests/deps.sh $(DEPS_BUILD) $(DEPS_TEST)
 
+# Every fault and every death, at every call: hours, where `check` takes a sample.
+sweep: all $(PRELOAD)
+	SWEEP=full BUILD=$(abspath $(BUILD)) tests/crash/sweep
+
 demo: all
 	@sh tests/demo.sh $(abspath $(BUILD))/bin
 
 # The targets have sanitizers of their own: once, in the plain build, is enough.
-check: all $(UNITS) $(HELPERS) $(if $(SAN),,$(FUZZERS))
+check: all $(UNITS) $(HELPERS) $(PRELOAD) $(if $(SAN),,$(FUZZERS))
 	@BUILD=$(abspath $(BUILD)) tests/run lint unit cli interop crash fuzz
 check-quick: all $(UNITS) $(HELPERS)
 	@BUILD=$(abspath $(BUILD)) tests/run unit cli
