@@ -85,6 +85,7 @@ void tide_backup_free(struct tide_backup_job *job)
 	if (job->onto && job->onto->job == job)
 		job->onto->job = NULL;
 	tide_target_release(&job->target);
+	tide_target_bitmaps_release(&job->bitmaps);
 	tide_bitmap_free(job->copy.todo);
 	if (job->token && job->node->image)
 		tide_lock_token_drop(tide_image_fd(job->node->image), job->token);
@@ -247,7 +248,10 @@ bool tide_backup_copy(struct tide_backup_job *job)
 	struct tide_error err = TIDE_ERROR_INIT;
 	bool reading;
 
-	if (tide_copy_run(&job->copy, &err) < 0) {
+	if (!tide_backup_is_empty(job) &&
+	    tide_target_bitmaps_distrust(&job->bitmaps, job->target.image, "a backup", job->sink, &err) < 0) {
+		fail(job, false, &err);
+	} else if (tide_copy_run(&job->copy, &err) < 0) {
 		/* Stopped, it may have met an error on the way; that is not why it ended. */
 		reading = job->copy.failed_reading;
 		fail(job, reading, &err);

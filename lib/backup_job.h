@@ -8,6 +8,7 @@
 #include "backup.h"
 #include "copy.h"
 #include "target.h"
+#include "target_bitmaps.h"
 
 struct tide_backup_job {
 	struct tide_node *node;
@@ -24,6 +25,7 @@ struct tide_backup_job {
 	size_t n_older;
 	struct tide_node *onto; /* the drive that the target is; NULL: none */
 	struct tide_target target;
+	struct tide_target_bitmaps bitmaps; /* of a target that is there */
 	struct tide_copy copy;
 	bool unsound;            /* the target could not be made durable: a second sync would not tell the truth */
 	struct tide_error cause; /* why it does not succeed */

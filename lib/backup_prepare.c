@@ -193,7 +193,11 @@ static int open_target(struct tide_backup_job *job, const struct tide_backup *ar
 	if (args->settings)
 		return tide_error_set(err, TIDE_E_REFUSED, "Settings of the format can be given to a new target only, not "
 		                                           "with mode 'existing'");
-	return tide_target_open(&job->target, args->target, args->format, job->node->allow, &job->sink->cancelled, err);
+	if (tide_target_bitmaps_find(&job->bitmaps, args->target, job->onto ? job->onto->sidecar : NULL, err) < 0 ||
+	    tide_target_open(&job->target, args->target, args->format, job->node->allow,
+	                     &job->sink->cancelled, err) < 0)
+		return -1;
+	return tide_target_bitmaps_check(&job->bitmaps, args->target, err);
 }
 
 /* Sizes are compared as QEMU sees them: in sectors. */

@@ -16,7 +16,9 @@
 #include "error.h"
 #include "mem.h"
 #include "range.h"
+#include "store.h"
 #include "target.h"
+#include "target_bitmaps.h"
 
 #define UNIT_MIN 65536u
 
@@ -29,8 +31,8 @@ struct tide_restore {
 	/* Of a target that is there: */
 	bool existing, is_device; /* is_device: or like one, an export */
 	bool is_uri;
-	bool blindly;  /* written without reading it first */
-	char *sidecar; /* where its bitmaps belong; NULL: nowhere */
+	bool blindly; /* written without reading it first */
+	struct tide_target_bitmaps bitmaps;
 };
 
 /* ---- a new target ------------------------------------------------------------------ */
@@ -101,20 +103,6 @@ static int check_apart(const struct tide_restore *restore, const char *path, str
 	return 0;
 }
 
-static int find_sidecar(struct tide_restore *restore, const char *path, struct tide_error *err)
-{
-	TIDE_AUTOFREE char *real = restore->is_uri ? NULL : realpath(path, NULL);
-	bool nameless;
-
-	if (restore->is_uri)
-		return 0;
-	if (!real)
-		return tide_error_set_sys(err, errno, "Could not open '%s'", path);
-	/* A device without a lasting name has no usual place for bitmaps. */
-	restore->sidecar = tide_store_path(real, NULL, &nameless, restore->is_device ? NULL : err);
-	return restore->sidecar || restore->is_device ? 0 : -1;
-}
-
 /* A pinned format decides; without one a target that begins like an image is not taken for raw in silence. */
 static int open_existing(struct tide_restore *restore, const struct tide_chain_restore *args, struct tide_error *err)
 {
@@ -122,7 +110,7 @@ static int open_existing(struct tide_restore *restore, const struct tide_chain_r
 	char pinned[TIDE_SIDECAR_FORMAT_MAX + 1] = "";
 	const char *format = args->format;
 
-	if (restore->sidecar && tide_store_load(restore->sidecar, &sc, err) < 0)
+	if (restore->bitmaps.sidecar && tide_store_load(restore->bitmaps.sidecar, &sc, err) < 0)
 		return -1;
 	if (sc)
 		memcpy(pinned, sc->format, sizeof(pinned));
@@ -130,7 +118,7 @@ static int open_existing(struct tide_restore *restore, const struct tide_chain_r
 	if (*pinned && format && strcmp(format, pinned)) {
 		tide_error_set(err, TIDE_E_REFUSED, "The format of '%s' is pinned as '%s', not '%s'", args->target, pinned,
 		               format);
-		return tide_error_hint(err, "it was pinned in '%s' when the first bitmap was added", restore->sidecar);
+		return tide_error_hint(err, "it was pinned in '%s' when the first bitmap was added", restore->bitmaps.sidecar);
 	}
 	if (*pinned)
 		format = pinned;
@@ -164,32 +152,6 @@ static int check_size(const struct tide_restore *restore, const char *path, stru
 	                                               : "resize it, or replace it with --overwrite");
 }
 
-/*
- * Bitmaps of a device that record, where nothing would tell that they missed this.  Those inside an image are refused
- * when it is opened for writing.
- */
-static int check_bitmaps(const struct tide_restore *restore, const char *path, struct tide_error *err)
-{
-	struct tide_sidecar *sc = NULL;
-	int rc = 0;
-
-	if (!restore->is_device || !restore->sidecar)
-		return 0;
-	if (tide_store_load(restore->sidecar, &sc, err) < 0)
-		return -1;
-	for (size_t i = 0; sc && i < sc->n && rc == 0; i++) {
-		const struct tide_sidecar_bitmap *entry = sc->items[i];
-
-		if (!entry->token && !entry->enabled)
-			continue;
-		rc = tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' of '%s' would not record what is restored", entry->name,
-		                    path);
-		tide_error_hint(err, "disable it before, with bitmap-disable, and make it right again after, with bitmap-rescan");
-	}
-	tide_sidecar_free(sc);
-	return rc;
-}
-
 /* A device that is mounted, or part of another one, must not change under its user. */
 static int claim_device(struct tide_restore *restore, const char *path, struct tide_error *err)
 {
@@ -211,9 +173,9 @@ static int use_target(struct tide_restore *restore, const struct tide_chain_rest
 		return tide_error_set(err, TIDE_E_REFUSED, "Could not create '%s': a new image on a block device is raw",
 		                      args->target);
 	if (check_apart(restore, args->target, *st, err) < 0 || claim_device(restore, args->target, err) < 0 ||
-	    find_sidecar(restore, args->target, err) < 0 || open_existing(restore, args, err) < 0)
+	    tide_target_bitmaps_find(&restore->bitmaps, args->target, NULL, err) < 0 || open_existing(restore, args, err) < 0)
 		return -1;
-	return check_size(restore, args->target, err) < 0 ? -1 : check_bitmaps(restore, args->target, err);
+	return check_size(restore, args->target, err) < 0 ? -1 : tide_target_bitmaps_check(&restore->bitmaps, args->target, err);
 }
 
 /* ---- preparing --------------------------------------------------------------------- */
@@ -282,7 +244,7 @@ void tide_restore_free(struct tide_restore *restore)
 		return;
 	tide_bitmap_free(restore->copy.todo);
 	tide_target_release(&restore->target);
-	free(restore->sidecar);
+	tide_target_bitmaps_release(&restore->bitmaps);
 	free(restore);
 }
 
@@ -314,42 +276,13 @@ static int find_differences(struct tide_restore *restore, struct tide_error *err
 	return tide_image_check_unchanged(copy->source, err);
 }
 
-/* Before the first write, durably: after a power loss the file's time alone might not tell. */
-static int distrust_bitmaps(struct tide_restore *restore, struct tide_error *err)
-{
-	struct tide_store store = TIDE_STORE_INIT;
-	struct tide_image *image = restore->target.image;
-	struct tide_sidecar *sc = NULL;
-	int rc;
-
-	if (restore->is_device || !restore->sidecar)
-		return 0;
-	rc = tide_store_lock(&store, restore->sidecar, false, err);
-	if (rc == 0)
-		rc = tide_store_load(restore->sidecar, &sc, err);
-	for (size_t i = 0; rc == 0 && sc && i < sc->n; i++)
-		sc->items[i]->untracked = true;
-	if (rc == 0 && sc && sc->n) {
-		sc->generation++;
-		rc = tide_store_stage(&store, sc, tide_image_fd(image), err);
-		if (rc == 0)
-			rc = tide_store_commit(&store, err);
-		if (rc == 0)
-			tide_event_warning(restore->sink, tide_image_path(image),
-			                   "its bitmaps do not record a restore and are inconsistent now");
-	}
-	tide_sidecar_free(sc);
-	tide_store_release(&store);
-	return rc;
-}
-
 static int run_existing(struct tide_restore *restore, struct tide_error *err)
 {
 	if (!restore->blindly && find_differences(restore, err) < 0)
 		return -1;
 	if (tide_bitmap_count(restore->copy.todo) == 0)
 		return 0;
-	if (distrust_bitmaps(restore, err) < 0)
+	if (tide_target_bitmaps_distrust(&restore->bitmaps, restore->copy.target, "a restore", restore->sink, err) < 0)
 		return -1;
 	if (tide_copy_run(&restore->copy, err) == 0 && tide_image_check_unchanged(restore->node->image, err) == 0 &&
 	    tide_target_commit(&restore->target, err) == 0)

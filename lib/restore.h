@@ -8,7 +8,7 @@
  * error says that the target is partly written.
  *
  * A target that is there must not be part of the chain, and nothing may be told a lie about
- * it: enabled bitmaps that would miss the writes are refused where no stamp tells of them.
+ * it: see target_bitmaps.h.
  */
 #ifndef TIDE_RESTORE_H
 #define TIDE_RESTORE_H

@@ -667,3 +667,39 @@ base_124() {
 	TIDE_COPY=fast refused "TIDE_COPY is 'fast': there is no such way to copy" backup-run -F qcow2 disk.img out.qcow2
 	[ ! -e out.qcow2 ]
 }
+
+@test "onto a block device with bitmaps that record: refused, also as a drive with a sidecar of its own" {
+	raw source.img 1M
+	truncate -s 1M dev.img
+	loop dev.img
+	name_loop
+	ok named bitmap-add "$loop" t
+	local text="Bitmap 't' of '$loop' would not record what is written over it" blockdev
+	blockdev='{"execute": "blockdev-backup", "arguments": {"device": "s", "target": "t", "sync": "full"}}'
+	refused "$text" named backup-run --mode existing -F raw source.img "$loop"
+	[[ $stderr == *bitmap-disable*bitmap-rescan* ]]
+	printf %s "$blockdev" > request
+	attempt named txn-apply --drive s=source.img,format=raw --drive "t=$loop,format=raw" request
+	assert_equal "$status" 1
+	assert_equal "$(jq -r .error.desc <<< "$output")" "$text"
+	cmp -n 1048576 /dev/zero "$loop"
+	ok named bitmap-disable "$loop" t
+	done_ named backup-run --mode existing -F raw source.img "$loop"
+	cmp source.img "$loop"
+	ok bitmap-add --sidecar s "$loop" t
+	attempt txn-apply --drive s=source.img,format=raw --drive "t=$loop,format=raw,sidecar=s" request
+	assert_equal "$status" 1
+	assert_equal "$(jq -r .error.desc <<< "$output")" "$text"
+}
+
+@test "onto a file with bitmaps: they are inconsistent, whatever its time says" {
+	raw source.img 1M
+	truncate -s 1M target.img
+	ok bitmap-add -f raw target.img t
+	touch -r target.img time
+	done_ backup-run --mode existing -F raw source.img target.img
+	[[ $stderr == *'its bitmaps do not record a backup and are inconsistent now'* ]]
+	cmp source.img target.img
+	touch -r time target.img
+	bitmap target.img t '.inconsistent and .count == 0'
+}

@@ -406,6 +406,17 @@ loop() {
 	loops+=("$loop")
 }
 
+# name_loop: gives $loop a name that lasts, some-disk, for commands run with `named`, or the test is skipped.
+name_loop() {
+	mkdir -p dev/disk/by-id var/tidemark
+	cp -a /dev/null "$loop" dev && ln -s "../../${loop##*/}" dev/disk/by-id/some-disk && named true || skip 'no namespaces'
+}
+
+# named CMD...: where the device has a name that lasts, and so a usual place for its bitmaps.
+named() {
+	unshare -m sh -c 'mount --bind "$0/dev" /dev && mount --bind "$0/var" /var/lib && exec "$@"' "$here" "$@"
+}
+
 # mortal CMD...: a prefix for commands that must respect file modes also when root runs the tests.
 mortal() {
 	if [ "$(id -u)" -ne 0 ]; then
