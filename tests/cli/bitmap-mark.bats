@@ -146,8 +146,8 @@ load helper
 		thin_delta.out thin_delta-verbose.out era_invalidate.out; do
 		n=$(stat -c %s "$samples/$f")
 		for n in $((n - 3)) $((n * 3 / 5)); do
-			head -c "$n" "$samples/$f" > cut
-			unchanged rejected bitmap-mark --from cut --block-size 64K disk.img b
+			head -c "$n" "$samples/$f" > part
+			unchanged rejected bitmap-mark --from part --block-size 64K disk.img b
 		done
 	done
 }
