@@ -225,6 +225,8 @@ int tide_staged_commit(struct tide_staged *st, bool exclusive, struct tide_error
 
 int tide_staged_publish(struct tide_staged *st, struct tide_error *err)
 {
+	if (sync_file(st, err) < 0)
+		return -1;
 	if ((st->tmp ? rename_exclusive(st) : link_fd(st, st->path)) < 0)
 		return errno == EEXIST ? 1 : cannot_create(st, errno, err);
 	free(st->tmp);

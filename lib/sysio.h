@@ -62,7 +62,7 @@ int tide_staged_begin(struct tide_staged *st, const char *path, mode_t mode, str
  */
 int tide_staged_sync(struct tide_staged *st, struct tide_error *err);
 int tide_staged_commit(struct tide_staged *st, bool exclusive, struct tide_error *err);
-/* Not durable: gives the file its name if that is free.  1 when it is taken. */
+/* Gives the file its name if that is free: 1 when it is taken.  The content is durable, the name is not yet. */
 int tide_staged_publish(struct tide_staged *st, struct tide_error *err);
 void tide_staged_release(struct tide_staged *st);
 /* Is tmp such a temporary name as begin and sync make for path, in the same directory? */
