@@ -48,7 +48,7 @@ UNIT_SRC := $(wildcard tests/unit/test-*.c)
 UNITS := $(UNIT_SRC:tests/unit/%.c=$(BUILD)/unit/%)
 HELPER_SRC := $(wildcard tests/helpers/*.c)
 HELPERS := $(HELPER_SRC:tests/helpers/%.c=$(BUILD)/helpers/%)
-PRELOAD := $(BUILD)/helpers/faults.so
+PRELOADS := $(BUILD)/helpers/faults.so $(BUILD)/helpers/record.so
 FUZZ_SRC := $(wildcard tests/fuzz/fuzz-*.c)
 FUZZERS := $(FUZZ_SRC:tests/fuzz/%.c=$(BUILD)/fuzz/%)
 FUZZ_OBJ := $(LIB_SRC:%.c=$(BUILD)/fuzz/obj/%.o)
@@ -64,7 +64,7 @@ DEPS_BUILD := gcc libc6-dev pkg-config libpopt-dev libjson-c-dev libexpat1-dev l
 DEPS_TEST := bats bats-support bats-assert mandoc shellcheck qemu-utils qemu-system-x86 python3 jq strace parallel \
 	e2fsprogs xfsprogs btrfs-progs libnbd-bin gnutls-bin liburing-dev nbdkit fio fuse3 util-linux clang libclang-rt-dev zstd netbase
 
-.PHONY: FORCE all help deps demo check check-quick lint asan tsan fuzz fuzz-build fuzz-smoke sweep bench bench-quick cov install uninstall dist clean
+.PHONY: FORCE all help deps demo check check-quick lint asan tsan fuzz fuzz-build fuzz-smoke sweep power bench bench-quick cov install uninstall dist clean
 all: $(BUILD)/lib/libtidemark.so $(BUILD)/lib/libtidemark.a $(BUILD)/lib/pkgconfig/tidemark.pc $(BINS) $(PLUGIN)
 
 help:
@@ -79,6 +79,7 @@ help:
 #: asan, tsan   `check` under ASan+UBSan; the unit tests under TSan
 #: fuzz         each libFuzzer target for FUZZ_SECONDS (default 60); fuzz-build only builds them, in $(BUILD)/fuzz
 #: fuzz-smoke   damaged files through the commands, and each target for a short time
+#: power        the disks that a power cut leaves: POWER_STATES=N a command (default 1000), SEED=N
 #: bench        ratios to qemu-img and QEMU, measured side by side; bench-quick in little time
 #: cov          line coverage of the tests
 #: install      to $(DESTDIR)$(PREFIX); uninstall takes it away
@@ -135,8 +136,9 @@ $(UNITS): $(BUILD)/unit/%: $(BUILD)/obj/tests/unit/%.o $(BUILD)/lib/libtidemark.
 $(HELPERS): $(BUILD)/helpers/%: $(BUILD)/obj/tests/helpers/%.o $(BUILD)/lib/libtidemark.a
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) -o $@ $< $(BUILD)/lib/libtidemark.a $(LDFLAGS) $(LIB_LIBS)
+
 # In front of the commands, never of a sanitizer: without its flags.
-$(PRELOAD): tests/crash/faults.c
+$(PRELOADS): $(BUILD)/helpers/%.so: tests/crash/%.c
 	@mkdir -p $(@D)
 	$(CC) -std=gnu11 $(WARN) -O1 -g -fPIC -shared -D_GNU_SOURCE -o $@ $<
 
@@ -154,14 +156,19 @@ deps:
 	@sh tests/deps.sh $(DEPS_BUILD) $(DEPS_TEST)
 
 # Every fault and every death, at every call: hours, where `check` takes a sample.
-sweep: all $(PRELOAD)
+sweep: all $(PRELOADS)
 	SWEEP=full BUILD=$(abspath $(BUILD)) tests/crash/sweep
+
+# The disks that a power cut leaves, POWER_STATES a scenario; `check` tries a few.
+power: export POWER_STATES ?= 1000
+power: all $(PRELOADS)
+	BUILD=$(abspath $(BUILD)) tests/crash/power
 
 demo: all
 	@sh tests/demo.sh $(abspath $(BUILD))/bin
 
 # The targets have sanitizers of their own: once, in the plain build, is enough.
-check: all $(UNITS) $(HELPERS) $(PRELOAD) $(if $(SAN),,$(FUZZERS))
+check: all $(UNITS) $(HELPERS) $(PRELOADS) $(if $(SAN),,$(FUZZERS))
 	@BUILD=$(abspath $(BUILD)) tests/run lint unit cli interop crash fuzz
 check-quick: all $(UNITS) $(HELPERS)
 	@BUILD=$(abspath $(BUILD)) tests/run unit cli
