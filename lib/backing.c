@@ -6,6 +6,7 @@
 #include "error.h"
 #include "json.h"
 #include "mem.h"
+#include "sysio.h"
 
 /* What a name says once its wrapping is off; both strings may be NULL. */
 struct plain {
@@ -181,14 +182,6 @@ static int unwrap(struct plain *plain, const char *name, struct tide_error *err)
 	return plain->path ? 0 : -1;
 }
 
-static char *resolved_dir(const char *path)
-{
-	const char *slash = strrchr(path, '/');
-	TIDE_AUTOFREE char *dir = !slash ? strdup(".") : strndup(path, slash == path ? 1 : (size_t)(slash - path));
-
-	return dir ? realpath(dir, NULL) : NULL;
-}
-
 /* Is path, without symbolic links, the directory or below it? */
 static bool is_below(const char *path, const char *dir)
 {
@@ -197,21 +190,28 @@ static bool is_below(const char *path, const char *dir)
 	return !strcmp(dir, "/") || (!strncmp(path, dir, n) && (path[n] == '\0' || path[n] == '/'));
 }
 
-/* A path that leads nowhere is judged as far as it goes, then by its words. */
-static bool leads_outside(const struct tide_backing *backing, const char *image, const char *name)
+static bool climbs(const char *name)
 {
-	TIDE_AUTOFREE char *home = resolved_dir(image);
-	TIDE_AUTOFREE char *dir = resolved_dir(backing->real ? backing->real : backing->path);
-
-	if (!home)
-		return true;
-	if (dir)
-		return !is_below(dir, home);
 	for (const char *p = name; *p; p += strcspn(p, "/"), p += *p == '/') {
 		if (strcspn(p, "/") == 2 && p[0] == '.' && p[1] == '.')
 			return true;
 	}
 	return name[0] == '/';
+}
+
+/* Fills in real and outside.  A path that leads nowhere is judged as far as it goes, then by its words; where nobody can tell
+ * where it leads, it is not followed. */
+static int judge(struct tide_backing *backing, const char *image, const char *name, struct tide_error *err)
+{
+	TIDE_AUTOFREE char *home = NULL;
+	TIDE_AUTOFREE char *dir = NULL;
+
+	backing->outside = true;
+	if (tide_sysio_real_path(backing->path, &backing->real, err) < 0 || tide_sysio_real_dir(image, &home, err) < 0 ||
+	    tide_sysio_real_dir(backing->real ? backing->real : backing->path, &dir, err) < 0)
+		return -1;
+	backing->outside = !home || (dir ? !is_below(dir, home) : climbs(name));
+	return 0;
 }
 
 static int refuse(struct tide_error *err, const char *image, const char *what, const char *name, const char *why,
@@ -237,8 +237,10 @@ int tide_backing_find(const char *image, const char *what, const char *name, uns
 		return -1;
 	if (tide_backing_is_uri(name))
 		return 0;
-	out->real = realpath(out->path, NULL);
-	out->outside = leads_outside(out, image, plain.path ? plain.path : name);
+	if (judge(out, image, plain.path ? plain.path : name, err) < 0) {
+		tide_backing_release(out);
+		return -1;
+	}
 	if (out->outside && !(allow & TIDE_ALLOW_OUTSIDE)) {
 		tide_backing_release(out);
 		return refuse(err, image, what, name, "lies outside the directory of the image", "outside");

@@ -109,15 +109,6 @@ char *tide_image_backing_path(const struct tide_image *image, const char *path, 
 	return shown;
 }
 
-static char *dir_of(const char *path, struct tide_error *err)
-{
-	const char *slash = strrchr(path, '/');
-
-	if (!slash)
-		return tide_mem_strdup(".", err);
-	return tide_mem_strndup(path, slash == path ? 1 : (size_t)(slash - path), err);
-}
-
 static struct tide_image *image_new(const char *path, struct tide_error *err)
 {
 	struct tide_image *image = tide_mem_alloc(1, sizeof(*image), err);
@@ -276,7 +267,7 @@ static int add_data_file(struct tide_image *image, const struct tide_image_optio
 
 static int open_driver(struct tide_image *image, struct tide_error *err)
 {
-	TIDE_AUTOFREE char *dir = dir_of(image->path, err);
+	TIDE_AUTOFREE char *dir = tide_sysio_dir_name(image->path, err);
 
 	if (!dir)
 		return -1;

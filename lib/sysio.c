@@ -1,6 +1,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <linux/fs.h>
 #include <stdlib.h>
 #include <string.h>
@@ -112,12 +113,45 @@ int tide_sysio_fdatasync(int fd, struct tide_error *err)
 	return ret < 0 ? tide_error_set_sys(err, errno, "Could not flush") : 0;
 }
 
-int tide_sysio_fsync_dir(const char *path, struct tide_error *err)
+char *tide_sysio_dir_name(const char *path, struct tide_error *err)
 {
 	const char *slash = strrchr(path, '/');
-	size_t len = slash ? (size_t)(slash - path) : 0;
-	char *dir TIDE_AUTOFREE = slash ? tide_mem_strndup(path, TIDE_MAX(len, (size_t)1), err)
-	                                : tide_mem_strdup(".", err);
+
+	if (!slash)
+		return tide_mem_strdup(".", err);
+	return tide_mem_strndup(path, slash == path ? 1 : (size_t)(slash - path), err);
+}
+
+/* EACCES and ELOOP: nobody can open it, either. */
+static bool leads_nowhere(int sys)
+{
+	return sys == ENOENT || sys == ENOTDIR || sys == EACCES || sys == ELOOP;
+}
+
+int tide_sysio_real_path(const char *path, char **real, struct tide_error *err)
+{
+	TIDE_AUTOFREE char *buf = tide_mem_alloc(PATH_MAX, 1, err);
+
+	*real = NULL;
+	if (!buf)
+		return -1;
+	if (!realpath(path, buf))
+		return leads_nowhere(errno) ? 0 : tide_error_set_sys(err, errno, "Could not tell where '%s' leads", path);
+	*real = tide_mem_strdup(buf, err);
+	return *real ? 0 : -1;
+}
+
+int tide_sysio_real_dir(const char *path, char **real, struct tide_error *err)
+{
+	TIDE_AUTOFREE char *dir = tide_sysio_dir_name(path, err);
+
+	*real = NULL;
+	return dir ? tide_sysio_real_path(dir, real, err) : -1;
+}
+
+int tide_sysio_fsync_dir(const char *path, struct tide_error *err)
+{
+	char *dir TIDE_AUTOFREE = tide_sysio_dir_name(path, err);
 
 	if (!dir)
 		return -1;

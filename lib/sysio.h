@@ -26,6 +26,13 @@ ssize_t tide_sysio_read(int fd, void *buf, size_t len, struct tide_error *err);
 int tide_sysio_fdatasync(int fd, struct tide_error *err);
 int tide_sysio_fsync_dir(const char *path, struct tide_error *err); /* the directory that holds path */
 
+/* The name of the directory that holds path; the caller frees it. */
+char *tide_sysio_dir_name(const char *path, struct tide_error *err) TIDE_MUST_CHECK;
+/* Path, or the directory that holds it, absolute and without symbolic links, for the caller to free; *real is NULL when it
+ * leads nowhere.  -1 when that cannot be told. */
+int tide_sysio_real_path(const char *path, char **real, struct tide_error *err) TIDE_MUST_CHECK;
+int tide_sysio_real_dir(const char *path, char **real, struct tide_error *err) TIDE_MUST_CHECK;
+
 /* Size in bytes of a regular file or block device. */
 int tide_sysio_size(int fd, uint64_t *size, struct tide_error *err);
 

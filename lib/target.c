@@ -13,25 +13,19 @@
 #include "mem.h"
 #include "sidecar.h"
 
-/* The directory of a path, resolved; NULL when it is not there. */
-static char *real_dir(const char *path)
-{
-	const char *slash = strrchr(path, '/');
-	TIDE_AUTOFREE char *dir = slash ? strndup(path, slash == path ? 1 : (size_t)(slash - path)) : strdup(".");
-
-	return dir ? realpath(dir, NULL) : NULL;
-}
-
 /* Where the name leads, absolute, also when it is a symbolic link; the name itself when its directory is not there. */
 static char *final_path(const char *path, struct tide_error *err)
 {
 	const char *slash = strrchr(path, '/');
 	TIDE_AUTOFREE char *dir = NULL;
-	char *real = realpath(path, NULL);
+	char *real;
 
+	if (tide_sysio_real_path(path, &real, err) < 0)
+		return NULL;
 	if (real)
 		return real;
-	dir = *path ? real_dir(path) : NULL;
+	if (*path && tide_sysio_real_dir(path, &dir, err) < 0)
+		return NULL;
 	if (!dir)
 		return tide_mem_strdup(path, err);
 	return tide_mem_printf(err, "%s%s%s", dir, strcmp(dir, "/") ? "/" : "", slash ? slash + 1 : path);
@@ -298,10 +292,13 @@ void tide_target_warn_outside(const struct tide_target *target, struct tide_sink
 
 char *tide_target_name_from(const char *path, const char *file, struct tide_error *err)
 {
-	TIDE_AUTOFREE char *real = realpath(file, NULL);
-	TIDE_AUTOFREE char *file_dir = real ? real_dir(real) : NULL;
-	TIDE_AUTOFREE char *target_dir = real_dir(path);
+	TIDE_AUTOFREE char *real = NULL;
+	TIDE_AUTOFREE char *file_dir = NULL;
+	TIDE_AUTOFREE char *target_dir = NULL;
 
+	if (tide_sysio_real_path(file, &real, err) < 0 || (real && tide_sysio_real_dir(real, &file_dir, err) < 0) ||
+	    tide_sysio_real_dir(path, &target_dir, err) < 0)
+		return NULL;
 	if (file_dir && target_dir && !strcmp(file_dir, target_dir))
 		return tide_mem_strdup(strrchr(real, '/') + 1, err);
 	return tide_mem_strdup(real ? real : file, err);

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "backing.h"
+#include "mem.h"
 #include "unit.h"
 
 static void make_tree(void)
@@ -49,6 +50,43 @@ static void test_plain_names(void)
 		CHECK_OK(tide_backing_find(unit_path("vm/top"), "backing file", rows[i].name, TIDE_ALLOW_OUTSIDE, &found, &err),
 		         &err);
 		CHECK(found.outside == rows[i].outside && (found.real != NULL) == rows[i].there && !found.format);
+	}
+}
+
+static unsigned allocs, fail_at;
+
+static bool fail_nth(void)
+{
+	return ++allocs == fail_at;
+}
+
+/* Where memory ends before it is clear where a name leads, it is not followed; least of all when it leads outside. */
+static void test_judged_or_refused(void)
+{
+	static const struct {
+		const char *name;
+		bool outside;
+	} rows[] = { { "base", false }, { "nosuch", false }, { "../base", true }, { "out", true }, { "/nosuch/x", true } };
+
+	for (size_t i = 0; i < TIDE_ARRAY_SIZE(rows); i++) {
+		int code = TIDE_E_NOMEM;
+
+		UNIT_ROW("%s", rows[i].name);
+		for (fail_at = 1; code == TIDE_E_NOMEM && fail_at < 100; fail_at++) {
+			struct tide_error err = TIDE_ERROR_INIT;
+			TIDE_AUTOBACKING struct tide_backing found = TIDE_BACKING_INIT;
+
+			allocs = 0;
+			tide_mem_set_hook(fail_nth);
+			int rc = tide_backing_find(unit_path("vm/top"), "data file", rows[i].name, 0, &found, &err);
+			tide_mem_set_hook(NULL);
+			code = rc < 0 ? (int)err.code : 0;
+			CHECK(rc == 0 || (!found.path && !found.real && (code == TIDE_E_NOMEM || code == TIDE_E_REFUSED)));
+			CHECK(rc < 0 || allocs < fail_at);
+			tide_error_release(&err);
+		}
+		CHECK(fail_at > 5);
+		CHECK_EQ_I64(code, rows[i].outside ? TIDE_E_REFUSED : 0);
 	}
 }
 
@@ -98,6 +136,7 @@ int main(void)
 {
 	make_tree();
 	UNIT_RUN(test_plain_names);
+	UNIT_RUN(test_judged_or_refused);
 	UNIT_RUN(test_wrapped_names);
 	return unit_done();
 }
