@@ -21,10 +21,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #define CALLS(X) X(open) X(pread) X(pwrite) X(read) X(write) X(fsync) X(fdatasync) X(rename) X(link) X(unlink) \
-	X(ftruncate) X(fallocate) X(ioctl) X(fcntl) X(close) X(alloc)
+	X(ftruncate) X(fallocate) X(copy_file_range) X(mmap) X(msync) X(sync_file_range) X(ioctl) X(fcntl) X(close) X(alloc)
 #define ENUM(name) CALL_##name,
 #define NAME(name) #name,
 enum call { CALLS(ENUM) N_CALLS };
@@ -135,6 +137,13 @@ static bool is_ours(int fd)
 		got_; \
 	})
 
+static int opened(int fd, const char *path)
+{
+	if (fd >= 0 && fd < 4096)
+		atomic_store(&watched[fd], in_dir(path));
+	return fd;
+}
+
 int open64(const char *path, int flags, ...)
 {
 	va_list ap;
@@ -142,10 +151,25 @@ int open64(const char *path, int flags, ...)
 	va_start(ap, flags);
 	mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(ap, mode_t) : 0;
 	va_end(ap);
-	int fd = FAIL_OR(open, in_dir(path), open64, path, flags, mode);
-	if (fd >= 0 && fd < 4096)
-		atomic_store(&watched[fd], in_dir(path));
-	return fd;
+	return opened(FAIL_OR(open, in_dir(path), open64, path, flags, mode), path);
+}
+
+/* What a fortified build calls when the flags are no constant. */
+extern int __open64_2(const char *path, int flags);
+
+int __open64_2(const char *path, int flags)
+{
+	return opened(FAIL_OR(open, in_dir(path), __open64_2, path, flags), path);
+}
+
+int openat64(int at, const char *path, int flags, ...)
+{
+	va_list ap;
+
+	va_start(ap, flags);
+	mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(ap, mode_t) : 0;
+	va_end(ap);
+	return opened(FAIL_OR(open, in_dir(path), openat64, at, path, flags, mode), path);
 }
 
 ssize_t pread64(int fd, void *buf, size_t n, off64_t off)
@@ -201,6 +225,55 @@ int linkat(int fd, const char *from, int fd2, const char *to, int flags)
 int unlink(const char *path)
 {
 	return FAIL_OR(unlink, in_dir(path), unlink, path);
+}
+
+int unlinkat(int at, const char *path, int flags)
+{
+	return FAIL_OR(unlink, in_dir(path), unlinkat, at, path, flags);
+}
+
+ssize_t preadv64v2(int fd, const struct iovec *v, int n, off64_t off, int flags)
+{
+	return FAIL_OR(pread, is_ours(fd), preadv64v2, fd, v, n, off, flags);
+}
+
+ssize_t copy_file_range(int from, off64_t *in, int to, off64_t *out, size_t n, unsigned flags)
+{
+	int what = is_ours(from) || is_ours(to) ? come_to(CALL_copy_file_range) : NOTHING;
+	ssize_t got = -1;
+
+	if (what > 0)
+		errno = what;
+	else
+		got = REAL(copy_file_range)(from, in, to, out, what == SHORT && n > 1 ? n / 2 : n, flags);
+	if (what == AFTER)
+		kill(getpid(), SIGKILL);
+	return got;
+}
+
+/* The write log is mapped; what is written there is not seen. */
+void *mmap64(void *p, size_t len, int prot, int flags, int fd, off64_t off)
+{
+	int what = is_ours(fd) ? come_to(CALL_mmap) : NOTHING;
+	void *got = MAP_FAILED;
+
+	if (what > 0)
+		errno = what;
+	else
+		got = REAL(mmap64)(p, len, prot, flags, fd, off);
+	if (what == AFTER)
+		kill(getpid(), SIGKILL);
+	return got;
+}
+
+int msync(void *p, size_t len, int flags)
+{
+	return FAIL_OR(msync, dir != NULL, msync, p, len, flags);
+}
+
+int sync_file_range(int fd, off64_t off, off64_t len, unsigned flags)
+{
+	return FAIL_OR(sync_file_range, is_ours(fd), sync_file_range, fd, off, len, flags);
 }
 
 int ftruncate64(int fd, off64_t len)
