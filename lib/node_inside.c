@@ -1,8 +1,10 @@
 #include "node_inside.h"
 
 #include <fcntl.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "checksum.h"
 #include "error.h"
@@ -282,7 +284,8 @@ int tide_node_inside_stage(struct tide_node *node, struct tide_error *err)
 	if (tide_node_inside_check(node, err) < 0 || tide_image_lock_write(node->image, err) < 0)
 		return -1;
 	node->inside_staged = true;
-	if (mark(node, err) == 0 && stage_puts(node, err) == 0)
+	/* The stamp that a group's record gets must be the file's after a power cut, too. */
+	if (mark(node, err) == 0 && stage_puts(node, err) == 0 && tide_image_sync_times(node->image, err) == 0)
 		return 0;
 	tide_node_inside_abort(node);
 	return -1;
@@ -308,6 +311,8 @@ int tide_node_inside_commit(struct tide_node *node, struct tide_error *err)
 	}
 	if (rc == 0)
 		node->inside_dirty = false;
+	/* Before the sidecar learns what they are.  Should it fail, they may be older ones after a power cut, which is noticed. */
+	tide_image_sync_times(node->image, NULL);
 	end_change(node);
 	return rc;
 }
@@ -364,7 +369,7 @@ static int carry_out(const char *path, const struct tide_driver_switch *sw, cons
 		return 0;
 	if (tide_sysio_pwrite(fd, sw->after, sw->len, sw->offset, err) < 0)
 		return -1;
-	return tide_sysio_fdatasync(fd, err);
+	return fsync(fd) < 0 ? tide_error_set_sys(err, errno, "Could not flush '%s'", path) : 0;
 }
 
 int tide_node_inside_roll_forward(struct tide_node *node, const char *record, struct tide_sink *sink,
