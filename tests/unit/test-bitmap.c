@@ -520,7 +520,7 @@ static void test_sparse_64_tib(void)
 /* As blocks they would be 128 MiB. */
 static void test_million_scattered(void)
 {
-#ifndef __SANITIZE_THREAD__
+#if !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
 	uint64_t before = resident_bytes();
 #endif
 	TIDE_AUTOBITMAP struct tide_bitmap *bm = make(64 * T, 64 * K);
