@@ -48,8 +48,12 @@ static int lock_old(struct tide_target *target, const char *path, bool exclusive
 {
 	struct stat st;
 
-	if (stat(path, &st) < 0)
+	if (stat(path, &st) < 0) {
+		/* Nothing to replace: what has come there by the end is somebody else's. */
+		if (lstat(path, &st) < 0)
+			target->exclusive = true;
 		return 0;
+	}
 	if (exclusive) {
 		tide_error_set_sys(err, EEXIST, "Could not create '%s'", path);
 		return tide_error_hint(err, "it was left as it is; give another name, replace it with --overwrite, or write "
@@ -206,12 +210,27 @@ int tide_target_open(struct tide_target *target, const char *path, const char *f
 	return tide_image_open(&options, &target->image, err);
 }
 
+/* Still what stood under the name at the start?  Another job may have finished there meanwhile. */
+static int check_name(const struct tide_target *target, struct tide_error *err)
+{
+	struct stat old, now;
+	bool taken = lstat(target->staged.path, &now) == 0;
+
+	if (target->old_fd < 0 ? !(target->exclusive && taken)
+	                       : fstat(target->old_fd, &old) == 0 && (!taken || (old.st_dev == now.st_dev && old.st_ino == now.st_ino)))
+		return 0;
+	tide_error_set_sys(err, EEXIST, "Could not create '%s'", target->staged.path);
+	return tide_error_hint(err, "another program made it meanwhile, and it was left as it is; give another name");
+}
+
 int tide_target_stage(struct tide_target *target, struct tide_error *err)
 {
 	if (tide_image_flush(target->image, err) < 0)
 		return -1;
 	if (target->existing)
 		return 0;
+	if (check_name(target, err) < 0)
+		return -1;
 	if (target->data.fd < 0)
 		return tide_staged_sync(&target->staged, err);
 	/* The name may have been taken meanwhile, and once a group has decided there is no other. */
@@ -252,7 +271,7 @@ int tide_target_commit(struct tide_target *target, struct tide_error *err)
 		return -1;
 	if (target->existing)
 		return 0;
-	if (name_data_file(target, err) < 0)
+	if (check_name(target, err) < 0 || name_data_file(target, err) < 0)
 		return -1;
 	if (tide_staged_commit(&target->staged, target->exclusive, err) == 0)
 		return 0;

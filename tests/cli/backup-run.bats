@@ -703,3 +703,23 @@ base_124() {
 	touch -r time target.img
 	bitmap target.img t '.inconsistent and .count == 0'
 }
+
+@test "two commands make one target: the later one fails, and what stands there stays" {
+	truncate -s 4M disk.img
+	ok bitmap-add disk.img b
+	ok image-write --pattern 1 disk.img 0 1M
+	backup-run --sync incremental --bitmap b --speed 512K -F qcow2 disk.img new.qcow2 > slow.out 2> slow.err &
+	local slow=$!
+	bg_pids+=("$slow")
+	until bitmap-list -U --output=json disk.img 2> /dev/null | grep -q '"busy": true'; do sleep 0.05; done
+	truncate -s 1M other.img
+	done_ backup-run -F qcow2 other.img new.qcow2
+	local rc=0
+	wait "$slow" || rc=$?
+	assert_equal $rc 1
+	grep -q '"BLOCK_JOB_COMPLETED".*"error": "File exists"' slow.out
+	grep -q 'another program made it meanwhile' slow.err
+	done_ qemu-img compare -f raw -F qcow2 other.img new.qcow2
+	done_ bitmap-list --output=json disk.img
+	assert_equal "$(jq -c '.return[0] | [.count, .busy]' <<< "$output")" '[1048576,false]'
+}
