@@ -6,8 +6,8 @@
  *   kernel    copy_file_range: the bytes stay in the kernel, or on the server of a network
  *             file system.
  *   rw        read and written by workers.
- *   uring     the same: with reading ahead, threads were as fast as io_uring with direct reads,
- *             on scattered data and not, so there is no second way of doing it.
+ *   uring     the same, for now: on a busy machine io_uring with direct reads and threads that are read ahead
+ *             for took turns in being the faster one, which decides nothing (tests/bench/copier.c has both).
  *
  * Chosen per stretch of data: by default what can be shared is shared, what a network file
  * system can copy by itself is copied by it, and the rest goes by rw.  A way that is not
