@@ -106,6 +106,7 @@ struct tide_qcow2_header {
 	char fingerprint[65];           /* of the backing disk, or empty */
 	uint32_t fingerprint_name;      /* the CRC-32C of the backing name that it is for */
 	uint32_t n_bitmaps;             /* 0: none, or not to be relied on */
+	bool bitmaps_lost; /* a program that knows nothing of them has changed the image: they count as gone */
 	uint64_t bitmap_dir_offset, bitmap_dir_size;
 };
 

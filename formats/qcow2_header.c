@@ -265,7 +265,8 @@ static int check_data_file(const struct tide_qcow2_header *h, struct tide_error 
 static int read_bitmaps(const uint8_t *data, uint32_t len, const struct raw *raw, struct tide_qcow2_header *h,
                         struct tide_error *err)
 {
-	if (!(h->autoclear & TIDE_QCOW2_AUTOCLEAR_BITMAPS))
+	h->bitmaps_lost = !(h->autoclear & TIDE_QCOW2_AUTOCLEAR_BITMAPS);
+	if (h->bitmaps_lost)
 		return 0;
 	if (len != 24)
 		return tide_error_set(err, TIDE_E_CORRUPT,
@@ -485,6 +486,7 @@ int tide_qcow2_header_info(const struct tide_qcow2_header *h, struct tide_driver
 	info->cluster_size = UINT64_C(1) << h->cluster_bits;
 	info->dirty = h->incompatible & TIDE_QCOW2_INCOMPAT_DIRTY;
 	info->corrupt = h->incompatible & TIDE_QCOW2_INCOMPAT_CORRUPT;
+	info->bitmaps_lost = h->bitmaps_lost;
 	info->snapshots = h->snapshots;
 	if (h->backing) {
 		info->backing = tide_mem_strdup(h->backing, err);

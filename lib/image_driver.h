@@ -117,6 +117,7 @@ struct tide_driver_info {
 	char *data_file;       /* the file beside this one that holds the disk's bytes, as written; or NULL */
 	char *fingerprint;     /* of the disk that the backing image was when this one was made (fingerprint.h), or NULL */
 	bool dirty, corrupt;
+	bool bitmaps_lost; /* it held some, and a program without support for them has changed it since */
 	uint32_t snapshots;
 	size_t n_features;
 	struct tide_feature *features; /* for image-info; see tidemark.h */

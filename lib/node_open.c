@@ -88,6 +88,10 @@ static int open_image(struct tide_node *node, struct tide_sink *sink, struct tid
 	}
 	if (open_shared(node, &options, err) < 0)
 		return -1;
+	if (tide_image_info(node->image)->bitmaps_lost && sink)
+		tide_event_warning(sink, node->path, "a program lacking bitmap support modified this file, so all bitmaps are now "
+		                                     "considered inconsistent; some clusters may be leaked, 'qemu-img check -r leaks' "
+		                                     "gives them back");
 	if (open_for_bitmaps(node, &options, err) < 0 || tide_node_inside_open(node, err) < 0)
 		return -1;
 	if (!node->has_sidecar) {

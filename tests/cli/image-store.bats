@@ -292,3 +292,17 @@ two_disks() {
 	bitmap disk.qcow2 s '(has("inconsistent") | not) and .count == 65536'
 	clean disk.qcow2
 }
+
+@test "bitmaps that a program without support for them has made worthless: a warning says so" {
+	qemu-img create -q -f qcow2 disk.qcow2 1M
+	qemu-img bitmap --add disk.qcow2 b
+	done_ bitmap-list disk.qcow2
+	[[ $stderr != *'lacking bitmap support'* ]]
+	# Autoclear feature bit 0, in the header's last byte of that field.
+	printf '\0' | dd of=disk.qcow2 bs=1 seek=95 conv=notrunc status=none
+	done_ bitmap-list --output=json disk.qcow2
+	assert_equal "$output" '{"return": []}'
+	assert_equal "$(grep -c 'a program lacking bitmap support modified this file' <<< "$stderr")" 1
+	done_ image-info disk.qcow2
+	[[ $stderr == *'a program lacking bitmap support modified this file'* ]]
+}
