@@ -7,6 +7,8 @@ VERSION := $(shell sed -n 's/.*TIDE_VERSION_STRING "\(.*\)"/\1/p' lib/tidemark.h
 SONAME := libtidemark.so.0
 
 BUILD ?= build
+# An absolute name in here and the relative one are one directory, and its dependency files name one of them.
+override BUILD := $(patsubst $(CURDIR)/%,%,$(BUILD))
 PREFIX ?= /usr/local
 BINDIR ?= $(PREFIX)/bin
 LIBDIR ?= $(PREFIX)/lib
