@@ -153,11 +153,14 @@ static int check_inconsistent(struct tide_node *node, struct tide_sidecar_bitmap
 	if ((flags & TIDE_BITMAP_ALLOW_INCONSISTENT) || (!entry->untracked && !entry->in_use))
 		return 0;
 	tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' is inconsistent and cannot be used", entry->name);
-	if (entry->untracked)
-		return tide_error_hint(err, "'%s' was changed without being tracked; say what was written with "
-		                            "bitmap-mark, compare it with the last backup (bitmap-rescan), or, if its content "
-		                            "did not change, use --ignore-stamp",
-		                       node->path);
+	if (entry->untracked) {
+		bool lost = node->sidecar_path && !node->log_there;
+		return tide_error_hint(err, "'%s' was changed without being tracked%s%s%s; say what was written with bitmap-mark, "
+		                            "compare it with the last backup (bitmap-rescan), or, if its content did not change, "
+		                            "use --ignore-stamp",
+		                       node->path, lost ? ", or was renamed without its log, '" : "",
+		                       lost ? node->sidecar_path : "", lost ? ".log'" : "");
+	}
 	return tide_error_hint(err, "a program died while it used the bitmap; bitmap-rescan against the last backup makes it "
 	                            "usable again");
 }

@@ -99,5 +99,15 @@ file_system() {
 	mkdir moved
 	mv disk.img moved/other.img
 	mv disk.img.bitmaps moved/other.img.bitmaps
+	# The last write is in the log still: a bitmap without it must not pass for a whole one.
+	refused "Bitmap 'b' is inconsistent and cannot be used" bitmap-merge moved/other.img b b
+	[[ $stderr == *"or was renamed without its log, '"*"/moved/other.img.bitmaps.log'"* ]]
+	mv disk.img.bitmaps.log moved/other.img.bitmaps.log
 	assert_equal "$(dirty moved/other.img b)" 0+65536
+	# Once a command has taken the log in, the sidecar is all there is.
+	ok bitmap-add moved/other.img c
+	[ ! -e moved/other.img.bitmaps.log ]
+	mv moved/other.img disk.img
+	mv moved/other.img.bitmaps disk.img.bitmaps
+	assert_equal "$(dirty disk.img b)" 0+65536
 }
