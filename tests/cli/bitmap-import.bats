@@ -249,13 +249,17 @@ outward() {
 	unchanged refused "Node 'zz' not found" $all bad.json
 }
 
-@test "NBD servers are refused by name" {
+@test "NBD servers that are not there are told by their URI" {
 	truncate -s 1M disk.img
-	local uri
-	for uri in nbd://localhost/ nbd+unix:///x?socket=s nbds://h nbds+unix:///x nbd:unix:s; do
-		unchanged refused "'$uri' is an NBD server, whose bitmaps this version cannot use" bitmap-import disk.img b --from "$uri#b"
-		unchanged refused "'$uri' is an NBD server, whose bitmaps this version cannot use" bitmap-import disk.img b --from "$uri"
+	local uri from
+	for uri in 'nbd+unix:///x?socket=nosuch' 'nbds+unix:///?socket=nosuch'; do
+		for from in "$uri#b" "$uri"; do
+			unchanged refused "Could not open '$uri': Could not connect to the NBD server: connect: No such file or directory" \
+				bitmap-import disk.img b --from "$from"
+		done
 	done
+	unchanged refused "Could not open 'nbd:unix:s': It is not the URI of an NBD export" bitmap-import disk.img b --from nbd:unix:s#b
+	[[ $stderr == *"a file of this name is ./nbd:unix:s"* ]]
 	truncate -s 1M nbd-disk.img
 	ok bitmap-add nbd-disk.img b
 	ok bitmap-import disk.img b --from nbd-disk.img

@@ -409,7 +409,7 @@ loop() {
 # name_loop: gives $loop a name that lasts, some-disk, for commands run with `named`, or the test is skipped.
 name_loop() {
 	mkdir -p dev/disk/by-id var/tidemark
-	cp -a /dev/null "$loop" dev && ln -s "../../${loop##*/}" dev/disk/by-id/some-disk && named true || skip 'no namespaces'
+	{ cp -a /dev/null "$loop" dev && ln -s "../../${loop##*/}" dev/disk/by-id/some-disk && named true; } || skip 'no namespaces'
 }
 
 # named CMD...: where the device has a name that lasts, and so a usual place for its bitmaps.
