@@ -185,6 +185,8 @@ static int create_target(struct tide_backup_job *job, const struct tide_backup *
 
 static int open_target(struct tide_backup_job *job, const struct tide_backup *args, struct tide_error *err)
 {
+	const char *format = args->format;
+
 	if (args->mode == TIDE_MODE_ABSOLUTE_PATHS)
 		return create_target(job, args, err);
 	if (args->backing)
@@ -194,8 +196,8 @@ static int open_target(struct tide_backup_job *job, const struct tide_backup *ar
 		return tide_error_set(err, TIDE_E_REFUSED, "Settings of the format can be given to a new target only, not "
 		                                           "with mode 'existing'");
 	if (tide_target_bitmaps_find(&job->bitmaps, args->target, job->onto ? job->onto->sidecar : NULL, err) < 0 ||
-	    tide_target_open(&job->target, args->target, args->format, job->node->allow,
-	                     &job->sink->cancelled, err) < 0)
+	    tide_target_bitmaps_format(&job->bitmaps, args->target, &format, err) < 0 ||
+	    tide_target_open(&job->target, args->target, format, job->node->allow, &job->sink->cancelled, err) < 0)
 		return -1;
 	return tide_target_bitmaps_check(&job->bitmaps, args->target, err);
 }

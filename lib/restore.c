@@ -16,7 +16,6 @@
 #include "error.h"
 #include "mem.h"
 #include "range.h"
-#include "store.h"
 #include "target.h"
 #include "target_bitmaps.h"
 
@@ -103,26 +102,13 @@ static int check_apart(const struct tide_restore *restore, const char *path, str
 	return 0;
 }
 
-/* A pinned format decides; without one a target that begins like an image is not taken for raw in silence. */
+/* Without a format, given or pinned, a target that begins like an image is not taken for raw in silence. */
 static int open_existing(struct tide_restore *restore, const struct tide_chain_restore *args, struct tide_error *err)
 {
-	struct tide_sidecar *sc = NULL;
-	char pinned[TIDE_SIDECAR_FORMAT_MAX + 1] = "";
 	const char *format = args->format;
 
-	if (restore->bitmaps.sidecar && tide_store_load(restore->bitmaps.sidecar, &sc, err) < 0)
-		return -1;
-	if (sc)
-		memcpy(pinned, sc->format, sizeof(pinned));
-	tide_sidecar_free(sc);
-	if (*pinned && format && strcmp(format, pinned)) {
-		tide_error_set(err, TIDE_E_REFUSED, "The format of '%s' is pinned as '%s', not '%s'", args->target, pinned,
-		               format);
-		return tide_error_hint(err, "it was pinned in '%s' when the first bitmap was added", restore->bitmaps.sidecar);
-	}
-	if (*pinned)
-		format = pinned;
-	if (tide_target_open(&restore->target, args->target, format, restore->node->allow, &restore->sink->cancelled, err) < 0)
+	if (tide_target_bitmaps_format(&restore->bitmaps, args->target, &format, err) < 0 ||
+	    tide_target_open(&restore->target, args->target, format, restore->node->allow, &restore->sink->cancelled, err) < 0)
 		return -1;
 	if (format || restore->is_uri || !strcmp(tide_image_format(restore->target.image), "raw"))
 		return 0;
@@ -188,8 +174,11 @@ static int find_target(struct tide_restore *restore, const struct tide_chain_res
 
 	if (args->in_place && args->overwrite)
 		return tide_error_set(err, TIDE_E_USAGE, "A target is either replaced or written in place");
-	if (!args->in_place && !(args->overwrite && is_there && (is_uri || S_ISBLK(st.st_mode))))
+	if (!args->in_place && !(args->overwrite && is_there && (is_uri || S_ISBLK(st.st_mode)))) {
+		if (args->overwrite && is_there && check_apart(restore, args->target, st, err) < 0)
+			return -1;
 		return create_target(restore, args, err);
+	}
 	if (args->compress || args->settings)
 		return tide_error_set(err, TIDE_E_REFUSED, "Only a new target can be compressed or made with settings");
 	if (is_there)

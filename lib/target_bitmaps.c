@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
 
 #include "error.h"
@@ -21,6 +22,30 @@ int tide_target_bitmaps_find(struct tide_target_bitmaps *tb, const char *path, c
 	/* A device without a lasting name has no usual place for bitmaps. */
 	tb->sidecar = tide_store_path(real, override, &nameless, tb->is_device && !override ? NULL : err);
 	return tb->sidecar || (tb->is_device && !override) ? 0 : -1;
+}
+
+int tide_target_bitmaps_format(const struct tide_target_bitmaps *tb, const char *path, const char **format,
+                               struct tide_error *err)
+{
+	const struct tide_image_driver *pinned;
+	struct tide_sidecar *sc = NULL;
+	int rc = 0;
+
+	if (!tb->sidecar || tide_store_load(tb->sidecar, &sc, err) < 0)
+		return tb->sidecar ? -1 : 0;
+	if (!sc)
+		return 0;
+	pinned = tide_image_find_driver(sc->format);
+	if (!pinned) {
+		rc = tide_error_set(err, TIDE_E_REFUSED, "Unknown file format '%s'", sc->format);
+	} else if (*format && strcmp(*format, pinned->name)) {
+		tide_error_set(err, TIDE_E_REFUSED, "The format of '%s' is pinned as '%s', not '%s'", path, pinned->name, *format);
+		rc = tide_error_hint(err, "it was pinned in '%s' when the first bitmap was added", tb->sidecar);
+	} else {
+		*format = pinned->name;
+	}
+	tide_sidecar_free(sc);
+	return rc;
 }
 
 int tide_target_bitmaps_check(const struct tide_target_bitmaps *tb, const char *path, struct tide_error *err)

@@ -5,6 +5,8 @@
  * written by others too, who never tell, so its bitmaps are not distrusted later: those that
  * record are a reason to refuse.  (Bitmaps inside an image are refused when it is opened
  * for writing.)
+ *
+ * Their sidecar also says what the target is: the format that was pinned in it decides.
  */
 #ifndef TIDE_TARGET_BITMAPS_H
 #define TIDE_TARGET_BITMAPS_H
@@ -22,6 +24,12 @@ struct tide_target_bitmaps {
 /* override: a sidecar in place of the usual one, or NULL. A target that is not there has none. */
 int tide_target_bitmaps_find(struct tide_target_bitmaps *tb, const char *path, const char *override,
                              struct tide_error *err);
+/*
+ * What to open the target as.  *format: what was asked for, or NULL; becomes what the sidecar pins, or stays NULL where the
+ * target has to be probed.
+ */
+int tide_target_bitmaps_format(const struct tide_target_bitmaps *tb, const char *path, const char **format,
+                               struct tide_error *err);
 /* Called with the target locked. */
 int tide_target_bitmaps_check(const struct tide_target_bitmaps *tb, const char *path, struct tide_error *err);
 /* Called before the first write; what: the job, with its article, for a warning. */

@@ -250,7 +250,7 @@ written_to() {
 	local t
 	for t in 2.qcow2 0.qcow2 hard.qcow2 soft.qcow2; do
 		unchanged refused "'$t' is an image of the chain itself" chain-restore --in-place -F qcow2 2.qcow2 $t
-		unchanged rejected chain-restore --overwrite 2.qcow2 $t
+		unchanged refused "'$t' is an image of the chain itself" chain-restore --overwrite 2.qcow2 $t
 	done
 }
 
