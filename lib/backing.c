@@ -175,9 +175,11 @@ static int unwrap(struct plain *plain, const char *name, struct tide_error *err)
 		plain->path = tide_mem_strdup(name, err);
 		return plain->path ? 0 : -1;
 	}
-	if (strncmp(name, "file:", 5))
-		return tide_error_set(err, TIDE_E_UNSUPPORTED, "it needs the driver '%.*s', which this version does not support",
-		                      (int)strcspn(name, ":"), name);
+	if (strncmp(name, "file:", 5)) {
+		tide_error_set(err, TIDE_E_UNSUPPORTED, "it needs the driver '%.*s', which this version does not support",
+		               (int)strcspn(name, ":"), name);
+		return tide_error_hint(err, "a file of that name is './%s'", name);
+	}
 	plain->path = tide_mem_strdup(name + 5, err);
 	return plain->path ? 0 : -1;
 }
@@ -221,6 +223,17 @@ static int refuse(struct tide_error *err, const char *image, const char *what, c
 	return tide_error_hint(err, "give --allow-backing=%s if you trust '%s'", word, image);
 }
 
+/* A colon makes it look like more than a file's name, and may be part of one. */
+static int refuse_wrapped(struct tide_error *err, const char *image, const char *what, const char *name)
+{
+	const char *why = "is not a plain path";
+
+	if (!strncmp(name, "json:", 5) || !strncmp(name, "file:", 5) || strstr(name, "://"))
+		return refuse(err, image, what, name, why, "protocol");
+	tide_error_set(err, TIDE_E_REFUSED, "The %s '%s' that '%s' names %s", what, name, image, why);
+	return tide_error_hint(err, "a file of that name is './%s'; else give --allow-backing=protocol if you trust '%s'", name, image);
+}
+
 int tide_backing_find(const char *image, const char *what, const char *name, unsigned allow, struct tide_backing *out,
                       struct tide_error *err)
 {
@@ -229,7 +242,7 @@ int tide_backing_find(const char *image, const char *what, const char *name, uns
 
 	*out = (struct tide_backing)TIDE_BACKING_INIT;
 	if (wrapped && !(allow & TIDE_ALLOW_PROTOCOL))
-		return refuse(err, image, what, name, "is not a plain path", "protocol");
+		return refuse_wrapped(err, image, what, name);
 	if (wrapped && unwrap(&plain, name, err) < 0)
 		return tide_error_wrap(err, "The %s '%s' that '%s' names cannot be followed", what, name, image);
 	out->path = tide_backing_join(image, plain.path ? plain.path : name, err);

@@ -704,6 +704,37 @@ base_124() {
 	bitmap target.img t '.inconsistent and .count == 0'
 }
 
+@test "onto a file with bitmaps: its format is the pinned one, whatever it looks like" {
+	raw source.img 1M
+	qemu-img create -q -f qcow2 target.img 1M
+	truncate -s 1M target.img
+	ok bitmap-add -f raw target.img t
+	unchanged refused "The format of 'target.img' is pinned as 'raw', not 'qcow2'" \
+		backup-run --mode existing -F qcow2 source.img target.img
+	[[ $stderr == *"pinned in '$PWD/target.img.bitmaps'"* ]]
+	device=source backed_up 1048576 backup-run --mode existing source.img target.img
+	cmp source.img target.img
+	# The other way round: a qcow2 whose header somebody has overwritten is no raw disk.
+	qemu-img create -q -f qcow2 target.qcow2 1M
+	ok bitmap-add target.qcow2 t
+	truncate -s 0 target.qcow2
+	truncate -s 1M target.qcow2
+	unchanged refused_like 'not in qcow2 format' backup-run --mode existing source.img target.qcow2
+}
+
+@test "--backing: a file whose name has a colon is named with its directory" {
+	raw disk.img 1M
+	backed_up 1048576 backup-run -F qcow2 disk.img ./a:b
+	unchanged refused_like "it needs the driver 'a', which this version does not support" \
+		backup-run -F qcow2 --backing a:b,format=qcow2 disk.img inc.qcow2
+	[[ $stderr == *"a file of that name is './a:b'"* ]]
+	backed_up 1048576 backup-run -F qcow2 --backing ./a:b,format=qcow2 disk.img inc.qcow2
+	done_ chain-info inc.qcow2
+	qemu-img create -q -f qcow2 -u -b a:b -F qcow2 names.qcow2 1M
+	unchanged refused_like 'is not a plain path' image-write --pattern 1 names.qcow2 0 512
+	[[ $stderr == *"a file of that name is './a:b'"*--allow-backing=protocol* ]]
+}
+
 @test "two commands make one target: the later one fails, and what stands there stays" {
 	truncate -s 4M disk.img
 	ok bitmap-add disk.img b
