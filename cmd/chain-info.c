@@ -53,6 +53,11 @@ static int fill(struct row *row, const struct tide_chain_image *image, size_t de
 		return 0;
 	ui_size(row->disk, image->virtual_size);
 	ui_size(row->data, image->data);
+	if (image->is_remote) {
+		strcpy(row->file, "-");
+		strcpy(row->modified, "-");
+		return 0;
+	}
 	ui_size(row->file, image->actual_size);
 	if (localtime_r(&when, &tm))
 		strftime(row->modified, sizeof(row->modified), "%Y-%m-%d %H:%M:%S", &tm);

@@ -198,12 +198,12 @@ static int describe(struct tide_image *image, const char *top, bool verify, stru
 
 	if (is_file && fstat(tide_image_fd(image), &st) < 0)
 		return tide_error_set_sys(err, errno, "fstat");
+	to->is_remote = !is_file;
 	to->virtual_size = info->size;
 	to->cluster_size = info->cluster_size;
 	to->actual_size = (uint64_t)st.st_blocks * 512;
 	to->modified_s = st.st_mtim.tv_sec;
 	to->modified_ns = (uint32_t)st.st_mtim.tv_nsec;
-	to->file_size = info->size;
 	if ((is_file && tide_sysio_size(tide_image_fd(image), &to->file_size, err) < 0) ||
 	    set_path(to, tide_image_path(image), top, err) < 0 ||
 	    copy_text(&to->format, tide_image_format(image), err) < 0 ||

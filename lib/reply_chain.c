@@ -33,6 +33,14 @@ static void put_findings(struct tide_json_writer *w, const struct tide_chain_ima
 	tide_json_end(w, ']');
 }
 
+static void put_time(struct tide_json_writer *w, const struct tide_chain_image *image)
+{
+	tide_json_begin(w, "modified", '{');
+	tide_json_int(w, "seconds", image->modified_s);
+	tide_json_uint(w, "nanoseconds", image->modified_ns);
+	tide_json_end(w, '}');
+}
+
 static void put_image(struct tide_json_writer *w, const struct tide_chain_image *image, bool verified)
 {
 	tide_json_begin(w, NULL, '{');
@@ -41,18 +49,18 @@ static void put_image(struct tide_json_writer *w, const struct tide_chain_image 
 	if (image->format) {
 		tide_json_string(w, "format", image->format);
 		tide_json_uint(w, "virtual-size", image->virtual_size);
-		tide_json_uint(w, "file-size", image->file_size);
-		tide_json_uint(w, "actual-size", image->actual_size);
+		if (!image->is_remote) {
+			tide_json_uint(w, "file-size", image->file_size);
+			tide_json_uint(w, "actual-size", image->actual_size);
+		}
 		if (image->cluster_size)
 			tide_json_uint(w, "cluster-size", image->cluster_size);
 		if (!verified) {
 			tide_json_uint(w, "data", image->data);
 			tide_json_uint(w, "zeroes", image->zeroes);
 		}
-		tide_json_begin(w, "modified", '{');
-		tide_json_int(w, "seconds", image->modified_s);
-		tide_json_uint(w, "nanoseconds", image->modified_ns);
-		tide_json_end(w, '}');
+		if (!image->is_remote)
+			put_time(w, image);
 	}
 	if (image->backing_filename)
 		tide_json_string(w, "backing-filename", image->backing_filename);

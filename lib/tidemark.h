@@ -452,6 +452,7 @@ struct tide_chain_image {
 	uint64_t virtual_size;
 	uint64_t cluster_size;         /* 0: the format has none */
 	uint64_t data, zeroes;         /* bytes of the disk that this image says itself; not with `verify` */
+	bool is_remote;                /* no file here: its sizes and time are not known */
 	uint64_t file_size;            /* bytes */
 	uint64_t actual_size;          /* bytes allocated by the file system */
 	int64_t modified_s;            /* seconds since 1970 */

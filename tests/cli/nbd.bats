@@ -209,3 +209,15 @@ make_disk() {
 	done_ chain-restore --allow-backing=protocol over.qcow2 flat.img
 	cmp flat.img disk.img
 }
+
+@test "chain-info makes up neither size nor time of an export" {
+	make_disk disk.img
+	export_ raw disk.img -r
+	qemu-img create -q -f qcow2 -u -b "$uri" -F raw over.qcow2 9437696
+	done_ chain-info --allow-backing=protocol --output=json over.qcow2
+	jq -e '.return.images | (.[1] | .format == "nbd" and ."virtual-size" == 9437696 and
+		([has("file-size", "actual-size", "modified")] | any | not)) and
+		(.[0] | [has("file-size", "actual-size", "modified")] | all)' <<< "$output"
+	done_ chain-info --allow-backing=protocol over.qcow2
+	[[ ${lines[2]} =~ ' nbd '.*' -  '+'-'$ ]]
+}
