@@ -4,6 +4,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -17,6 +18,10 @@
 struct raw_image {
 	int fd;
 	uint64_t size;
+	/* Data seen last, [from, to): asking the file system costs in proportion to its length, and those who come for small
+	 * pieces of it would ask as often.  What has become a hole meanwhile may still be called data: it reads as zeroes. */
+	pthread_mutex_t lock;
+	uint64_t data_from, data_to;
 };
 
 static bool raw_probe(const uint8_t *head, size_t len)
@@ -56,6 +61,7 @@ static int raw_open(int fd, const char *dir, unsigned flags, struct tide_driver_
 		free(raw);
 		return -1;
 	}
+	pthread_mutex_init(&raw->lock, NULL);
 	info->size = raw->size;
 	*state = raw;
 	return 0;
@@ -63,7 +69,11 @@ static int raw_open(int fd, const char *dir, unsigned flags, struct tide_driver_
 
 static void raw_close(void *state)
 {
-	free(state);
+	struct raw_image *raw = state;
+
+	if (raw)
+		pthread_mutex_destroy(&raw->lock);
+	free(raw);
 }
 
 static int raw_flush(void *state, struct tide_error *err)
@@ -73,13 +83,31 @@ static int raw_flush(void *state, struct tide_error *err)
 	return tide_sysio_fdatasync(raw->fd, err);
 }
 
+static void look(struct raw_image *raw, uint64_t off, uint64_t len, bool *data, uint64_t *n)
+{
+	pthread_mutex_lock(&raw->lock);
+	*data = off >= raw->data_from && off < raw->data_to;
+	*n = *data ? raw->data_to - off : 0;
+	pthread_mutex_unlock(&raw->lock);
+	if (!*data) {
+		tide_sysio_extent(raw->fd, off, TIDE_MAX(len, raw->size - TIDE_MIN(off, raw->size)), data, n);
+		if (*data) {
+			pthread_mutex_lock(&raw->lock);
+			raw->data_from = off;
+			raw->data_to = off + *n;
+			pthread_mutex_unlock(&raw->lock);
+		}
+	}
+	*n = TIDE_MIN(*n, len);
+}
+
 static int raw_extent(void *state, uint64_t off, uint64_t len, struct tide_extent *out, struct tide_error *err)
 {
 	struct raw_image *raw = state;
 	uint64_t n;
 	bool data;
 
-	tide_sysio_extent(raw->fd, off, len, &data, &n);
+	look(raw, off, len, &data, &n);
 	*out = (struct tide_extent){
 		.off = off,
 		.len = n,
@@ -119,6 +147,9 @@ static int raw_zero(void *state, uint64_t off, uint64_t len, bool may_unmap, str
 {
 	struct raw_image *raw = state;
 
+	pthread_mutex_lock(&raw->lock);
+	raw->data_to = raw->data_from;
+	pthread_mutex_unlock(&raw->lock);
 	return tide_sysio_zero(raw->fd, off, len, err);
 }
 

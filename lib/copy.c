@@ -11,7 +11,9 @@
 #include "sysio.h"
 
 #define PIECE_MAX (UINT64_C(1) << 20)
-#define NAP_NS 10000000u
+#define BATCH_LEN (UINT64_C(2) << 20)
+#define BATCH_MIN (UINT64_C(16) << 20) /* a copy of less does with less memory */
+#define NAP_NS    10000000u
 
 bool tide_copy_wait_turn(struct tide_copy_engine *e, uint64_t n)
 {
@@ -62,45 +64,63 @@ bool tide_copy_throttle(struct tide_copy_engine *e, uint64_t number, uint64_t le
 	return go;
 }
 
-static bool take_piece(struct tide_copy_engine *e, uint64_t *number, uint64_t *off, uint64_t *len)
+/* Lock held. */
+static bool take_piece(struct tide_copy_engine *e, uint64_t max, struct tide_copy_piece *p)
 {
-	bool more;
+	/* Pieces end on multiples of the piece size, so that they stay aligned in the target. */
+	uint64_t end;
 
+	if (!tide_bitmap_next_dirty(e->plan, e->cursor, max, &p->off, &p->len))
+		return false;
+	end = tide_range_align_down(p->off, e->piece) + e->piece;
+	p->len = TIDE_MIN(p->len, end - p->off);
+	p->number = e->taken++;
+	e->cursor = p->off + p->len;
+	e->taken_bytes += p->len;
+	return true;
+}
+
+static bool take_batch(struct tide_copy_engine *e, struct tide_copy_batch *b)
+{
+	b->n = 0;
+	b->len = 0;
 	/* Nobody begins a new piece while somebody waits to try one again: the job is paused. */
 	pthread_mutex_lock(&e->retry_lock);
 	pthread_mutex_unlock(&e->retry_lock);
 	pthread_mutex_lock(&e->work.lock);
-	more = !e->work.stop && tide_bitmap_next_dirty(e->plan, e->cursor, e->piece, off, len) == 1;
-	if (more) {
-		/* Pieces end on multiples of the piece size, so that they stay aligned in the target. */
-		uint64_t end = tide_range_align_down(*off, e->piece) + e->piece;
-
-		*len = TIDE_MIN(*len, end - *off);
-		e->cursor = *off + *len;
-		e->taken_bytes += *len;
-		*number = e->taken++;
-	}
+	while (!e->work.stop && b->n < e->batch && b->len < e->work.buf_size &&
+	       take_piece(e, e->work.buf_size - b->len, &b->piece[b->n]))
+		b->len += b->piece[b->n++].len;
 	pthread_mutex_unlock(&e->work.lock);
-	return more;
+	return b->n > 0;
 }
 
-static void finish_piece(struct tide_copy_engine *e, uint64_t number, uint64_t off, uint64_t len, bool ok, bool reading,
+/* Lock held. */
+static bool count_done(struct tide_copy_engine *e, const struct tide_copy_piece *p, struct tide_error *err)
+{
+	struct tide_copy *c = e->copy;
+
+	if (tide_bitmap_reset(c->todo, p->off, p->len, err) < 0)
+		return false;
+	c->offset = c->len - tide_bitmap_count(c->todo) * c->unit;
+	e->turn = p->number + 1;
+	pthread_cond_broadcast(&e->turned);
+	return true;
+}
+
+static void finish_piece(struct tide_copy_engine *e, const struct tide_copy_piece *p, bool ok, bool reading,
                          struct tide_error *err)
 {
 	struct tide_copy *c = e->copy;
 
 	pthread_mutex_lock(&e->work.lock);
-	if (ok && tide_bitmap_reset(c->todo, off, len, err) == 0) {
-		c->offset = c->len - tide_bitmap_count(c->todo) * c->unit;
-		e->turn = number + 1;
-		pthread_cond_broadcast(&e->turned);
-	} else {
+	if (!ok || !count_done(e, p, err)) {
 		/* Cancelled, what went wrong on the way does not matter any more. */
 		if (!e->work.error.code && (ok || !tide_copy_is_stopped(c))) {
 			c->failed_reading = !ok && reading;
 			tide_work_fail(&e->work, err);
 		}
-		break_off(e, number);
+		break_off(e, p->number);
 	}
 	tide_error_release(err);
 	pthread_mutex_unlock(&e->work.lock);
@@ -125,7 +145,7 @@ static bool may_retry(struct tide_copy_engine *e, bool reading, unsigned tries, 
 	return again;
 }
 
-static void do_piece(struct tide_copy_worker *w, uint64_t number, uint64_t off, uint64_t len)
+static void do_piece(struct tide_copy_worker *w, const struct tide_copy_piece *p)
 {
 	struct tide_error err = TIDE_ERROR_INIT;
 	unsigned tries = 0;
@@ -134,14 +154,27 @@ static void do_piece(struct tide_copy_worker *w, uint64_t number, uint64_t off, 
 
 	for (;;) {
 		reading = false;
-		rc = w->pack ? tide_copy_piece_pack(w, number, off, len, &reading, &err)
-		             : tide_copy_piece(w, off, len, &reading, &err);
+		rc = w->pack ? tide_copy_piece_pack(w, p->number, p->off, p->len, &reading, &err)
+		             : tide_copy_piece(w, p->off, p->len, &reading, &err);
 		if (rc >= 0 || !may_retry(w->e, reading, ++tries, &err))
 			break;
 		tide_error_release(&err);
 	}
 	if (rc <= 0)
-		finish_piece(w->e, number, off, len, rc == 0, reading, &err);
+		finish_piece(w->e, p, rc == 0, reading, &err);
+}
+
+static void do_batch(struct tide_copy_worker *w, const struct tide_copy_batch *b)
+{
+	struct tide_error err = TIDE_ERROR_INIT;
+	bool done = w->batches && tide_copy_batch(w, b);
+
+	for (size_t i = 0; i < b->n; i++) {
+		if (done)
+			finish_piece(w->e, &b->piece[i], true, false, &err);
+		else
+			do_piece(w, &b->piece[i]);
+	}
 }
 
 /* The first one to come sees what can be shared, for file systems do that one range at a time; the others wait. */
@@ -170,7 +203,7 @@ static void work(struct tide_work *work, uint8_t *buf)
 	struct tide_copy *c = e->copy;
 	struct tide_copy_worker w = { .e = e, .buf = buf };
 	struct tide_error err = TIDE_ERROR_INIT;
-	uint64_t number, off, len;
+	struct tide_copy_batch b;
 
 	share_first(e);
 	w.moves = !c->detect_zeroes && (c->way == TIDE_COPY_WAY_KERNEL ||
@@ -183,9 +216,10 @@ static void work(struct tide_work *work, uint8_t *buf)
 		tide_error_release(&err);
 		return;
 	}
-	while (take_piece(e, &number, &off, &len) && tide_copy_throttle(e, number, len)) {
+	w.batches = !c->compress && !w.moves && tide_image_is_file(c->target);
+	while (take_batch(e, &b) && tide_copy_throttle(e, b.piece[0].number, b.len)) {
 		tide_copy_ahead(e);
-		do_piece(&w, number, off, len);
+		do_batch(&w, &b);
 	}
 	tide_copy_pack_free(w.pack);
 }
@@ -219,6 +253,7 @@ int tide_copy_run(struct tide_copy *copy, struct tide_error *err)
 		.copy = copy,
 		.piece = tide_copy_plan_piece(copy, PIECE_MAX),
 		.align = TIDE_MAX(tide_image_info(copy->target)->cluster_size, 4096),
+		.batch = copy->speed || copy->compress ? 1 : TIDE_COPY_BATCH,
 		.start_ns = tide_work_now_ns(),
 		.broken = UINT64_MAX,
 	};
@@ -232,14 +267,18 @@ int tide_copy_run(struct tide_copy *copy, struct tide_error *err)
 	if (!e.plan)
 		return -1;
 	e.brought = tide_bitmap_new(tide_bitmap_size(copy->todo), copy->unit, NULL);
-	e.work.buf_size = e.piece;
+	e.work.buf_size = e.batch > 1 && copy->len >= BATCH_MIN ? TIDE_MAX(BATCH_LEN, e.piece) : e.piece;
 	tide_work_init(&e.work);
 	pthread_cond_init(&e.turned, NULL);
 	pthread_mutex_init(&e.retry_lock, NULL);
+	pthread_mutex_init(&e.place_lock, NULL);
+	tide_copy_put_begin(&e);
 	if (copy->target_reads_zero)
 		tide_copy_plan_skip_zeroes(&e);
 	plan_work(&e);
 	rc = tide_work_run(&e.work, err);
+	tide_copy_put_end(&e);
+	pthread_mutex_destroy(&e.place_lock);
 	pthread_mutex_destroy(&e.retry_lock);
 	pthread_cond_destroy(&e.turned);
 	tide_bitmap_free(e.plan);

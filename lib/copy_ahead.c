@@ -1,8 +1,8 @@
 /*
  * Reading ahead.  Scattered data that is not in memory needs many reads under way at once, and
  * the plan knows what will be wanted: so the kernel is told some way ahead of the workers.  What
- * is in memory already is left alone; what was brought in for the copy is given up behind it, and
- * so is what was written, once it is on the disk: a backup must not push out what others use.
+ * is in memory already is left alone; what was brought in for the copy is given up behind it: a
+ * backup must not push out what others use.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -85,16 +85,4 @@ void tide_copy_ahead_drop(struct tide_copy_engine *e, const struct tide_copy_str
 		if (p->fd >= 0 && tide_bitmap_test(e->brought, p->off))
 			posix_fadvise(p->fd, (off_t)p->at, (off_t)p->len, POSIX_FADV_DONTNEED);
 	}
-}
-
-void tide_copy_ahead_wrote(struct tide_copy_worker *w, const struct tide_extent *place)
-{
-	struct tide_extent *old = &w->trail[w->n_trail % TIDE_COPY_TRAIL];
-
-	/* Hints: what they say about errors, the sync at the end says too. */
-	sync_file_range(place->map_fd, (off_t)place->map_off, (off_t)place->len, SYNC_FILE_RANGE_WRITE);
-	if (w->n_trail >= TIDE_COPY_TRAIL)
-		posix_fadvise(old->map_fd, (off_t)old->map_off, (off_t)old->len, POSIX_FADV_DONTNEED);
-	*old = *place;
-	w->n_trail++;
 }

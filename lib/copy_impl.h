@@ -5,7 +5,9 @@
  *   copy_plan.c   what there is to do
  *   copy_share.c  first of all, one worker alone: what the target can share with the source
  *   copy_ahead.c  reads ahead of the workers, and behind them gives the memory back
+ *   copy_batch.c  several pieces at once, where nothing is in the way of that
  *   copy_piece.c  one piece, whatever the way
+ *   copy_put.c    bytes to the target's file
  *   copy_look.c, copy_move.c, copy_way.c   stretches of data, and how they get from file to file
  */
 #ifndef TIDE_COPY_IMPL_H
@@ -15,14 +17,46 @@
 #include "copy_move.h"
 #include "copy_pack.h"
 
+#define TIDE_COPY_BATCH 32 /* pieces that a worker takes at once, at most */
+#define TIDE_COPY_SENT  4  /* stretches of the target that are on their way to the disk */
+
+struct tide_copy_piece {
+	uint64_t number; /* its place in the order in which they begin */
+	uint64_t off, len;
+};
+
+/* All in all no more than a worker's buffer. */
+struct tide_copy_batch {
+	struct tide_copy_piece piece[TIDE_COPY_BATCH];
+	size_t n;
+	uint64_t len;
+};
+
+struct tide_copy_sent {
+	int fd;
+	uint64_t off, len; /* len 0: nothing */
+};
+
+struct tide_copy_put {
+	pthread_mutex_t lock; /* of what follows */
+	bool wants_direct;
+	int fd, direct; /* of the target, and the same for direct writes; -1 */
+	struct tide_copy_sent next, sent[TIDE_COPY_SENT];
+	uint64_t gathered; /* bytes written within `next` */
+	size_t n_sent;
+};
+
 struct tide_copy_engine {
 	struct tide_work work;
 	struct tide_copy *copy;
 	uint64_t piece;           /* most bytes a worker takes at once */
 	uint64_t align;           /* of what goes to the target */
+	size_t batch;             /* pieces that a worker takes at once */
 	struct tide_bitmap *plan; /* todo as it was at the start, without what was shared */
 	struct tide_bitmap *brought; /* what was read into memory for this copy and is to leave it again */
 	pthread_mutex_t retry_lock;
+	pthread_mutex_t place_lock; /* so that the places of a batch are in a row */
+	struct tide_copy_put put;
 	_Atomic unsigned retries; /* how often `retry` has said yes */
 	uint64_t start_ns;
 	/* Under the lock: */
@@ -38,17 +72,14 @@ struct tide_copy_engine {
 	pthread_cond_t turned;
 };
 
-#define TIDE_COPY_TRAIL 16 /* places written that a worker remembers */
-
 struct tide_copy_worker {
 	struct tide_copy_engine *e;
 	uint8_t *buf;
 	struct tide_copy_pack *pack; /* or NULL */
 	struct tide_copy_mover mover;
 	bool moves;                  /* by the mover, what it can */
+	bool batches;                /* several pieces at once, where that can be */
 	struct tide_copy_stretch stretch;
-	struct tide_extent trail[TIDE_COPY_TRAIL];
-	size_t n_trail;
 };
 
 /* ---- copy.c ---- */
@@ -79,10 +110,26 @@ void tide_copy_share(struct tide_copy_engine *e);
 void tide_copy_ahead(struct tide_copy_engine *e);
 /* What was read of the source for this copy's sake only need not stay in memory. */
 void tide_copy_ahead_drop(struct tide_copy_engine *e, const struct tide_copy_stretch *s);
-/* This was written, and is on its way to the disk; what was a while ago has reached it, and need not stay either. */
-void tide_copy_ahead_wrote(struct tide_copy_worker *w, const struct tide_extent *place);
+
+/* ---- copy_put.c ---- */
+
+void tide_copy_put_begin(struct tide_copy_engine *e); /* copy->len is known */
+void tide_copy_put_end(struct tide_copy_engine *e);
+/* fd: of the target.  Writeback is a matter of this module. */
+int tide_copy_put(struct tide_copy_engine *e, int fd, const uint8_t *buf, uint64_t len, uint64_t off,
+                  struct tide_error *err);
+
+/* ---- copy_batch.c ---- */
+
+/* False: no harm is done, but the pieces must be done one by one, which also tells what is wrong. */
+bool tide_copy_batch(struct tide_copy_worker *w, const struct tide_copy_batch *b);
 
 /* ---- copy_piece.c ---- */
+
+/* Writes what was read, stretches of zero bytes as zeroes. */
+int tide_copy_store(struct tide_copy_worker *w, const uint8_t *buf, uint64_t off, uint64_t len, struct tide_error *err);
+/* Is there a stretch in it that tide_copy_store would not write? */
+bool tide_copy_has_zeroes(const struct tide_copy_worker *w, const uint8_t *buf, uint64_t len);
 
 int tide_copy_piece(struct tide_copy_worker *w, uint64_t off, uint64_t len, bool *reading, struct tide_error *err);
 /* The same, but compressed, and stored in order; 1: it will not be its turn. */

@@ -17,13 +17,12 @@ static int write_run(struct tide_copy_worker *w, const uint8_t *buf, uint64_t of
 			return tide_image_write(target, buf, off, len, err);
 		if (rc < 0)
 			return -1;
-		if (tide_sysio_pwrite(place.map_fd, buf, place.len, place.map_off, err) < 0) {
+		if (tide_copy_put(w->e, place.map_fd, buf, place.len, place.map_off, err) < 0) {
 			tide_image_write_abort(target, &place);
-			return tide_error_wrap(err, "'%s'", tide_image_path(target));
+			return -1;
 		}
 		if (tide_image_write_commit(target, &place, err) < 0)
 			return -1;
-		tide_copy_ahead_wrote(w, &place);
 		buf += place.len;
 		off += place.len;
 		len -= place.len;
@@ -38,10 +37,26 @@ static int zero_run(struct tide_copy_worker *w, uint64_t off, uint64_t len, stru
 	return tide_image_zero(w->e->copy->target, off, len, true, err);
 }
 
-/* Writes what was read, stretches of zero bytes as zeroes. */
-static int store(struct tide_copy_worker *w, const uint8_t *buf, uint64_t off, uint64_t len, struct tide_error *err)
+/* What is looked at for zeroes. */
+static uint64_t zero_block(const struct tide_copy_worker *w)
 {
-	uint64_t block = TIDE_MAX(w->e->align, ZERO_BLOCK), pos = 0;
+	return TIDE_MAX(w->e->align, ZERO_BLOCK);
+}
+
+bool tide_copy_has_zeroes(const struct tide_copy_worker *w, const uint8_t *buf, uint64_t len)
+{
+	uint64_t block = zero_block(w);
+
+	for (uint64_t pos = 0; pos < len; pos += block) {
+		if (tide_sysio_is_zero(buf + pos, TIDE_MIN(block, len - pos)))
+			return true;
+	}
+	return false;
+}
+
+int tide_copy_store(struct tide_copy_worker *w, const uint8_t *buf, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	uint64_t block = zero_block(w), pos = 0;
 
 	while (pos < len) {
 		uint64_t end = pos;
@@ -81,7 +96,7 @@ static int copy_stretch(struct tide_copy_worker *w, bool *reading, struct tide_e
 	if (read_stretch(w, w->buf, err) < 0)
 		return -1;
 	*reading = false;
-	return store(w, w->buf, s->off, s->len, err);
+	return tide_copy_store(w, w->buf, s->off, s->len, err);
 }
 
 int tide_copy_piece(struct tide_copy_worker *w, uint64_t off, uint64_t len, bool *reading, struct tide_error *err)

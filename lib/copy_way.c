@@ -23,7 +23,8 @@ int tide_copy_way_wanted(enum tide_copy_way *way, struct tide_error *err)
 		{ "reflink", TIDE_COPY_WAY_REFLINK },
 		{ "kernel", TIDE_COPY_WAY_KERNEL },
 		{ "rw", TIDE_COPY_WAY_RW },
-		{ "uring", TIDE_COPY_WAY_URING },
+		{ "direct", TIDE_COPY_WAY_DIRECT },
+		{ "uring", TIDE_COPY_WAY_DIRECT },
 	};
 	const char *wanted = getenv("TIDE_COPY");
 
@@ -37,7 +38,7 @@ int tide_copy_way_wanted(enum tide_copy_way *way, struct tide_error *err)
 		}
 	}
 	tide_error_set(err, TIDE_E_REFUSED, "TIDE_COPY is '%s': there is no such way to copy", wanted);
-	return tide_error_hint(err, "reflink, kernel, rw or uring; without it the best one is chosen");
+	return tide_error_hint(err, "reflink, kernel, rw, direct or uring; without it the best one is chosen");
 }
 
 bool tide_copy_way_is_remote(int fd)

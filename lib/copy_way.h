@@ -5,12 +5,13 @@
  *             XFS, bcachefs.  Nothing is read and nothing is written but metadata.
  *   kernel    copy_file_range: the bytes stay in the kernel, or on the server of a network
  *             file system.
- *   rw        read and written by workers.
- *   uring     the same, for now: on a busy machine io_uring with direct reads and threads that are read ahead
- *             for took turns in being the faster one, which decides nothing (tests/bench/copier.c has both).
+ *   rw        read and written by workers, through the page cache.
+ *   direct    the same, but written around it (copy_put.c).
+ *   uring     direct by another name: with transfers as large as these, four threads keep a disk as busy as a
+ *             deep queue does (tests/bench/copier.c has both), and are simpler.
  *
  * Chosen per stretch of data: by default what can be shared is shared, what a network file
- * system can copy by itself is copied by it, and the rest goes by rw.  A way that is not
+ * system can copy by itself is copied by it, and the rest goes by direct if it is much, else by rw.  A way that is not
  * possible, for a reason that has nothing to do with the data, makes room for the next one; so
  * does one that fails with an error of input or output, since only rw can tell a source that
  * cannot be read from a target that cannot be written.
@@ -25,7 +26,7 @@ enum tide_copy_way {
 	TIDE_COPY_WAY_REFLINK,
 	TIDE_COPY_WAY_KERNEL,
 	TIDE_COPY_WAY_RW,
-	TIDE_COPY_WAY_URING,
+	TIDE_COPY_WAY_DIRECT,
 };
 
 /* What the environment variable TIDE_COPY asks for. */

@@ -2,12 +2,14 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #include "error.h"
 #include "mem.h"
 
 #define PROGRESS_NS 100000000u
+#define HUGE_PAGE   ((size_t)2 << 20)
 
 struct worker {
 	struct tide_work *work;
@@ -115,6 +117,16 @@ static int start(struct worker *workers, unsigned n, unsigned *started, struct t
 	return 0;
 }
 
+/* A large one in large pages if there are any: a direct transfer is then of few segments, which disks like. */
+static uint8_t *buffer(size_t size, struct tide_error *err)
+{
+	uint8_t *buf = tide_mem_aligned(size >= HUGE_PAGE ? HUGE_PAGE : 4096, size, err);
+
+	if (buf && size >= HUGE_PAGE)
+		madvise(buf, size, MADV_HUGEPAGE);
+	return buf;
+}
+
 int tide_work_run(struct tide_work *work, struct tide_error *err)
 {
 	struct worker workers[TIDE_WORK_MAX] = { { 0 } };
@@ -123,7 +135,7 @@ int tide_work_run(struct tide_work *work, struct tide_error *err)
 
 	for (unsigned i = 0; i < n && rc == 0; i++) {
 		workers[i].work = work;
-		workers[i].buf = tide_mem_aligned(4096, work->buf_size, err);
+		workers[i].buf = buffer(work->buf_size, err);
 		rc = workers[i].buf ? 0 : -1;
 	}
 	if (rc == 0 && n && work->alone) {

@@ -656,7 +656,7 @@ base_124() {
 	local way
 	raw disk.img 3M
 	head -c 512K /dev/zero | put disk.img 1M
-	for way in reflink kernel rw uring; do
+	for way in reflink kernel rw direct uring; do
 		TIDE_COPY=$way backed_up 3145728 backup-run -F qcow2 disk.img "$way.qcow2"
 		same raw disk.img qcow2 "$way.qcow2"
 		clean "$way.qcow2"

@@ -93,6 +93,24 @@ counted() {
 	clean a.qcow2 b.qcow2
 }
 
+@test "granules that are scattered over the disk are written together" {
+	local n
+	raw disk.img 16M
+	ok bitmap-add -f raw disk.img b
+	for n in {0..63}; do
+		echo "$((n * 262144)) 65536"
+	done > ranges
+	ok bitmap-mark --from ranges disk.img b
+	# 4 MiB in writes of 1 MiB, and nine for the tables.
+	[ "$(TIDE_COPY=rw counted pwrite64,pwritev,pwritev2 \
+		backup-run --sync bitmap --bitmap-mode never --bitmap b -F qcow2 disk.img rw.qcow2)" -le 13 ]
+	[ "$(TIDE_COPY=direct counted pwrite64,pwritev,pwritev2 \
+		backup-run --sync bitmap --bitmap-mode never --bitmap b -F qcow2 disk.img direct.qcow2)" -le 13 ]
+	qemu-img rebase -u -f qcow2 -b disk.img -F raw direct.qcow2
+	same raw disk.img qcow2 direct.qcow2
+	clean direct.qcow2 rw.qcow2
+}
+
 @test "a backup costs what is dirty, not what the disk measures" {
 	local size n calls=()
 	for size in 64 4096; do # GiB
