@@ -66,7 +66,7 @@ DEPS_BUILD := gcc libc6-dev pkg-config libpopt-dev libjson-c-dev libexpat1-dev l
 DEPS_TEST := bats bats-support bats-assert mandoc shellcheck qemu-utils qemu-system-x86 python3 jq strace parallel \
 	e2fsprogs xfsprogs btrfs-progs libnbd-bin gnutls-bin liburing-dev nbdkit fio fuse3 util-linux clang libclang-rt-dev zstd netbase
 
-.PHONY: FORCE all help deps demo check check-quick lint asan tsan fuzz fuzz-build fuzz-smoke sweep power bench bench-quick cov install uninstall dist clean
+.PHONY: FORCE all help deps demo check check-build check-quick lint asan tsan fuzz fuzz-build fuzz-smoke sweep power bench bench-quick cov install uninstall dist clean
 all: $(BUILD)/lib/libtidemark.so $(BUILD)/lib/libtidemark.a $(BUILD)/lib/pkgconfig/tidemark.pc $(BINS) $(PLUGIN)
 
 help:
@@ -169,9 +169,14 @@ power: all $(PRELOADS)
 demo: all
 	@sh tests/demo.sh $(abspath $(BUILD))/bin
 
+SUITES := lint unit cli interop crash fuzz
+# A make that was not told how many jobs to run at once takes one a processor for what `check` needs.
+PARALLEL = $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(shell nproc))
 # The targets have sanitizers of their own: once, in the plain build, is enough.
-check: all $(UNITS) $(HELPERS) $(PRELOADS) $(if $(SAN),,$(FUZZERS))
-	@BUILD=$(abspath $(BUILD)) tests/run lint unit cli interop crash fuzz
+check:
+	@$(MAKE) $(PARALLEL) check-build
+	@BUILD=$(abspath $(BUILD)) tests/run $(SUITES)
+check-build: all $(UNITS) $(HELPERS) $(PRELOADS) $(if $(SAN),,$(FUZZERS))
 check-quick: all $(UNITS) $(HELPERS)
 	@BUILD=$(abspath $(BUILD)) tests/run unit cli
 lint: all
@@ -188,7 +193,10 @@ fuzz-smoke: all $(if $(SAN),,$(FUZZERS))
 $(BUILD)/bench/copier: tests/bench/copier.c $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) -o $@ $< -luring
-BENCH := $(if $(shell pkg-config --exists liburing 2>/dev/null && echo yes),$(BUILD)/bench/copier)
+$(BUILD)/bench/minimal: tests/bench/minimal.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -o $@ $< -lpopt -ljson-c -lzstd
+BENCH := $(BUILD)/bench/minimal $(if $(shell pkg-config --exists liburing 2>/dev/null && echo yes),$(BUILD)/bench/copier)
 bench bench-quick: $(BENCH)
 bench: all
 	@BUILD=$(abspath $(BUILD)) BENCH_ONLY=$(BENCH_ONLY) tests/bench/run

@@ -20,8 +20,8 @@ class BenchQemu(Qemu):
     """The source read-only and unlocked, so that both sides can use one file; a node without storage of the
     same size, whose bitmap is made dirty once and merged into the source's before each run."""
 
-    def __init__(self, top, source, size, ranges, settings=""):
-        super().__init__(top, [("disk", source, "raw,read-only=on,file.locking=off" + settings)], timeout=3600)
+    def __init__(self, top, source, fmt, size, ranges, settings=""):
+        super().__init__(top, [("disk", source, fmt + ",read-only=on,file.locking=off" + settings)], timeout=3600)
         self.must("block-dirty-bitmap-add", node="disk", name="b", granularity=64 * K)
         self.must("blockdev-add", node_name="scratch", driver="null-co", size=size)
         self.must("block-dirty-bitmap-add", node="scratch", name="master", granularity=64 * K)
@@ -38,12 +38,12 @@ class BenchQemu(Qemu):
         self.must("block-dirty-bitmap-merge", node="disk", target="b", bitmaps=[{"node": "scratch", "name": "master"}])
 
 
-def incremental(top, source, size, dirty, scattered, cold, runs):
+def incremental(top, source, fmt, size, dirty, scattered, cold, runs):
     """cold: the source is not in memory."""
     ranges = dirty_ranges(size, dirty, scattered)
     out = os.path.join(top, "out", "inc.qcow2")
     for name in ("b", "master"):
-        call([tool("bitmap-add"), "-f", "raw", "-g", 64 * K, source, name])
+        call([tool("bitmap-add"), "-f", fmt, "-g", 64 * K, source, name])
     listing = os.path.join(top, "ranges")
     with open(listing, "w", encoding="ascii") as f:
         f.writelines(f"{off} {length}\n" for off, length in ranges)
@@ -62,14 +62,14 @@ def incremental(top, source, size, dirty, scattered, cold, runs):
             return
         if present_bytes(out) != dirty:
             sys.exit(f"{c.name}: {present_bytes(out)} bytes in the target, {dirty} were dirty")
-        call(["qemu-img", "rebase", "-u", "-f", "qcow2", "-b", source, "-F", "raw", out])
-        call(["qemu-img", "compare", "-f", "raw", "-F", "qcow2", source, out])
+        call(["qemu-img", "rebase", "-u", "-f", "qcow2", "-b", source, "-F", fmt, out])
+        call(["qemu-img", "compare", "-f", fmt, "-F", "qcow2", source, out])
 
     def merge():
         call([tool("bitmap-merge"), source, "b", "master"])
 
     best = ",aio=io_uring" + (",cache.direct=on" if cold else "")
-    with BenchQemu(top, source, size, ranges) as qemu, BenchQemu(top, source, size, ranges, best) as fast:
+    with BenchQemu(top, source, fmt, size, ranges) as qemu, BenchQemu(top, source, fmt, size, ranges, best) as fast:
         contenders = [
             Command("tidemark backup-run", [tool("backup-run"), "--sync", "incremental", "--bitmap", "b", "-F", "qcow2",
                                             source, out], out, prepared(merge), made=out),
@@ -77,12 +77,12 @@ def incremental(top, source, size, dirty, scattered, cold, runs):
             QemuJob("QEMU " + best[1:], fast, out, prepared(fast.ready)),
             QemuJob("QEMU use-copy-range", qemu, out, prepared(qemu.ready), {"x-perf": {"use-copy-range": True}}),
         ]
-        if os.access(COPIER, os.X_OK):
+        if fmt == "raw" and os.access(COPIER, os.X_OK):
             contenders += [Command(f"bare copier: {name}", [COPIER, *args, listing, source, out], out, prepared(), made=out)
                            for name, args in (("2 threads", ["-t", "2"]), ("io_uring, direct", ["-u", "-r", "-w"]),
                                               ("reflink", ["-l"]))
                            if name != "reflink" or is_sharing(top)]
         contest(f"incremental backup of {size_text(dirty)} dirty in {size_text(size)}, "
-                f"{'scattered in 64 KiB pieces' if scattered else 'contiguous'}, {'cold' if cold else 'cached'}, raw to qcow2, synced",
+                f"{'scattered in 64 KiB pieces' if scattered else 'contiguous'}, {'cold' if cold else 'cached'}, {fmt} to qcow2, synced",
                 contenders, runs, verify)
     os.unlink(source + ".bitmaps")

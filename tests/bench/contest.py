@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 
-K, M, G = 1 << 10, 1 << 20, 1 << 30
+K, M, G, T = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BUILD = os.path.abspath(os.environ.get("BUILD", os.path.join(ROOT, "build")))
 
@@ -29,7 +29,7 @@ def sync_file(path):
 
 
 def size_text(n):
-    for unit, name in ((G, "GiB"), (M, "MiB"), (K, "KiB")):
+    for unit, name in ((T, "TiB"), (G, "GiB"), (M, "MiB"), (K, "KiB")):
         if n >= unit and n % unit == 0:
             return f"{n // unit} {name}"
     return f"{n} bytes"
