@@ -8,7 +8,9 @@
 
 #include "backup.h"
 #include "error.h"
+#include "image.h"
 #include "mem.h"
+#include "qmp_blockdev.h"
 #include "reply.h"
 
 enum { WAIT_MS = 50, CHUNK = 65536 };
@@ -23,6 +25,7 @@ struct arguments {
 		struct tide_bitmap_transfer transfer;
 		struct tide_backup backup;
 		struct tide_drive drive;
+		struct tide_qmp_blockdev blockdev;
 		struct transaction {
 			bool grouped;
 			size_t n;
@@ -30,12 +33,13 @@ struct arguments {
 		} transaction;
 	};
 	void *owned; /* an array that the above points to */
+	bool is_blockdev;
 };
 
 struct verb {
 	const char *name;
 	bool is_action, is_command;
-	const struct tide_qmp_field *fields;
+	const struct tide_qmp_field *fields; /* NULL: blockdev-add, whose arguments are a tree (qmp_blockdev.h) */
 	int (*append)(struct tide_txn *txn, const struct arguments *args, struct tide_error *err);
 	int (*answer)(struct tide_session *session, const struct arguments *args, struct tide_error *err);
 };
@@ -54,6 +58,8 @@ struct tide_stream {
 
 static void release_arguments(struct arguments *args)
 {
+	if (args->is_blockdev)
+		tide_qmp_blockdev_release(&args->blockdev);
 	free(args->owned);
 }
 
@@ -99,8 +105,6 @@ static const char *const bitmap_modes[] = {"on-success", "never", "always", NULL
 static const char *const new_image_modes[] = {"absolute-paths", "existing", NULL};
 static const char *const on_errors[] = {"report", "ignore", "enospc", "stop", "auto", NULL};
 static const char *const completion_modes[] = {"individual", "grouped", NULL};
-static const char *const drivers[] = {"raw", "qcow2", NULL};
-static const char *const file_drivers[] = {"file", "host_device", NULL};
 
 static const struct tide_qmp_field no_fields[] = {END};
 
@@ -272,40 +276,6 @@ static const struct tide_qmp_field drive_backup_fields[] = {
 };
 
 static const struct tide_qmp_field blockdev_backup_fields[] = {BACKUP_FIELDS, END};
-
-static const struct tide_qmp_field file_fields[] = {
-        {.name = "driver",
-         .kind = TIDE_QMP_ENUM,
-         .required = true,
-         .to = NOWHERE,
-         .has = NOWHERE,
-         .words = file_drivers},
-        STRING("filename", true, drive.path),
-        END,
-};
-
-static int decode_driver(const struct tide_qmp_path *path, const struct tide_json *json, void *to,
-                         struct tide_error *err)
-{
-	int place;
-
-	if (tide_qmp_decode_word(path, drivers, json, &place, err) < 0)
-		return -1;
-	((struct arguments *)to)->drive.format = drivers[place];
-	return 0;
-}
-
-static const struct tide_qmp_field blockdev_add_fields[] = {
-        OTHER("driver", true, decode_driver),
-        STRING("node-name", false, drive.id),
-        {.name = "file",
-         .kind = TIDE_QMP_STRUCT,
-         .required = true,
-         .to = NOWHERE,
-         .has = NOWHERE,
-         .fields = file_fields},
-        END,
-};
 
 static const struct tide_qmp_field blockdev_del_fields[] = {STRING("node-name", true, drive.id), END};
 
@@ -545,27 +515,41 @@ static int answer_nodes(struct tide_session *session, const struct arguments *ar
 	return answer_blocks(session, false, err, tide_reply_nodes);
 }
 
+/* That there is something to open is found out now, as QEMU does; what it is when it is used. */
+static int check_there(struct tide_session *session, const struct tide_qmp_blockdev *blockdev, struct tide_error *err)
+{
+	struct tide_image_options options = {
+		.path = blockdev->path, .format = blockdev->format, .allow = session->allow, .cancel = &session->sink.cancelled,
+	};
+	TIDE_AUTOIMAGE struct tide_image *image = NULL;
+
+	if (!blockdev->is_export && access(blockdev->path, R_OK) < 0)
+		return tide_error_set_sys(err, errno, "Could not open '%s'", blockdev->path);
+	if (blockdev->socket && access(blockdev->socket, R_OK | W_OK) < 0)
+		return tide_error_set_sys(err, errno, "Failed to connect to '%s'", blockdev->socket);
+	return blockdev->is_export ? tide_image_open(&options, &image, err) : 0;
+}
+
 static int answer_blockdev_add(struct tide_session *session, const struct arguments *args, struct tide_error *err)
 {
-	struct tide_drive drive = args->drive;
-
+	const struct tide_qmp_blockdev *blockdev = &args->blockdev;
+	struct tide_drive drive = {
+		.id = blockdev->node_name, .path = blockdev->path, .format = blockdev->format, .allow = session->allow,
+	};
 	struct tide_node *other;
 
-	drive.allow = session->allow;
-	if (!args->drive.id)
+	if (!drive.id)
 		return tide_error_set(err, TIDE_E_REFUSED, "'node-name' must be specified for the root node");
-	if (tide_backup_check_node_name(args->drive.id, err) < 0)
+	if (tide_backup_check_node_name(drive.id, err) < 0)
 		return -1;
-	other = tide_session_find(session, args->drive.id);
+	other = tide_session_find(session, drive.id);
 	if (other && !other->is_node)
-		return tide_error_set(err, TIDE_E_REFUSED, "node-name=%s is conflicting with a device id", args->drive.id);
+		return tide_error_set(err, TIDE_E_REFUSED, "node-name=%s is conflicting with a device id", drive.id);
 	if (other)
-		return tide_error_set(err, TIDE_E_REFUSED, "Duplicate nodes with node-name='%s'", args->drive.id);
-	if (access(args->drive.path, R_OK) < 0)
-		return tide_error_set_sys(err, errno, "Could not open '%s'", args->drive.path);
-	if (tide_session_add_drive(session, &drive, NULL, err) < 0)
+		return tide_error_set(err, TIDE_E_REFUSED, "Duplicate nodes with node-name='%s'", drive.id);
+	if (check_there(session, blockdev, err) < 0 || tide_session_add_drive(session, &drive, NULL, err) < 0)
 		return -1;
-	tide_session_find(session, args->drive.id)->is_node = true;
+	tide_session_find(session, drive.id)->is_node = true;
 	return answer_nothing(session, args, err);
 }
 
@@ -596,7 +580,7 @@ static const struct verb verbs[] = {
         {"x-debug-block-dirty-bitmap-sha256", false, true, ref_fields, NULL, answer_sha256},
         {"query-block", false, true, no_fields, NULL, answer_devices},
         {"query-named-block-nodes", false, true, nodes_fields, NULL, answer_nodes},
-        {"blockdev-add", false, true, blockdev_add_fields, NULL, answer_blockdev_add},
+        {"blockdev-add", false, true, NULL, NULL, answer_blockdev_add},
         {"blockdev-del", false, true, blockdev_del_fields, NULL, answer_blockdev_del},
         {"qmp_capabilities", false, true, capabilities_fields, NULL, answer_nothing},
 };
@@ -670,6 +654,10 @@ static int decode_command(const struct tide_json *json, const struct verb **verb
 	*verb = find_verb(name, false);
 	if (!*verb)
 		return tide_error_set(err, TIDE_E_COMMAND_NOT_FOUND, "The command %s has not been found", name);
+	if (!(*verb)->fields) {
+		args->is_blockdev = true;
+		return tide_qmp_blockdev_decode(given, &args->blockdev, err);
+	}
 	return tide_qmp_decode(NULL, (*verb)->fields, given, given == json ? "id" : NULL, args, err);
 }
 

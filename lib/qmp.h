@@ -1,7 +1,7 @@
 /*
  * QMP: JSON in, actions and queries out.
  *
- * Three parts, each knowing the one before it only:
+ * Four parts, each knowing the one before it only:
  *
  *   qmp_json.c    cuts a stream of bytes into messages, as QEMU's monitor does: a message
  *                 ends with the bracket that closes it, so a command runs without waiting
@@ -12,6 +12,7 @@
  *                 the words of QEMU's QAPI visitors for what is missing, of a wrong type
  *                 or unexpected.  Fields are looked at in the order of QEMU's schema, so
  *                 that of several mistakes the same one is reported.
+ *   qmp_blockdev.c  blockdev-add's tree of drivers.
  *   qmp.c         the commands: a table of names, fields and what to call; the envelope
  *                 {"execute", "arguments", "id"}; and the stream of commands.
  *

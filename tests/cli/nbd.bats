@@ -221,3 +221,61 @@ make_disk() {
 	done_ chain-info --allow-backing=protocol over.qcow2
 	[[ ${lines[2]} =~ ' nbd '.*' -  '+'-'$ ]]
 }
+
+# blockdev ARGUMENTS: blockdev-add, then a backup of that node; what became of it is in $output.
+blockdev() {
+	printf '%s\n' "{\"execute\": \"blockdev-add\", \"arguments\": {\"node-name\": \"n\", $1}}" \
+		'{"execute": "drive-backup", "arguments": {"device": "n", "sync": "full", "target": "copy.img", "format": "raw"}}' > requests
+	rm -f copy.img
+	attempt txn-apply requests
+}
+
+@test "blockdev-add of an export, alone and below raw; names with anything in them" {
+	local socket server form
+	make_disk disk.img
+	mkdir 'a b'
+	qemu-nbd --fork --pid-file=q.pid -t -r -x 'x/?#%&é' -f raw -k "$PWD/a b/s?#&.sock" disk.img 3>&-
+	socket="$PWD/a b/s?#&.sock"
+	server='"driver": "nbd", "export": "x/?#%&é", "server": {"type": "unix", "path": "'$socket'"}'
+	for form in "$server" '"driver": "raw", "file": {'"$server"'}'; do
+		blockdev "$form"
+		assert_equal "$status" 0
+		cmp copy.img disk.img
+	done
+	blockdev "\"driver\": \"qcow2\", \"file\": {$server}"
+	assert_equal "$status" 1
+	[[ $output == *'qcow2 image in it cannot be used'* ]]
+	blockdev "${server/&é/}"
+	[[ ${lines[0]} == *"does not serve the export 'x/?#%'"* ]]
+}
+
+@test "blockdev-add of an export over TCP, and what is refused by name" {
+	local unix='"server": {"type": "unix", "path": "/s"}' port=10809 want form row
+	make_disk disk.img
+	command -v nbdkit > /dev/null || skip 'no nbdkit'
+	for ((port = 20000 + $$ % 20000;; port++)); do
+		nbdkit -f -i ::1 -p $port -P tcp.pid file disk.img 3>&- 2> kit.log &
+		kit=$!
+		bg_pids+=("$kit")
+		until [ -s tcp.pid ] || has_ended "$kit"; do sleep 0.02; done
+		[ ! -s tcp.pid ] || break
+		grep -q 'in use' kit.log || skip 'no ::1'
+	done
+	blockdev "\"driver\": \"nbd\", \"server\": {\"type\": \"inet\", \"host\": \"::1\", \"port\": \"$port\"}"
+	assert_equal "$status" 0
+	cmp copy.img disk.img
+	while IFS='~' read -r form want; do
+		blockdev "\"driver\": \"nbd\", $form"
+		row=$(head -n 1 <<< "$output")
+		assert_equal "$(jq -r .error.desc <<< "$row")" "$want"
+	done <<- END
+		$unix, "tls-creds": "tls0"~The option 'tls-creds' of driver 'nbd' is not supported
+		$unix, "reconnect-delay": 3~The option 'reconnect-delay' of driver 'nbd' is not supported
+		"server": {"type": "unix", "path": "/s", "abstract": true}~The option 'abstract' of driver 'nbd' is not supported
+		"server": {"type": "fd", "str": "3"}~A server of type 'fd' is not supported
+		"server": {"type": "unix", "path": "/nosuch"}~Failed to connect to '/nosuch': No such file or directory
+		"server": {"type": "inet", "host": "h/x", "port": "1"}~address resolution failed for h/x:1: Name or service not known
+		"server": {"type": "inet", "host": "h", "port": "70000"}~address resolution failed for h:70000: Servname not supported for ai_socktype
+		$unix, "more": 1~Parameter 'more' is unexpected
+	END
+}
