@@ -81,6 +81,7 @@ help:
 #: asan, tsan   `check` under ASan+UBSan; the unit tests under TSan
 #: fuzz         each libFuzzer target for FUZZ_SECONDS (default 60); fuzz-build only builds them, in $(BUILD)/fuzz
 #: fuzz-smoke   damaged files through the commands, and each target for a short time
+#: sweep        every fault, every failed allocation and every death at every call: hours; ONLY=REGEX chooses
 #: power        the disks that a power cut leaves: POWER_STATES=N a command (default 1000), SEED=N
 #: bench        ratios to qemu-img and QEMU, measured side by side; bench-quick in little time
 #: cov          line coverage of the tests
