@@ -397,6 +397,12 @@ int tide_backup_add_to_record(const struct tide_backup_job *job, struct tide_rec
 	return tide_node_add_to_record(job->node, record, err);
 }
 
+void tide_backup_recorded(struct tide_backup_job *job)
+{
+	tide_target_recorded(&job->target);
+	tide_node_recorded(job->node);
+}
+
 int tide_backup_commit(struct tide_backup_job *job, struct tide_error *err)
 {
 	int rc = tide_target_name(&job->target, err);

@@ -179,6 +179,12 @@ static int decide(struct group *g, const char *path, struct tide_record *record,
 
 	if (named && (point_all(g, sink, err) < 0 || sync_names(record, err) < 0 || tide_record_commit(record, path, err) < 0))
 		return -1;
+	for (size_t i = 0; named && i < g->n + g->plan->n_nodes; i++) {
+		if (i < g->n)
+			tide_backup_recorded(g->jobs[i]);
+		else
+			tide_node_recorded(g->plan->nodes[i - g->n]);
+	}
 	for (size_t i = 0; i < g->n + g->plan->n_nodes; i++) {
 		int rc = i < g->n ? tide_backup_commit(g->jobs[i], &late)
 		                  : tide_node_commit(g->plan->nodes[i - g->n], &late);

@@ -97,7 +97,7 @@ void tide_node_close(struct tide_node *node)
 	node->base = node->after = NULL;
 	tide_node_unpoint(node);
 	node->token = 0;
-	node->inside_held = false;
+	node->inside_held = node->recorded = false;
 	node->completed = false;
 	node->job = NULL;
 	node->is_open = node->wanted = node->want_create = node->want_inside = false;

@@ -68,6 +68,7 @@ struct tide_node {
 	struct tide_sidecar *inside; /* the bitmaps inside the image: node_inside.h */
 	bool inside_dirty;           /* they differ from what the image holds */
 	bool inside_staged, inside_marked;
+	bool recorded; /* what is staged stands in a group's record: it is carried out, now or by whoever finds it */
 	bool inside_held; /* a job uses one of them */
 	uint64_t disk_writer; /* the living writer token that the sidecar on disk has */
 	struct tide_write_log *log;  /* node_log.h */
@@ -163,6 +164,8 @@ void tide_node_drop_deferred(struct tide_node *node, struct tide_sink *sink);
 
 /* What has been staged, for a group's record (record.h). */
 int tide_node_add_to_record(const struct tide_node *node, struct tide_record *record, struct tide_error *err);
+/* The record is durable: what cannot be committed now is left for whoever finds it. */
+void tide_node_recorded(struct tide_node *node);
 
 /* Makes sure that whoever opens the node after a crash finds the record; unpoint: it is not needed any more. */
 int tide_node_point(struct tide_node *node, const char *record, struct tide_error *err);

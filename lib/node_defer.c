@@ -123,6 +123,11 @@ int tide_node_add_to_record(const struct tide_node *node, struct tide_record *re
 	return tide_record_add_switch(record, tide_image_path(node->image), &node->inside_switch, &stamp, err);
 }
 
+void tide_node_recorded(struct tide_node *node)
+{
+	node->recorded = node->store.staged.kept = true;
+}
+
 int tide_node_point(struct tide_node *node, const char *record, struct tide_error *err)
 {
 	if (node->pointer)

@@ -321,6 +321,11 @@ void tide_node_inside_abort(struct tide_node *node)
 {
 	if (!node->inside_staged)
 		return;
+	if (node->recorded) { /* as after a death: image and sidecar stay as they are */
+		tide_image_unlock_write(node->image);
+		node->inside_staged = node->inside_marked = false;
+		return;
+	}
 	tide_image_abort_bitmaps(node->image);
 	end_change(node);
 }

@@ -127,8 +127,15 @@ static int write_durable(struct tide_record *record, const char *path, bool excl
 
 int tide_record_commit(struct tide_record *record, const char *path, struct tide_error *err)
 {
-	if (write_durable(record, path, true, err) < 0)
+	struct tide_error why = TIDE_ERROR_INIT;
+
+	if (write_durable(record, path, true, &why) < 0) {
+		/* It may stand, not durable: the group is undone, and nobody may find that it was decided. */
+		if (why.sys != EEXIST)
+			unlink(path);
+		tide_error_move(err, &why);
 		return tide_error_wrap(err, "Could not write the group's record '%s'", path);
+	}
 	return 0;
 }
 

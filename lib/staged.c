@@ -236,7 +236,7 @@ int tide_staged_publish(struct tide_staged *st, struct tide_error *err)
 
 void tide_staged_release(struct tide_staged *st)
 {
-	if (st->tmp)
+	if (st->tmp && !st->kept)
 		unlink(st->tmp);
 	tide_sysio_close(st->fd);
 	free(st->path);

@@ -58,9 +58,10 @@ struct tide_staged {
 	char *tmp;      /* the temporary name, or NULL while it has none */
 	char *dir;
 	bool synced; /* by sync: nothing was written since */
+	bool kept;   /* release leaves the file under its temporary name: somebody else will give it the final one */
 };
 
-#define TIDE_STAGED_INIT { -1, NULL, NULL, NULL, false }
+#define TIDE_STAGED_INIT { -1, NULL, NULL, NULL, false, false }
 
 int tide_staged_begin(struct tide_staged *st, const char *path, mode_t mode, struct tide_error *err);
 /*

@@ -252,6 +252,11 @@ int tide_target_add_to_record(const struct tide_target *target, struct tide_reco
 	return 0;
 }
 
+void tide_target_recorded(struct tide_target *target)
+{
+	target->staged.kept = target->data.kept = true;
+}
+
 static int name_data_file(struct tide_target *target, struct tide_error *err)
 {
 	return target->data.fd >= 0 ? tide_staged_commit(&target->data, true, err) : 0;

@@ -38,6 +38,8 @@ void tide_target_warn_outside(const struct tide_target *target, struct tide_sink
 int tide_target_stage(struct tide_target *target, struct tide_error *err);
 /* The renames that are left after stage, for a group's record (record.h), or made now. */
 int tide_target_add_to_record(const struct tide_target *target, struct tide_record *record, struct tide_error *err);
+/* The record is durable: what cannot be named now must not go. */
+void tide_target_recorded(struct tide_target *target);
 int tide_target_name(struct tide_target *target, struct tide_error *err);
 int tide_target_commit(struct tide_target *target, struct tide_error *err);
 void tide_target_release(struct tide_target *target);
