@@ -207,8 +207,9 @@ static int recover_pointer(struct tide_node *node, struct tide_sink *sink, struc
 	rc = tide_record_roll_forward(record, err);
 	if (rc > 0 && tide_node_inside_roll_forward(node, record, sink, err) < 0)
 		return -1;
-	if (rc >= 0)
-		unlink(pointer);
+	/* Left there it would be followed again, for ever; when there was nothing left to do it is only in the way. */
+	if (rc >= 0 && unlink(pointer) < 0 && errno != ENOENT && rc > 0)
+		return tide_error_set_sys(err, errno, "Could not remove '%s'", pointer);
 	return rc;
 }
 
