@@ -66,7 +66,7 @@ DEPS_BUILD := gcc libc6-dev pkg-config libpopt-dev libjson-c-dev libexpat1-dev l
 DEPS_TEST := bats bats-support bats-assert mandoc shellcheck qemu-utils qemu-system-x86 python3 jq strace parallel \
 	e2fsprogs xfsprogs btrfs-progs libnbd-bin gnutls-bin liburing-dev nbdkit fio fuse3 util-linux clang libclang-rt-dev zstd netbase
 
-.PHONY: FORCE all help deps demo check check-build check-quick lint asan tsan fuzz fuzz-build fuzz-smoke sweep power bench bench-quick cov install uninstall dist clean
+.PHONY: FORCE all help deps demo check check-build check-quick lint asan tsan fuzz fuzz-build fuzz-smoke sweep power soak bench bench-quick cov install uninstall dist clean
 all: $(BUILD)/lib/libtidemark.so $(BUILD)/lib/libtidemark.a $(BUILD)/lib/pkgconfig/tidemark.pc $(BINS) $(PLUGIN)
 
 help:
@@ -83,6 +83,7 @@ help:
 #: fuzz-smoke   damaged files through the commands, and each target for a short time
 #: sweep        every fault, every failed allocation and every death at every call: hours; ONLY=REGEX chooses
 #: power        the disks that a power cut leaves: POWER_STATES=N a command (default 1000), SEED=N
+#: soak         random programs of all commands with faults and kills: SECONDS=N (default 600), SEED=N repeats one
 #: bench        ratios to qemu-img and QEMU, measured side by side; bench-quick in little time
 #: cov          line coverage of the tests
 #: install      to $(DESTDIR)$(PREFIX); uninstall takes it away
@@ -166,6 +167,10 @@ sweep: all $(PRELOADS)
 power: export POWER_STATES ?= 1000
 power: all $(PRELOADS)
 	BUILD=$(abspath $(BUILD)) tests/crash/power
+
+# SECONDS is bash's own, and not one that it hands on.
+soak: all $(PRELOADS)
+	SECONDS=$(or $(SECONDS),600) SEED=$(SEED) BUILD=$(abspath $(BUILD)) python3 tests/crash/soak
 
 demo: all
 	@sh tests/demo.sh $(abspath $(BUILD))/bin
