@@ -12,7 +12,6 @@
 
 #define PIECE_MAX (UINT64_C(1) << 20)
 #define BATCH_LEN (UINT64_C(2) << 20)
-#define BATCH_MIN (UINT64_C(16) << 20) /* a copy of less does with less memory */
 #define NAP_NS    10000000u
 
 bool tide_copy_wait_turn(struct tide_copy_engine *e, uint64_t n)
@@ -80,13 +79,18 @@ static bool take_piece(struct tide_copy_engine *e, uint64_t max, struct tide_cop
 	return true;
 }
 
+/* Nobody begins a new piece while somebody waits to try one again: the job is paused. */
+static void wait_paused(struct tide_copy_engine *e)
+{
+	pthread_mutex_lock(&e->retry_lock);
+	pthread_mutex_unlock(&e->retry_lock);
+}
+
 static bool take_batch(struct tide_copy_engine *e, struct tide_copy_batch *b)
 {
 	b->n = 0;
 	b->len = 0;
-	/* Nobody begins a new piece while somebody waits to try one again: the job is paused. */
-	pthread_mutex_lock(&e->retry_lock);
-	pthread_mutex_unlock(&e->retry_lock);
+	wait_paused(e);
 	pthread_mutex_lock(&e->work.lock);
 	while (!e->work.stop && b->n < e->batch && b->len < e->work.buf_size &&
 	       take_piece(e, e->work.buf_size - b->len, &b->piece[b->n]))
@@ -169,11 +173,13 @@ static void do_batch(struct tide_copy_worker *w, const struct tide_copy_batch *b
 	struct tide_error err = TIDE_ERROR_INIT;
 	bool done = w->batches && tide_copy_batch(w, b);
 
-	for (size_t i = 0; i < b->n; i++) {
-		if (done)
-			finish_piece(w->e, &b->piece[i], true, false, &err);
-		else
-			do_piece(w, &b->piece[i]);
+	for (size_t i = 0; i < b->n && done; i++)
+		finish_piece(w->e, &b->piece[i], true, false, &err);
+	for (size_t i = 0; i < b->n && !done; i++) {
+		wait_paused(w->e);
+		if (!tide_copy_throttle(w->e, b->piece[i].number, 0)) /* one of them has ended the copy, or somebody else */
+			break;
+		do_piece(w, &b->piece[i]);
 	}
 }
 
@@ -267,7 +273,7 @@ int tide_copy_run(struct tide_copy *copy, struct tide_error *err)
 	if (!e.plan)
 		return -1;
 	e.brought = tide_bitmap_new(tide_bitmap_size(copy->todo), copy->unit, NULL);
-	e.work.buf_size = e.batch > 1 && copy->len >= BATCH_MIN ? TIDE_MAX(BATCH_LEN, e.piece) : e.piece;
+	e.work.buf_size = e.batch > 1 && copy->len >= TIDE_COPY_LARGE ? TIDE_MAX(BATCH_LEN, e.piece) : e.piece;
 	tide_work_init(&e.work);
 	pthread_cond_init(&e.turned, NULL);
 	pthread_mutex_init(&e.retry_lock, NULL);

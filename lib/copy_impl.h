@@ -17,6 +17,7 @@
 #include "copy_move.h"
 #include "copy_pack.h"
 
+#define TIDE_COPY_LARGE (UINT64_C(16) << 20) /* bytes; a copy of less is done before larger buffers and direct writes pay */
 #define TIDE_COPY_BATCH 32 /* pieces that a worker takes at once, at most */
 #define TIDE_COPY_SENT  4  /* stretches of the target that are on their way to the disk */
 

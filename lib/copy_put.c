@@ -16,9 +16,8 @@
 #include "error.h"
 #include "sysio.h"
 
-#define ALIGN      4096u
-#define DIRECT_MIN (UINT64_C(16) << 20) /* a copy of less is done before it pays */
-#define SEND       (UINT64_C(8) << 20)
+#define ALIGN 4096u
+#define SEND  (UINT64_C(8) << 20)
 
 void tide_copy_put_begin(struct tide_copy_engine *e)
 {
@@ -27,7 +26,7 @@ void tide_copy_put_begin(struct tide_copy_engine *e)
 	e->put = (struct tide_copy_put){
 		.direct = -1,
 		.fd = -1,
-		.wants_direct = c->way == TIDE_COPY_WAY_DIRECT || (c->way == TIDE_COPY_WAY_AUTO && c->len >= DIRECT_MIN),
+		.wants_direct = c->way == TIDE_COPY_WAY_DIRECT || (c->way == TIDE_COPY_WAY_AUTO && c->len >= TIDE_COPY_LARGE),
 	};
 	pthread_mutex_init(&e->put.lock, NULL);
 }

@@ -134,6 +134,20 @@ broken_disk() {
 	clean inc.qcow2
 }
 
+@test "several read errors in a row: the first that is not ignored any more ends the job" {
+	local at
+	head -c 1M /dev/zero | tr '\0' 'z' > plain.img
+	qemu-img convert -c -O qcow2 plain.img base.qcow2
+	for at in 0 131072 262144 393216; do break_cluster base.qcow2 $at; done
+	qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 disk.qcow2
+	ok bitmap-add disk.qcow2 b
+	for at in 0 131072 262144 393216; do ok bitmap-mark disk.qcow2 b $at 64K; done
+	attempt backup-run --sync incremental --bitmap b --on-source-error ignore disk.qcow2 inc.qcow2
+	assert_equal "$status" 1
+	errors ignore ignore ignore ignore report
+	bitmap disk.qcow2 b '.count == 262144'
+}
+
 @test "a read error with bitmap-mode never and on-success: the bitmap has what it had" {
 	broken_disk cluster_size=64K
 	ok bitmap-add disk.qcow2 b
