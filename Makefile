@@ -168,7 +168,7 @@ power: export POWER_STATES ?= 1000
 power: all $(PRELOADS)
 	BUILD=$(abspath $(BUILD)) tests/crash/power
 
-# SECONDS is bash's own, and not one that it hands on.
+# No executable, so that `check` leaves it out.  SECONDS is bash's own, and not one that it hands on.
 soak: all $(PRELOADS)
 	SECONDS=$(or $(SECONDS),600) SEED=$(SEED) BUILD=$(abspath $(BUILD)) python3 tests/crash/soak
 

@@ -66,6 +66,7 @@ const char *tide_backup_target(const struct tide_backup_job *job); /* its path, 
 const char *tide_backup_sidecar(const struct tide_backup_job *job);
 /* What has been staged, the target and the bitmaps. */
 int tide_backup_add_to_record(const struct tide_backup_job *job, struct tide_record *record, struct tide_error *err);
+/* The group's record is durable: what cannot be committed now is left for whoever finds it. */
 void tide_backup_recorded(struct tide_backup_job *job);
 int tide_backup_commit(struct tide_backup_job *job, struct tide_error *err);
 void tide_backup_unlock(struct tide_backup_job *job);

@@ -106,9 +106,12 @@ counted() {
 		backup-run --sync bitmap --bitmap-mode never --bitmap b -F qcow2 disk.img rw.qcow2)" -le 13 ]
 	[ "$(TIDE_COPY=direct counted pwrite64,pwritev,pwritev2 \
 		backup-run --sync bitmap --bitmap-mode never --bitmap b -F qcow2 disk.img direct.qcow2)" -le 13 ]
+	TIDE_COPY=direct strace -f -qq -o trace -e trace=openat backup-run -F qcow2 disk.img whole.qcow2 > out
+	grep -q '/proc/self/fd/.*O_DIRECT' trace
+	same raw disk.img qcow2 whole.qcow2
 	qemu-img rebase -u -f qcow2 -b disk.img -F raw direct.qcow2
 	same raw disk.img qcow2 direct.qcow2
-	clean direct.qcow2 rw.qcow2
+	clean direct.qcow2 rw.qcow2 whole.qcow2
 }
 
 @test "a backup costs what is dirty, not what the disk measures" {
