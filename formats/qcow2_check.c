@@ -35,6 +35,9 @@
 #define L2_RESERVED UINT64_C(0x3f000000000001fe)
 #define ALL_ZERO    UINT64_C(1)
 
+#define SNAPSHOT_EXTRA_MAX 1024 /* QEMU's */
+#define SNAPSHOT_EXTRA_V3  16   /* qcow2.txt: VM state size and disk size */
+
 /* What a cluster holds; a byte a cell. */
 enum {
 	HOLDS_META = 0x0f, /* one of meta_names */
@@ -237,6 +240,10 @@ static int see_l1_entry(struct state *s, uint64_t entry, const struct who *who, 
 
 	if (check_reserved(s, entry, L1_RESERVED, who, err) < 0)
 		return -1;
+	if (off == 0 && entry & COPIED)
+		return tell(s, TIDE_FINDING_ENTRY, 0, 0, err,
+		            "entry %" PRIu64 " of %s at %" PRIu64 " leads to an L2 table at offset 0, the header's",
+		            who->entry, who->table, who->at);
 	if (off == 0)
 		return 0;
 	if (check_aligned(s, off, L2, who, &good, err) < 0 || refer(s, off, s->cluster, L2, 1, who, err) < 0)
@@ -375,6 +382,16 @@ static int check_l2_tables(struct state *s, struct tide_error *err)
 
 /* ---- snapshots and bitmaps --------------------------------------------------------- */
 
+/* QEMU opens no image with more extra data than it knows, and version 3 has to have what qcow2.txt asks for. */
+static int check_snapshot_extra(struct state *s, uint64_t off, uint32_t i, uint32_t extra, struct tide_error *err)
+{
+	if (extra <= SNAPSHOT_EXTRA_MAX && (s->h.version < 3 || extra >= SNAPSHOT_EXTRA_V3))
+		return 0;
+	return tell(s, TIDE_FINDING_HEADER, off, 0, err,
+	            "snapshot %" PRIu32 " has %" PRIu32 " bytes of extra data, which is %s", i, extra,
+	            extra > SNAPSHOT_EXTRA_MAX ? "too much" : "less than version 3 asks for");
+}
+
 static int check_snapshots(struct state *s, struct tide_error *err)
 {
 	uint64_t start = s->h.snapshots_offset, off = start;
@@ -388,7 +405,8 @@ static int check_snapshots(struct state *s, struct tide_error *err)
 		    off - start > TIDE_QCOW2_SNAPSHOTS_BYTES_MAX)
 			return tell(s, TIDE_FINDING_HEADER, start, off - start, err,
 			            "the snapshot table ends at snapshot %" PRIu32 " of %" PRIu32, i, s->h.snapshots);
-		if (tide_sysio_pread(s->fd, head, sizeof(head), off, false, err) < 0)
+		if (tide_sysio_pread(s->fd, head, sizeof(head), off, false, err) < 0 ||
+		    check_snapshot_extra(s, off, i, tide_get_be32(head + 36), err) < 0)
 			return -1;
 		off += tide_range_align_up(sizeof(head) + (uint64_t)tide_get_be16(head + 12) + tide_get_be16(head + 14) +
 		                                   tide_get_be32(head + 36),
