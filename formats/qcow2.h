@@ -412,7 +412,7 @@ int tide_qcow2_pack_write(void *state, const struct tide_packed *clusters, size_
 
 /* ---- qcow2_zero.c ---- */
 
-bool tide_qcow2_can_zero_fast(void *state);
+bool tide_qcow2_can_zero_fast(void *state, bool may_unmap);
 int tide_qcow2_zero_range(void *state, uint64_t off, uint64_t len, bool may_unmap, struct tide_error *err);
 
 /* ---- qcow2_flush.c ---- */

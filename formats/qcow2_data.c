@@ -66,7 +66,7 @@ int tide_qcow2_data_zero(struct tide_qcow2 *q, uint64_t off, uint64_t len, bool 
 		return 0;
 	if (tide_qcow2_flush_prepare(q, err) < 0)
 		return -1;
-	return tide_sysio_zero(q->data_fd, off, len, err);
+	return tide_sysio_zero(q->data_fd, off, len, may_unmap, err);
 }
 
 int tide_qcow2_data_sync(const struct tide_qcow2 *q, struct tide_error *err)

@@ -106,7 +106,7 @@ static int release_run(struct tide_qcow2 *q, const struct tide_qcow2_run *run, s
 		}
 		/* Only a courtesy to the file system. */
 		if (n)
-			tide_sysio_zero(q->fd, start << q->cluster_bits, n << q->cluster_bits, NULL);
+			tide_sysio_zero(q->fd, start << q->cluster_bits, n << q->cluster_bits, true, NULL);
 		start = run->first + i + 1;
 		n = 0;
 	}

@@ -81,7 +81,7 @@ static int apply(struct tide_qcow2 *q, uint64_t off, const struct tide_qcow2_clu
 	return 0;
 }
 
-bool tide_qcow2_can_zero_fast(void *state)
+bool tide_qcow2_can_zero_fast(void *state, bool may_unmap)
 {
 	const struct tide_qcow2 *q = state;
 

@@ -150,16 +150,16 @@ static int raw_zero(void *state, uint64_t off, uint64_t len, bool may_unmap, str
 	pthread_mutex_lock(&raw->lock);
 	raw->data_to = raw->data_from;
 	pthread_mutex_unlock(&raw->lock);
-	return tide_sysio_zero(raw->fd, off, len, err);
+	return tide_sysio_zero(raw->fd, off, len, may_unmap, err);
 }
 
-/* A hole behind the end changes nothing, and tells. */
-static bool raw_can_zero_fast(void *state)
+/* A hole behind the end changes nothing, and tells.  Nothing tells of zeroes that take space. */
+static bool raw_can_zero_fast(void *state, bool may_unmap)
 {
 	struct raw_image *raw = state;
 	struct stat st;
 
-	return fstat(raw->fd, &st) == 0 && S_ISREG(st.st_mode) &&
+	return may_unmap && fstat(raw->fd, &st) == 0 && S_ISREG(st.st_mode) &&
 	       fallocate(raw->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)raw->size, 4096) == 0;
 }
 

@@ -74,7 +74,7 @@ static bool fill(struct tide_copy_mover *m, const struct tide_copy_stretch *s, c
 
 		if (!p->zero && !move_data(m, p, pos, stop - pos, place->map_fd, to))
 			return false;
-		if (p->zero && !m->reads_zero && tide_sysio_zero(place->map_fd, to, stop - pos, NULL) < 0)
+		if (p->zero && !m->reads_zero && tide_sysio_zero(place->map_fd, to, stop - pos, true, NULL) < 0)
 			return false;
 		pos = stop;
 		if (stop < p->off + p->len)

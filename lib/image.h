@@ -101,7 +101,7 @@ int tide_image_extent_top(struct tide_image *image, uint64_t off, uint64_t len, 
 int tide_image_read(struct tide_image *image, void *buf, uint64_t off, uint64_t len, struct tide_error *err);
 int tide_image_write(struct tide_image *image, const void *buf, uint64_t off, uint64_t len, struct tide_error *err);
 int tide_image_zero(struct tide_image *image, uint64_t off, uint64_t len, bool may_unmap, struct tide_error *err);
-bool tide_image_can_zero_fast(const struct tide_image *image);
+bool tide_image_can_zero_fast(const struct tide_image *image, bool may_unmap);
 /* Gives back what whole clusters of the range take; they read as zeroes (nbd: as the server likes), the rest stays. */
 int tide_image_discard(struct tide_image *image, uint64_t off, uint64_t len, struct tide_error *err);
 int tide_image_flush(struct tide_image *image, struct tide_error *err);

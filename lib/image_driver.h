@@ -32,7 +32,7 @@
  *               overwritten in place apart).
  *   zero        makes the range read as zeroes, also where a backing image says otherwise.
  *               Same alignment rule as write_begin: 1 asks for whole clusters.  may_unmap:
- *               space may be given back.
+ *               space may be given back; else the range takes afterwards what data would.
  *   discard     the range is not needed any more, and reads as anything; NULL: zero does it.
  *   pack        compresses one whole cluster, the disk's last one filled up with zeroes, and
  *               touches nothing but its packer: any number of threads, a packer each.  The
@@ -182,8 +182,8 @@ struct tide_image_driver {
 	int (*write_commit)(void *state, const struct tide_extent *place, struct tide_error *err);
 	void (*write_abort)(void *state, const struct tide_extent *place);
 	int (*zero)(void *state, uint64_t off, uint64_t len, bool may_unmap, struct tide_error *err);
-	/* Does zeroing whole clusters (bytes, where there are none) never write them?  NULL: nobody knows. */
-	bool (*can_zero_fast)(void *state);
+	/* Does zeroing whole clusters (bytes, where there are none) so never write them?  NULL: nobody knows. */
+	bool (*can_zero_fast)(void *state, bool may_unmap);
 
 	int (*discard)(void *state, uint64_t off, uint64_t len, struct tide_error *err);
 

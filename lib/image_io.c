@@ -258,9 +258,9 @@ int tide_image_zero(struct tide_image *image, uint64_t off, uint64_t len, bool m
 	return zero_part(image, end, off + len - end, err);
 }
 
-bool tide_image_can_zero_fast(const struct tide_image *image)
+bool tide_image_can_zero_fast(const struct tide_image *image, bool may_unmap)
 {
-	return image->driver->can_zero_fast && image->driver->can_zero_fast(image->state);
+	return image->driver->can_zero_fast && image->driver->can_zero_fast(image->state, may_unmap);
 }
 
 int tide_image_discard(struct tide_image *image, uint64_t off, uint64_t len, struct tide_error *err)

@@ -238,7 +238,7 @@ static int write_zeroes(int fd, uint64_t off, uint64_t len, struct tide_error *e
 	return 0;
 }
 
-int tide_sysio_zero(int fd, uint64_t off, uint64_t len, struct tide_error *err)
+int tide_sysio_zero(int fd, uint64_t off, uint64_t len, bool may_unmap, struct tide_error *err)
 {
 	static const int modes[] = { FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE };
 	struct stat st;
@@ -249,7 +249,7 @@ int tide_sysio_zero(int fd, uint64_t off, uint64_t len, struct tide_error *err)
 		return tide_error_set_sys(err, EFBIG, "Could not zero %" PRIu64 " bytes at %" PRIu64, len, off);
 	if (fstat(fd, &st) < 0)
 		return tide_error_set_sys(err, errno, "Could not get the type of the file");
-	for (size_t i = 0; i < TIDE_ARRAY_SIZE(modes); i++) {
+	for (size_t i = may_unmap ? 0 : 1; i < TIDE_ARRAY_SIZE(modes); i++) {
 		int ret = try_fallocate(fd, modes[i], off, len, S_ISBLK(st.st_mode));
 		if (ret < 0)
 			return tide_error_set_sys(err, errno, "Could not zero %" PRIu64 " bytes at %" PRIu64, len, off);

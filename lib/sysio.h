@@ -39,8 +39,11 @@ int tide_sysio_size(int fd, uint64_t *size, struct tide_error *err);
 /* The next data or hole at off: *data says which, *len how long it lasts (at most limit). Never fails: in doubt, data. */
 void tide_sysio_extent(int fd, uint64_t off, uint64_t limit, bool *data, uint64_t *len);
 
-/* Makes [off, off + len) read as zeroes, as a hole where the file system can; grows nothing. */
-int tide_sysio_zero(int fd, uint64_t off, uint64_t len, struct tide_error *err);
+/*
+ * Makes [off, off + len) read as zeroes, as a hole where the file system can; grows nothing.  Not may_unmap: takes the
+ * space afterwards that data would.
+ */
+int tide_sysio_zero(int fd, uint64_t off, uint64_t len, bool may_unmap, struct tide_error *err);
 
 /* Is every byte zero? */
 bool tide_sysio_is_zero(const void *buf, size_t len);

@@ -170,7 +170,7 @@ void tide_tracker_get_info(const struct tide_tracker *t, struct tide_tracker_inf
 		.cluster_size = d->cluster_size,
 		.read_only = t->node->mode != TIDE_NODE_WRITE,
 		.recording = t->recording && records(t->node),
-		.fast_zero = tide_image_can_zero_fast(t->image),
+		.fast_zero = tide_image_can_zero_fast(t->image, true),
 		.format = tide_image_format(t->image),
 	};
 }
@@ -293,8 +293,9 @@ int tide_tracker_zero(struct tide_tracker *t, uint64_t off, uint64_t len, unsign
 {
 	uint64_t cluster = TIDE_MAX(tide_image_info(t->image)->cluster_size, 1);
 	uint64_t unaligned = (off | len) & (cluster - 1);
+	bool may_unmap = flags & TIDE_TRACKER_MAY_TRIM;
 
-	if ((flags & TIDE_TRACKER_FAST_ZERO) && (unaligned || !tide_image_can_zero_fast(t->image)))
+	if ((flags & TIDE_TRACKER_FAST_ZERO) && (unaligned || !tide_image_can_zero_fast(t->image, may_unmap)))
 		return tide_error_set_sys(err, EOPNOTSUPP, "Zeroing this range would write it");
 	return change(t, ZERO, NULL, off, len, flags, err);
 }

@@ -176,6 +176,30 @@ chained() {
 	ended TERM
 }
 
+@test "zeroes keep their space, unless the client lets it go" {
+	local f before
+	for f in raw qcow2; do
+		"$f" disk.img 2M
+		qemu-io -f $f -c 'write -q -P 1 0 2M' disk.img
+		sync disk.img
+		before=$(allocated disk.img)
+		serve file=disk.img
+		io 'write -z 0 1M' flush 'read -P 0 0 1M' 'read -P 1 1M 1M'
+		sync disk.img
+		[ "$(allocated disk.img)" -ge "$before" ]
+		# What cannot be done fast that way is left to the client.
+		if [ $f = raw ]; then
+			run qemu-io -f raw -c 'write -z -n 0 64K' "$uri"
+			[[ $output == *'not supported'* ]] || fail "$output"
+		fi
+		io 'write -z -n -u 0 1M' flush 'read -P 0 0 1M' 'read -P 1 1M 1M'
+		ended TERM
+		sync disk.img
+		[ "$(allocated disk.img)" -le $((before - 900)) ]
+		rm disk.img
+	done
+}
+
 @test "what it is told, and cannot do" {
 	raw disk.img 1M
 	local p

@@ -259,23 +259,37 @@ static void test_zero(void)
 		CHECK_OK(tide_sysio_pwrite(fd, plain, SIZE, 0, &err), &err);
 		fake.no_punch = way >= 1;
 		fake.no_zero_range = way >= 2;
-		CHECK_OK(tide_sysio_zero(fd, 4000, 2 << 20, &err), &err);
-		CHECK_OK(tide_sysio_zero(fd, SIZE - 100, 4096, &err), &err);
-		CHECK_OK(tide_sysio_zero(fd, 2 * SIZE, 4096, &err), &err);
-		CHECK_OK(tide_sysio_zero(fd, SIZE / 2, 0, &err), &err);
+		CHECK_OK(tide_sysio_zero(fd, 4000, 2 << 20, true, &err), &err);
+		CHECK_OK(tide_sysio_zero(fd, SIZE - 100, 4096, true, &err), &err);
+		CHECK_OK(tide_sysio_zero(fd, 2 * SIZE, 4096, true, &err), &err);
+		CHECK_OK(tide_sysio_zero(fd, SIZE / 2, 0, true, &err), &err);
 		memset(plain + 4000, 0, 2 << 20);
 		memset(plain + SIZE - 100, 0, 100);
 		CHECK_OK(tide_sysio_pread(fd, back, SIZE, 0, false, &err), &err);
 		CHECK_MEM(back, plain, SIZE);
 		CHECK(fstat(fd, &st) == 0 && st.st_size == SIZE);
 	}
+	for (int way = 0; way < 2; way++) {
+		UNIT_ROW("kept, way %d", way);
+		int fd TIDE_AUTOCLOSE = new_file("kept", &err);
+		CHECK_OK(tide_sysio_pwrite(fd, plain, SIZE, 0, &err), &err);
+		CHECK_OK(tide_sysio_fdatasync(fd, &err), &err);
+		CHECK(fstat(fd, &st) == 0);
+		blkcnt_t before = st.st_blocks;
+		fake.no_zero_range = way == 1;
+		CHECK_OK(tide_sysio_zero(fd, 0, SIZE, false, &err), &err);
+		CHECK_OK(tide_sysio_fdatasync(fd, &err), &err);
+		CHECK(fstat(fd, &st) == 0 && st.st_blocks >= before);
+		CHECK_OK(tide_sysio_pread(fd, back, SIZE, 0, false, &err), &err);
+		CHECK(tide_sysio_is_zero(back, SIZE));
+	}
 	fake_reset();
 	UNIT_ROW("errors");
 	int fd TIDE_AUTOCLOSE = tide_sysio_open(unit_path("zero"), O_RDONLY, &err);
-	CHECK_EQ_I64(tide_sysio_zero(fd, 0, 10, &err), -1);
+	CHECK_EQ_I64(tide_sysio_zero(fd, 0, 10, true, &err), -1);
 	CHECK_EQ_I64(err.sys, EBADF);
 	CHECK_ERR(&err, TIDE_E_IO, "Could not zero 10 bytes at 0: Bad file descriptor");
-	CHECK_EQ_I64(tide_sysio_zero(fd, UINT64_MAX, 10, &err), -1);
+	CHECK_EQ_I64(tide_sysio_zero(fd, UINT64_MAX, 10, true, &err), -1);
 	CHECK_ERR(&err, TIDE_E_IO, NULL);
 }
 
