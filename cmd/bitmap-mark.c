@@ -76,11 +76,11 @@ static int read_ranges(const struct opt_line *line, const char *path, struct tid
 	return failed ? name_input(path, &why, err) : 0;
 }
 
-static int mark(struct cmd *c, size_t n, const struct tide_range *ranges, struct tide_error *err)
+static int mark(struct cmd *c, const struct tide_range_list *list, struct tide_error *err)
 {
 	struct tide_bitmap_mark args = {
 		.name = c->args[1], .unset = opt_has(c->opt, UNSET), .clamp = opt_has(c->opt, FROM),
-		.n_ranges = n, .ranges = ranges
+		.covers = list->covers, .n_ranges = list->n, .ranges = list->ranges
 	};
 
 	if (cmd_add_image(c, err) || cmd_begin(c, err))
@@ -94,6 +94,7 @@ static int run(struct cmd *c, struct tide_error *err)
 	const char *from = opt_text(c->opt, FROM);
 	struct tide_range_list *list = NULL;
 	struct tide_range one;
+	struct tide_range_list only = { .n = 1, .ranges = &one };
 	int failed;
 
 	if (c->n_args != (from ? 2 : 4))
@@ -104,11 +105,11 @@ static int run(struct cmd *c, struct tide_error *err)
 		if (opt_parse_size("OFFSET", c->args[2], &one.off, err) ||
 		    opt_parse_size("LENGTH", c->args[3], &one.len, err))
 			return -1;
-		return mark(c, 1, &one, err);
+		return mark(c, &only, err);
 	}
 	if (read_ranges(c->opt, from, &list, err))
 		return -1;
-	failed = mark(c, list->n, list->ranges, err);
+	failed = mark(c, list, err);
 	tide_range_list_free(list);
 	return failed;
 }

@@ -373,6 +373,10 @@ static int mark_prepare(struct tide_session *session, struct tide_step *step, st
 		tide_event_warning(&session->sink, node->path,
 		                   "%zu of %zu ranges reach beyond the end of the disk at %llu, and were cut there", clamped,
 		                   args->n_ranges, (unsigned long long)tide_bitmap_size(bm));
+	if (args->covers && args->covers < tide_bitmap_size(bm))
+		tide_event_warning(&session->sink, node->path,
+		                   "the list ends at %llu, before the end of the disk at %llu: of the rest it says nothing",
+		                   (unsigned long long)args->covers, (unsigned long long)tide_bitmap_size(bm));
 	if (!args->unset) /* the caller has said what was written around the tracking */
 		trust_again(session, node, entry);
 	return 0;

@@ -33,6 +33,8 @@ int tide_ranges_skip(struct tide_ranges_collector *c, uint64_t off, uint64_t len
 	if (!tide_range_is_within(off, len, INT64_MAX))
 		return tide_error_set(err, TIDE_E_REFUSED, "%" PRIu64 " bytes at %" PRIu64 " reach beyond 2^63 - 1",
 		                      len, off);
+	if (c->goes_through)
+		c->list->covers = TIDE_MAX(c->list->covers, off + len);
 	return 0;
 }
 

@@ -30,6 +30,7 @@ struct tide_ranges_input {
 struct tide_ranges_collector {
 	struct tide_range_list *list;
 	size_t cap;
+	bool goes_through; /* this format lists what did not change, too: its last range ends where the disk did */
 };
 
 int tide_ranges_collect(struct tide_ranges_collector *c, uint64_t off, uint64_t len, struct tide_error *err);

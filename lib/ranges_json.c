@@ -126,18 +126,19 @@ static int is_listed(const struct tide_json *element, bool *written, struct tide
 struct form {
 	const char *name;
 	const char *start, *mark; /* the members that tell this kind */
-	bool asked; /* only when its name was given */
+	bool asked;        /* only when its name was given */
+	bool goes_through; /* tide_ranges_collector */
 	int (*is_written)(const struct tide_json *element, bool *written, struct tide_error *err);
 };
 
 static const struct form forms[] = {
-	{ "dump", "start", "dirty", false, is_dirty_flagged },
-	{ "imageio", "start", "dirty", false, is_dirty_flagged },
-	{ "qemu-img-map-dirty", "start", "depth", true, is_mapped_dirty },
-	{ "qemu-img-map", "start", "depth", false, is_mapped },
-	{ "imageio", "start", "hole", false, is_no_hole },
-	{ "nbdinfo", "offset", "type", false, is_described },
-	{ "rbd-diff", "offset", "exists", false, is_listed },
+	{ "dump", "start", "dirty", false, true, is_dirty_flagged },
+	{ "imageio", "start", "dirty", false, true, is_dirty_flagged },
+	{ "qemu-img-map-dirty", "start", "depth", true, true, is_mapped_dirty },
+	{ "qemu-img-map", "start", "depth", false, true, is_mapped },
+	{ "imageio", "start", "hole", false, true, is_no_hole },
+	{ "nbdinfo", "offset", "type", false, true, is_described },
+	{ "rbd-diff", "offset", "exists", false, false, is_listed },
 };
 
 static bool is_form(const struct form *form, const char *asked, const struct tide_json *element)
@@ -162,6 +163,7 @@ static int collect_element(struct tide_ranges_collector *c, const char *asked, c
 		if (get_number(element, forms[i].start, &off, err) < 0 ||
 		    get_number(element, "length", &len, err) < 0 || forms[i].is_written(element, &written, err) < 0)
 			return -1;
+		c->goes_through = forms[i].goes_through;
 		return (written ? tide_ranges_collect : tide_ranges_skip)(c, off, len, err);
 	}
 	if (asked)

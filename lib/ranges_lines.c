@@ -133,6 +133,7 @@ int tide_ranges_read_nbdinfo(struct tide_ranges_input *in, struct tide_ranges_co
 		return tide_ranges_read_json(in, c, err);
 	if (tide_ranges_check_ended(in, err) < 0)
 		return -1;
+	c->goes_through = true;
 	return tide_ranges_each_line(in, collect_described, &l, err);
 }
 

@@ -130,7 +130,10 @@ static int read_record(struct rbd *r, struct tide_error *err)
 	case 's':
 		if (r->v2 && room != 8)
 			return bad_length(room, 's', err);
-		return skip(r, 8, err) < 0 ? -1 : 1;
+		if (take(r, len, sizeof(len), err) < 0)
+			return -1;
+		r->c->list->covers = tide_get_le64(len);
+		return 1;
 	case 'w':
 	case 'z':
 		return read_change(r, (char)tag, room, err) < 0 ? -1 : 1;

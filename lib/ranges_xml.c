@@ -202,6 +202,14 @@ static int bmap_range(struct list *l, struct tide_error *err)
 	return tide_ranges_collect(l->c, off, end - off, err);
 }
 
+static int bmap_size(struct list *l, struct tide_error *err)
+{
+	if (bmap_number(l, &l->size, err) < 0)
+		return -1;
+	l->c->list->covers = l->size;
+	return 0;
+}
+
 static int bmap_end(struct list *l, unsigned depth, const char *name, struct tide_error *err)
 {
 	l->text[l->text_len] = '\0';
@@ -210,7 +218,7 @@ static int bmap_end(struct list *l, unsigned depth, const char *name, struct tid
 	if (depth != 1)
 		return 0;
 	if (!strcmp(name, "ImageSize"))
-		return bmap_number(l, &l->size, err);
+		return bmap_size(l, err);
 	if (!strcmp(name, "MappedBlocksCount")) {
 		l->has_mapped = true;
 		return bmap_number(l, &l->mapped, err);

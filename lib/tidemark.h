@@ -205,6 +205,7 @@ struct tide_bitmap_mark {
 	const char *name;
 	bool unset;
 	bool clamp; /* what lies beyond the disk is left out, with a warning, not refused */
+	uint64_t covers; /* the ranges come from a list that speaks of this many bytes of the disk: fewer warn; 0: it does not say */
 	size_t n_ranges;
 	const struct tide_range *ranges;
 };
@@ -603,6 +604,7 @@ int tide_stream_next(struct tide_stream *stream, struct tide_error *err);
 struct tide_range_list {
 	size_t n;
 	struct tide_range *ranges;
+	uint64_t covers; /* the bytes of the disk, from 0 on, that the input says something about; 0: it does not tell */
 };
 
 /*

@@ -109,6 +109,34 @@ load helper
 	unchanged rejected bitmap-mark disk.img b 983040 65536
 }
 
+@test "--from: a list that ends before the disk does, with a warning" {
+	local samples=$BATS_TEST_DIRNAME/../images/ranges list
+	truncate -s 16M disk.img
+	ok bitmap-add disk.img b
+	ends() { # END FILE [OPTION...]
+		ok bitmap-mark --from "$2" "${@:3}" disk.img b
+		[[ $stderr == *"warning: the list ends at $1, before the end of the disk at 16777216: of the rest it says nothing"* ]] ||
+			fail "$2: $stderr"
+		assert_equal "$(grep -c warning: <<< "$stderr")" 1
+	}
+	for list in base_allocation qemu_allocation-depth qemu_dirty-bitmap_b0; do
+		ends 8388608 "$samples/nbdinfo-$list.txt"
+		ends 8388608 "$samples/nbdinfo-$list.json"
+	done
+	ends 1048576 "$samples/qemu-img-map.json"
+	ends 8388608 "$samples/qemu-img-map-x-dirty-bitmap.json" --input-format qemu-img-map-dirty
+	printf 'rbd diff v1\ns\0\0\x20\0\0\0\0\0e' > list
+	ends 2097152 list
+	printf '%s' '<bmap version="2.0"><ImageSize>3145728</ImageSize><BlockSize>4096</BlockSize><BlocksCount>768</BlocksCount>' \
+		'<BlockMap><Range>1</Range></BlockMap></bmap>' > list
+	ends 3145728 list
+	# None where it reaches the end, or does not tell where that is.
+	for list in '[{"offset": 0, "length": 16777216, "type": 0, "description": "clean"}]' '0 4096'; do
+		ok bitmap-mark --from - disk.img b <<< "$list"
+		assert_equal "$stderr" ''
+	done
+}
+
 @test "--from what other trackers printed" {
 	local samples=$BATS_TEST_DIRNAME/../images/ranges b='65536+196608 1048576+65536'
 	local t='327680+196608 1179648+131072 1966080+262144'
