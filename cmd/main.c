@@ -253,21 +253,11 @@ static int run(struct cmd *c, struct tide_error *err)
 	return command.run(c, err);
 }
 
-static void print_help(struct opt_line *line)
-{
-	CMD_AUTOFREE char *text = NULL;
-
-	if (asprintf(&text, "[OPTION...] %s\n\n%s.", command.arguments, command.summary) < 0)
-		text = NULL;
-	poptSetOtherOptionHelp(line->popt, text ? text : command.arguments);
-	poptPrintHelp(line->popt, stdout, 0);
-}
-
 /* The options that answer at once and need no session.  -1: none of them was given. */
 static int answer(struct opt_line *line)
 {
 	if (opt_has(line, OPT_HELP)) {
-		print_help(line);
+		opt_print_help(line);
 	} else if (opt_has(line, OPT_USAGE)) {
 		poptSetOtherOptionHelp(line->popt, command.arguments);
 		poptPrintUsage(line->popt, stdout, 0);

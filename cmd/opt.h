@@ -68,6 +68,9 @@ int opt_line_parse(struct opt_line *line, const struct command *command, int arg
                    const char **bad);
 void opt_line_release(struct opt_line *line);
 
+/* What --help prints (help.c). */
+void opt_print_help(struct opt_line *line);
+
 /* Usage errors for the number of arguments. */
 int opt_check_args(const struct opt_line *line, struct tide_error *err);
 
