@@ -80,6 +80,27 @@ make_disk() {
 		'[[0,131072],[5963776,65536]]'
 }
 
+@test "an export whose bitmaps are here as a backup's target: none is passed by" {
+	make_disk disk.img
+	truncate -s "$(stat -c %s disk.img)" target.img
+	export_ raw target.img
+	ok bitmap-add --sidecar side "$uri" b
+	backup_to() {
+		attempt txn-apply --drive d0=disk.img --drive "t=$uri,sidecar=side" - \
+			<<< '{"execute": "blockdev-backup", "arguments": {"device": "d0", "target": "t", "sync": "full"}}'
+	}
+	backup_to
+	assert_equal "$status" 1
+	[[ $output == *"Bitmap 'b' of '$uri' would not record what is written over it"* ]]
+	cmp -n 9437696 target.img /dev/zero
+	ok bitmap-disable --sidecar side "$uri" b
+	backup_to
+	assert_equal "$status" 0
+	cmp target.img disk.img
+	done_ bitmap-list --sidecar side --output=json "$uri"
+	jq -e '.return[0] | .count == 0 and .recording == false and .inconsistent != true' <<< "$output"
+}
+
 @test "a job that died is rolled back by the next command" {
 	make_disk disk.img
 	export_ raw disk.img
