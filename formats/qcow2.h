@@ -71,12 +71,15 @@ enum {
 	/* Tidemark's own, "TIDE": eight bytes, the size of a disk that is no multiple of 512.  QEMU keeps what it does
 	   not know. */
 	TIDE_QCOW2_EXT_EXACT_SIZE = 0x54494445,
-	/* "TIDF": the version, 1; the CRC-32C of the backing file's name, without which the rest means nothing, for a
-	   rebased image has another; and the fingerprint of the backing disk, 64 hexadecimal digits. */
+	/* "TIDF": the version; the CRC-32C of the backing file's name, without which the rest means nothing, for a
+	   rebased image has another; the fingerprint of the backing disk, 64 hexadecimal digits; and in version 2 its
+	   file: 64 bits each for device, inode, size and the seconds of the time of change, and 32 for its nanoseconds,
+	   then 32 that are 0. */
 	TIDE_QCOW2_EXT_FINGERPRINT = 0x54494446,
 };
 
 #define TIDE_QCOW2_FINGERPRINT_BYTES 72u
+#define TIDE_QCOW2_FINGERPRINT_2_BYTES 112u
 
 /* Where the fields of the header that are rewritten stand. */
 enum { TIDE_QCOW2_AT_REFTABLE = 48, TIDE_QCOW2_AT_AUTOCLEAR = 88 };
@@ -103,8 +106,8 @@ struct tide_qcow2_header {
 	uint64_t incompatible, compatible, autoclear;
 	char *backing, *backing_format; /* or NULL */
 	char *data_file;                /* given when there is an external data file, else NULL */
-	char fingerprint[65];           /* of the backing disk, or empty */
-	uint32_t fingerprint_name;      /* the CRC-32C of the backing name that it is for */
+	struct tide_fingerprint fingerprint; /* of the backing image; its digits may be empty */
+	uint32_t fingerprint_name;           /* the CRC-32C of the backing name that it is for */
 	uint32_t n_bitmaps;             /* 0: none, or not to be relied on */
 	bool bitmaps_lost; /* a program that knows nothing of them has changed the image: they count as gone */
 	uint64_t bitmap_dir_offset, bitmap_dir_size;

@@ -29,7 +29,7 @@ struct config {
 	const char *backing, *backing_format;
 	char data_file[256]; /* empty: none */
 	bool data_file_raw;
-	const char *fingerprint; /* or NULL */
+	const struct tide_fingerprint *fingerprint; /* or NULL */
 };
 
 /* Header, refcount table, refcount blocks, L1 table: in this order, in clusters. */
@@ -365,18 +365,26 @@ static int check_backing(const struct config *c, struct tide_error *err)
 static bool has_fingerprint(const struct config *c)
 {
 	return c->backing && c->fingerprint &&
-	       header_bytes(c, c->cluster_size > 512) + 8 + TIDE_QCOW2_FINGERPRINT_BYTES + HEADER_ROOM <= c->cluster_size;
+	       header_bytes(c, c->cluster_size > 512) + 8 + TIDE_QCOW2_FINGERPRINT_2_BYTES + HEADER_ROOM <= c->cluster_size;
 }
 
 static uint8_t *put_fingerprint(uint8_t *p, const struct config *c)
 {
-	uint8_t data[TIDE_QCOW2_FINGERPRINT_BYTES] = { 0 };
+	const struct tide_fingerprint *fp = c->fingerprint;
+	uint8_t data[TIDE_QCOW2_FINGERPRINT_2_BYTES] = { 0 };
 
 	if (!has_fingerprint(c))
 		return p;
-	tide_put_be32(data, 1);
+	tide_put_be32(data, fp->has_file ? 2 : 1);
 	tide_put_be32(data + 4, tide_checksum_crc32c(0, c->backing, strlen(c->backing)));
-	memcpy(data + 8, c->fingerprint, 64);
+	memcpy(data + 8, fp->disk, 64);
+	if (!fp->has_file)
+		return put_extension(p, TIDE_QCOW2_EXT_FINGERPRINT, data, TIDE_QCOW2_FINGERPRINT_BYTES);
+	tide_put_be64(data + 72, fp->dev);
+	tide_put_be64(data + 80, fp->ino);
+	tide_put_be64(data + 88, fp->size);
+	tide_put_be64(data + 96, (uint64_t)fp->mtime_sec);
+	tide_put_be32(data + 104, fp->mtime_nsec);
 	return put_extension(p, TIDE_QCOW2_EXT_FINGERPRINT, data, sizeof(data));
 }
 

@@ -358,14 +358,25 @@ static void read_exact_size(const uint8_t *data, uint32_t len, struct tide_qcow2
 /* A hint, too: what is not understood is ignored. */
 static void read_fingerprint(const uint8_t *data, uint32_t len, struct tide_qcow2_header *h)
 {
-	if (len != TIDE_QCOW2_FINGERPRINT_BYTES || tide_get_be32(data) != 1)
+	struct tide_fingerprint *fp = &h->fingerprint;
+	bool has_file = len == TIDE_QCOW2_FINGERPRINT_2_BYTES;
+
+	if ((!has_file && len != TIDE_QCOW2_FINGERPRINT_BYTES) || tide_get_be32(data) != (has_file ? 2 : 1))
 		return;
 	for (int i = 0; i < 64; i++) {
 		if (!memchr("0123456789abcdef", data[8 + i], 16))
 			return;
 	}
-	memcpy(h->fingerprint, data + 8, 64);
+	memcpy(fp->disk, data + 8, 64);
 	h->fingerprint_name = tide_get_be32(data + 4);
+	fp->has_file = has_file;
+	if (!has_file)
+		return;
+	fp->dev = tide_get_be64(data + 72);
+	fp->ino = tide_get_be64(data + 80);
+	fp->size = tide_get_be64(data + 88);
+	fp->mtime_sec = (int64_t)tide_get_be64(data + 96);
+	fp->mtime_nsec = tide_get_be32(data + 104);
 }
 
 static int read_extensions(const struct raw *raw, struct tide_qcow2_header *h, struct tide_error *err)
@@ -503,11 +514,12 @@ int tide_qcow2_header_info(const struct tide_qcow2_header *h, struct tide_driver
 		if (!info->backing_format)
 			return -1;
 	}
-	if (h->backing && h->fingerprint[0] &&
+	if (h->backing && h->fingerprint.disk[0] &&
 	    h->fingerprint_name == tide_checksum_crc32c(0, h->backing, strlen(h->backing))) {
-		info->fingerprint = tide_mem_strdup(h->fingerprint, err);
+		info->fingerprint = tide_mem_alloc(1, sizeof(*info->fingerprint), err);
 		if (!info->fingerprint)
 			return -1;
+		*info->fingerprint = h->fingerprint;
 	}
 	return add_features(h, info, err);
 }

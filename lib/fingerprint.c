@@ -1,11 +1,13 @@
 #include "fingerprint.h"
 
 #include <stdlib.h>
+#include <sys/stat.h>
 
 #include "bytes.h"
 #include "checksum.h"
 #include "mem.h"
 #include "range.h"
+#include "stamp.h"
 
 #define HEAD   (UINT64_C(128) << 10)
 #define SECOND (UINT64_C(1) << 20)
@@ -60,7 +62,22 @@ static int add_all(struct sample *s, struct tide_error *err)
 	return 0;
 }
 
-int tide_fingerprint_take(struct tide_image *image, char hex[65], struct tide_error *err)
+static void add_file(struct tide_fingerprint *fp, const struct tide_image *image)
+{
+	const struct tide_stamp *stamp = tide_image_stamp(image);
+	struct stat st;
+
+	if (!tide_image_is_file(image) || !stamp->valid || fstat(tide_image_fd(image), &st) < 0)
+		return;
+	fp->has_file = true;
+	fp->dev = st.st_dev;
+	fp->ino = st.st_ino;
+	fp->size = stamp->size;
+	fp->mtime_sec = stamp->mtime_sec;
+	fp->mtime_nsec = stamp->mtime_nsec;
+}
+
+int tide_fingerprint_take(struct tide_image *image, struct tide_fingerprint *fp, struct tide_error *err)
 {
 	struct sample s = { .image = image, .size = tide_range_align_up(tide_image_size(image), 512) };
 	TIDE_AUTOFREE uint8_t *buf = tide_mem_alloc(HEAD, 1, err);
@@ -68,9 +85,17 @@ int tide_fingerprint_take(struct tide_image *image, char hex[65], struct tide_er
 	if (!buf)
 		return -1;
 	s.buf = buf;
+	*fp = (struct tide_fingerprint){ .has_file = false };
+	add_file(fp, image);
 	tide_checksum_sha256_init(&s.sha);
 	if (add_all(&s, err) < 0)
 		return -1;
-	tide_checksum_sha256_final(&s.sha, hex);
+	tide_checksum_sha256_final(&s.sha, fp->disk);
 	return 0;
+}
+
+bool tide_fingerprint_is_written(const struct tide_fingerprint *then, const struct tide_fingerprint *now)
+{
+	return then->has_file && now->has_file && then->dev == now->dev && then->ino == now->ino &&
+	       (then->size != now->size || then->mtime_sec != now->mtime_sec || then->mtime_nsec != now->mtime_nsec);
 }

@@ -108,6 +108,16 @@ struct tide_driver_switch {
 	uint32_t guard_crc;
 };
 
+/* Of an image that another is made on (fingerprint.h). */
+struct tide_fingerprint {
+	char disk[65];     /* 64 hexadecimal digits */
+	bool has_file;     /* what follows is known: it is not of exports and devices */
+	uint64_t dev, ino;
+	uint64_t size;     /* this and the time: its stamp (stamp.h), with that of its data file */
+	int64_t mtime_sec;
+	uint32_t mtime_nsec;
+};
+
 struct tide_driver_info {
 	uint64_t size;         /* of the disk, bytes */
 	uint64_t exact_size;   /* of the disk it was made for, where the format can only say it rounded up; 0: size */
@@ -115,7 +125,7 @@ struct tide_driver_info {
 	char *backing;         /* as written in the image, or NULL */
 	char *backing_format;  /* or NULL */
 	char *data_file;       /* the file beside this one that holds the disk's bytes, as written; or NULL */
-	char *fingerprint;     /* of the disk that the backing image was when this one was made (fingerprint.h), or NULL */
+	struct tide_fingerprint *fingerprint; /* of the backing image when this one was made (fingerprint.h), or NULL */
 	bool dirty, corrupt;
 	bool bitmaps_lost; /* it held some, and a program without support for them has changed it since */
 	uint32_t snapshots;
@@ -130,7 +140,7 @@ struct tide_driver_create {
 	uint64_t cluster_size;      /* 0: the format's default */
 	const char *backing;        /* stored as it stands, or NULL */
 	const char *backing_format; /* given when backing is */
-	const char *fingerprint;    /* of the backing image's disk, kept if there is room; or NULL */
+	const struct tide_fingerprint *fingerprint; /* of the backing image, kept if there is room; or NULL */
 	const char *settings;       /* "key=value,key=value" or NULL; unknown keys are refused by name */
 	unsigned allow;             /* for the dispatcher: enum tide_allow, of the names in the images below */
 };

@@ -298,31 +298,36 @@ static int walk(struct tide_image *top, bool verify, struct tide_chain *chain, s
 	return 0;
 }
 
-/* Does the disk below have another content than when this image was made on it?  Then what is read is none of its time. */
-static int check_content(struct tide_image *image, struct tide_chain_image *to, struct tide_error *err)
+/* compared: every byte is, besides.
+ * Does the disk below have another content than when this image was made on it?  Then what is read is none of its time. */
+static int check_content(struct tide_image *image, bool compared, struct tide_chain_image *to, struct tide_error *err)
 {
-	const char *recorded = tide_image_info(image)->fingerprint;
+	const struct tide_fingerprint *recorded = tide_image_info(image)->fingerprint;
 	struct tide_error cause = TIDE_ERROR_INIT;
-	char now[65];
+	struct tide_fingerprint now;
 
 	if (!recorded)
 		return 0;
-	if (tide_fingerprint_take(tide_image_backing(image), now, &cause) < 0)
+	if (tide_fingerprint_take(tide_image_backing(image), &now, &cause) < 0)
 		return say_error(to, TIDE_FINDING_ENTRY, &cause, err);
-	if (!strcmp(recorded, now))
+	if (strcmp(recorded->disk, now.disk))
+		return say(to, TIDE_FINDING_LINK, err,
+		           "the backing image is not what this one was made on: its disk has another content");
+	if (compared || !tide_fingerprint_is_written(recorded, &now))
 		return 0;
-	return say(to, TIDE_FINDING_LINK, err,
-	           "the backing image is not what this one was made on: its disk has another content");
+	return say(to, TIDE_FINDING_UNKNOWN, err,
+	           "the backing image was written to since this one was made on it; --against tells whether its disk is "
+	           "still the same");
 }
 
 /* Where every image is there: one that is missing reads as zeroes. */
-static int check_contents(struct tide_image *image, struct tide_chain *chain, struct tide_sink *sink,
+static int check_contents(struct tide_image *image, bool compared, struct tide_chain *chain, struct tide_sink *sink,
                           struct tide_error *err)
 {
 	for (size_t i = 0; tide_image_backing(image); image = tide_image_backing(image), i++) {
 		if (tide_event_is_cancelled(sink))
 			return tide_error_set(err, TIDE_E_CANCELLED, "Cancelled");
-		if (check_content(image, &chain->images[i], err) < 0)
+		if (check_content(image, compared, &chain->images[i], err) < 0)
 			return -1;
 	}
 	return 0;
@@ -510,7 +515,7 @@ static int verify_chain(struct tide_session *session, struct tide_node *node, co
 
 	if (check_images(node->image, chain, &session->sink, err) < 0)
 		return -1;
-	if (chain->images[chain->n - 1].format && check_contents(node->image, chain, &session->sink, err) < 0)
+	if (chain->images[chain->n - 1].format && check_contents(node->image, options->against, chain, &session->sink, err) < 0)
 		return -1;
 	if (options->against && compare_with(node, options, &session->sink, chain, err) < 0)
 		return -1;

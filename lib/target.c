@@ -139,7 +139,7 @@ static int begin_data_file(struct tide_target *target, const struct tide_image_d
 }
 
 /* So that it can be told later whether the backing image is still that.  Whoever cannot read it will be told soon. */
-static bool take_fingerprint(const char *path, const struct tide_driver_create *options, char hex[65])
+static bool take_fingerprint(const char *path, const struct tide_driver_create *options, struct tide_fingerprint *fp)
 {
 	TIDE_AUTOFREE char *where = options->backing ? tide_image_resolve(path, options->backing, NULL) : NULL;
 	struct tide_image_options open = { .path = where, .format = options->backing_format, .allow = options->allow };
@@ -147,7 +147,7 @@ static bool take_fingerprint(const char *path, const struct tide_driver_create *
 
 	if (!where || !open.format || tide_image_open(&open, &backing, NULL) < 0)
 		return false;
-	return tide_fingerprint_take(backing, hex, NULL) == 0;
+	return tide_fingerprint_take(backing, fp, NULL) == 0;
 }
 
 /* Only what is there can be written through a server. */
@@ -173,7 +173,7 @@ int tide_target_create(struct tide_target *target, const char *path, const char 
 	const struct tide_image_driver *driver = tide_image_find_driver(format);
 	TIDE_AUTOFREE char *final = final_path(path, err);
 	struct tide_driver_create full = *options;
-	char fingerprint[65];
+	struct tide_fingerprint fingerprint;
 
 	if (!final)
 		return -1;
@@ -190,8 +190,8 @@ int tide_target_create(struct tide_target *target, const char *path, const char 
 		return -1;
 	if (like && copy_owner(target->staged.fd, like, err) < 0)
 		return -1;
-	if (take_fingerprint(final, options, fingerprint))
-		full.fingerprint = fingerprint;
+	if (take_fingerprint(final, options, &fingerprint))
+		full.fingerprint = &fingerprint;
 	if (tide_image_create(target->staged.fd, target->data.fd, final, driver, &full, &target->image, err) < 0)
 		return err && err->sys && !options->backing ? tide_error_wrap(err, "Could not create '%s'", path) : -1;
 	return 0;
