@@ -251,9 +251,20 @@ luks_image() { # FILE
 }
 
 @test "a qcow2 that is of another kind is refused by name" {
+	local c
 	luks_image luks.qcow2
 	unchanged refused_like '[Ee]ncrypt|LUKS' backup-run luks.qcow2 copy.qcow2
 	unchanged refused_like '[Ee]ncrypt|LUKS' image-write --pattern 1 luks.qcow2 0 1
+	qemu-img create -q -u -f qcow2 -b luks.qcow2 -F qcow2 over.qcow2 1M
+	for c in chain-info chain-verify; do
+		unchanged refused_like 'LUKS' $c --output=json luks.qcow2
+		attempt $c --output=json over.qcow2
+		assert_equal "$status" 1
+		jq -e '.return.images[1].findings[0] | .kind == "unknown" and (.text | contains("LUKS"))' <<< "$output"
+	done
+	for c in luks over; do
+		unchanged refused_like 'LUKS' chain-restore $c.qcow2 copy.img
+	done
 	qcow2 good.qcow2 1M
 	poke 32 00000001
 	unchanged refused_like '[Ee]ncrypt|AES' backup-run bad.qcow2 copy.qcow2
