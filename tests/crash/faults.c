@@ -139,6 +139,8 @@ static bool is_ours(int fd)
 
 static int opened(int fd, const char *path)
 {
+	if (!lib_end && in_dir(path)) /* a plugin brings it later */
+		dl_iterate_phdr(find_lib, NULL);
 	if (fd >= 0 && fd < 4096)
 		atomic_store(&watched[fd], in_dir(path));
 	return fd;
