@@ -46,7 +46,10 @@ def define(death):
                 raise Wrong(f"after a write: {bitmaps(w, 'd0.img', self.wanted)}, not {wanted}")
 
     class Existing(death.Backup):
-        """A target that is there already is written where it stands: whole as soon as the bitmap is settled."""
+        """A target that is there already is written where it stands: whole as soon as the bitmap is settled.  What a
+        try before that has allocated, and no entry leads to, stays allocated."""
+        may_leak = True
+
         def command(self, w, jobs, actions=()):
             argv = super().command(w, jobs, actions)
             return argv[:1] + (["--mode", "existing"] if there(w, jobs[0].target) else []) + argv[1:]
@@ -57,7 +60,7 @@ def define(death):
             if settled is None:
                 raise Wrong(f"bitmaps {found} are neither {self.before} nor settled")
             if settled:
-                death.whole(w, job.target, job.disk)
+                death.whole(w, job.target, job.disk, self.may_leak)
             else:
                 self.lacks_nothing(w, job.disk, found[job.disk]["b"])
             self.others_unchanged(w)
