@@ -223,6 +223,8 @@ int tide_qcow2_write_commit(void *state, const struct tide_extent *place, struct
 	pthread_mutex_lock(&q->lock);
 	rc = commit(q, place, err);
 	pthread_mutex_unlock(&q->lock);
+	if (rc < 0)
+		tide_qcow2_write_abort(q, place);
 	return rc;
 }
 

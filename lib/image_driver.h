@@ -29,7 +29,8 @@
  *               others: any range.  Done when it returns, durable after a flush.
  *   write_commit  the bytes are in place: make them the disk's content.  Before this
  *               call, and after write_abort, the disk reads as before (bytes that are
- *               overwritten in place apart).
+ *               overwritten in place apart).  After a failure what was not made so is given
+ *               up: there is nothing to abort.
  *   zero        makes the range read as zeroes, also where a backing image says otherwise.
  *               Same alignment rule as write_begin: 1 asks for whole clusters.  may_unmap:
  *               space may be given back; else the range takes afterwards what data would.
