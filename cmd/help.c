@@ -19,12 +19,10 @@ static bool is_long(const struct poptOption *option)
 static char *describe(const struct poptOption *option)
 {
 	const char *list = option->argDescrip, *word;
-	char *text = NULL, *at;
-	size_t len, words = 1;
+	/* A bar becomes two characters at most. */
+	char *text = malloc(strlen(option->descrip) + 2 + 2 * strlen(list) + 1), *at;
+	size_t len;
 
-	for (const char *p = list; (p = strchr(p, '|')); p++)
-		words++;
-	text = malloc(strlen(option->descrip) + strlen(list) + 2 + words);
 	if (!text)
 		return NULL;
 	at = stpcpy(text, option->descrip);
@@ -42,7 +40,7 @@ static struct poptOption *copy_table(const struct poptOption *table)
 	struct poptOption *copy;
 	size_t n = 0;
 
-	while (table[n].longName || table[n].shortName || table[n].arg)
+	while (!opt_is_end(&table[n]))
 		n++;
 	copy = calloc(n + 1, sizeof(*copy));
 	if (!copy)
@@ -60,7 +58,7 @@ static struct poptOption *copy_table(const struct poptOption *table)
 
 static void free_table(struct poptOption *copy, const struct poptOption *table)
 {
-	for (size_t i = 0; copy[i].longName || copy[i].shortName || copy[i].arg; i++)
+	for (size_t i = 0; !opt_is_end(&copy[i]); i++)
 		if (copy[i].descrip != table[i].descrip)
 			free((char *)copy[i].descrip);
 	free(copy);
@@ -73,7 +71,7 @@ void opt_print_help(struct opt_line *line)
 	void *tables[TABLES] = { NULL };
 	CMD_AUTOFREE char *text = NULL;
 
-	for (size_t i = 0; i < TABLES && line->tables[i].arg; i++) {
+	for (size_t i = 0; i < TABLES && !opt_is_end(&line->tables[i]); i++) {
 		tables[i] = line->tables[i].arg;
 		copies[i] = copy_table(tables[i]);
 		if (copies[i])

@@ -250,7 +250,7 @@ int opt_size(const struct opt_line *line, int val, uint64_t *size, bool *has, st
 	return opt_parse_size(opt_find(line, val, NULL)->longName, text, size, err);
 }
 
-static bool is_end(const struct poptOption *option)
+bool opt_is_end(const struct poptOption *option)
 {
 	return !option->longName && !option->shortName && !option->arg;
 }
@@ -268,8 +268,8 @@ static bool matches(const struct poptOption *option, int val, const char *name)
 
 const struct poptOption *opt_find(const struct opt_line *line, int val, const char *name)
 {
-	for (const struct poptOption *table = line->tables; !is_end(table); table++)
-		for (const struct poptOption *option = table->arg; !is_end(option); option++)
+	for (const struct poptOption *table = line->tables; !opt_is_end(table); table++)
+		for (const struct poptOption *option = table->arg; !opt_is_end(option); option++)
 			if (matches(option, val, name))
 				return option;
 	return NULL;
@@ -277,8 +277,8 @@ const struct poptOption *opt_find(const struct opt_line *line, int val, const ch
 
 void opt_each(const struct opt_line *line, void (*fn)(const struct poptOption *option, void *data), void *data)
 {
-	for (const struct poptOption *table = line->tables; !is_end(table); table++)
-		for (const struct poptOption *option = table->arg; !is_end(option); option++)
+	for (const struct poptOption *table = line->tables; !opt_is_end(table); table++)
+		for (const struct poptOption *option = table->arg; !opt_is_end(option); option++)
 			if (!(option->argInfo & POPT_ARGFLAG_DOC_HIDDEN))
 				fn(option, data);
 }

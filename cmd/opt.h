@@ -103,6 +103,9 @@ const struct poptOption *opt_find(const struct opt_line *line, int val, const ch
 /* Calls fn for every option that is not hidden, in the order of --help. */
 void opt_each(const struct opt_line *line, void (*fn)(const struct poptOption *option, void *data), void *data);
 
+/* Is it what stands behind the last option, or table, of a table? */
+bool opt_is_end(const struct poptOption *option);
+
 /* Iterates over the words of a list with bars: false at its end. */
 bool opt_next_word(const char **list, const char **word, size_t *len);
 

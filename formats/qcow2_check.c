@@ -240,12 +240,13 @@ static int see_l1_entry(struct state *s, uint64_t entry, const struct who *who, 
 
 	if (check_reserved(s, entry, L1_RESERVED, who, err) < 0)
 		return -1;
-	if (off == 0 && entry & COPIED)
+	if (off == 0) {
+		if (!(entry & COPIED))
+			return 0;
 		return tell(s, TIDE_FINDING_ENTRY, 0, 0, err,
 		            "entry %" PRIu64 " of %s at %" PRIu64 " leads to an L2 table at offset 0, the header's",
 		            who->entry, who->table, who->at);
-	if (off == 0)
-		return 0;
+	}
 	if (check_aligned(s, off, L2, who, &good, err) < 0 || refer(s, off, s->cluster, L2, 1, who, err) < 0)
 		return -1;
 	if (active && check_copied(s, entry, off, who, err) < 0)

@@ -361,11 +361,17 @@ static int check_backing(const struct config *c, struct tide_error *err)
 	return 0;
 }
 
+static size_t fingerprint_bytes(const struct tide_fingerprint *fp)
+{
+	return fp->has_file ? TIDE_QCOW2_FINGERPRINT_2_BYTES : TIDE_QCOW2_FINGERPRINT_BYTES;
+}
+
 /* Only where QEMU, which writes the header anew, still has room for the features' names, a bitmap extension, and more. */
 static bool has_fingerprint(const struct config *c)
 {
 	return c->backing && c->fingerprint &&
-	       header_bytes(c, c->cluster_size > 512) + 8 + TIDE_QCOW2_FINGERPRINT_2_BYTES + HEADER_ROOM <= c->cluster_size;
+	       header_bytes(c, c->cluster_size > 512) + 8 + fingerprint_bytes(c->fingerprint) + HEADER_ROOM <=
+	               c->cluster_size;
 }
 
 static uint8_t *put_fingerprint(uint8_t *p, const struct config *c)
@@ -378,14 +384,12 @@ static uint8_t *put_fingerprint(uint8_t *p, const struct config *c)
 	tide_put_be32(data, fp->has_file ? 2 : 1);
 	tide_put_be32(data + 4, tide_checksum_crc32c(0, c->backing, strlen(c->backing)));
 	memcpy(data + 8, fp->disk, 64);
-	if (!fp->has_file)
-		return put_extension(p, TIDE_QCOW2_EXT_FINGERPRINT, data, TIDE_QCOW2_FINGERPRINT_BYTES);
 	tide_put_be64(data + 72, fp->dev);
 	tide_put_be64(data + 80, fp->ino);
-	tide_put_be64(data + 88, fp->size);
-	tide_put_be64(data + 96, (uint64_t)fp->mtime_sec);
-	tide_put_be32(data + 104, fp->mtime_nsec);
-	return put_extension(p, TIDE_QCOW2_EXT_FINGERPRINT, data, sizeof(data));
+	tide_put_be64(data + 88, fp->stamp.size);
+	tide_put_be64(data + 96, (uint64_t)fp->stamp.mtime_sec);
+	tide_put_be32(data + 104, fp->stamp.mtime_nsec);
+	return put_extension(p, TIDE_QCOW2_EXT_FINGERPRINT, data, fingerprint_bytes(fp));
 }
 
 static int write_header(int fd, const struct config *c, const struct layout *l, struct tide_error *err)

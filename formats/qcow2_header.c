@@ -369,14 +369,14 @@ static void read_fingerprint(const uint8_t *data, uint32_t len, struct tide_qcow
 	}
 	memcpy(fp->disk, data + 8, 64);
 	h->fingerprint_name = tide_get_be32(data + 4);
-	fp->has_file = has_file;
+	fp->has_file = fp->stamp.valid = has_file;
 	if (!has_file)
 		return;
 	fp->dev = tide_get_be64(data + 72);
 	fp->ino = tide_get_be64(data + 80);
-	fp->size = tide_get_be64(data + 88);
-	fp->mtime_sec = (int64_t)tide_get_be64(data + 96);
-	fp->mtime_nsec = tide_get_be32(data + 104);
+	fp->stamp.size = tide_get_be64(data + 88);
+	fp->stamp.mtime_sec = (int64_t)tide_get_be64(data + 96);
+	fp->stamp.mtime_nsec = tide_get_be32(data + 104);
 }
 
 static int read_extensions(const struct raw *raw, struct tide_qcow2_header *h, struct tide_error *err)

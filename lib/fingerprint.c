@@ -72,9 +72,7 @@ static void add_file(struct tide_fingerprint *fp, const struct tide_image *image
 	fp->has_file = true;
 	fp->dev = st.st_dev;
 	fp->ino = st.st_ino;
-	fp->size = stamp->size;
-	fp->mtime_sec = stamp->mtime_sec;
-	fp->mtime_nsec = stamp->mtime_nsec;
+	fp->stamp = *stamp;
 }
 
 int tide_fingerprint_take(struct tide_image *image, struct tide_fingerprint *fp, struct tide_error *err)
@@ -97,5 +95,5 @@ int tide_fingerprint_take(struct tide_image *image, struct tide_fingerprint *fp,
 bool tide_fingerprint_is_written(const struct tide_fingerprint *then, const struct tide_fingerprint *now)
 {
 	return then->has_file && now->has_file && then->dev == now->dev && then->ino == now->ino &&
-	       (then->size != now->size || then->mtime_sec != now->mtime_sec || then->mtime_nsec != now->mtime_nsec);
+	       !tide_stamp_is_equal(&then->stamp, &now->stamp);
 }

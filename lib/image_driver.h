@@ -67,6 +67,7 @@
 #include "bitmap.h"
 #include "compiler.h"
 #include "extent.h"
+#include "stamp.h"
 #include "tidemark.h"
 
 enum {
@@ -111,12 +112,10 @@ struct tide_driver_switch {
 
 /* Of an image that another is made on (fingerprint.h). */
 struct tide_fingerprint {
-	char disk[65];     /* 64 hexadecimal digits */
-	bool has_file;     /* what follows is known: it is not of exports and devices */
+	char disk[65]; /* 64 hexadecimal digits */
+	bool has_file; /* what follows is known: it is not of exports and devices */
 	uint64_t dev, ino;
-	uint64_t size;     /* this and the time: its stamp (stamp.h), with that of its data file */
-	int64_t mtime_sec;
-	uint32_t mtime_nsec;
+	struct tide_stamp stamp; /* with that of its data file */
 };
 
 struct tide_driver_info {

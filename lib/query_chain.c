@@ -298,8 +298,10 @@ static int walk(struct tide_image *top, bool verify, struct tide_chain *chain, s
 	return 0;
 }
 
-/* compared: every byte is, besides.
- * Does the disk below have another content than when this image was made on it?  Then what is read is none of its time. */
+/*
+ * Does the disk below have another content than when this image was made on it?  Then what is read is none of its time.
+ * compared: every byte is looked at besides, so nothing is left open.
+ */
 static int check_content(struct tide_image *image, bool compared, struct tide_chain_image *to, struct tide_error *err)
 {
 	const struct tide_fingerprint *recorded = tide_image_info(image)->fingerprint;

@@ -202,14 +202,6 @@ static int bmap_range(struct list *l, struct tide_error *err)
 	return tide_ranges_collect(l->c, off, end - off, err);
 }
 
-static int bmap_size(struct list *l, struct tide_error *err)
-{
-	if (bmap_number(l, &l->size, err) < 0)
-		return -1;
-	l->c->list->covers = l->size;
-	return 0;
-}
-
 static int bmap_end(struct list *l, unsigned depth, const char *name, struct tide_error *err)
 {
 	l->text[l->text_len] = '\0';
@@ -218,7 +210,7 @@ static int bmap_end(struct list *l, unsigned depth, const char *name, struct tid
 	if (depth != 1)
 		return 0;
 	if (!strcmp(name, "ImageSize"))
-		return bmap_size(l, err);
+		return bmap_number(l, &l->size, err);
 	if (!strcmp(name, "MappedBlocksCount")) {
 		l->has_mapped = true;
 		return bmap_number(l, &l->mapped, err);
@@ -238,6 +230,7 @@ static int bmap_over(struct list *l, struct tide_error *err)
 		return tide_error_set(err, TIDE_E_REFUSED,
 		                      "It says that %" PRIu64 " blocks are mapped, and lists %" PRIu64 ": it is not whole", l->mapped,
 		                      l->listed);
+	l->c->list->covers = l->size;
 	return 0;
 }
 
