@@ -9,6 +9,8 @@
 /* What clean tables may take up; never fewer than TABLES_MIN of them. */
 #define CACHE_BYTES (UINT64_C(16) << 20)
 #define TABLES_MIN  4
+/* What is written at once. */
+#define WRITE_BYTES (UINT64_C(1) << 20)
 
 int tide_qcow2_cache_init(struct tide_qcow2_cache *c, uint64_t n_slots, size_t table_size, struct tide_error *err)
 {
@@ -163,22 +165,58 @@ struct tide_qcow2_table **tide_qcow2_cache_dirty(const struct tide_qcow2_cache *
 	return all;
 }
 
+static size_t keep_fresh(struct tide_qcow2_table **table, size_t n)
+{
+	size_t kept = 0;
+
+	for (size_t i = 0; i < n; i++) {
+		if (table[i]->fresh)
+			table[kept++] = table[i];
+	}
+	return kept;
+}
+
+/* So many of the tables, from the first one on, stand one behind the other in the file. */
+static size_t count_row(const struct tide_qcow2_cache *c, struct tide_qcow2_table *const *table, size_t n)
+{
+	size_t k = 1;
+
+	while (k < n && table[k]->host == table[0]->host + k * c->table_size)
+		k++;
+	return k;
+}
+
+/* buf: room for them, or NULL, when there is no memory to write them at once. */
+static int write_row(const struct tide_qcow2_cache *c, int fd, struct tide_qcow2_table *const *table, size_t n, uint8_t *buf,
+                     struct tide_error *err)
+{
+	for (size_t i = 0; i < n; i++) {
+		if (buf)
+			memcpy(buf + i * c->table_size, table[i]->data, c->table_size);
+		else if (tide_sysio_pwrite(fd, table[i]->data, c->table_size, table[i]->host, err) < 0)
+			return -1;
+	}
+	return buf ? tide_sysio_pwrite(fd, buf, n * c->table_size, table[0]->host, err) : 0;
+}
+
 int tide_qcow2_cache_write(struct tide_qcow2_cache *c, int fd, bool fresh_only, struct tide_error *err)
 {
-	size_t n = c->n_dirty;
 	TIDE_AUTOFREE struct tide_qcow2_table **dirty = tide_qcow2_cache_dirty(c, err);
+	size_t n, room, k;
 
 	if (!dirty)
 		return -1;
-	for (size_t i = 0; i < n; i++) {
-		struct tide_qcow2_table *t = dirty[i];
-
-		if (fresh_only && !t->fresh)
-			continue;
-		if (tide_sysio_pwrite(fd, t->data, c->table_size, t->host, err) < 0)
+	n = fresh_only ? keep_fresh(dirty, c->n_dirty) : c->n_dirty;
+	room = TIDE_MIN(n, TIDE_MAX(WRITE_BYTES / c->table_size, 1));
+	TIDE_AUTOFREE uint8_t *buf = room > 1 ? tide_mem_aligned(4096, room * c->table_size, NULL) : NULL;
+	for (size_t i = 0; i < n; i += k) {
+		k = count_row(c, dirty + i, TIDE_MIN(n - i, room));
+		if (write_row(c, fd, dirty + i, k, buf, err) < 0)
 			return -1;
-		t->fresh = false;
-		tide_qcow2_cache_set_dirty(c, t, false);
+		for (size_t j = i; j < i + k; j++) {
+			dirty[j]->fresh = false;
+			tide_qcow2_cache_set_dirty(c, dirty[j], false);
+		}
 	}
 	return 0;
 }

@@ -93,6 +93,21 @@ counted() {
 	clean a.qcow2 b.qcow2
 }
 
+@test "the tables of a disk that is dirty all over are written together" {
+	local n
+	truncate -s 16G disk.img
+	ok bitmap-add -f raw disk.img b
+	for n in {0..31}; do
+		ok image-write --pattern=$((n + 1)) disk.img $((n * 512))M 64K
+	done
+	# 2 MiB of data in two writes of one, and as many for 32 L2 tables; eight for the header, L1 table and counts.
+	[ "$(TIDE_COPY=rw counted pwrite64,pwritev,pwritev2 \
+		backup-run --sync bitmap --bitmap-mode never --bitmap b -F qcow2 disk.img rw.qcow2)" -le 12 ]
+	clean rw.qcow2
+	qemu-img rebase -u -f qcow2 -b disk.img -F raw rw.qcow2
+	same raw disk.img qcow2 rw.qcow2
+}
+
 @test "granules that are scattered over the disk are written together" {
 	local n
 	raw disk.img 16M
