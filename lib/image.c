@@ -17,6 +17,7 @@
 
 /* So long a writer waits for others to leave. */
 #define LOCK_WAIT_MS 10000u
+#define TOLD_MAX     8u /* images from the top on that an error far below names */
 
 /* Who is above, while a chain is being opened. */
 struct chain_link {
@@ -333,12 +334,13 @@ static int open_backing(struct tide_image *image, const struct tide_image_option
 	image->backing_outside = found.outside;
 	if (choose_backing_format(image, &found, options->allow, &below.format, err) < 0)
 		return -1;
-	if (here.depth > TIDE_IMAGE_DEPTH_MAX)
-		return tide_error_set(err, TIDE_E_REFUSED, "The backing chain is deeper than %d images",
-		                      TIDE_IMAGE_DEPTH_MAX);
+	if (here.depth > TIDE_IMAGE_DEPTH_MAX) {
+		tide_error_set(err, TIDE_E_REFUSED, "The backing chain is deeper than %d images", TIDE_IMAGE_DEPTH_MAX);
+		return tide_error_hint(err, "begin a new chain with a full backup; qemu-img convert makes one image of an old chain");
+	}
 	below.path = found.path;
 	if (open_link(&below, found.real, &here, &image->backing, err) < 0)
-		return tide_error_wrap(err, "Could not open backing file");
+		return here.depth > TOLD_MAX ? -1 : tide_error_wrap(err, "Could not open backing file");
 	return 0;
 }
 
@@ -383,6 +385,8 @@ static int open_uri(const struct tide_image_options *options, const struct chain
 	                      options->write ? TIDE_LOCK_WRITE_UNSHARED : TIDE_LOCK_READ_UNSHARED, image->path, err) < 0)
 		return -1;
 	image->driver = tide_image_find_driver("nbd");
+	if (!image->driver)
+		return tide_error_set(err, TIDE_E_UNSUPPORTED, "NBD is not built in");
 	return image->driver->open_uri(image->path, image->flags, options->cancel, &image->info, &image->state, err);
 }
 
@@ -423,7 +427,7 @@ static int open_link(const struct tide_image_options *options, const char *real,
 		return -1;
 	}
 	if (open_backing(image, options, above, false, options->partial ? &image->broken : err) < 0 && !options->partial)
-		return tide_error_wrap(err, "Could not open '%s'", options->path);
+		return above && above->depth >= TOLD_MAX ? -1 : tide_error_wrap(err, "Could not open '%s'", options->path);
 	*out = image;
 	image = NULL;
 	return 0;
