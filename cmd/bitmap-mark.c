@@ -50,30 +50,39 @@ static int read_era_dump(const char *path, uint64_t *block_size, struct tide_err
 	return failed ? name_input(path, &why, err) : 0;
 }
 
-static int read_ranges(const struct opt_line *line, const char *path, struct tide_range_list **list, struct tide_error *err)
+static int check_block_size(bool given, uint64_t block_size, const char *era_dump, const char *path, struct tide_error *err)
+{
+	if (given && era_dump)
+		return opt_usage(err, "give either --block-size or --era-dump");
+	if (given && !block_size)
+		return opt_usage(err, "--block-size: no block has 0 bytes");
+	if (era_dump && strcmp(era_dump, "-") == 0 && strcmp(path, "-") == 0)
+		return opt_usage(err, "only one of --from and --era-dump can be standard input");
+	return 0;
+}
+
+static struct tide_range_list *read_ranges(const struct opt_line *line, const char *path, struct tide_error *err)
 {
 	struct tide_ranges_options how = { NULL, 0 };
 	struct tide_error why = TIDE_ERROR_INIT;
 	const char *era_dump = opt_text(line, ERA_DUMP);
+	struct tide_range_list *list = NULL;
 	bool has_size = false;
-	int choice = -1, fd, failed;
+	int choice = -1, fd;
 
 	if (opt_choice(line, INPUT_FORMAT, &choice, err) || opt_size(line, BLOCK_SIZE, &how.block_size, &has_size, err))
-		return -1;
+		return NULL;
 	how.format = choice < 0 ? NULL : tide_ranges_format((size_t)choice);
-	if (has_size && (era_dump || !how.block_size))
-		return era_dump ? opt_usage(err, "give either --block-size or --era-dump")
-		                : opt_usage(err, "--block-size: no block has 0 bytes");
-	if (era_dump && strcmp(era_dump, "-") == 0 && strcmp(path, "-") == 0)
-		return opt_usage(err, "only one of --from and --era-dump can be standard input");
-	if (era_dump && read_era_dump(era_dump, &how.block_size, err))
-		return -1;
+	if (check_block_size(has_size, how.block_size, era_dump, path, err) ||
+	    (era_dump && read_era_dump(era_dump, &how.block_size, err)))
+		return NULL;
 	fd = open_input(path, err);
 	if (fd < 0)
-		return -1;
-	failed = tide_ranges_read(fd, &how, list, &why);
+		return NULL;
+	if (tide_ranges_read(fd, &how, &list, &why))
+		name_input(path, &why, err);
 	close(fd);
-	return failed ? name_input(path, &why, err) : 0;
+	return list;
 }
 
 static int mark(struct cmd *c, const struct tide_range_list *list, struct tide_error *err)
@@ -92,7 +101,7 @@ static int mark(struct cmd *c, const struct tide_range_list *list, struct tide_e
 static int run(struct cmd *c, struct tide_error *err)
 {
 	const char *from = opt_text(c->opt, FROM);
-	struct tide_range_list *list = NULL;
+	struct tide_range_list *list;
 	struct tide_range one;
 	struct tide_range_list only = { .n = 1, .ranges = &one };
 	int failed;
@@ -107,7 +116,8 @@ static int run(struct cmd *c, struct tide_error *err)
 			return -1;
 		return mark(c, &only, err);
 	}
-	if (read_ranges(c->opt, from, &list, err))
+	list = read_ranges(c->opt, from, err);
+	if (!list)
 		return -1;
 	failed = mark(c, list, err);
 	tide_range_list_free(list);

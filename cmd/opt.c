@@ -179,9 +179,19 @@ bool opt_next_word(const char **list, const char **word, size_t *len)
 	return true;
 }
 
-int opt_choice(const struct opt_line *line, int val, int *choice, struct tide_error *err)
+/* The option of this value, which the command has. */
+static const struct poptOption *own(const struct opt_line *line, int val)
 {
 	const struct poptOption *option = opt_find(line, val, NULL);
+
+	if (!option)
+		abort();
+	return option;
+}
+
+int opt_choice(const struct opt_line *line, int val, int *choice, struct tide_error *err)
+{
+	const struct poptOption *option = own(line, val);
 	const char *text = opt_text(line, val), *list = option->argDescrip, *word;
 	size_t len;
 
@@ -209,7 +219,7 @@ static unsigned flag_of(const char *list, const char *text, size_t text_len)
 
 int opt_flags(const struct opt_line *line, int val, unsigned *flags, struct tide_error *err)
 {
-	const struct poptOption *option = opt_find(line, val, NULL);
+	const struct poptOption *option = own(line, val);
 
 	*flags = 0;
 	for (size_t i = 0; i < line->n; i++) {
@@ -247,7 +257,7 @@ int opt_size(const struct opt_line *line, int val, uint64_t *size, bool *has, st
 		return 0;
 	if (has)
 		*has = true;
-	return opt_parse_size(opt_find(line, val, NULL)->longName, text, size, err);
+	return opt_parse_size(own(line, val)->longName, text, size, err);
 }
 
 bool opt_is_end(const struct poptOption *option)
@@ -290,7 +300,7 @@ int opt_seconds(const struct opt_line *line, int val, uint32_t *seconds, struct 
 	if (opt_size(line, val, &given, NULL, err))
 		return -1;
 	if (given > UINT32_MAX)
-		return opt_usage(err, "--%s: %s is more than %u seconds", opt_find(line, val, NULL)->longName,
+		return opt_usage(err, "--%s: %s is more than %u seconds", own(line, val)->longName,
 		                 opt_text(line, val), UINT32_MAX);
 	*seconds = (uint32_t)given;
 	return 0;

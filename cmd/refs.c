@@ -85,8 +85,9 @@ int refs_add(struct cmd *c, struct refs *refs, const char *word, const char *nam
 	refs->items[i].node = c->node;
 	if (hash == word || (!hash && !name))
 		return 0;
-	refs->paths[i] = hash ? strndup(word, (size_t)(hash - word)) : strdup(word);
-	if (!refs->paths[i])
+	if (asprintf(&refs->paths[i], "%.*s", hash ? (int)(hash - word) : -1, word) < 0) {
+		refs->paths[i] = NULL;
 		return opt_fail(err, TIDE_E_NOMEM, "Out of memory");
+	}
 	return find_node(c, refs, i, err);
 }

@@ -232,9 +232,8 @@ int tide_bitmap_slot_set(struct tide_bitmap_slot *slot, unsigned lo, unsigned hi
 	return 0;
 }
 
-static void list_reset(struct tide_bitmap_slot *slot, unsigned lo, unsigned hi, uint64_t *n)
+static void list_reset(struct tide_bitmap_slot *slot, list_slot *list, unsigned lo, unsigned hi, uint64_t *n)
 {
-	list_slot *list = tide_bitmap_slot_list(*slot);
 	unsigned from = list_find(list, lo), to = list_find(list, hi);
 
 	*n += to - from;
@@ -245,13 +244,14 @@ static void list_reset(struct tide_bitmap_slot *slot, unsigned lo, unsigned hi, 
 
 int tide_bitmap_slot_reset(struct tide_bitmap_slot *slot, unsigned lo, unsigned hi, uint64_t *n, struct tide_error *err)
 {
+	list_slot *list = tide_bitmap_slot_list(*slot);
 	uint64_t *block;
 	unsigned removed;
 
 	if (!slot->v)
 		return 0;
-	if (tide_bitmap_slot_list(*slot)) {
-		list_reset(slot, lo, hi, n);
+	if (list) {
+		list_reset(slot, list, lo, hi, n);
 		return 0;
 	}
 	if (lo == 0 && hi == CHUNK_BITS) {
@@ -316,9 +316,11 @@ int tide_bitmap_slot_put(struct tide_bitmap_slot *slot, const uint64_t *block, s
 
 /* ---- merging ----------------------------------------------------------------------- */
 
-static int merge_lists(struct tide_bitmap_slot *slot, const list_slot *from, uint64_t *n, struct tide_error *err)
+/* old is what the slot holds. */
+static int merge_lists(struct tide_bitmap_slot *slot, list_slot *old, const list_slot *from, uint64_t *n,
+                       struct tide_error *err)
 {
-	list_slot *old = tide_bitmap_slot_list(*slot), *both = list_new((unsigned)old->n + from->n, err);
+	list_slot *both = list_new((unsigned)old->n + from->n, err);
 
 	if (!both)
 		return -1;
@@ -346,7 +348,9 @@ static void merge_words(uint64_t *to, struct tide_bitmap_slot from, uint64_t *n)
 int tide_bitmap_slot_merge(struct tide_bitmap_slot *slot, struct tide_bitmap_slot from, uint64_t *n,
                            struct tide_error *err)
 {
-	const list_slot *list = tide_bitmap_slot_list(from), *own = tide_bitmap_slot_list(*slot);
+	const list_slot *list = tide_bitmap_slot_list(from);
+	const uint64_t *block = tide_bitmap_slot_block(from);
+	list_slot *own = tide_bitmap_slot_list(*slot);
 
 	if (!from.v || tide_bitmap_slot_is_full(*slot))
 		return 0;
@@ -357,14 +361,14 @@ int tide_bitmap_slot_merge(struct tide_bitmap_slot *slot, struct tide_bitmap_slo
 		return 0;
 	}
 	if (!slot->v) {
-		if ((list ? tide_bitmap_slot_put_list(slot, list->pos, list->n, err)
-		          : tide_bitmap_slot_put(slot, tide_bitmap_slot_block(from), err)) < 0)
+		if ((list && tide_bitmap_slot_put_list(slot, list->pos, list->n, err) < 0) ||
+		    (block && tide_bitmap_slot_put(slot, block, err) < 0))
 			return -1;
 		*n += tide_bitmap_slot_count(from);
 		return 0;
 	}
 	if (own && list && own->n + list->n <= (int)LIST_MAX)
-		return merge_lists(slot, list, n, err);
+		return merge_lists(slot, own, list, n, err);
 	if (own && to_block(slot, err) < 0)
 		return -1;
 	merge_words(tide_bitmap_slot_block(*slot), from, n);

@@ -35,4 +35,18 @@ int tide_error_set_nomem(struct tide_error *err);
 /* Moves src into dst (which must be unset or NULL: then src is released).  Returns -1. */
 int tide_error_move(struct tide_error *dst, struct tide_error *src);
 
+/* All return -1: this way callers, and what analyses them, know that too. */
+static inline int tide_error_returned(int minus_one)
+{
+	(void)minus_one;
+	return -1;
+}
+
+#define tide_error_set(...)       tide_error_returned(tide_error_set(__VA_ARGS__))
+#define tide_error_set_sys(...)   tide_error_returned(tide_error_set_sys(__VA_ARGS__))
+#define tide_error_wrap(...)      tide_error_returned(tide_error_wrap(__VA_ARGS__))
+#define tide_error_hint(...)      tide_error_returned(tide_error_hint(__VA_ARGS__))
+#define tide_error_set_nomem(err) tide_error_returned(tide_error_set_nomem(err))
+#define tide_error_move(dst, src) tide_error_returned(tide_error_move(dst, src))
+
 #endif
