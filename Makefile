@@ -65,8 +65,10 @@ MANPAGES := $(wildcard man/*.1 man/*.5 man/*.7)
 DEPS_BUILD := gcc libc6-dev pkg-config libpopt-dev libjson-c-dev libexpat1-dev libzstd-dev libdeflate-dev libnbd-dev nbdkit-plugin-dev
 DEPS_TEST := bats bats-support bats-assert mandoc shellcheck qemu-utils qemu-system-x86 python3 jq strace parallel \
 	e2fsprogs xfsprogs btrfs-progs libnbd-bin gnutls-bin liburing-dev nbdkit fio fuse3 util-linux clang libclang-rt-dev zstd netbase
+# What `analyze` and `valgrind` need besides.
+DEPS_MORE := clang-tidy cppcheck valgrind
 
-.PHONY: FORCE all help deps demo check check-build check-quick lint asan tsan fuzz fuzz-build fuzz-smoke sweep power soak bench bench-quick cov install uninstall dist clean
+.PHONY: FORCE all help deps deps-more demo check check-build check-quick lint analyze valgrind ways asan tsan fuzz fuzz-build fuzz-smoke sweep power soak bench bench-quick cov install uninstall dist clean
 all: $(BUILD)/lib/libtidemark.so $(BUILD)/lib/libtidemark.a $(BUILD)/lib/pkgconfig/tidemark.pc $(BINS) $(PLUGIN)
 
 help:
@@ -74,10 +76,14 @@ help:
 
 #: all          the library in $(BUILD)/lib and the commands in $(BUILD)/bin
 #: deps         install the Debian packages that building and testing need
+#: deps-more    those that analyze and valgrind need
 #: demo         build, then play the session of the README on a real ext4 image
 #: check        build everything and run all tests
 #: check-quick  the unit and command tests only
 #: lint         layers, man pages, shell scripts, completeness
+#: analyze      gcc -fanalyzer, clang-tidy and cppcheck, without a finding
+#: valgrind     the command tests under valgrind; MATCH=REGEX chooses
+#: ways         the tests of copying on ext4, XFS and btrfs in loop devices, each way forced; root
 #: asan, tsan   `check` under ASan+UBSan; the unit tests under TSan
 #: fuzz         each libFuzzer target for FUZZ_SECONDS (default 60); fuzz-build only builds them, in $(BUILD)/fuzz
 #: fuzz-smoke   damaged files through the commands, and each target for a short time
@@ -158,6 +164,8 @@ $(FUZZERS): $(BUILD)/fuzz/%: $(BUILD)/fuzz/obj/tests/fuzz/%.o $(FUZZ_OBJ)
 
 deps:
 	@sh tests/deps.sh $(DEPS_BUILD) $(DEPS_TEST)
+deps-more: deps
+	@sh tests/deps.sh $(DEPS_MORE)
 
 # Every fault and every death, at every call: hours, where `check` takes a sample.
 sweep: all $(PRELOADS)
@@ -187,6 +195,25 @@ check-quick: all $(UNITS) $(HELPERS)
 	@BUILD=$(abspath $(BUILD)) tests/run unit cli
 lint: all
 	@BUILD=$(abspath $(BUILD)) tests/run lint
+# A file's stamp says that the compiler and clang-tidy found nothing in it.
+ANALYZED := $(LIB_SRC) $(wildcard cmd/*.c) $(if $(PLUGIN),plugins/nbdkit/tidemark.c)
+ANALYZE_CFLAGS = -std=gnu11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 $(CPPFLAGS) -Ilib -Iformats
+$(BUILD)/analyze/%.ok: %.c $(wildcard lib/*.h formats/*.h cmd/*.h formats/*.def) .clang-tidy
+	@mkdir -p $(@D)
+	$(CC) $(ANALYZE_CFLAGS) $(WARN) -Werror -O1 -fanalyzer -c -o /dev/null $<
+	clang-tidy --quiet --warnings-as-errors='*' $< -- $(ANALYZE_CFLAGS) > $(@:.ok=.log) 2>&1 || { cat $(@:.ok=.log); exit 1; }
+	@touch $@
+# cppcheck does not know the cleanup attribute; the two others look for leaks.
+$(BUILD)/analyze/cppcheck.ok: $(ANALYZED) $(wildcard lib/*.h formats/*.h cmd/*.h)
+	@mkdir -p $(@D)
+	cppcheck --quiet --error-exitcode=1 --inline-suppr --suppress=resourceLeak --enable=warning,performance --std=c11 \
+		--library=posix,gnu -D_GNU_SOURCE -D__x86_64__ -D__GNUC__=12 -Ilib -Iformats $(ANALYZED)
+	@touch $@
+analyze: $(ANALYZED:%.c=$(BUILD)/analyze/%.ok) $(BUILD)/analyze/cppcheck.ok
+valgrind: all $(HELPERS)
+	@BUILD=$(abspath $(BUILD)) tests/valgrind
+ways: all $(HELPERS)
+	@BUILD=$(abspath $(BUILD)) tests/ways
 asan:
 	$(MAKE) BUILD=$(BUILD)/asan SAN=address,undefined CFLAGS='-O1 -g' check
 tsan:

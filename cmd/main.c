@@ -87,6 +87,7 @@ static void die_of(int sig)
 static void fill_closed(int fd, int flags)
 {
 	if (fcntl(fd, F_GETFD) < 0 && errno == EBADF)
+		/* cppcheck-suppress leakReturnValNotUsed; it is to stay open */
 		(void)!open("/dev/null", flags);
 }
 
@@ -223,7 +224,7 @@ static bool is_for_people(const struct opt_line *line)
 /* The command line could not be read to its end: look for the word itself. */
 static bool asks_for_json(int argc, char **argv)
 {
-	for (int i = 1; i < argc; i++)
+	for (int i = 1; i < argc && argv[i]; i++)
 		if (strcmp(argv[i], "--output=json") == 0 || strcmp(argv[i], "--output=sha256") == 0 ||
 		    (strcmp(argv[i], "--output") == 0 && argv[i + 1] &&
 		     (strcmp(argv[i + 1], "json") == 0 || strcmp(argv[i + 1], "sha256") == 0)))

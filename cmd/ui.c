@@ -119,10 +119,13 @@ static const char *const units[] = { "B", "KiB", "MiB", "GiB", "TiB", "PiB", "Ei
 
 static size_t unit_of(uint64_t size)
 {
+	double value = (double)size;
 	size_t unit = 0;
 
-	for (double value = (double)size; value >= 1000; value /= 1024)
+	while (value >= 1000) {
+		value /= 1024;
 		unit++;
+	}
 	return unit;
 }
 
@@ -203,7 +206,7 @@ static void draw(struct ui *ui, const struct tide_progress *p, uint64_t now)
 		bar[0] = '[';
 		memset(bar + 1, '=', (size_t)full);
 		memset(bar + 1 + full, ' ', (size_t)(room - full));
-		strcpy(bar + 1 + room, "] ");
+		memcpy(bar + 1 + room, "] ", 3);
 	}
 	snprintf(line, sizeof(line), "%3d %% %s%s%s", percent(p), bar, done, speed);
 	fprintf(stderr, "\r%.*s\033[K", columns > 0 ? columns : 0, line);

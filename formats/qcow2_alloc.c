@@ -70,6 +70,7 @@ void tide_qcow2_alloc_drop(struct tide_qcow2 *q, uint64_t first, uint64_t n, boo
 	else if (last && last->first + last->n == first && last->punch == punch)
 		last->n += n;
 	else
+		/* NOLINTNEXTLINE(clang-analyzer-core.NullDereference): reserved before */
 		d->run[d->n++] = (struct tide_qcow2_run){first, n, punch};
 }
 

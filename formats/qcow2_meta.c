@@ -153,7 +153,8 @@ static int sort_areas(struct tide_qcow2 *q, struct tide_error *err)
 {
 	struct tide_qcow2_meta *m = &q->meta;
 
-	qsort(m->area, m->n_areas, sizeof(*m->area), compare_area);
+	if (m->n_areas > 1)
+		qsort(m->area, m->n_areas, sizeof(*m->area), compare_area);
 	for (size_t i = 1; i < m->n_areas; i++) {
 		if (m->area[i - 1].first + m->area[i - 1].n > m->area[i].first)
 			return tide_error_set(err, TIDE_E_CORRUPT, "The image's %s and its %s overlap at %" PRIu64,

@@ -71,6 +71,7 @@ static struct part *add(struct tide_copy_pack *pack, enum kind kind, uint64_t le
 
 	if (!last || last->kind != kind || (kind == PLAIN && last->data + last->len != data)) {
 		last = &pack->part[pack->n_parts++];
+		/* NOLINTNEXTLINE(clang-analyzer-core.NullDereference): part has room for all of them from the start */
 		*last = (struct part){ .kind = kind, .off = pack->end, .data = data, .first = pack->n_packed };
 	}
 	last->len += len;

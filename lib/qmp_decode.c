@@ -103,7 +103,7 @@ static int decode_int64(const struct tide_qmp_path *path, const struct tide_json
 static int decode_enum(const struct tide_qmp_path *path, const struct tide_qmp_field *field,
                        const struct tide_json *json, int *to, struct tide_error *err)
 {
-	int place;
+	int place = 0;
 
 	if (tide_qmp_decode_word(path, field->words, json, &place, err) < 0)
 		return -1;

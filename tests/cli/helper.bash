@@ -17,6 +17,11 @@ export BUILD ROOT PATH="$BUILD/bin:$PATH" LC_ALL=C.UTF-8
 export ASAN_OPTIONS="exitcode=99:${ASAN_OPTIONS-}" LSAN_OPTIONS="exitcode=99:${LSAN_OPTIONS-}"
 export UBSAN_OPTIONS="exitcode=99:print_stacktrace=1:${UBSAN_OPTIONS-}"
 
+# Does data get to a target without a look at it?  Zeroes are data there then (tests/ways).
+moved_unseen() {
+	[[ ${TIDE_COPY-} == @(reflink|kernel) ]]
+}
+
 setup() {
 	here=$BATS_TEST_TMPDIR/here # bats keeps files of its own one level up
 	mkdir "$here"

@@ -8,7 +8,7 @@ import json
 import os
 
 import qmp
-from lab import BIN, Failed, K, check_clean, clone, compare, extents, fresh, must, outside, run, spans, tide
+from lab import BIN, Failed, K, check_clean, clone, compare, extents, fresh, more_data, must, run, spans, tide
 
 KEYS = ("name", "count", "granularity", "recording", "busy", "inconsistent")
 STATUS = "JOB_STATUS_CHANGE"
@@ -239,7 +239,7 @@ class Pair:
         theirs, ours = extents(a, fmt), extents(b, fmt)
         if exact:
             self.checks.same(spans(ours), spans(theirs), f"clusters present in {name}")
-        self.checks.same(outside(spans(ours, ("data",)), spans(theirs, ("data",))), [], f"more data in {name}")
+        self.checks.same(more_data(ours, theirs), [], f"more data in {name}")
 
     def like_disk(self, name, ident, expected=True):
         """Does the backup read as the disk does now?  On both sides."""
