@@ -2,7 +2,7 @@
 import os
 import sys
 
-from contest import BUILD, G, K, Command, QemuJob, call, contest, size_text, tool
+from contest import BUILD, INCREMENTAL, G, K, Command, QemuJob, call, contest, size_text, tool
 from ground import forget, is_sharing, present_bytes, read_through
 from qmp import Qemu
 
@@ -73,9 +73,10 @@ def incremental(top, source, fmt, size, dirty, scattered, cold, runs):
         contenders = [
             Command("tidemark backup-run", [tool("backup-run"), "--sync", "incremental", "--bitmap", "b", "-F", "qcow2",
                                             source, out], out, prepared(merge), made=out),
-            QemuJob("QEMU drive-backup", qemu, out, prepared(qemu.ready)),
-            QemuJob("QEMU " + best[1:], fast, out, prepared(fast.ready)),
-            QemuJob("QEMU use-copy-range", qemu, out, prepared(qemu.ready), {"x-perf": {"use-copy-range": True}}),
+            QemuJob("QEMU drive-backup", qemu, out, prepared(qemu.ready), INCREMENTAL),
+            QemuJob("QEMU " + best[1:], fast, out, prepared(fast.ready), INCREMENTAL),
+            QemuJob("QEMU use-copy-range", qemu, out, prepared(qemu.ready),
+                    {**INCREMENTAL, "x-perf": {"use-copy-range": True}}),
         ]
         if fmt == "raw" and os.access(COPIER, os.X_OK):
             contenders += [Command(f"bare copier: {name}", [COPIER, *args, listing, source, out], out, prepared(), made=out)

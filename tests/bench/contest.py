@@ -69,18 +69,20 @@ class Command:
         return usage.ru_maxrss
 
 
-class QemuJob:
-    """drive-backup of a bitmap in a QEMU that keeps running; the time ends with its target synced."""
+INCREMENTAL = {"sync": "incremental", "bitmap": "b"}
 
-    def __init__(self, name, qemu, target, before, more=None):
-        self.name, self.qemu, self.made, self.before, self.more = name, qemu, target, before, more or {}
+
+class QemuJob:
+    """drive-backup in a QEMU that keeps running; the time ends with its target synced."""
+
+    def __init__(self, name, qemu, target, before, arguments):
+        self.name, self.qemu, self.made, self.before, self.arguments = name, qemu, target, before, arguments
 
     def measure(self):
         self.qemu.take_events()
         cpu = self.qemu.cpu_seconds()
         begin = time.monotonic()
-        self.qemu.must("drive-backup", device="disk", sync="incremental", bitmap="b", format="qcow2", target=self.made,
-                       **self.more)
+        self.qemu.must("drive-backup", device="disk", format="qcow2", target=self.made, **self.arguments)
         self.qemu.wait_job_gone("disk")
         sync_file(self.made)
         seconds = time.monotonic() - begin
