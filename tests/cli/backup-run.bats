@@ -744,8 +744,10 @@ base_124() {
 	local slow=$!
 	bg_pids+=("$slow")
 	until bitmap-list -U --output=json disk.img 2> /dev/null | grep -q '"busy": true'; do sleep 0.05; done
+	kill -STOP "$slow"
 	truncate -s 1M other.img
 	done_ backup-run -F qcow2 other.img new.qcow2
+	kill -CONT "$slow"
 	local rc=0
 	wait "$slow" || rc=$?
 	assert_equal $rc 1
