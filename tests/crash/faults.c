@@ -7,7 +7,7 @@
  * FAULT         CALL:N:WHAT, WHAT being an error's number, short, before or after (SIGKILL); with a + behind it, the Nth
  *               and every later one
  *
- * The kind "alloc" is each allocation that libtidemark asks for, whatever it is for.
+ * The kind "alloc" is each allocation that libtidemark asks for, whatever it is for; "any" is all other kinds in a row.
  */
 #include <dlfcn.h>
 #include <errno.h>
@@ -34,7 +34,7 @@ static const char *const names[] = { CALLS(NAME) };
 
 enum { NOTHING = 0, SHORT = -1, BEFORE = -2, AFTER = -3 };
 
-static atomic_uint counts[N_CALLS];
+static atomic_uint counts[N_CALLS], count_any;
 static atomic_bool watched[4096];
 static const char *dir;
 static int fault_call = -1, fault_what;
@@ -68,6 +68,8 @@ __attribute__((constructor)) static void begin(void)
 
 	dl_iterate_phdr(find_lib, NULL);
 	if (what) {
+		if (!strncmp(fault, "any:", 4))
+			fault_call = N_CALLS;
 		for (int i = 0; i < N_CALLS; i++)
 			if (strlen(names[i]) == (size_t)(n - fault) && !strncmp(names[i], fault, (size_t)(n - fault)))
 				fault_call = i;
@@ -93,7 +95,14 @@ __attribute__((destructor)) static void end(void)
 static int come_to(enum call call)
 {
 	unsigned n = atomic_fetch_add(&counts[call], 1) + 1;
-	bool hit = (int)call == fault_call && (n == fault_n || (fault_for_good && n > fault_n));
+	unsigned in_a_row = call == CALL_alloc ? 0 : atomic_fetch_add(&count_any, 1) + 1;
+	bool hit;
+
+	if (fault_call == N_CALLS)
+		n = in_a_row;
+	else if (fault_call != (int)call)
+		n = 0;
+	hit = n && (n == fault_n || (fault_for_good && n > fault_n));
 
 	if (hit && fault_what == BEFORE)
 		kill(getpid(), SIGKILL);
