@@ -1,4 +1,5 @@
-"""A million dirty granules on a disk of 64 TiB, beside as many on one of 1 TiB: what grows with the disk shows as a ratio."""
+"""A million dirty granules on a disk of 1 TiB, in the same places on one of 64 TiB, and all over that: what grows with the
+disk shows between the first two; between the others, what it costs that dirty granules lie far apart."""
 import os
 import sys
 
@@ -8,44 +9,48 @@ from ground import present_bytes
 
 BITS = 1 << 20
 RUNS = 256
-SIZES = (64 * T, 1 * T)
+DISKS = ((1 * T, 1 * T), (64 * T, 1 * T), (64 * T, 64 * T))  # size, and how much of it is dirty here and there
 
 
-def runs_of(size):
+def runs_of(spread):
     """The million in runs of 256 MiB: a target's tables have 64 KiB for each 512 MiB that anything was written to, and
     are what is measured when every granule is in another one."""
-    return [(n * (size // RUNS), BITS // RUNS * 64 * K) for n in range(RUNS)]
+    return [(n * (spread // RUNS), BITS // RUNS * 64 * K) for n in range(RUNS)]
 
 
-def make(top, size):
+def name_of(size, spread):
+    return size_text(size) + (", all over" if spread > T else ", its first TiB" if spread < size else "")
+
+
+def make(top, size, spread):
     """Sparse, with a MiB of data in each run; bitmaps: `b` and `other` scattered, `runs`, `inc`."""
-    image, listing = os.path.join(top, f"{size_text(size).split()[0]}t.qcow2"), os.path.join(top, "ranges")
+    image, listing = os.path.join(top, f"{size // T}-{spread // T}.qcow2"), os.path.join(top, "ranges")
     call(["qemu-img", "create", "-q", "-f", "qcow2", image, size])
-    io = [word for n, (off, _) in enumerate(runs_of(size)) for word in ("-c", f"write -q -P {n % 255 + 1} {off + 3 * M} 1M")]
+    io = [word for n, (off, _) in enumerate(runs_of(spread)) for word in ("-c", f"write -q -P {n % 255 + 1} {off + 3 * M} 1M")]
     call(["qemu-io", "-f", "qcow2", *io, image])
     for name in ("b", "other", "runs", "inc"):
         call([tool("bitmap-add"), "-g", 64 * K, image, name])
     for name in ("b", "other"):
-        scatter(top, image, name, BITS, size)
+        scatter(top, image, name, BITS, spread)
     with open(listing, "w", encoding="ascii") as f:
-        f.writelines(f"{off} {length}\n" for off, length in runs_of(size))
+        f.writelines(f"{off} {length}\n" for off, length in runs_of(spread))
     call([tool("bitmap-mark"), "--from", listing, image, "runs"])
     os.unlink(listing)
     return image
 
 
 def huge(top, runs):
-    images = {size: make(top, size) for size in SIZES}
+    images = {disk: make(top, *disk) for disk in DISKS}
     out = os.path.join(top, "out", "inc.qcow2")
 
-    def again(size, verb):
+    def again(image, verb):
         def before():
-            if verb == "add" and "new" in listed(images[size]):
-                call([tool("bitmap-remove"), images[size], "new"])
+            if verb == "add" and "new" in listed(image):
+                call([tool("bitmap-remove"), image, "new"])
             if verb == "clear":
-                call([tool("bitmap-merge"), images[size], "b", "other"])
+                call([tool("bitmap-merge"), image, "b", "other"])
             if verb == "incremental":
-                call([tool("bitmap-merge"), images[size], "inc", "runs"])
+                call([tool("bitmap-merge"), image, "inc", "runs"])
         return before
 
     def verify(c):
@@ -66,11 +71,11 @@ def huge(top, runs):
              "incremental": lambda i: ["backup-run", "--sync", "incremental", "--bitmap", "inc", "-F", "qcow2", i, out]}
     for verb, argv in words.items():
         contenders = []
-        for size in SIZES:
-            command = argv(images[size])
-            c = Command(f"tidemark {command[0]}, {size_text(size)}", [tool(command[0]), *command[1:]],
-                        out if verb == "incremental" else images[size], again(size, verb), out if verb == "incremental" else None)
-            c.verb, c.image = verb, images[size]
+        made = out if verb == "incremental" else None
+        for disk, image in images.items():
+            command = argv(image)
+            c = Command(f"{command[0]}, {name_of(*disk)}", [tool(command[0]), *command[1:]], made or image, again(image, verb), made)
+            c.verb, c.image = verb, image
             contenders.append(c)
         contest(f"{verb}, a million dirty granules of 64 KiB, sparse qcow2, synced", contenders, max(runs, 5), verify)
     for image in images.values():
