@@ -29,7 +29,7 @@
 	X(ftruncate) X(fallocate) X(copy_file_range) X(mmap) X(msync) X(sync_file_range) X(ioctl) X(fcntl) X(close) X(alloc)
 #define ENUM(name) CALL_##name,
 #define NAME(name) #name,
-enum call { CALLS(ENUM) N_CALLS };
+enum call { CALLS(ENUM) N_CALLS, ANY = N_CALLS };
 static const char *const names[] = { CALLS(NAME) };
 
 enum { NOTHING = 0, SHORT = -1, BEFORE = -2, AFTER = -3 };
@@ -69,7 +69,7 @@ __attribute__((constructor)) static void begin(void)
 	dl_iterate_phdr(find_lib, NULL);
 	if (what) {
 		if (!strncmp(fault, "any:", 4))
-			fault_call = N_CALLS;
+			fault_call = ANY;
 		for (int i = 0; i < N_CALLS; i++)
 			if (strlen(names[i]) == (size_t)(n - fault) && !strncmp(names[i], fault, (size_t)(n - fault)))
 				fault_call = i;
@@ -95,14 +95,9 @@ __attribute__((destructor)) static void end(void)
 static int come_to(enum call call)
 {
 	unsigned n = atomic_fetch_add(&counts[call], 1) + 1;
-	unsigned in_a_row = call == CALL_alloc ? 0 : atomic_fetch_add(&count_any, 1) + 1;
-	bool hit;
-
-	if (fault_call == N_CALLS)
-		n = in_a_row;
-	else if (fault_call != (int)call)
-		n = 0;
-	hit = n && (n == fault_n || (fault_for_good && n > fault_n));
+	unsigned any = call == CALL_alloc ? 0 : atomic_fetch_add(&count_any, 1) + 1;
+	unsigned at = fault_call == ANY ? any : fault_call == (int)call ? n : 0;
+	bool hit = at && (at == fault_n || (fault_for_good && at > fault_n));
 
 	if (hit && fault_what == BEFORE)
 		kill(getpid(), SIGKILL);
