@@ -217,11 +217,10 @@ static int settle_bitmap(struct tide_backup_job *job, bool ok, bool kept, struct
 
 /* ---- running ----------------------------------------------------------------------- */
 
-void tide_backup_start(struct tide_backup_job *job, size_t n)
+void tide_backup_start(struct tide_backup_job *job, struct tide_work_share *share)
 {
-	unsigned share = (unsigned)TIDE_MAX(tide_copy_workers_max(&job->copy) / n, 1);
-
-	job->copy.workers = job->copy.workers ? TIDE_MIN(job->copy.workers, share) : share;
+	job->copy.share = share;
+	tide_work_share_enter(share);
 	tide_event_job_status(job->sink, job->id, "running");
 }
 
@@ -258,6 +257,7 @@ bool tide_backup_copy(struct tide_backup_job *job)
 	} else if (tide_image_check_unchanged(job->node->image, &err) < 0) {
 		fail(job, true, &err);
 	}
+	tide_work_share_leave(job->copy.share);
 	return !job->cause.code;
 }
 

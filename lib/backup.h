@@ -29,6 +29,7 @@
 
 #include "event.h"
 #include "node.h"
+#include "work.h"
 
 struct tide_backup_job;
 
@@ -44,8 +45,8 @@ bool tide_backup_collides(const struct tide_backup_job *job, const struct tide_b
 void tide_backup_created(struct tide_backup_job *job);
 /* Nothing to copy: QEMU's job is over before the command's reply. */
 bool tide_backup_is_empty(const struct tide_backup_job *job);
-/* The job begins, one of n, before the command's reply. */
-void tide_backup_start(struct tide_backup_job *job, size_t n);
+/* The job begins, before the command's reply; all that share do before one of them copies. */
+void tide_backup_start(struct tide_backup_job *job, struct tide_work_share *share);
 /* The transaction is refused: the events of a job that never began. */
 void tide_backup_drop(struct tide_backup_job *job);
 int tide_backup_run(struct tide_backup_job *job, struct tide_error *err);

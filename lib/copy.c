@@ -231,23 +231,31 @@ static void work(struct tide_work *work, uint8_t *buf)
 }
 
 /* Plain copies wait for the disk, compressed ones for processors. */
-unsigned tide_copy_workers_max(const struct tide_copy *copy)
+static unsigned workers_most(const struct tide_copy *c)
 {
 	cpu_set_t set;
 	unsigned cpus = sched_getaffinity(0, sizeof(set), &set) == 0 ? (unsigned)CPU_COUNT(&set) : 1;
+	unsigned most = c->compress ? TIDE_MIN(TIDE_MAX(cpus + 2, TIDE_COPY_WORKERS), TIDE_WORK_MAX) : TIDE_COPY_WORKERS;
 
-	return copy->compress ? TIDE_MIN(TIDE_MAX(cpus + 2, TIDE_COPY_WORKERS), TIDE_WORK_MAX) : TIDE_COPY_WORKERS;
+	return c->workers ? TIDE_MIN(most, c->workers) : most;
 }
 
-static void plan_work(struct tide_copy_engine *e)
+/* How much at once, by how many; before anything is taken out of what there is to do. */
+static void plan_pieces(struct tide_copy_engine *e, unsigned workers)
+{
+	const struct tide_copy *c = e->copy;
+	uint64_t most = tide_work_share_buffer(c->share, workers, BATCH_LEN);
+
+	e->piece = tide_copy_plan_piece(c, TIDE_MIN(PIECE_MAX, most));
+	e->work.buf_size = e->batch > 1 && c->len >= TIDE_COPY_LARGE ? TIDE_MAX(most, e->piece) : e->piece;
+}
+
+static void plan_work(struct tide_copy_engine *e, unsigned workers)
 {
 	const struct tide_copy *c = e->copy;
 	uint64_t left = c->len - c->offset;
-	unsigned most = tide_copy_workers_max(c);
 
-	if (c->workers)
-		most = TIDE_MIN(most, c->workers);
-	e->work.workers = (unsigned)TIDE_MIN(tide_range_div_up(left, e->piece), most);
+	e->work.workers = (unsigned)TIDE_MIN(tide_range_div_up(left, e->piece), workers);
 	e->work.alone = left <= e->piece;
 	e->work.len = c->len;
 }
@@ -255,14 +263,14 @@ static void plan_work(struct tide_copy_engine *e)
 int tide_copy_run(struct tide_copy *copy, struct tide_error *err)
 {
 	struct tide_copy_engine e = {
-		.work = { .run = work, .sink = copy->sink, .device = copy->device, .offset = &copy->offset },
+		.work = { .run = work, .share = copy->share, .sink = copy->sink, .device = copy->device, .offset = &copy->offset },
 		.copy = copy,
-		.piece = tide_copy_plan_piece(copy, PIECE_MAX),
 		.align = TIDE_MAX(tide_image_info(copy->target)->cluster_size, 4096),
 		.batch = copy->speed || copy->compress ? 1 : TIDE_COPY_BATCH,
 		.start_ns = tide_work_now_ns(),
 		.broken = UINT64_MAX,
 	};
+	unsigned workers = workers_most(copy);
 	int rc;
 
 	copy->len = tide_bitmap_count(copy->todo) * copy->unit;
@@ -273,7 +281,7 @@ int tide_copy_run(struct tide_copy *copy, struct tide_error *err)
 	if (!e.plan)
 		return -1;
 	e.brought = tide_bitmap_new(tide_bitmap_size(copy->todo), copy->unit, NULL);
-	e.work.buf_size = e.batch > 1 && copy->len >= TIDE_COPY_LARGE ? TIDE_MAX(BATCH_LEN, e.piece) : e.piece;
+	plan_pieces(&e, workers);
 	tide_work_init(&e.work);
 	pthread_cond_init(&e.turned, NULL);
 	pthread_mutex_init(&e.retry_lock, NULL);
@@ -281,7 +289,7 @@ int tide_copy_run(struct tide_copy *copy, struct tide_error *err)
 	tide_copy_put_begin(&e);
 	if (copy->target_reads_zero)
 		tide_copy_plan_skip_zeroes(&e);
-	plan_work(&e);
+	plan_work(&e, workers);
 	rc = tide_work_run(&e.work, err);
 	tide_copy_put_end(&e);
 	pthread_mutex_destroy(&e.place_lock);

@@ -12,7 +12,7 @@
  * file depends on the source alone and not on how fast which worker was; reading and
  * compressing go on side by side meanwhile (copy_pack.h).
  *
- * Memory: one buffer a worker, two to compress, whatever the disk's size.
+ * Memory: one buffer a worker, two to compress, whatever the disk's size; smaller ones for many copies at once.
  */
 #ifndef TIDE_COPY_H
 #define TIDE_COPY_H
@@ -32,7 +32,8 @@ struct tide_copy {
 	bool target_reads_zero;    /* what is not written reads as zeroes */
 	uint64_t speed;            /* bytes a second; 0: no limit */
 	uint64_t piece_max;        /* bytes a worker takes at once; 0: no limit but the engine's */
-	unsigned workers;          /* 0, or too many: tide_copy_workers_max */
+	unsigned workers;          /* at most so many; 0: as many as is best */
+	struct tide_work_share *share; /* with copies that run at the same time; NULL: there are none */
 	bool compress;             /* the target's format can: tide_image_can_compress */
 	enum tide_copy_way way;    /* TIDE_COPY_WAY_AUTO: the best for each stretch */
 	bool detect_zeroes;        /* all data passes through here and is looked at, whatever the way */
@@ -54,8 +55,6 @@ struct tide_copy {
 /* The units of [0, size) that a bitmap of any granularity touches; all of them when dirty is NULL. */
 struct tide_bitmap *tide_copy_plan(uint64_t size, uint64_t unit, const struct tide_bitmap *dirty,
                                    struct tide_error *err);
-
-unsigned tide_copy_workers_max(const struct tide_copy *copy);
 
 /* Should the copy end now?  For `retry`, which must not outlast a cancel. */
 bool tide_copy_is_stopped(struct tide_copy *copy);

@@ -393,6 +393,7 @@ static int run_grouped(struct tide_txn *txn, struct tide_backup_job *const *jobs
 static int run_jobs(struct tide_txn *txn, struct tide_error *err)
 {
 	TIDE_AUTOFREE struct tide_backup_job **jobs = tide_mem_alloc(txn->n + 1, sizeof(*jobs), err);
+	struct tide_work_share share = { 0 };
 	size_t n = 0, failed = 0;
 
 	if (!jobs)
@@ -402,7 +403,7 @@ static int run_jobs(struct tide_txn *txn, struct tide_error *err)
 			jobs[n++] = txn->steps[i].action->job(&txn->steps[i]);
 	}
 	for (size_t i = 0; i < n; i++)
-		tide_backup_start(jobs[i], n);
+		tide_backup_start(jobs[i], &share);
 	if ((txn->grouped && n ? run_grouped : run_individual)(txn, jobs, n, &failed, err) < 0)
 		return -1;
 	if (failed && failed < n && err->code != TIDE_E_CANCELLED) {

@@ -7,14 +7,25 @@
 
 #include "error.h"
 #include "mem.h"
+#include "range.h"
 
-#define PROGRESS_NS 100000000u
-#define HUGE_PAGE   ((size_t)2 << 20)
+#define PROGRESS_NS  100000000u
+#define HUGE_PAGE    ((size_t)2 << 20)
+#define BUFFERS_MOST ((size_t)32 << 20) /* of all engines that share */
+#define BUFFER_MIN   ((size_t)256 << 10)
 
 struct worker {
 	struct tide_work *work;
 	uint8_t *buf;
 	pthread_t thread;
+};
+
+struct crew {
+	struct tide_work *work;
+	struct worker workers[TIDE_WORK_MAX];
+	unsigned most;    /* when the engine is alone */
+	unsigned started; /* the first so many of workers[] */
+	bool full;        /* more cannot be had */
 };
 
 uint64_t tide_work_now_ns(void)
@@ -69,13 +80,97 @@ static void report(struct tide_work *work, bool finished)
 		tide_event_progress(work->sink, &p);
 }
 
-/* Reports progress until all workers are done. */
-static void watch(struct tide_work *work)
+/* ---- sharing ----------------------------------------------------------------------- */
+
+void tide_work_share_enter(struct tide_work_share *share)
 {
+	share->entered++;
+	atomic_fetch_add(&share->engines, 1);
+}
+
+void tide_work_share_leave(struct tide_work_share *share)
+{
+	atomic_fetch_sub(&share->engines, 1);
+}
+
+static unsigned part(unsigned n, unsigned engines)
+{
+	return (unsigned)tide_range_div_up(n, TIDE_MAX(engines, 1));
+}
+
+unsigned tide_work_share_of(const struct tide_work_share *share, unsigned n)
+{
+	return part(n, share ? atomic_load(&share->engines) : 1);
+}
+
+size_t tide_work_share_buffer(const struct tide_work_share *share, unsigned workers, size_t most)
+{
+	unsigned engines = share ? TIDE_MAX(share->entered, 1) : 1;
+	size_t buffers = (size_t)engines * part(workers, engines), size = most;
+
+	while (size > BUFFER_MIN && size * buffers > BUFFERS_MOST)
+		size /= 2;
+	return size;
+}
+
+/* ---- running ----------------------------------------------------------------------- */
+
+/* A large one in large pages if there are any: a direct transfer is then of few segments, which disks like. */
+static uint8_t *buffer(size_t size, struct tide_error *err)
+{
+	uint8_t *buf = tide_mem_aligned(size >= HUGE_PAGE ? HUGE_PAGE : 4096, size, err);
+
+	if (buf && size >= HUGE_PAGE)
+		madvise(buf, size, MADV_HUGEPAGE);
+	return buf;
+}
+
+static int start_one(struct crew *crew, struct tide_error *err)
+{
+	struct tide_work *work = crew->work;
+	struct worker *w = &crew->workers[crew->started];
+	int sys;
+
+	w->work = work;
+	w->buf = buffer(work->buf_size, err);
+	if (!w->buf)
+		return -1;
+	pthread_mutex_lock(&work->lock);
+	work->running++;
+	pthread_mutex_unlock(&work->lock);
+	sys = pthread_create(&w->thread, NULL, begin, w);
+	if (sys == 0) {
+		crew->started++;
+		return 0;
+	}
+	pthread_mutex_lock(&work->lock);
+	work->running--;
+	pthread_mutex_unlock(&work->lock);
+	free(w->buf);
+	return tide_error_set_sys(err, sys, "Could not start a thread");
+}
+
+/* As many as are this engine's by now, or as there is memory and threads for; the first one must be. */
+static int start(struct crew *crew, struct tide_error *err)
+{
+	struct tide_error late = TIDE_ERROR_INIT;
+	unsigned n = tide_work_share_of(crew->work->share, crew->most);
+
+	while (crew->started < n && !crew->full)
+		crew->full = start_one(crew, crew->started ? &late : err) < 0;
+	tide_error_release(&late);
+	return crew->started ? 0 : -1;
+}
+
+/* Until all workers are done: reports progress, and starts more when other engines have ended. */
+static void watch(struct crew *crew)
+{
+	struct tide_work *work = crew->work;
 	uint64_t last = tide_work_now_ns();
 
 	pthread_mutex_lock(&work->lock);
 	while (work->running) {
+		bool stop = work->stop;
 		struct timespec until;
 
 		clock_gettime(CLOCK_REALTIME, &until);
@@ -88,6 +183,8 @@ static void watch(struct tide_work *work)
 		if (tide_work_now_ns() - last >= PROGRESS_NS) {
 			pthread_mutex_unlock(&work->lock);
 			report(work, false);
+			if (!stop)
+				(void)!start(crew, NULL);
 			pthread_mutex_lock(&work->lock);
 			last = tide_work_now_ns();
 		}
@@ -95,61 +192,38 @@ static void watch(struct tide_work *work)
 	pthread_mutex_unlock(&work->lock);
 }
 
-/* As many of the n workers as there are threads for. */
-static int start(struct worker *workers, unsigned n, unsigned *started, struct tide_error *err)
+static int work_alone(struct tide_work *work, struct tide_error *err)
 {
-	struct tide_work *work = workers[0].work;
+	struct worker w = { .work = work, .buf = buffer(work->buf_size, err) };
 
-	for (*started = 0; *started < n; (*started)++) {
-		int sys;
+	if (!w.buf)
+		return -1;
+	work->running = 1;
+	begin(&w);
+	free(w.buf);
+	return 0;
+}
 
-		pthread_mutex_lock(&work->lock);
-		work->running++;
-		pthread_mutex_unlock(&work->lock);
-		sys = pthread_create(&workers[*started].thread, NULL, begin, &workers[*started]);
-		if (sys == 0)
-			continue;
-		pthread_mutex_lock(&work->lock);
-		work->running--;
-		pthread_mutex_unlock(&work->lock);
-		return *started ? 0 : tide_error_set_sys(err, sys, "Could not start a thread");
+static int work_together(struct tide_work *work, struct tide_error *err)
+{
+	struct crew crew = { .work = work, .most = TIDE_MIN(work->workers, TIDE_WORK_MAX) };
+
+	if (start(&crew, err) < 0)
+		return -1;
+	watch(&crew);
+	for (unsigned i = 0; i < crew.started; i++) {
+		pthread_join(crew.workers[i].thread, NULL);
+		free(crew.workers[i].buf);
 	}
 	return 0;
 }
 
-/* A large one in large pages if there are any: a direct transfer is then of few segments, which disks like. */
-static uint8_t *buffer(size_t size, struct tide_error *err)
-{
-	uint8_t *buf = tide_mem_aligned(size >= HUGE_PAGE ? HUGE_PAGE : 4096, size, err);
-
-	if (buf && size >= HUGE_PAGE)
-		madvise(buf, size, MADV_HUGEPAGE);
-	return buf;
-}
-
 int tide_work_run(struct tide_work *work, struct tide_error *err)
 {
-	struct worker workers[TIDE_WORK_MAX] = { { 0 } };
-	unsigned n = TIDE_MIN(work->workers, TIDE_WORK_MAX), started = 0;
 	int rc = 0;
 
-	for (unsigned i = 0; i < n && rc == 0; i++) {
-		workers[i].work = work;
-		workers[i].buf = buffer(work->buf_size, err);
-		rc = workers[i].buf ? 0 : -1;
-	}
-	if (rc == 0 && n && work->alone) {
-		work->running = 1;
-		begin(&workers[0]);
-	} else if (rc == 0 && n) {
-		rc = start(workers, n, &started, err);
-	}
-	if (started)
-		watch(work);
-	for (unsigned i = 0; i < started; i++)
-		pthread_join(workers[i].thread, NULL);
-	for (unsigned i = 0; i < n; i++)
-		free(workers[i].buf);
+	if (work->workers)
+		rc = (work->alone ? work_alone : work_together)(work, err);
 	report(work, true);
 	return rc;
 }

@@ -713,6 +713,30 @@ room() {
 	no_targets
 }
 
+# threads N: of the program in the background, without those of a sanitizer.
+threads() {
+	set -- $(($1 + extra)) /proc/"$bg"/task/*
+	[ $(($# - 1)) -eq "$1" ]
+}
+
+@test "jobs share the workers, and one that goes on alone gets those of the others" {
+	disks
+	local extra=0
+	! nm -D "$(command -v txn-apply)" | grep -q __tsan_init || extra=1
+	commands individual "$(job d0 t0 sync=full speed=1)" "$(job d1 t1 sync=full speed=1)"
+	start txn-apply "${drives[@]}" commands.json
+	eventually threads $((1 + 2 + 2 * 2)) # of the program, of the jobs, their workers
+	kill -INT "$bg"
+	eventually has_ended "$bg"
+	no_targets
+	commands individual "$(job d0 t0 sync=full speed=1)" "$(job d1 t1 sync=full)"
+	start txn-apply "${drives[@]}" commands.json
+	eventually threads $((1 + 1 + 4))
+	kill -INT "$bg"
+	eventually has_ended "$bg"
+	same raw d1.img qcow2 t1
+}
+
 # many MODE FIRST SECOND: transactions on both disks, one after the other, until there have been ten.
 many() {
 	local i s=0
