@@ -263,6 +263,7 @@ static void plan_work(struct tide_copy_engine *e, unsigned workers)
 int tide_copy_run(struct tide_copy *copy, struct tide_error *err)
 {
 	struct tide_copy_engine e = {
+		.workers_direct = copy->workers ? TIDE_MIN(copy->workers, TIDE_COPY_WORKERS_DIRECT) : TIDE_COPY_WORKERS_DIRECT,
 		.work = { .run = work, .share = copy->share, .sink = copy->sink, .device = copy->device, .offset = &copy->offset },
 		.copy = copy,
 		.align = TIDE_MAX(tide_image_info(copy->target)->cluster_size, 4096),
@@ -281,7 +282,8 @@ int tide_copy_run(struct tide_copy *copy, struct tide_error *err)
 	if (!e.plan)
 		return -1;
 	e.brought = tide_bitmap_new(tide_bitmap_size(copy->todo), copy->unit, NULL);
-	plan_pieces(&e, workers);
+	tide_copy_get_begin(&e);
+	plan_pieces(&e, tide_copy_get_is_direct(&e) ? TIDE_MAX(workers, e.workers_direct) : workers);
 	tide_work_init(&e.work);
 	pthread_cond_init(&e.turned, NULL);
 	pthread_mutex_init(&e.retry_lock, NULL);
@@ -292,6 +294,7 @@ int tide_copy_run(struct tide_copy *copy, struct tide_error *err)
 	plan_work(&e, workers);
 	rc = tide_work_run(&e.work, err);
 	tide_copy_put_end(&e);
+	tide_copy_get_end(&e);
 	pthread_mutex_destroy(&e.place_lock);
 	pthread_mutex_destroy(&e.retry_lock);
 	pthread_cond_destroy(&e.turned);

@@ -22,7 +22,8 @@
 #include "image.h"
 #include "work.h"
 
-#define TIDE_COPY_WORKERS TIDE_WORK_USUAL
+#define TIDE_COPY_WORKERS        TIDE_WORK_USUAL
+#define TIDE_COPY_WORKERS_DIRECT 8u /* that read directly, each waiting for the disk */
 
 struct tide_copy {
 	/* What to do. */

@@ -4,9 +4,7 @@
  * is in memory already is left alone; what was brought in for the copy is given up behind it: a
  * backup must not push out what others use.
  */
-#include <errno.h>
 #include <fcntl.h>
-#include <sys/uio.h>
 
 #include "copy_impl.h"
 #include "range.h"
@@ -16,24 +14,15 @@
 #define AT_HAND    64u /* when so many ranges were in memory, only one in LOOK_EACH is looked at */
 #define LOOK_EACH  16u
 
-/* Is this byte of the file in memory?  In doubt it is. */
-static bool is_cached(int fd, uint64_t off)
-{
-	char byte;
-	struct iovec v = { &byte, 1 };
-
-	return preadv2(fd, &v, 1, (off_t)off, RWF_NOWAIT) >= 0 || errno != EAGAIN;
-}
-
 /* False when all of it was in memory. */
 static bool fetch(struct tide_copy_engine *e, const struct tide_extent *x)
 {
-	if (is_cached(x->map_fd, x->map_off)) {
-		if (!is_cached(x->map_fd, x->map_off + x->len - 1))
+	if (tide_copy_get_is_cached(x->map_fd, x->map_off)) {
+		if (!tide_copy_get_is_cached(x->map_fd, x->map_off + x->len - 1))
 			posix_fadvise(x->map_fd, (off_t)x->map_off, (off_t)x->len, POSIX_FADV_WILLNEED);
 		return false;
 	}
-	if (!is_cached(x->map_fd, x->map_off + x->len - 1) && e->brought)
+	if (!tide_copy_get_is_cached(x->map_fd, x->map_off + x->len - 1) && e->brought)
 		(void)!tide_bitmap_set(e->brought, x->off, x->len, NULL);
 	posix_fadvise(x->map_fd, (off_t)x->map_off, (off_t)x->len, POSIX_FADV_WILLNEED);
 	return true;
@@ -58,6 +47,8 @@ void tide_copy_ahead(struct tide_copy_engine *e)
 {
 	uint64_t off, len;
 
+	if (tide_copy_get_is_direct(e))
+		return;
 	pthread_mutex_lock(&e->work.lock);
 	while (e->ahead_bytes < e->taken_bytes + WINDOW &&
 	       tide_bitmap_next_dirty(e->plan, e->ahead, STEP, &off, &len)) {

@@ -20,9 +20,8 @@ static bool gather(struct tide_copy_worker *w, const struct tide_copy_batch *b)
 		const struct tide_copy_piece *p = &b->piece[i];
 
 		if (tide_copy_look(source, w->e->align, p->off, p->len, &w->stretch, NULL) < 0 || w->stretch.len != p->len ||
-		    tide_copy_look_read(source, &w->stretch, buf, NULL) < 0)
+		    tide_copy_get(w->e, &w->stretch, buf, NULL) < 0)
 			return false;
-		tide_copy_ahead_drop(w->e, &w->stretch);
 		buf += p->len;
 	}
 	return true;

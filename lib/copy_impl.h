@@ -5,6 +5,7 @@
  *   copy_plan.c   what there is to do
  *   copy_share.c  first of all, one worker alone: what the target can share with the source
  *   copy_ahead.c  reads ahead of the workers, and behind them gives the memory back
+ *   copy_get.c    bytes from the source's files
  *   copy_batch.c  several pieces at once, where nothing is in the way of that
  *   copy_piece.c  one piece, whatever the way
  *   copy_put.c    bytes to the target's file
@@ -19,6 +20,7 @@
 
 #define TIDE_COPY_LARGE (UINT64_C(16) << 20) /* bytes; a copy of less is done before larger buffers and direct writes pay */
 #define TIDE_COPY_BATCH 32 /* pieces that a worker takes at once, at most */
+#define TIDE_COPY_FILES 16 /* of a source's chain that can be read directly */
 #define TIDE_COPY_SENT  4  /* stretches of the target that are on their way to the disk */
 
 struct tide_copy_piece {
@@ -47,16 +49,30 @@ struct tide_copy_put {
 	size_t n_sent;
 };
 
+struct tide_copy_file {
+	int fd, direct; /* the same for direct reads; -1: there is none */
+};
+
+struct tide_copy_get {
+	bool always; /* also what is in memory */
+	atomic_bool wants_direct, has_read, no_cachestat;
+	pthread_mutex_t lock; /* of what follows */
+	struct tide_copy_file file[TIDE_COPY_FILES];
+	size_t n;
+};
+
 struct tide_copy_engine {
 	struct tide_work work;
 	struct tide_copy *copy;
 	uint64_t piece;           /* most bytes a worker takes at once */
 	uint64_t align;           /* of what goes to the target */
 	size_t batch;             /* pieces that a worker takes at once */
+	unsigned workers_direct;  /* when the source is read directly */
 	struct tide_bitmap *plan; /* todo as it was at the start, without what was shared */
 	struct tide_bitmap *brought; /* what was read into memory for this copy and is to leave it again */
 	pthread_mutex_t retry_lock;
 	pthread_mutex_t place_lock; /* so that the places of a batch are in a row */
+	struct tide_copy_get get;
 	struct tide_copy_put put;
 	_Atomic unsigned retries; /* how often `retry` has said yes */
 	uint64_t start_ns;
@@ -111,6 +127,17 @@ void tide_copy_share(struct tide_copy_engine *e);
 void tide_copy_ahead(struct tide_copy_engine *e);
 /* What was read of the source for this copy's sake only need not stay in memory. */
 void tide_copy_ahead_drop(struct tide_copy_engine *e, const struct tide_copy_stretch *s);
+
+/* ---- copy_get.c ---- */
+
+void tide_copy_get_begin(struct tide_copy_engine *e); /* copy->len is known */
+void tide_copy_get_end(struct tide_copy_engine *e);
+/* Reads what is not in memory without bringing it there: then there is no sense in reading ahead. */
+bool tide_copy_get_is_direct(struct tide_copy_engine *e);
+/* Is this byte of the file in memory?  In doubt it is. */
+bool tide_copy_get_is_cached(int fd, uint64_t off);
+/* All of the stretch's data. */
+int tide_copy_get(struct tide_copy_engine *e, const struct tide_copy_stretch *s, uint8_t *buf, struct tide_error *err);
 
 /* ---- copy_put.c ---- */
 

@@ -117,7 +117,7 @@ int tide_copy_look(struct tide_image *source, uint64_t block, uint64_t off, uint
 	return 0;
 }
 
-static int read_part(struct tide_image *source, const struct tide_copy_part *p, uint8_t *buf, struct tide_error *err)
+int tide_copy_look_read(struct tide_image *source, const struct tide_copy_part *p, uint8_t *buf, struct tide_error *err)
 {
 	if (p->zero) {
 		memset(buf, 0, p->len);
@@ -127,15 +127,4 @@ static int read_part(struct tide_image *source, const struct tide_copy_part *p, 
 		return 0;
 	/* Once more where it failed, through the image, which knows the file's name. */
 	return tide_image_read(source, buf, p->off, p->len, err);
-}
-
-int tide_copy_look_read(struct tide_image *source, const struct tide_copy_stretch *s, uint8_t *buf, struct tide_error *err)
-{
-	if (s->n == 0)
-		return s->len ? tide_image_read(source, buf, s->off, s->len, err) : 0;
-	for (size_t i = 0; i < s->n; i++) {
-		if (read_part(source, &s->part[i], buf + (s->part[i].off - s->off), err) < 0)
-			return -1;
-	}
-	return 0;
 }

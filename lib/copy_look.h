@@ -31,7 +31,7 @@ struct tide_copy_stretch {
 int tide_copy_look(struct tide_image *source, uint64_t block, uint64_t off, uint64_t len, struct tide_copy_stretch *s,
                    struct tide_error *err);
 
-/* The data into buf. */
-int tide_copy_look_read(struct tide_image *source, const struct tide_copy_stretch *s, uint8_t *buf, struct tide_error *err);
+/* What a part holds into buf. */
+int tide_copy_look_read(struct tide_image *source, const struct tide_copy_part *p, uint8_t *buf, struct tide_error *err);
 
 #endif

@@ -78,22 +78,13 @@ int tide_copy_store(struct tide_copy_worker *w, const uint8_t *buf, uint64_t off
 	return 0;
 }
 
-/* The stretch at off into buf, which is for it. */
-static int read_stretch(struct tide_copy_worker *w, uint8_t *buf, struct tide_error *err)
-{
-	if (tide_copy_look_read(w->e->copy->source, &w->stretch, buf, err) < 0)
-		return -1;
-	tide_copy_ahead_drop(w->e, &w->stretch);
-	return 0;
-}
-
 static int copy_stretch(struct tide_copy_worker *w, bool *reading, struct tide_error *err)
 {
 	struct tide_copy_stretch *s = &w->stretch;
 
 	if (w->moves && tide_copy_move(&w->mover, s))
 		return 0;
-	if (read_stretch(w, w->buf, err) < 0)
+	if (tide_copy_get(w->e, s, w->buf, err) < 0)
 		return -1;
 	*reading = false;
 	return tide_copy_store(w, w->buf, s->off, s->len, err);
@@ -126,7 +117,7 @@ int tide_copy_piece_pack(struct tide_copy_worker *w, uint64_t number, uint64_t o
 	for (uint64_t pos = 0; pos < len; pos += s->len + s->zeroes) {
 		*reading = true;
 		if (tide_copy_look(e->copy->source, e->align, off + pos, len - pos, s, err) < 0 ||
-		    (s->len && read_stretch(w, w->buf + pos, err) < 0))
+		    (s->len && tide_copy_get(e, s, w->buf + pos, err) < 0))
 			return -1;
 		*reading = false;
 		if (tide_copy_pack_add_data(w->pack, w->buf + pos, s->len, err) < 0)

@@ -23,7 +23,6 @@ struct worker {
 struct crew {
 	struct tide_work *work;
 	struct worker workers[TIDE_WORK_MAX];
-	unsigned most;    /* when the engine is alone */
 	unsigned started; /* the first so many of workers[] */
 	bool full;        /* more cannot be had */
 };
@@ -154,15 +153,18 @@ static int start_one(struct crew *crew, struct tide_error *err)
 static int start(struct crew *crew, struct tide_error *err)
 {
 	struct tide_error late = TIDE_ERROR_INIT;
-	unsigned n = tide_work_share_of(crew->work->share, crew->most);
+	unsigned n;
 
+	pthread_mutex_lock(&crew->work->lock);
+	n = tide_work_share_of(crew->work->share, TIDE_MIN(crew->work->workers, TIDE_WORK_MAX));
+	pthread_mutex_unlock(&crew->work->lock);
 	while (crew->started < n && !crew->full)
 		crew->full = start_one(crew, crew->started ? &late : err) < 0;
 	tide_error_release(&late);
 	return crew->started ? 0 : -1;
 }
 
-/* Until all workers are done: reports progress, and starts more when other engines have ended. */
+/* Until all workers are done: reports progress, and starts more when there may be more. */
 static void watch(struct crew *crew)
 {
 	struct tide_work *work = crew->work;
@@ -206,7 +208,7 @@ static int work_alone(struct tide_work *work, struct tide_error *err)
 
 static int work_together(struct tide_work *work, struct tide_error *err)
 {
-	struct crew crew = { .work = work, .most = TIDE_MIN(work->workers, TIDE_WORK_MAX) };
+	struct crew crew = { .work = work };
 
 	if (start(&crew, err) < 0)
 		return -1;

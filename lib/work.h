@@ -26,7 +26,6 @@ struct tide_work_share {
 struct tide_work {
 	/* What the engine says. */
 	void (*run)(struct tide_work *work, uint8_t *buf); /* one worker: takes pieces until there are no more */
-	unsigned workers;                                  /* at most TIDE_WORK_MAX; 0: nothing to do */
 	const struct tide_work_share *share;               /* with whom; NULL: with nobody */
 	bool alone;           /* not worth a thread: the caller's does it; for one worker */
 	size_t buf_size;      /* bytes for each worker; aligned for direct transfers */
@@ -37,6 +36,7 @@ struct tide_work {
 
 	pthread_mutex_t lock;
 	/* Under the lock: */
+	unsigned workers; /* at most TIDE_WORK_MAX; 0: nothing to do; may grow while they run */
 	bool stop; /* no worker takes another piece */
 	struct tide_error error;
 

@@ -81,7 +81,7 @@ counted() {
 	local calls=$1
 	shift
 	ASAN_OPTIONS="detect_leaks=0:$ASAN_OPTIONS" strace -f -qq -o trace -e trace="$calls" "$@" > out
-	grep -cE '^[0-9]+ +\w+\(' trace
+	grep -cE "^[0-9]+ +(${calls//,/|})\(" trace
 }
 
 @test "a new target is synced once, its directory once, and its tables are written once" {
@@ -127,6 +127,47 @@ counted() {
 	qemu-img rebase -u -f qcow2 -b disk.img -F raw direct.qcow2
 	same raw disk.img qcow2 direct.qcow2
 	clean direct.qcow2 rw.qcow2 whole.qcow2
+}
+
+# cold FILE: gives its pages up.
+cold() {
+	sync "$1"
+	dd if="$1" iflag=nocache count=0 status=none
+}
+
+# pages FILE: how many are in memory.
+pages() {
+	fincore -bnro PAGES "$1"
+}
+
+# back_up: once more; $around: the source was read around the page cache.
+back_up() {
+	rm -f out.qcow2
+	TIDE_COPY= strace -f -qq -o trace -e trace=openat backup-run -F qcow2 disk.img out.qcow2 > out
+	around=$(grep -c '/proc/self/fd/.*O_RDONLY.*O_DIRECT' trace || true)
+}
+
+@test "what is not in memory is read around the page cache, and stays out of it; the rest is read from there" {
+	raw disk.img 32M
+	noise 24M | put disk.img 4M
+	cold disk.img
+	[ "$(pages disk.img)" -lt 1000 ] || skip "this file system is one in memory"
+	! cp --reflink=always disk.img shared.img 2> err || skip "this file system shares"
+	back_up
+	assert_equal "$around" 1
+	[ "$(pages disk.img)" -lt 1000 ]
+	same raw disk.img qcow2 out.qcow2
+	# It was read for that.
+	back_up
+	assert_equal "$around" 0
+	same raw disk.img qcow2 out.qcow2
+	# Some of it, and what has been written since.
+	cold disk.img
+	dd if=disk.img of=out bs=1M skip=9 count=6 status=none
+	noise 1M 9 | put disk.img 20M
+	back_up
+	assert_equal "$around" 1
+	same raw disk.img qcow2 out.qcow2
 }
 
 @test "a backup costs what is dirty, not what the disk measures" {
