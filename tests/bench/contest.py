@@ -58,11 +58,13 @@ class Command:
 
     def peak(self):
         """Peak memory in KiB, by a run of its own.  A process inherits the peak of the one that starts
-        it, so a shell starts it in the background and leaves it to us."""
-        p = subprocess.Popen(["sh", "-c", '"$@" > /dev/null 2>&1 & echo $!', "sh"] + self.argv, stdout=subprocess.PIPE)
+        it, so a shell starts it in the background and leaves it to us; it begins when the shell is gone."""
+        script = 'exec 3<&0; (read -r _ <&3; exec "$@" > /dev/null 2>&1 3<&-) & echo $!'
+        p = subprocess.Popen(["sh", "-c", script, "sh"] + self.argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         pid = int(p.stdout.readline())
         p.stdout.close()
         p.wait()
+        p.stdin.close()
         _, status, usage = os.wait4(pid, 0)
         if status:
             sys.exit(f"{' '.join(self.argv)} failed")
