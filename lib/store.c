@@ -284,10 +284,12 @@ int tide_store_stage(struct tide_store *store, const struct tide_sidecar *sc, in
 
 int tide_store_commit(struct tide_store *store, struct tide_error *err)
 {
-	if (tide_staged_commit(&store->staged, false, err) < 0)
-		return tide_error_wrap(err, "Could not replace the sidecar '%s'", store->path);
-	store->made = false;
-	return 0;
+	int rc = tide_staged_commit(&store->staged, false, err);
+
+	/* It may have its name and be no more than not durable: once a record speaks of it, it stays. */
+	if (rc == 0 || (store->staged.kept && !store->staged.tmp))
+		store->made = false;
+	return rc < 0 ? tide_error_wrap(err, "Could not replace the sidecar '%s'", store->path) : 0;
 }
 
 void tide_store_release(struct tide_store *store)
