@@ -21,6 +21,7 @@ static void close_image(void *state)
 	tide_qcow2_cache_release(&q->blocks);
 	tide_qcow2_meta_release(q);
 	tide_qcow2_header_release(&q->header);
+	tide_error_release(&q->failure);
 	free(q->l1);
 	free(q->l1_dirty);
 	free(q->reftable);

@@ -207,6 +207,7 @@ struct tide_qcow2 {
 	bool prepared; /* the file is ready to be changed */
 	bool touched;  /* something may have changed since the last flush */
 	bool failed;
+	struct tide_error failure; /* why, if nobody has been told */
 	uint64_t *reftable; /* offsets of blocks */
 	uint64_t reftable_entries;
 	uint64_t reftable_offset;
@@ -421,6 +422,8 @@ int tide_qcow2_zero_range(void *state, uint64_t off, uint64_t len, bool may_unma
 /* ---- qcow2_flush.c ---- */
 
 int tide_qcow2_flush_image(void *state, struct tide_error *err);
+/* -1: an earlier change did not get to the file. */
+int tide_qcow2_check_failed(const struct tide_qcow2 *q, struct tide_error *err);
 int tide_qcow2_flush_locked(struct tide_qcow2 *q, struct tide_error *err); /* lock held */
 /* Before each change, lock held: makes the file ready, refuses after a failure, flushes when memory is full. */
 int tide_qcow2_flush_prepare(struct tide_qcow2 *q, struct tide_error *err);

@@ -143,22 +143,39 @@ static int flush_in_place(struct tide_qcow2 *q, struct tide_error *err)
 	return 0;
 }
 
+int tide_qcow2_check_failed(const struct tide_qcow2 *q, struct tide_error *err)
+{
+	if (!q->failed)
+		return 0;
+	if (!q->failure.code)
+		return tide_error_set(err, TIDE_E_IO, "An earlier error left the image without its last changes");
+	return tide_error_set(err, q->failure.code, "An earlier error left the image without its last changes: %s",
+	                      q->failure.msg);
+}
+
+/* When nobody hears of it now, it is told later. */
+static int fail(struct tide_qcow2 *q, struct tide_error *why, struct tide_error *err)
+{
+	q->failed = true;
+	return tide_error_move(err || q->failure.code ? err : &q->failure, why);
+}
+
 int tide_qcow2_flush_locked(struct tide_qcow2 *q, struct tide_error *err)
 {
+	struct tide_error why = TIDE_ERROR_INIT;
 	int rc;
 
-	if (q->failed)
-		return tide_error_set(err, TIDE_E_IO, "An earlier error left the image without its last changes");
+	if (tide_qcow2_check_failed(q, err) < 0)
+		return -1;
 	if (!q->touched)
 		return 0;
-	rc = tide_qcow2_data_sync(q, err);
+	rc = tide_qcow2_data_sync(q, &why);
 	if (rc == 0)
-		rc = q->is_new ? tide_qcow2_fresh_flush(q, err) : flush_in_place(q, err);
+		rc = q->is_new ? tide_qcow2_fresh_flush(q, &why) : flush_in_place(q, &why);
 	if (rc < 0)
-		q->failed = true;
-	else
-		q->touched = false;
-	return rc;
+		return fail(q, &why, err);
+	q->touched = false;
+	return 0;
 }
 
 int tide_qcow2_flush_image(void *state, struct tide_error *err)
@@ -208,8 +225,8 @@ int tide_qcow2_flush_prepare(struct tide_qcow2 *q, struct tide_error *err)
 {
 	uint64_t dirty = (q->l2.n_dirty + q->blocks.n_dirty) << q->cluster_bits;
 
-	if (q->failed)
-		return tide_error_set(err, TIDE_E_IO, "An earlier error left the image without its last changes");
+	if (tide_qcow2_check_failed(q, err) < 0)
+		return -1;
 	if (!q->prepared && !q->is_new && make_ready(q, err) < 0)
 		return -1;
 	q->prepared = true;

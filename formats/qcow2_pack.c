@@ -207,8 +207,8 @@ static int begin_counting(struct tide_qcow2 *q, struct tide_error *err)
 {
 	if (!q->is_new)
 		return 0;
-	if (q->failed)
-		return tide_error_set(err, TIDE_E_IO, "An earlier error left the image without its last changes");
+	if (tide_qcow2_check_failed(q, err) < 0)
+		return -1;
 	q->failed = true;
 	if (tide_qcow2_fresh_flush(q, err) < 0 || tide_qcow2_cache_grow(&q->blocks, q->reftable_entries, err) < 0)
 		return -1;

@@ -247,8 +247,8 @@ static int commit(struct tide_qcow2 *q, struct tide_driver_info *info, struct ti
 
 	if (!s)
 		return tide_error_set(err, TIDE_E_REFUSED, "No change of the image's bitmaps is staged");
-	if (q->failed)
-		return tide_error_set(err, TIDE_E_IO, "An earlier error left the image without its last changes");
+	if (tide_qcow2_check_failed(q, err) < 0)
+		return -1;
 	if (s->sw.len && (tide_sysio_pwrite(q->fd, s->sw.after, s->sw.len, s->sw.offset, err) < 0 ||
 	                  tide_sysio_fdatasync(q->fd, err) < 0)) {
 		q->failed = true;
