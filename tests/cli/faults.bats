@@ -143,7 +143,7 @@ pages() {
 # back_up: once more; $around: the source was read around the page cache.
 back_up() {
 	rm -f out.qcow2
-	[ "$(TIDE_COPY= counted openat backup-run -F qcow2 disk.img out.qcow2)" -gt 0 ]
+	[ "$(TIDE_COPY='' counted openat backup-run -F qcow2 disk.img out.qcow2)" -gt 0 ]
 	around=$(grep -c '/proc/self/fd/.*O_RDONLY.*O_DIRECT' trace || true)
 }
 
