@@ -83,6 +83,17 @@ uint32_t tide_sidecar_checksum(const void *head, size_t len);
 /* Does a file begin like a sidecar? */
 bool tide_sidecar_is_one(const void *head, size_t len);
 
+/* A file that is read and written in parts, at byte offsets: all of buf, or -1. */
+struct tide_sidecar_reader {
+	int (*read)(void *ctx, void *buf, size_t len, uint64_t off, struct tide_error *err);
+	void *ctx;
+};
+
+struct tide_sidecar_writer {
+	int (*write)(void *ctx, const void *buf, size_t len, uint64_t off, struct tide_error *err);
+	void *ctx;
+};
+
 /*
  * Checks everything: magic, version, features, every checksum, every length, every name.
  * A failure is TIDE_E_CORRUPT or TIDE_E_UNSUPPORTED and says what, where (byte offset),
@@ -90,5 +101,11 @@ bool tide_sidecar_is_one(const void *head, size_t len);
  */
 struct tide_sidecar *tide_sidecar_decode(const void *data, size_t len, struct tide_error *err);
 int tide_sidecar_encode(const struct tide_sidecar *sc, struct tide_strbuf *out, struct tide_error *err);
+
+/* The same from and to a file; a large one is in memory once, as what the entries keep, not also as a whole. */
+struct tide_sidecar *tide_sidecar_read(const struct tide_sidecar_reader *reader, size_t len, struct tide_error *err);
+/* checksum: the new header's. */
+int tide_sidecar_write(const struct tide_sidecar *sc, const struct tide_sidecar_writer *writer, uint32_t *checksum,
+                       struct tide_error *err);
 
 #endif

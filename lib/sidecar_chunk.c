@@ -307,11 +307,13 @@ static int make_record(uint8_t *out, const struct tide_bitmap *bm, uint64_t inde
 	return make_payload(out, data, kind, len, err);
 }
 
-int tide_sidecar_chunk_add(struct tide_strbuf *out, const struct tide_bitmap *bm, struct tide_error *err)
+int tide_sidecar_chunk_add(struct tide_strbuf *out, const struct tide_bitmap *bm, uint64_t *next, size_t enough,
+                           struct tide_error *err)
 {
 	uint64_t chunks = tide_bitmap_chunks(bm);
+	size_t before = out->len;
 
-	for (uint64_t i = tide_bitmap_next_chunk(bm, 0); i < chunks; i = tide_bitmap_next_chunk(bm, i + 1)) {
+	for (uint64_t i = tide_bitmap_next_chunk(bm, *next); i < chunks; i = tide_bitmap_next_chunk(bm, i + 1)) {
 		uint8_t p[RECORD_ROOM];
 		unsigned kind;
 		size_t len;
@@ -323,6 +325,9 @@ int tide_sidecar_chunk_add(struct tide_strbuf *out, const struct tide_bitmap *bm
 		tide_put_le16(p + TIDE_SIDECAR_RECORD_LEN, (uint16_t)len);
 		tide_put_le32(p + TIDE_SIDECAR_RECORD_CRC, record_crc(p, len));
 		tide_strbuf_add(out, p, TIDE_SIDECAR_RECORD_PAYLOAD + len);
+		*next = i + 1;
+		if (out->len - before >= enough)
+			return 1;
 	}
 	return 0;
 }

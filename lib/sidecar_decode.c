@@ -1,4 +1,5 @@
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "bytes.h"
@@ -7,9 +8,14 @@
 #include "range.h"
 #include "sidecar_format.h"
 
+/* A sidecar of no more than this is read at once. */
+#define AT_ONCE ((size_t)256 << 10)
+
 struct decoder {
 	const uint8_t *data;
-	size_t len;
+	size_t have; /* bytes there; the directory is among them, and */
+	size_t len;  /* all that there are, the rest of them to be read */
+	const struct tide_sidecar_reader *reader;
 	struct tide_sidecar *sc;
 	uint64_t entry_at, dir_end; /* the next directory entry, and the end of the directory */
 	uint64_t data_at;           /* where the next entry's chunk records must begin */
@@ -249,13 +255,16 @@ static int get_data(struct decoder *d, struct tide_sidecar_bitmap *e, struct tid
 	                                    d->len - off, len) < 0)
 		return -1;
 	e->count = tide_get_le64(p + TIDE_SIDECAR_ENTRY_COUNT);
-	if (tide_sidecar_chunk_check(d->data + off, (size_t)len, off, bits, e->count, d->entry_at, err) < 0)
-		return -1;
 	e->encoded = tide_mem_realloc(NULL, (size_t)len, 1, err);
 	if (!e->encoded)
 		return -1;
-	memcpy(e->encoded, d->data + off, (size_t)len);
 	e->encoded_len = (size_t)len;
+	if (off + len <= d->have)
+		memcpy(e->encoded, d->data + off, (size_t)len);
+	else if (d->reader->read(d->reader->ctx, e->encoded, (size_t)len, off, err) < 0)
+		return -1;
+	if (tide_sidecar_chunk_check(e->encoded, (size_t)len, off, bits, e->count, d->entry_at, err) < 0)
+		return -1;
 	d->data_at = off + len;
 	return 0;
 }
@@ -336,19 +345,61 @@ static int get_directory(struct decoder *d, struct tide_error *err)
 	                      TIDE_SIDECAR_HEADER_LEN, twice);
 }
 
+static struct tide_sidecar *decode(struct decoder *d, struct tide_error *err)
+{
+	if (check_magic(d, err) < 0 || check_header(d, err) < 0)
+		return NULL;
+	d->sc = tide_sidecar_new(err);
+	if (!d->sc)
+		return NULL;
+	if (get_header(d, err) == 0 && get_directory(d, err) == 0)
+		return d->sc;
+	tide_sidecar_free(d->sc);
+	return NULL;
+}
+
 struct tide_sidecar *tide_sidecar_decode(const void *data, size_t len, struct tide_error *err)
 {
-	struct decoder d = { .data = data, .len = len, .sc = NULL };
+	struct decoder d = { .data = data, .have = len, .len = len };
 
-	if (check_magic(&d, err) < 0 || check_header(&d, err) < 0)
+	return decode(&d, err);
+}
+
+/* Where it ends as the header says, checked or not; at most len. */
+static size_t directory_end(const uint8_t *head, size_t have, size_t len)
+{
+	if (have < TIDE_SIDECAR_HEADER_LEN)
+		return have;
+	return (size_t)TIDE_MIN((uint64_t)len, TIDE_SIDECAR_HEADER_LEN + (uint64_t)tide_get_le32(head + TIDE_SIDECAR_AT_DIR_LEN));
+}
+
+/* The beginning of the file, `have` bytes of it. */
+static uint8_t *read_head(const struct tide_sidecar_reader *reader, size_t have, struct tide_error *err)
+{
+	uint8_t *data = tide_mem_aligned(64, have + 1, err);
+
+	if (data && reader->read(reader->ctx, data, have, 0, err) < 0) {
+		free(data);
+		data = NULL;
+	}
+	return data;
+}
+
+struct tide_sidecar *tide_sidecar_read(const struct tide_sidecar_reader *reader, size_t len, struct tide_error *err)
+{
+	size_t have = TIDE_MIN(len, AT_ONCE), need;
+	TIDE_AUTOFREE uint8_t *data = read_head(reader, have, err);
+	struct decoder d = { .data = data, .have = have, .len = len, .reader = reader };
+
+	if (!data)
 		return NULL;
-	d.sc = tide_sidecar_new(err);
-	if (!d.sc)
-		return NULL;
-	if (get_header(&d, err) == 0 && get_directory(&d, err) == 0)
-		return d.sc;
-	tide_sidecar_free(d.sc);
-	return NULL;
+	need = directory_end(data, have, len);
+	if (need > have) {
+		free(data);
+		d.data = data = read_head(reader, need, err);
+		d.have = need;
+	}
+	return data ? decode(&d, err) : NULL;
 }
 
 bool tide_sidecar_is_one(const void *head, size_t len)

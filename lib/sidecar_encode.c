@@ -70,12 +70,67 @@ static int check_sidecar(const struct tide_sidecar *sc, struct tide_error *err)
 	return twice ? tide_error_set(err, TIDE_E_REFUSED, "Bitmap already exists: %s", twice) : -1;
 }
 
+/* So much is gathered before it is written. */
+#define PART ((size_t)256 << 10)
+
 struct encoder {
 	struct tide_strbuf *out;
 	size_t base;  /* where the sidecar begins in out */
 	size_t entry; /* where the next directory entry goes, from there */
 	uint32_t n;   /* entries so far */
+	size_t head;  /* length of header and directory, which stay in out; */
+	uint64_t gone; /* of what follows them, so much has been written and is not there any more */
+	const struct tide_sidecar_writer *writer; /* or NULL: all of it stays */
 };
+
+/* How much of the sidecar there is. */
+static uint64_t length(const struct encoder *enc)
+{
+	return enc->out->len - enc->base + enc->gone;
+}
+
+static int write_at_end(struct encoder *enc, const void *data, size_t len, struct tide_error *err)
+{
+	if (enc->writer->write(enc->writer->ctx, data, len, length(enc), err) < 0)
+		return -1;
+	enc->gone += len;
+	return 0;
+}
+
+/* What has been gathered, if it is enough. */
+static int drain(struct encoder *enc, size_t enough, struct tide_error *err)
+{
+	size_t head = enc->base + enc->head, n = enc->out->len - head;
+
+	if (enc->out->failed)
+		return tide_error_set_nomem(err);
+	if (!enc->writer || n < enough || n == 0)
+		return 0;
+	enc->out->len = head;
+	return write_at_end(enc, enc->out->buf + head, n, err);
+}
+
+static int add_encoded(struct encoder *enc, const struct tide_sidecar_bitmap *e, struct tide_error *err)
+{
+	if (enc->writer && e->encoded_len >= PART)
+		return drain(enc, 0, err) < 0 ? -1 : write_at_end(enc, e->encoded, e->encoded_len, err);
+	if (e->encoded_len)
+		tide_strbuf_add(enc->out, e->encoded, e->encoded_len);
+	return drain(enc, PART, err);
+}
+
+static int add_bitmap(struct encoder *enc, const struct tide_bitmap *bm, struct tide_error *err)
+{
+	uint64_t next = 0;
+	int rc;
+
+	do {
+		rc = tide_sidecar_chunk_add(enc->out, bm, &next, PART, err);
+		if (rc >= 0 && drain(enc, PART, err) < 0)
+			rc = -1;
+	} while (rc > 0);
+	return rc;
+}
 
 /* Space to be filled in later. */
 static void add_zeroes(struct tide_strbuf *out, uint64_t len)
@@ -105,14 +160,11 @@ static size_t group_length(const struct tide_sidecar_bitmap *e)
 /* Appends the chunk records, then fills in the entry. */
 static int put_entry(struct encoder *enc, const struct tide_sidecar_bitmap *e, struct tide_error *err)
 {
-	size_t name_len = e->name ? strlen(e->name) : 0, group_len = group_length(e), data = enc->out->len;
+	size_t name_len = e->name ? strlen(e->name) : 0, group_len = group_length(e);
+	uint64_t data = length(enc);
 
-	if (!e->bitmap && e->encoded_len)
-		tide_strbuf_add(enc->out, e->encoded, e->encoded_len);
-	else if (e->bitmap && tide_sidecar_chunk_add(enc->out, e->bitmap, err) < 0)
+	if ((e->bitmap ? add_bitmap(enc, e->bitmap, err) : add_encoded(enc, e, err)) < 0)
 		return -1;
-	if (enc->out->failed)
-		return tide_error_set_nomem(err);
 
 	uint8_t *p = (uint8_t *)enc->out->buf + enc->base + enc->entry;
 	tide_put_le32(p + TIDE_SIDECAR_ENTRY_LEN, (uint32_t)tide_sidecar_entry_len(name_len, group_len));
@@ -121,8 +173,8 @@ static int put_entry(struct encoder *enc, const struct tide_sidecar_bitmap *e, s
 	p[TIDE_SIDECAR_ENTRY_FLAGS] = (uint8_t)entry_flags(e);
 	tide_put_le64(p + TIDE_SIDECAR_ENTRY_TOKEN, e->token);
 	tide_put_le64(p + TIDE_SIDECAR_ENTRY_COUNT, tide_sidecar_bitmap_count(e));
-	tide_put_le64(p + TIDE_SIDECAR_ENTRY_DATA_OFF, data - enc->base);
-	tide_put_le64(p + TIDE_SIDECAR_ENTRY_DATA_LEN, enc->out->len - data);
+	tide_put_le64(p + TIDE_SIDECAR_ENTRY_DATA_OFF, data);
+	tide_put_le64(p + TIDE_SIDECAR_ENTRY_DATA_LEN, length(enc) - data);
 	if (name_len)
 		memcpy(p + TIDE_SIDECAR_ENTRY_NAME, e->name, name_len);
 	if (group_len) {
@@ -144,7 +196,7 @@ static void put_header(const struct encoder *enc, const struct tide_sidecar *sc)
 	tide_put_le32(p + TIDE_SIDECAR_AT_HEADER_LEN, TIDE_SIDECAR_HEADER_LEN);
 	tide_put_le64(p + TIDE_SIDECAR_AT_COMPATIBLE, sc->compatible);
 	tide_put_le64(p + TIDE_SIDECAR_AT_GENERATION, sc->generation);
-	tide_put_le64(p + TIDE_SIDECAR_AT_FILE_LEN, enc->out->len - enc->base);
+	tide_put_le64(p + TIDE_SIDECAR_AT_FILE_LEN, length(enc));
 	tide_put_le64(p + TIDE_SIDECAR_AT_DISK_SIZE, sc->disk_size);
 	memcpy(p + TIDE_SIDECAR_AT_FORMAT, sc->format, strlen(sc->format));
 	if (sc->stamp.valid) {
@@ -179,7 +231,10 @@ static int encode(const struct tide_sidecar *sc, struct encoder *enc, struct tid
 
 	if (dir_len > UINT32_MAX)
 		return tide_error_set(err, TIDE_E_REFUSED, "%zu bitmaps are too many for a sidecar", sc->n);
-	add_zeroes(enc->out, TIDE_SIDECAR_HEADER_LEN + dir_len);
+	enc->head = TIDE_SIDECAR_HEADER_LEN + (size_t)dir_len;
+	add_zeroes(enc->out, enc->head);
+	if (enc->out->failed)
+		return tide_error_set_nomem(err);
 	for (size_t i = 0; i < sc->n; i++)
 		if (put_entry(enc, sc->items[i], err) < 0)
 			return -1;
@@ -189,6 +244,14 @@ static int encode(const struct tide_sidecar *sc, struct encoder *enc, struct tid
 	return 0;
 }
 
+/* The head last, for only now it is known; if nothing was written before, all of it at once. */
+static int write_head(struct encoder *enc, struct tide_error *err)
+{
+	if (enc->gone && drain(enc, 0, err) < 0)
+		return -1;
+	return enc->writer->write(enc->writer->ctx, enc->out->buf, enc->out->len, 0, err);
+}
+
 int tide_sidecar_encode(const struct tide_sidecar *sc, struct tide_strbuf *out, struct tide_error *err)
 {
 	struct encoder enc = { .out = out, .base = out->len, .entry = TIDE_SIDECAR_HEADER_LEN };
@@ -196,4 +259,21 @@ int tide_sidecar_encode(const struct tide_sidecar *sc, struct tide_strbuf *out, 
 	if (check_sidecar(sc, err) < 0)
 		return -1;
 	return encode(sc, &enc, err);
+}
+
+int tide_sidecar_write(const struct tide_sidecar *sc, const struct tide_sidecar_writer *writer, uint32_t *checksum,
+                       struct tide_error *err)
+{
+	struct tide_strbuf out = TIDE_STRBUF_INIT;
+	struct encoder enc = { .out = &out, .entry = TIDE_SIDECAR_HEADER_LEN, .writer = writer };
+	int rc = check_sidecar(sc, err);
+
+	if (rc == 0)
+		rc = encode(sc, &enc, err);
+	if (rc == 0)
+		rc = write_head(&enc, err);
+	if (rc == 0)
+		*checksum = tide_sidecar_checksum(out.buf, out.len);
+	tide_strbuf_release(&out);
+	return rc;
 }

@@ -125,11 +125,13 @@ int tide_sidecar_names_check(const struct tide_sidecar *sc, const char **twice, 
  * check: everything that needs no decompression; at is where data stands in the file, and
  * count the dirty granules that the entry at byte entry_at promises.
  * load: puts the chunks, checked before, into a clean bitmap.
- * add: appends the records of a bitmap.
+ * add: appends the records of a bitmap from chunk *next on, until they are `enough` bytes; *next is then where to go on,
+ * and it returns 1, or 0 when there are no more.
  */
 int tide_sidecar_chunk_check(const uint8_t *data, size_t len, uint64_t at, uint64_t bits, uint64_t count,
                              uint64_t entry_at, struct tide_error *err);
 int tide_sidecar_chunk_load(const uint8_t *data, size_t len, struct tide_bitmap *bm, struct tide_error *err);
-int tide_sidecar_chunk_add(struct tide_strbuf *out, const struct tide_bitmap *bm, struct tide_error *err);
+int tide_sidecar_chunk_add(struct tide_strbuf *out, const struct tide_bitmap *bm, uint64_t *next, size_t enough,
+                           struct tide_error *err);
 
 #endif

@@ -16,7 +16,7 @@
 #include "mem.h"
 
 #define LOCK_TIMEOUT_MS 10000
-/* It is read whole. */
+/* All of it is kept in memory. */
 #define SIDECAR_MAX (UINT64_C(1) << 30)
 /* What a sidecar holds that was locked before it was ever written; whoever finds it without its maker takes it over. */
 #define CLAIM "tidemark sidecar to come\n"
@@ -111,9 +111,15 @@ static int open_failed(const char *path, struct tide_error *err)
 	return tide_error_hint(err, "links are not followed here; say where the bitmaps are with --sidecar PATH");
 }
 
+static int read_part(void *ctx, void *buf, size_t len, uint64_t off, struct tide_error *err)
+{
+	return tide_sysio_pread(*(int *)ctx, buf, len, off, false, err);
+}
+
 static int load_fd(int fd, const char *path, struct tide_sidecar **sc, struct tide_error *err)
 {
-	TIDE_AUTOFREE uint8_t *data = NULL;
+	struct tide_sidecar_reader reader = { read_part, &fd };
+	char claim[sizeof(CLAIM)] = "";
 	struct stat st;
 
 	if (fstat(fd, &st) < 0)
@@ -123,14 +129,12 @@ static int load_fd(int fd, const char *path, struct tide_sidecar **sc, struct ti
 	if ((uint64_t)st.st_size > SIDECAR_MAX)
 		return tide_error_set(err, TIDE_E_CORRUPT, "The sidecar '%s' has %lld bytes: no sidecar is that large", path,
 		                      (long long)st.st_size);
-	data = tide_mem_aligned(64, (size_t)st.st_size + 1, err);
-	if (!data)
-		return -1;
-	if (tide_sysio_pread(fd, data, (size_t)st.st_size, 0, false, err) < 0)
-		return tide_error_wrap(err, "Could not read '%s'", path);
-	if (is_claim(data, (uint64_t)st.st_size))
+	if (st.st_size == (off_t)strlen(CLAIM) && tide_sysio_pread(fd, claim, strlen(CLAIM), 0, false, NULL) == 0 &&
+	    is_claim(claim, (uint64_t)st.st_size))
 		return 0;
-	*sc = tide_sidecar_decode(data, (size_t)st.st_size, err);
+	*sc = tide_sidecar_read(&reader, (size_t)st.st_size, err);
+	if (!*sc && err && err->sys)
+		return tide_error_wrap(err, "Could not read '%s'", path);
 	if (!*sc) {
 		tide_error_wrap(err, "The sidecar '%s' cannot be used", path);
 		return tide_error_hint(err, "nothing was changed; put a good copy in its place, or move it away, add the "
@@ -239,17 +243,6 @@ int tide_store_lock(struct tide_store *store, const char *path, bool create, str
 	return tide_error_set(err, TIDE_E_LOCKED, "The sidecar '%s' is being replaced all the time", path);
 }
 
-/* What would be refused when it is read is not written either. */
-static int encode(const struct tide_sidecar *sc, struct tide_strbuf *text, struct tide_error *err)
-{
-	if (tide_sidecar_encode(sc, text, err) < 0)
-		return -1;
-	if (text->len <= SIDECAR_MAX)
-		return 0;
-	tide_error_set(err, TIDE_E_REFUSED, "It would have %zu bytes: expected at most %" PRIu64, text->len, SIDECAR_MAX);
-	return tide_error_hint(err, "use larger granules, or fewer bitmaps");
-}
-
 /* Not wider than the image's: its mode, and its owner where we may give files away. */
 int tide_store_set_owner(int fd, int image_fd, struct tide_error *err)
 {
@@ -266,19 +259,24 @@ int tide_store_set_owner(int fd, int image_fd, struct tide_error *err)
 	return 0;
 }
 
+/* What would be refused when it is read is not written either. */
+static int write_part(void *ctx, const void *buf, size_t len, uint64_t off, struct tide_error *err)
+{
+	if (off + len <= SIDECAR_MAX)
+		return tide_sysio_pwrite(*(int *)ctx, buf, len, off, err);
+	tide_error_set(err, TIDE_E_REFUSED, "It would have more than %" PRIu64 " bytes", SIDECAR_MAX);
+	return tide_error_hint(err, "use larger granules, or fewer bitmaps");
+}
+
 int tide_store_stage(struct tide_store *store, const struct tide_sidecar *sc, int image_fd, struct tide_error *err)
 {
-	struct tide_strbuf text = TIDE_STRBUF_INIT;
+	struct tide_sidecar_writer writer = { write_part, &store->staged.fd };
 	int rc = -1;
 
-	if (encode(sc, &text, err) == 0 && tide_staged_begin(&store->staged, store->path, 0600, err) == 0 &&
+	if (tide_staged_begin(&store->staged, store->path, 0600, err) == 0 &&
 	    tide_store_set_owner(store->staged.fd, image_fd, err) == 0 &&
-	    tide_sysio_pwrite(store->staged.fd, text.buf, text.len, 0, err) == 0 &&
-	    tide_staged_sync(&store->staged, err) == 0)
+	    tide_sidecar_write(sc, &writer, &store->checksum, err) == 0 && tide_staged_sync(&store->staged, err) == 0)
 		rc = 0;
-	if (rc == 0)
-		store->checksum = tide_sidecar_checksum(text.buf, text.len);
-	tide_strbuf_release(&text);
 	return rc < 0 ? tide_error_wrap(err, "Could not write the sidecar '%s'", store->path) : 0;
 }
 

@@ -1,4 +1,5 @@
 /* The sidecar's codec: round trips, kinds of records, memory. */
+#include "error.h"
 #include "sidecar_sample.h"
 
 /* ---- sameness ---------------------------------------------------------------------- */
@@ -477,6 +478,94 @@ static int work(const struct tide_strbuf *bytes, struct tide_strbuf *out, struct
 	return loaded ? tide_sidecar_encode(loaded, out, err) : -1;
 }
 
+/* ---- in parts ---------------------------------------------------------------------- */
+
+static int read_part(void *ctx, void *buf, size_t len, uint64_t off, struct tide_error *err)
+{
+	const struct tide_strbuf *file = ctx;
+
+	if (off > file->len || len > file->len - off)
+		return tide_error_set(err, TIDE_E_IO, "read behind the end");
+	memcpy(buf, file->buf + off, len);
+	return 0;
+}
+
+/* Parts come in any order. */
+static int write_part(void *ctx, const void *buf, size_t len, uint64_t off, struct tide_error *err)
+{
+	struct tide_strbuf *file = ctx;
+
+	while (file->len < off + len)
+		tide_strbuf_addc(file, '?');
+	memcpy(file->buf + off, buf, len);
+	return file->failed ? tide_error_set_nomem(err) : 0;
+}
+
+/* What is written in parts is what encode makes, and reading in parts brings it back. */
+static void check_parts(const struct tide_sidecar *sc)
+{
+	struct tide_error err = TIDE_ERROR_INIT;
+	AUTOSTRBUF struct tide_strbuf whole = TIDE_STRBUF_INIT, file = TIDE_STRBUF_INIT, again = TIDE_STRBUF_INIT;
+	struct tide_sidecar_writer writer = { write_part, &file }, second = { write_part, &again };
+	struct tide_sidecar_reader reader = { read_part, &file };
+	uint32_t checksum = 0;
+
+	encode(sc, &whole);
+	CHECK_OK(tide_sidecar_write(sc, &writer, &checksum, &err), &err);
+	check_same_bytes(&whole, &file);
+	CHECK_EQ_U64(checksum, tide_sidecar_checksum(whole.buf, whole.len));
+	AUTOSIDECAR struct tide_sidecar *back = tide_sidecar_read(&reader, file.len, &err);
+	if (!CHECK_PTR(back, &err))
+		exit(1);
+	for (size_t i = 0; i < back->n; i++)
+		CHECK(back->items[i]->encoded && !back->items[i]->bitmap);
+	CHECK_OK(tide_sidecar_write(back, &second, &checksum, &err), &err);
+	check_same_bytes(&whole, &again);
+}
+
+static void test_parts(void)
+{
+	AUTOSIDECAR struct tide_sidecar *small = make_sample(), *large = make(UINT64_C(1) << 40), *names = make(1 << 30);
+	struct tide_error err = TIDE_ERROR_INIT;
+	char name[16];
+
+	check_parts(small);
+	/* Large ones between small ones: lists, a bitmap that is not, none. */
+	for (unsigned n = 0; n < 5; n++) {
+		struct tide_sidecar_bitmap *e;
+
+		snprintf(name, sizeof(name), "b%u", n);
+		e = add(large, name, 64 * K);
+		for (uint64_t bit = n; bit < (UINT64_C(1) << 24) && n % 2; bit += 100 + n)
+			set_bits(e, bit, 1);
+		if (n == 3)
+			set_random(e, 0, 300000, 5);
+		if (n == 4)
+			set_bits(e, 7, 1);
+	}
+	check_parts(large);
+	/* A directory that is longer than what is read at once. */
+	for (unsigned n = 0; n < 9000; n++) {
+		snprintf(name, sizeof(name), "b%u", n);
+		add(names, name, 64 * K);
+	}
+	set_bits(names->items[0], 3, 1);
+	check_parts(names);
+
+	/* Any damage is found, wherever it is. */
+	AUTOSTRBUF struct tide_strbuf file = TIDE_STRBUF_INIT;
+	struct tide_sidecar_reader reader = { read_part, &file };
+	encode(large, &file);
+	for (size_t at = 0; at < file.len; at += 9973) {
+		file.buf[at] ^= 0x10;
+		AUTOSIDECAR struct tide_sidecar *bad = tide_sidecar_read(&reader, file.len, &err);
+		file.buf[at] ^= 0x10;
+		UNIT_ROW("byte %zu", at);
+		CHECK(!bad);
+		tide_error_release(&err);
+	}
+}
+
 static void test_out_of_memory(void)
 {
 	AUTOSTRBUF struct tide_strbuf bytes = TIDE_STRBUF_INIT;
@@ -542,6 +631,7 @@ int main(void)
 	UNIT_RUN(test_group_path);
 	UNIT_RUN(test_encode_refuses);
 	UNIT_RUN(test_compatible_features_kept);
+	UNIT_RUN(test_parts);
 	UNIT_RUN(test_out_of_memory);
 	UNIT_RUN(test_random_sidecars);
 	return unit_done();
