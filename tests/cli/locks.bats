@@ -122,11 +122,14 @@ test_busy() {
 	ok bitmap-add disk.img other
 	ok bitmap-mark disk.img other 0 1
 	speed=768K slow_backup
+	sleep 0.2
+	kill -STOP "$bg" # however slow the others are
 	ok bitmap-add disk.img third
 	ok bitmap-clear disk.img other
 	ok bitmap-mark disk.img third 1M 64K
 	unchanged refused "Bitmap 'b' is currently in use by another operation and cannot be used" bitmap-merge disk.img third b
 	is_busy disk.img b
+	kill -CONT "$bg"
 	finish
 	assert_equal "$status" 0
 	bitmap disk.img b '.count == 0 and (.busy | not)'
