@@ -8,7 +8,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -80,17 +79,14 @@ static bool is_in_memory(struct tide_copy_get *g, int fd, uint64_t off, uint64_t
 /* The same file for direct reads; -1: there is none. */
 static int direct_fd(struct tide_copy_get *g, int fd)
 {
-	char name[64];
 	int direct = -1;
 	size_t i;
 
 	pthread_mutex_lock(&g->lock);
 	for (i = 0; i < g->n && g->file[i].fd != fd; i++)
 		;
-	if (i == g->n && g->n < TIDE_COPY_FILES) {
-		snprintf(name, sizeof(name), "/proc/self/fd/%d", fd);
-		g->file[g->n++] = (struct tide_copy_file){ fd, open(name, O_RDONLY | O_DIRECT | O_CLOEXEC | O_NOCTTY) };
-	}
+	if (i == g->n && g->n < TIDE_COPY_FILES)
+		g->file[g->n++] = (struct tide_copy_file){ fd, tide_sysio_reopen(fd, O_RDONLY | O_DIRECT) };
 	if (i < g->n)
 		direct = g->file[i].direct;
 	if (direct < 0)

@@ -9,7 +9,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
 #include <string.h>
 
 #include "copy_impl.h"
@@ -40,14 +39,12 @@ void tide_copy_put_end(struct tide_copy_engine *e)
 /* The same file, the first one that is written to, for direct writes; -1: there is none. */
 static int direct_fd(struct tide_copy_put *p, int fd)
 {
-	char name[64];
 	int direct;
 
 	pthread_mutex_lock(&p->lock);
 	if (p->wants_direct && p->fd < 0) {
-		snprintf(name, sizeof(name), "/proc/self/fd/%d", fd);
 		p->fd = fd;
-		p->direct = open(name, O_WRONLY | O_DIRECT | O_CLOEXEC | O_NOCTTY);
+		p->direct = tide_sysio_reopen(fd, O_WRONLY | O_DIRECT);
 	}
 	direct = p->wants_direct && p->fd == fd ? p->direct : -1;
 	pthread_mutex_unlock(&p->lock);

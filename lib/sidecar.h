@@ -1,5 +1,5 @@
 /*
- * The sidecar's codec: the bytes of IMAGE.bitmaps to structures and back.  Pure: no I/O.
+ * The sidecar's codec: the bytes of IMAGE.bitmaps to structures and back.  No I/O but through the functions it is given.
  * The format is specified in man/tidemark-sidecar.5, field by field; this is its only
  * implementation.
  *

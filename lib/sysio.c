@@ -3,6 +3,7 @@
 #include <inttypes.h>
 #include <limits.h>
 #include <linux/fs.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -24,6 +25,14 @@ int tide_sysio_open(const char *path, int flags, struct tide_error *err)
 	if (fd < 0)
 		tide_error_set_sys(err, errno, "Could not open '%s'", path);
 	return fd;
+}
+
+int tide_sysio_reopen(int fd, int flags)
+{
+	char name[64];
+
+	snprintf(name, sizeof(name), "/proc/self/fd/%d", fd);
+	return open(name, flags | O_CLOEXEC | O_NOCTTY);
 }
 
 void tide_sysio_close(int fd)

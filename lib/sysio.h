@@ -14,6 +14,8 @@
 
 /* open(2) with O_CLOEXEC | O_NOCTTY.  The error reads as QEMU's: Could not open 'path': reason. */
 int tide_sysio_open(const char *path, int flags, struct tide_error *err) TIDE_MUST_CHECK;
+/* The same file once more, with flags of its own (O_DIRECT, say); -1: not possible. */
+int tide_sysio_reopen(int fd, int flags);
 void tide_sysio_close(int fd); /* abandons; -1 is fine */
 void tide_sysio_closep(int *fd);
 #define TIDE_AUTOCLOSE TIDE_CLEANUP(tide_sysio_closep)
