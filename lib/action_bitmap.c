@@ -161,12 +161,8 @@ static int clear_prepare(struct tide_session *session, struct tide_step *step, s
 {
 	struct tide_node *node;
 	struct tide_sidecar_bitmap *entry = find_ref(session, step, 0, &node, err);
-	struct tide_bitmap *bm = entry ? tide_node_bitmap_for_change(node, entry, err) : NULL;
 
-	if (!bm)
-		return -1;
-	tide_bitmap_clear(bm);
-	return 0;
+	return entry && tide_node_bitmap_clear(node, entry, err) ? 0 : -1;
 }
 
 const struct tide_action tide_action_bitmap_clear = {

@@ -142,14 +142,15 @@ static struct tide_bitmap *begin_anew(struct tide_backup_job *job, struct tide_s
 	return bm;
 }
 
-/* What the bitmap holds, to be cleared or only looked at. */
+/* What the bitmap holds, cleared or as it is. */
 static struct tide_bitmap *contents(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry, bool ok, bool clears,
                                     struct tide_error *err)
 {
 	if (ok && job->fresh)
 		return begin_anew(job, entry, err);
-	return clears || !job->is_inside ? tide_node_bitmap_for_change(job->node, entry, err)
-	                                 : tide_node_bitmap(job->node, entry, err);
+	if (clears)
+		return tide_node_bitmap_clear(job->node, entry, err);
+	return job->is_inside ? tide_node_bitmap(job->node, entry, err) : tide_node_bitmap_for_change(job->node, entry, err);
 }
 
 /* ok: the job succeeded.  kept: it did not, but its partial target was kept (always). */
@@ -168,8 +169,6 @@ static int settle_entry(struct tide_backup_job *job, bool ok, bool kept, struct 
 	bm = contents(job, entry, ok, clears, err);
 	if (!bm)
 		return -1;
-	if (clears)
-		tide_bitmap_clear(bm);
 	if (kept) {
 		TIDE_AUTOBITMAP struct tide_bitmap *rest =
 			tide_copy_plan(tide_bitmap_size(bm), entry->granularity, job->copy.todo, err);

@@ -226,6 +226,21 @@ struct tide_bitmap *tide_node_bitmap_for_change(struct tide_node *node, struct t
 	return bm;
 }
 
+struct tide_bitmap *tide_node_bitmap_clear(struct tide_node *node, struct tide_sidecar_bitmap *entry,
+                                           struct tide_error *err)
+{
+	struct tide_bitmap *bm = entry->inside ? tide_node_bitmap(node, entry, err)
+	                                       : tide_sidecar_bitmap_clear(node->sc, entry, err);
+
+	if (!bm)
+		return NULL;
+	if (entry->inside)
+		tide_bitmap_clear(bm);
+	entry->changed = true;
+	tide_node_touch(node, entry);
+	return bm;
+}
+
 void tide_node_replace_bitmap(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_bitmap *bm)
 {
 	tide_bitmap_free(entry->bitmap);

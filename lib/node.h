@@ -130,6 +130,9 @@ struct tide_sidecar_bitmap *tide_node_add(struct tide_node *node, const char *na
 struct tide_bitmap *tide_node_bitmap(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_error *err);
 struct tide_bitmap *tide_node_bitmap_for_change(struct tide_node *node, struct tide_sidecar_bitmap *entry,
                                                 struct tide_error *err);
+/* The same, emptied. */
+struct tide_bitmap *tide_node_bitmap_clear(struct tide_node *node, struct tide_sidecar_bitmap *entry,
+                                           struct tide_error *err);
 /* Other contents, which are the entry's then; what they were, and whether anybody could tell, does not matter. */
 void tide_node_replace_bitmap(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_bitmap *bm);
 /* Something else about the entry has changed. */

@@ -189,6 +189,14 @@ int tide_sidecar_names_check(const struct tide_sidecar *sc, const char **twice, 
 
 /* ---- bitmaps ----------------------------------------------------------------------- */
 
+static void put_decoded(struct tide_sidecar_bitmap *entry, struct tide_bitmap *bm)
+{
+	free(entry->encoded);
+	entry->encoded = NULL;
+	entry->encoded_len = 0;
+	entry->bitmap = bm;
+}
+
 struct tide_bitmap *tide_sidecar_bitmap_load(const struct tide_sidecar *sc, struct tide_sidecar_bitmap *entry,
                                              struct tide_error *err)
 {
@@ -207,12 +215,24 @@ struct tide_bitmap *tide_sidecar_bitmap_load(const struct tide_sidecar *sc, stru
 		               entry->count, tide_bitmap_count(bm));
 		return NULL;
 	}
-	free(entry->encoded);
-	entry->encoded = NULL;
-	entry->encoded_len = 0;
-	entry->bitmap = bm;
+	put_decoded(entry, bm);
 	bm = NULL;
 	return entry->bitmap;
+}
+
+struct tide_bitmap *tide_sidecar_bitmap_clear(const struct tide_sidecar *sc, struct tide_sidecar_bitmap *entry,
+                                              struct tide_error *err)
+{
+	struct tide_bitmap *bm;
+
+	if (entry->bitmap) {
+		tide_bitmap_clear(entry->bitmap);
+		return entry->bitmap;
+	}
+	bm = tide_bitmap_new(sc->disk_size, entry->granularity, err);
+	if (bm)
+		put_decoded(entry, bm);
+	return bm;
 }
 
 int tide_sidecar_bitmap_thaw(const struct tide_sidecar *sc, struct tide_sidecar_bitmap *entry, struct tide_error *err)

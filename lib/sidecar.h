@@ -71,6 +71,9 @@ long tide_sidecar_find(const struct tide_sidecar *sc, const char *name);
 /* The decoded bitmap of an entry, decoding it first if need be.  Once called, `bitmap` is what will be stored. */
 struct tide_bitmap *tide_sidecar_bitmap_load(const struct tide_sidecar *sc, struct tide_sidecar_bitmap *entry,
                                              struct tide_error *err);
+/* The entry holds nothing any more, and what it held is not decoded for that. */
+struct tide_bitmap *tide_sidecar_bitmap_clear(const struct tide_sidecar *sc, struct tide_sidecar_bitmap *entry,
+                                              struct tide_error *err);
 /* A busy entry's job is over: what its successor recorded is added, and successor, token and group are gone. */
 int tide_sidecar_bitmap_thaw(const struct tide_sidecar *sc, struct tide_sidecar_bitmap *entry, struct tide_error *err);
 /* Dirty granules, without decoding. */

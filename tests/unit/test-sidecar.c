@@ -314,6 +314,32 @@ static void test_new_bitmap(void)
 	tide_sidecar_free(NULL);
 }
 
+/* Whether it has been decoded before or not; the one beside it stays as it came. */
+static void test_clear(void)
+{
+	for (unsigned decoded = 0; decoded < 2; decoded++) {
+		struct tide_error err = TIDE_ERROR_INIT;
+		AUTOSIDECAR struct tide_sidecar *sample = make_sample();
+		AUTOSTRBUF struct tide_strbuf bytes = TIDE_STRBUF_INIT, cleared = TIDE_STRBUF_INIT;
+
+		encode(sample, &bytes);
+		AUTOSIDECAR struct tide_sidecar *sc = decode(&bytes);
+		struct tide_sidecar_bitmap *e = sc->items[1];
+		if (decoded)
+			CHECK_PTR(tide_sidecar_bitmap_load(sc, e, &err), &err);
+		struct tide_bitmap *bm = tide_sidecar_bitmap_clear(sc, e, &err);
+		if (!CHECK_PTR(bm, &err))
+			exit(1);
+		CHECK(e->bitmap == bm && !e->encoded && sc->items[0]->encoded);
+		CHECK_EQ_U64(tide_sidecar_bitmap_count(e), 0);
+		CHECK_EQ_U64(tide_bitmap_size(bm), sc->disk_size);
+		tide_bitmap_clear(sample->items[1]->bitmap);
+		encode(sc, &cleared);
+		AUTOSIDECAR struct tide_sidecar *back = decode(&cleared);
+		check_same(sample, back);
+	}
+}
+
 static void test_copy_is_deep(void)
 {
 	struct tide_error err = TIDE_ERROR_INIT;
@@ -627,6 +653,7 @@ int main(void)
 	UNIT_RUN(test_bytes_of_manual);
 	UNIT_RUN(test_list);
 	UNIT_RUN(test_new_bitmap);
+	UNIT_RUN(test_clear);
 	UNIT_RUN(test_copy_is_deep);
 	UNIT_RUN(test_group_path);
 	UNIT_RUN(test_encode_refuses);
