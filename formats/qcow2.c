@@ -22,8 +22,7 @@ static void close_image(void *state)
 	tide_qcow2_meta_release(q);
 	tide_qcow2_header_release(&q->header);
 	tide_error_release(&q->failure);
-	free(q->l1);
-	free(q->l1_dirty);
+	tide_qcow2_l1_release(q);
 	free(q->reftable);
 	free(q->free.run);
 	free(q->deferred.run);
@@ -65,18 +64,12 @@ int tide_qcow2_check_writable(const struct tide_qcow2 *q, struct tide_error *err
 	return 0;
 }
 
-/* A new image begins to grow behind its L1 table, and holds nothing yet. */
-static int start_new(struct tide_qcow2 *q, struct tide_error *err)
+/* A new image begins to grow behind its L1 table. */
+static void start_new(struct tide_qcow2 *q)
 {
-	for (uint64_t i = 0; i < q->header.l1_entries; i++) {
-		if (q->l1[i])
-			return tide_error_set(err, TIDE_E_REFUSED,
-			                      "The new image is not empty: L1 entry %" PRIu64 " is in use", i);
-	}
 	q->cursor = tide_qcow2_clusters(q, q->header.l1_offset + q->header.l1_entries * 8);
 	q->file_size = q->cursor << q->cluster_bits;
 	q->touched = true;
-	return 0;
 }
 
 static int open_state(struct tide_qcow2 *q, struct tide_error *err)
@@ -94,11 +87,13 @@ static int open_state(struct tide_qcow2 *q, struct tide_error *err)
 	q->data_is_raw = q->has_data_file && (q->header.autoclear & TIDE_QCOW2_AUTOCLEAR_DATA_FILE_RAW);
 	q->data_fd = q->has_data_file ? -1 : q->fd;
 	if (tide_qcow2_bitmap_open(q, err) < 0 || (q->writable && !q->late && tide_qcow2_check_writable(q, err) < 0) ||
-	    tide_qcow2_l2_open(q, err) < 0)
+	    tide_qcow2_l1_open(q, err) < 0 || tide_qcow2_cache_init(&q->l2, q->header.l1_entries, q->cluster_size, err) < 0)
 		return -1;
 	if (q->writable && tide_qcow2_refcount_open(q, err) < 0)
 		return -1;
-	return q->is_new ? start_new(q, err) : 0;
+	if (q->is_new)
+		start_new(q);
+	return 0;
 }
 
 static int open_image(int fd, const char *dir, unsigned flags, struct tide_driver_info *info, void **state,

@@ -14,7 +14,7 @@
  *
  * Three ways of being open:
  *
- *   reading   L1 in memory, L2 tables on demand in a bounded cache.
+ *   reading   L1 on demand, L2 tables too, in a bounded cache.
  *   in place  (TIDE_OPEN_WRITE) changed tables stay in memory until a flush, which writes
  *             them in the order that qcow2_flush.c explains.  A cluster that is given up
  *             counts as used until the flush that makes its loss durable is through.
@@ -199,8 +199,8 @@ struct tide_qcow2 {
 	pthread_mutex_t lock;
 	uint64_t file_size; /* with all that is allocated; may be ahead of the file system's */
 	uint64_t data_size; /* of the external data file */
-	uint64_t *l1;       /* header.l1_entries of them, in the host's byte order */
-	uint8_t *l1_dirty;  /* one a page of 512 entries */
+	uint64_t *l1;       /* header.l1_entries of them, in the host's byte order; for qcow2_l1.c only */
+	uint8_t *l1_read, *l1_dirty; /* of each page of them: is it here, has it changed */
 	struct tide_qcow2_cache l2;
 
 	/* For writing. */
@@ -258,6 +258,19 @@ struct tide_qcow2_table **tide_qcow2_cache_dirty(const struct tide_qcow2_cache *
 /* Writes the dirty tables, all or only the fresh (those must be clean or have a place), and leaves them clean. */
 int tide_qcow2_cache_write(struct tide_qcow2_cache *c, int fd, bool fresh_only, struct tide_error *err);
 
+/* ---- qcow2_l1.c ---- */
+
+int tide_qcow2_l1_open(struct tide_qcow2 *q, struct tide_error *err);
+void tide_qcow2_l1_release(struct tide_qcow2 *q);
+/* An entry, not checked; 0: there is no L2 table. */
+int tide_qcow2_l1_get(struct tide_qcow2 *q, uint64_t index, uint64_t *entry, struct tide_error *err);
+/* The first entry in [index, end) that is not 0, or end. */
+int tide_qcow2_l1_next(struct tide_qcow2 *q, uint64_t index, uint64_t end, uint64_t *found, struct tide_error *err);
+/* The table at host is this image's own.  The entry has been asked for before. */
+void tide_qcow2_l1_set(struct tide_qcow2 *q, uint64_t index, uint64_t host);
+bool tide_qcow2_l1_is_dirty(const struct tide_qcow2 *q);
+int tide_qcow2_l1_write(struct tide_qcow2 *q, struct tide_error *err);
+
 /* ---- qcow2_l2.c ---- */
 
 enum tide_qcow2_kind {
@@ -291,7 +304,6 @@ static inline uint64_t tide_qcow2_l2_index(const struct tide_qcow2 *q, uint64_t 
 	return (off >> q->cluster_bits) & ((UINT64_C(1) << q->l2_bits) - 1);
 }
 
-int tide_qcow2_l2_open(struct tide_qcow2 *q, struct tide_error *err);
 /* The entry for the cluster of the disk at off, in its table. */
 struct tide_qcow2_entry tide_qcow2_l2_get(const struct tide_qcow2 *q, const struct tide_qcow2_table *t, uint64_t off);
 void tide_qcow2_l2_set(const struct tide_qcow2 *q, struct tide_qcow2_table *t, uint64_t off,
@@ -309,8 +321,6 @@ int tide_qcow2_l2_load_for_write(struct tide_qcow2 *q, uint64_t l1_index, struct
                                  struct tide_error *err);
 /* The cluster of the disk at off. */
 int tide_qcow2_l2_lookup(struct tide_qcow2 *q, uint64_t off, struct tide_qcow2_cluster *out, struct tide_error *err);
-int tide_qcow2_l2_write_l1(struct tide_qcow2 *q, struct tide_error *err);
-bool tide_qcow2_l2_is_l1_dirty(const struct tide_qcow2 *q);
 /* New images: gives every dirty table a place and writes it. */
 int tide_qcow2_l2_write_all_new(struct tide_qcow2 *q, struct tide_error *err);
 

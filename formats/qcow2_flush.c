@@ -131,8 +131,8 @@ static int flush_in_place(struct tide_qcow2 *q, struct tide_error *err)
 {
 	if (set_file_size(q, err) < 0 || write_counts(q, err) < 0 || tide_sysio_fdatasync(q->fd, err) < 0)
 		return -1;
-	if (q->l2.n_dirty || tide_qcow2_l2_is_l1_dirty(q)) {
-		if (tide_qcow2_cache_write(&q->l2, q->fd, false, err) < 0 || tide_qcow2_l2_write_l1(q, err) < 0 ||
+	if (q->l2.n_dirty || tide_qcow2_l1_is_dirty(q)) {
+		if (tide_qcow2_cache_write(&q->l2, q->fd, false, err) < 0 || tide_qcow2_l1_write(q, err) < 0 ||
 		    tide_sysio_fdatasync(q->fd, err) < 0)
 			return -1;
 	}

@@ -250,7 +250,7 @@ int tide_qcow2_fresh_flush(struct tide_qcow2 *q, struct tide_error *err)
 {
 	struct layout l;
 
-	if (tide_qcow2_l2_write_all_new(q, err) < 0 || tide_qcow2_l2_write_l1(q, err) < 0)
+	if (tide_qcow2_l2_write_all_new(q, err) < 0 || tide_qcow2_l1_write(q, err) < 0)
 		return -1;
 	if (plan(q, &l, err) < 0 || write_counts(q, &l, err) < 0)
 		return -1;

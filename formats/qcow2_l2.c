@@ -9,28 +9,6 @@
 #include "range.h"
 #include "sysio.h"
 
-#define L1_PAGE_BITS 9u /* entries that are written together: 4096 bytes */
-
-static uint64_t l1_pages(const struct tide_qcow2 *q)
-{
-	return (q->header.l1_entries >> L1_PAGE_BITS) + 1;
-}
-
-int tide_qcow2_l2_open(struct tide_qcow2 *q, struct tide_error *err)
-{
-	uint64_t n = q->header.l1_entries;
-
-	q->l1 = tide_mem_alloc(n, sizeof(*q->l1), err);
-	q->l1_dirty = tide_mem_alloc(l1_pages(q), 1, err);
-	if (!q->l1 || !q->l1_dirty)
-		return -1;
-	if (n > 0 && tide_sysio_pread(q->fd, q->l1, n * 8, q->header.l1_offset, false, err) < 0)
-		return tide_error_wrap(err, "Could not read L1 table");
-	for (uint64_t i = 0; i < n; i++)
-		q->l1[i] = tide_get_be64(&q->l1[i]);
-	return tide_qcow2_cache_init(&q->l2, n, q->cluster_size, err);
-}
-
 static int decode_compressed(const struct tide_qcow2 *q, uint64_t entry, uint64_t off, struct tide_qcow2_cluster *out,
                              struct tide_error *err)
 {
@@ -196,9 +174,9 @@ struct tide_qcow2_entry tide_qcow2_l2_zero_entry(const struct tide_qcow2 *q, uin
 	return (struct tide_qcow2_entry){word | TIDE_QCOW2_ENTRY_ZERO, 0};
 }
 
-static int check_l1_entry(const struct tide_qcow2 *q, uint64_t index, struct tide_error *err)
+static int check_l1_entry(const struct tide_qcow2 *q, uint64_t index, uint64_t entry, struct tide_error *err)
 {
-	uint64_t entry = q->l1[index], host = entry & TIDE_QCOW2_ENTRY_OFFSET;
+	uint64_t host = entry & TIDE_QCOW2_ENTRY_OFFSET;
 
 	if (entry & ~(TIDE_QCOW2_ENTRY_COPIED | TIDE_QCOW2_ENTRY_OFFSET))
 		return tide_error_set(err, TIDE_E_CORRUPT, "L1 entry %" PRIu64 ": reserved bits are set: %#018" PRIx64,
@@ -234,8 +212,7 @@ static int make_room(struct tide_qcow2 *q, struct tide_error *err)
 		if (tide_qcow2_fresh_alloc(q, 1, &first, &got, err) < 0)
 			return -1;
 		t->host = first << q->cluster_bits;
-		q->l1[t->index] = t->host | TIDE_QCOW2_ENTRY_COPIED;
-		q->l1_dirty[t->index >> L1_PAGE_BITS] = 1;
+		tide_qcow2_l1_set(q, t->index, t->host);
 	}
 	if (tide_sysio_pwrite(q->fd, t->data, q->cluster_size, t->host, err) < 0)
 		return -1;
@@ -246,16 +223,21 @@ static int make_room(struct tide_qcow2 *q, struct tide_error *err)
 int tide_qcow2_l2_load(struct tide_qcow2 *q, uint64_t l1_index, struct tide_qcow2_table **out, struct tide_error *err)
 {
 	struct tide_qcow2_table *t = tide_qcow2_cache_find(&q->l2, l1_index);
+	uint64_t entry;
 
 	*out = t;
-	if (t || q->l1[l1_index] == 0)
+	if (t)
 		return 0;
-	if (check_l1_entry(q, l1_index, err) < 0 || make_room(q, err) < 0)
+	if (tide_qcow2_l1_get(q, l1_index, &entry, err) < 0)
+		return -1;
+	if (entry == 0)
+		return 0;
+	if (check_l1_entry(q, l1_index, entry, err) < 0 || make_room(q, err) < 0)
 		return -1;
 	t = tide_qcow2_cache_add(&q->l2, l1_index, err);
 	if (!t)
 		return -1;
-	t->host = q->l1[l1_index] & TIDE_QCOW2_ENTRY_OFFSET;
+	t->host = entry & TIDE_QCOW2_ENTRY_OFFSET;
 	if (tide_sysio_pread(q->fd, t->data, q->cluster_size, t->host, false, err) < 0) {
 		tide_qcow2_cache_drop(&q->l2, t);
 		return tide_error_wrap(err, "Could not read the L2 table of L1 entry %" PRIu64, l1_index);
@@ -295,23 +277,23 @@ static int move_table(struct tide_qcow2 *q, struct tide_qcow2_table *t, struct t
 	t->host = first << q->cluster_bits;
 	t->fresh = true;
 	tide_qcow2_cache_set_dirty(&q->l2, t, true);
-	q->l1[t->index] = t->host | TIDE_QCOW2_ENTRY_COPIED;
-	q->l1_dirty[t->index >> L1_PAGE_BITS] = 1;
+	tide_qcow2_l1_set(q, t->index, t->host);
 	return 0;
 }
 
 /* Is this table of an in-place image referenced only once? */
 static int is_own_table(struct tide_qcow2 *q, const struct tide_qcow2_table *t, bool *own, struct tide_error *err)
 {
-	uint64_t count;
+	uint64_t count, entry;
 
-	if (tide_qcow2_refcount_get(q, t->host >> q->cluster_bits, &count, err) < 0)
+	if (tide_qcow2_l1_get(q, t->index, &entry, err) < 0 ||
+	    tide_qcow2_refcount_get(q, t->host >> q->cluster_bits, &count, err) < 0)
 		return -1;
 	if (count == 0)
 		return tide_error_set(err, TIDE_E_CORRUPT,
 		                      "The L2 table at %" PRIu64 " has the reference count 0, expected at least 1",
 		                      t->host);
-	*own = count == 1 && (q->l1[t->index] & TIDE_QCOW2_ENTRY_COPIED);
+	*own = count == 1 && (entry & TIDE_QCOW2_ENTRY_COPIED);
 	return 0;
 }
 
@@ -351,34 +333,6 @@ int tide_qcow2_l2_lookup(struct tide_qcow2 *q, uint64_t off, struct tide_qcow2_c
 	return tide_qcow2_l2_decode(q, entry, off, out, err);
 }
 
-bool tide_qcow2_l2_is_l1_dirty(const struct tide_qcow2 *q)
-{
-	return memchr(q->l1_dirty, 1, l1_pages(q)) != NULL;
-}
-
-static int write_l1_page(struct tide_qcow2 *q, uint64_t page, struct tide_error *err)
-{
-	uint8_t buf[8u << L1_PAGE_BITS];
-	uint64_t first = page << L1_PAGE_BITS;
-	uint64_t n = TIDE_MIN(q->header.l1_entries - first, UINT64_C(1) << L1_PAGE_BITS);
-
-	for (uint64_t i = 0; i < n; i++)
-		tide_put_be64(buf + 8 * i, q->l1[first + i]);
-	return tide_sysio_pwrite(q->fd, buf, 8 * n, q->header.l1_offset + 8 * first, err);
-}
-
-int tide_qcow2_l2_write_l1(struct tide_qcow2 *q, struct tide_error *err)
-{
-	uint8_t *p = q->l1_dirty, *end = p + l1_pages(q);
-
-	while ((p = memchr(p, 1, (size_t)(end - p)))) {
-		if (write_l1_page(q, (uint64_t)(p - q->l1_dirty), err) < 0)
-			return -1;
-		*p++ = 0;
-	}
-	return 0;
-}
-
 int tide_qcow2_l2_write_all_new(struct tide_qcow2 *q, struct tide_error *err)
 {
 	TIDE_AUTOFREE struct tide_qcow2_table **dirty = tide_qcow2_cache_dirty(&q->l2, err);
@@ -394,8 +348,7 @@ int tide_qcow2_l2_write_all_new(struct tide_qcow2 *q, struct tide_error *err)
 		if (tide_qcow2_fresh_alloc(q, 1, &first, &got, err) < 0)
 			return -1;
 		t->host = first << q->cluster_bits;
-		q->l1[t->index] = t->host | TIDE_QCOW2_ENTRY_COPIED;
-		q->l1_dirty[t->index >> L1_PAGE_BITS] = 1;
+		tide_qcow2_l1_set(q, t->index, t->host);
 	}
 	return tide_qcow2_cache_write(&q->l2, q->fd, false, err);
 }

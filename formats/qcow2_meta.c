@@ -282,11 +282,18 @@ static int add_table(struct tide_qcow2 *q, uint64_t off, const char *what, struc
 
 static int add_tables(struct tide_qcow2 *q, struct tide_error *err)
 {
-	for (uint64_t i = 0; i < q->header.l1_entries; i++) {
-		if (q->l1[i] && add_table(q, q->l1[i] & TIDE_QCOW2_ENTRY_OFFSET, "L2 table", err) < 0)
+	uint64_t n = q->header.l1_entries, i = 0, entry;
+
+	for (;; i++) {
+		if (tide_qcow2_l1_next(q, i, n, &i, err) < 0)
+			return -1;
+		if (i == n)
+			break;
+		if (tide_qcow2_l1_get(q, i, &entry, err) < 0 ||
+		    add_table(q, entry & TIDE_QCOW2_ENTRY_OFFSET, "L2 table", err) < 0)
 			return -1;
 	}
-	for (uint64_t i = 0; i < q->reftable_entries; i++) {
+	for (i = 0; i < q->reftable_entries; i++) {
 		if (q->reftable[i] && add_table(q, q->reftable[i], "refcount block", err) < 0)
 			return -1;
 	}

@@ -74,15 +74,21 @@ static bool join(struct tide_extent *e, const struct tide_extent *piece)
 	return true;
 }
 
-/* The end of the part of the disk, at most `end`, that has no L2 tables from off on. */
-static uint64_t skip_absent(const struct tide_qcow2 *q, uint64_t off, uint64_t end)
+/* *stop: the end of the part of the disk, at most `end`, that has no L2 tables from off on. */
+static int skip_absent(struct tide_qcow2 *q, uint64_t off, uint64_t end, uint64_t *stop, struct tide_error *err)
 {
 	unsigned shift = q->cluster_bits + q->l2_bits;
-	uint64_t i = off >> shift, last = (end - 1) >> shift;
+	uint64_t first = off >> shift, last = (end - 1) >> shift, i;
 
-	while (i <= last && q->l1[i] == 0 && !q->l2.slot[i])
-		i++;
-	return i > last ? end : i << shift;
+	if (tide_qcow2_l1_next(q, first, last + 1, &i, err) < 0)
+		return -1;
+	/* Tables that have no place yet. */
+	for (uint64_t k = first; q->writable && k < i; k++) {
+		if (q->l2.slot[k])
+			i = k;
+	}
+	*stop = i > last ? end : i << shift;
+	return 0;
 }
 
 /* Joins pieces of one table, from e's end up to `end`: 1 when the extent may go on behind it. */
@@ -107,10 +113,12 @@ static int find_extent(struct tide_qcow2 *q, uint64_t end, struct tide_extent *e
 	unsigned shift = q->cluster_bits + q->l2_bits;
 
 	for (unsigned n = 0; e->off + e->len < end && n < TABLES_MAX;) {
-		uint64_t at = e->off + e->len, stop = skip_absent(q, at, end);
+		uint64_t at = e->off + e->len, stop;
 		struct tide_qcow2_table *t;
 		int rc;
 
+		if (skip_absent(q, at, end, &stop, e->len ? NULL : err) < 0)
+			return e->len ? 0 : -1;
 		if (stop > at) {
 			struct tide_extent hole = {.off = at, .len = stop - at, .kind = TIDE_EXTENT_HOLE, .map_fd = -1};
 

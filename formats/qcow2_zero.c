@@ -88,16 +88,19 @@ bool tide_qcow2_can_zero_fast(void *state, bool may_unmap)
 	return q->header.version >= 3 && !q->has_data_file;
 }
 
-/* Is there nothing at all from off on, and no backing image?  Then *next is where that ends. */
-static bool skip_nothing(const struct tide_qcow2 *q, uint64_t off, uint64_t end, uint64_t *next)
+/* 1: there is nothing at all from off on, and no backing image; *next is where that ends. */
+static int skip_nothing(struct tide_qcow2 *q, uint64_t off, uint64_t end, uint64_t *next, struct tide_error *err)
 {
 	unsigned shift = q->cluster_bits + q->l2_bits;
-	uint64_t i = off >> shift;
+	uint64_t i = off >> shift, entry;
 
-	if (q->has_backing || q->l1[i] || q->l2.slot[i])
-		return false;
-	*next = TIDE_MIN(end, (i + 1) << shift);
-	return true;
+	if (q->has_backing || q->l2.slot[i])
+		return 0;
+	if (tide_qcow2_l1_get(q, i, &entry, err) < 0)
+		return -1;
+	if (entry == 0)
+		*next = TIDE_MIN(end, (i + 1) << shift);
+	return entry == 0;
 }
 
 static int zero_clusters(struct tide_qcow2 *q, uint64_t off, uint64_t end, bool may_unmap, struct tide_error *err)
@@ -122,12 +125,12 @@ static int reads_as_zeroes(struct tide_qcow2 *q, uint64_t off, uint64_t end, boo
 	for (*yes = true; *yes && off < end;) {
 		struct tide_qcow2_cluster c;
 		uint64_t next = (off & ~(q->cluster_size - 1)) + q->cluster_size;
+		int rc = skip_nothing(q, off, end, &next, err);
 
-		if (!skip_nothing(q, off, end, &next)) {
-			if (tide_qcow2_l2_lookup(q, off, &c, err) < 0)
-				return -1;
+		if (rc < 0 || (rc == 0 && tide_qcow2_l2_lookup(q, off, &c, err) < 0))
+			return -1;
+		if (rc == 0)
 			*yes = c.kind == TIDE_QCOW2_ZEROES || (c.kind == TIDE_QCOW2_HOLE && !q->has_backing);
-		}
 		off = next;
 	}
 	return 0;

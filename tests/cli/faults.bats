@@ -129,6 +129,31 @@ counted() {
 	clean direct.qcow2 rw.qcow2 whole.qcow2
 }
 
+# bytes_read CMD...: how many bytes the command reads with pread64.
+bytes_read() {
+	ASAN_OPTIONS="detect_leaks=0:$ASAN_OPTIONS" strace -f -qq -o trace -e trace=pread64 "$@" > out
+	awk '/pread64/ {sum += $NF} END {print sum}' trace
+}
+
+@test "what is read of a qcow2 does not grow with the disk" {
+	local size cmd
+	for size in 64G 64T; do
+		qemu-img create -q -f qcow2 $size.qcow2 $size
+		qemu-io -f qcow2 -c 'write -q -P 1 1G 64K' $size.qcow2
+		ok bitmap-add -g 64K $size.qcow2 b
+		ok bitmap-add -g 64K $size.qcow2 none
+		ok bitmap-mark $size.qcow2 b 1G 64K
+	done
+	for cmd in 'bitmap-list DISK' 'bitmap-clear DISK none' \
+		'backup-run --sync bitmap --bitmap-mode never --bitmap b -F qcow2 DISK DISK.inc'; do
+		[ "$(bytes_read ${cmd//DISK/64T.qcow2})" -le $(($(bytes_read ${cmd//DISK/64G.qcow2}) + 8192)) ] || {
+			echo "$cmd"
+			return 1
+		}
+	done
+	clean 64G.qcow2.inc 64T.qcow2.inc
+}
+
 # cold FILE: gives its pages up.
 cold() {
 	sync "$1"
