@@ -38,7 +38,7 @@ endif
 ALL_CFLAGS = -std=gnu11 -pthread $(WARN) $(HARDEN) $(SANFLAGS) -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 $(CPPFLAGS) $(CFLAGS)
 LIB_CFLAGS = $(ALL_CFLAGS) -Ilib -Iformats
 CMD_CFLAGS = $(ALL_CFLAGS) -Ilib
-LIB_LIBS := -ljson-c -lexpat -lzstd -ldeflate -pthread
+LIB_LIBS := -pthread
 
 LIB_SRC := $(wildcard lib/*.c) $(wildcard formats/*.c)
 LIB_OBJ := $(LIB_SRC:%.c=$(BUILD)/obj/%.o)

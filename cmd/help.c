@@ -80,6 +80,7 @@ void opt_print_help(struct opt_line *line)
 	if (asprintf(&text, "[OPTION...] %s\n\n%s.", line->command->arguments, line->command->summary) < 0)
 		text = NULL;
 	poptSetOtherOptionHelp(line->popt, text ? text : line->command->arguments);
+	ui_use_locale();
 	poptPrintHelp(line->popt, stdout, 0);
 	for (size_t i = 0; i < TABLES; i++) {
 		if (copies[i]) {

@@ -1,6 +1,5 @@
 #include <errno.h>
 #include <fcntl.h>
-#include <locale.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -261,6 +260,7 @@ static int answer(struct opt_line *line)
 		opt_print_help(line);
 	} else if (opt_has(line, OPT_USAGE)) {
 		poptSetOtherOptionHelp(line->popt, command.arguments);
+		ui_use_locale();
 		poptPrintUsage(line->popt, stdout, 0);
 	} else if (opt_has(line, OPT_VERSION)) {
 		printf("%s (Tidemark) %s\n", command.name, tide_version());
@@ -329,7 +329,6 @@ int main(int argc, char **argv)
 	const char *bad;
 	int popt_error, status;
 
-	setlocale(LC_CTYPE, "");
 	fill_closed(STDIN_FILENO, O_RDONLY);
 	if (check_stdout(&c.ui))
 		return 1;

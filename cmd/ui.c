@@ -57,10 +57,22 @@ char *ui_escape(const char *text)
 	return out;
 }
 
+void ui_use_locale(void)
+{
+	static bool known;
+
+	if (!known)
+		setlocale(LC_CTYPE, "");
+	known = true;
+}
+
 int ui_width(const char *text)
 {
 	wchar_t wide[1024];
-	size_t n = mbstowcs(wide, text, CMD_ARRAY_SIZE(wide));
+	size_t n;
+
+	ui_use_locale();
+	n = mbstowcs(wide, text, CMD_ARRAY_SIZE(wide));
 	int width = n < CMD_ARRAY_SIZE(wide) ? wcswidth(wide, n) : -1;
 
 	return width < 0 ? (int)strlen(text) : width;
@@ -263,5 +275,6 @@ int ui_columns(int fd)
 
 bool ui_is_utf8(void)
 {
+	ui_use_locale();
 	return strcmp(nl_langinfo(CODESET), "UTF-8") == 0;
 }

@@ -45,6 +45,9 @@ void ui_clear(struct ui *ui);
 /* A printable copy, to be freed; NULL without memory. */
 char *ui_escape(const char *text);
 
+/* The locale's character set, for those who print by it: it takes longer to load than what a small command does. */
+void ui_use_locale(void);
+
 /* The columns that a printable text takes. */
 int ui_width(const char *text);
 

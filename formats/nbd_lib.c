@@ -1,32 +1,20 @@
 #include "nbd_lib.h"
 
-#include <dlfcn.h>
-
 #include "error.h"
+#include "library.h"
 
-#define LIBRARY "libnbd.so.0"
+static struct tide_nbd_lib nbd;
 
-static int find(void *handle, const char *name, void **to, struct tide_error *err)
-{
-	*to = dlsym(handle, name);
-	return *to ? 0 : tide_error_set(err, TIDE_E_UNSUPPORTED, LIBRARY " has no function '%s'", name);
-}
+#define CALL(name) { "nbd_" #name, &nbd.name },
+static const struct tide_library_call calls[] = { TIDE_NBD_CALLS(CALL) };
+#undef CALL
+
+static struct tide_library library = TIDE_LIBRARY("libnbd.so.0", "NBD", "libnbd0", calls);
 
 int tide_nbd_lib_load(struct tide_nbd_lib *lib, struct tide_error *err)
 {
-	void *handle = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
-
-	if (!handle) {
-		const char *why = dlerror();
-
-		tide_error_set(err, TIDE_E_UNSUPPORTED, "NBD needs libnbd, which cannot be loaded: %s", why ? why : LIBRARY);
-		return tide_error_hint(err, "install it; Debian has it in the package libnbd0");
-	}
-	/* POSIX has it that a pointer to data, as dlsym gives it, can be one to a function. */
-#define TIDE_NBD_CALL(name)                                                                                            \
-	if (find(handle, "nbd_" #name, (void **)&lib->name, err) < 0)                                                  \
+	if (tide_library_load(&library, err) < 0)
 		return -1;
-	TIDE_NBD_CALLS(TIDE_NBD_CALL)
-#undef TIDE_NBD_CALL
+	*lib = nbd;
 	return 0;
 }

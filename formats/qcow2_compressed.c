@@ -1,5 +1,4 @@
 #include <inttypes.h>
-#include <libdeflate.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -7,6 +6,7 @@
 #include "error.h"
 #include "mem.h"
 #include "qcow2.h"
+#include "qcow2_deflate.h"
 #include "range.h"
 #include "sysio.h"
 
@@ -25,7 +25,8 @@ struct reader {
 
 static void reader_release(struct reader *r)
 {
-	libdeflate_free_decompressor(r->inflate);
+	if (r->inflate)
+		tide_qcow2_deflate.free_decompressor(r->inflate);
 	free(r->packed);
 	free(r->cluster);
 }
@@ -37,12 +38,14 @@ static int unpack(struct reader *r, void *out, const struct tide_qcow2_cluster *
 	if (r->q->header.compression == TIDE_QCOW2_ZSTD)
 		return tide_compress_unzstd(out, r->q->cluster_size, in, c->len, false, err);
 	if (!r->inflate) {
-		r->inflate = libdeflate_alloc_decompressor();
+		if (tide_qcow2_deflate_load(err) < 0)
+			return -1;
+		r->inflate = tide_qcow2_deflate.alloc_decompressor();
 		if (!r->inflate)
 			return tide_error_set_nomem(err);
 	}
 	/* A NULL for the length of the result: it must be exactly one cluster. */
-	if (libdeflate_deflate_decompress(r->inflate, in, c->len, out, r->q->cluster_size, NULL) != LIBDEFLATE_SUCCESS)
+	if (tide_qcow2_deflate.deflate_decompress(r->inflate, in, c->len, out, r->q->cluster_size, NULL) != LIBDEFLATE_SUCCESS)
 		return tide_error_set(err, TIDE_E_CORRUPT, "expected deflate data of a cluster of %" PRIu64 " bytes",
 		                      r->q->cluster_size);
 	return 0;

@@ -11,6 +11,8 @@
 #include "strbuf.h"
 #include "sysio.h"
 
+#define HEAD_BYTES UINT64_C(4096)
+
 /* The raw header while it is being read: what of the first cluster the file has. */
 struct raw {
 	const uint8_t *data;
@@ -445,6 +447,32 @@ static int read_all(struct raw *raw, struct tide_qcow2_header *h, struct tide_er
 	return read_backing(raw, h, err);
 }
 
+/* Are the extensions and the backing file's name all in the first `have` bytes? */
+static bool is_whole(const uint8_t *data, uint64_t have)
+{
+	uint64_t backing_end = (uint64_t)tide_get_be64(data + 8) + tide_get_be32(data + 16);
+	uint64_t off = tide_get_be32(data + 4) == 2 ? TIDE_QCOW2_HEADER_V2 : tide_get_be32(data + 100);
+
+	if (backing_end < tide_get_be64(data + 8) || backing_end > have)
+		return false;
+	while (off <= have - 8 && tide_get_be32(data + off) != TIDE_QCOW2_EXT_END)
+		off += 8 + tide_range_align_up(tide_get_be32(data + off + 4), 8);
+	return off <= have - 8;
+}
+
+/* Seldom more than the first bytes of a cluster are needed, and then no more are read. */
+static int read_raw(int fd, struct raw *raw, uint8_t *data, struct tide_error *err)
+{
+	uint64_t have = TIDE_MIN(raw->len, HEAD_BYTES);
+
+	raw->data = data;
+	if (tide_sysio_pread(fd, data, have, 0, false, err) < 0)
+		return -1;
+	if (have == raw->len || is_whole(data, have))
+		return 0;
+	return tide_sysio_pread(fd, data + have, raw->len - have, have, false, err);
+}
+
 int tide_qcow2_header_read(int fd, uint64_t file_size, struct tide_qcow2_header *h, struct tide_error *err)
 {
 	uint8_t base[TIDE_QCOW2_HEADER_V2];
@@ -455,9 +483,8 @@ int tide_qcow2_header_read(int fd, uint64_t file_size, struct tide_qcow2_header 
 		return -1;
 	raw.len = TIDE_MIN(UINT64_C(1) << h->cluster_bits, file_size);
 	data = tide_mem_alloc(raw.len, 1, err);
-	if (!data || tide_sysio_pread(fd, data, raw.len, 0, false, err) < 0)
+	if (!data || read_raw(fd, &raw, data, err) < 0)
 		return -1;
-	raw.data = data;
 	return read_all(&raw, h, err);
 }
 

@@ -12,13 +12,13 @@
  */
 #include <fcntl.h>
 #include <inttypes.h>
-#include <libdeflate.h>
 #include <stdlib.h>
 
 #include "compress.h"
 #include "error.h"
 #include "mem.h"
 #include "qcow2.h"
+#include "qcow2_deflate.h"
 #include "range.h"
 #include "sysio.h"
 
@@ -46,6 +46,18 @@ static int check_supported(const struct tide_qcow2 *q, struct tide_error *err)
 	return 0;
 }
 
+static struct libdeflate_compressor *new_deflate(uint64_t cluster_size, struct tide_error *err)
+{
+	struct libdeflate_compressor *c;
+
+	if (tide_qcow2_deflate_load(err) < 0)
+		return NULL;
+	c = tide_qcow2_deflate.alloc_compressor(deflate_level(cluster_size));
+	if (!c)
+		tide_error_set_nomem(err);
+	return c;
+}
+
 int tide_qcow2_pack_new(void *state, void **out, struct tide_error *err)
 {
 	const struct tide_qcow2 *q = state;
@@ -59,8 +71,8 @@ int tide_qcow2_pack_new(void *state, void **out, struct tide_error *err)
 	p->cluster_size = q->cluster_size;
 	if (q->header.compression == TIDE_QCOW2_ZSTD)
 		p->zstd = tide_compress_new(ZSTD_LEVEL, err);
-	else if (!(p->deflate = libdeflate_alloc_compressor(deflate_level(q->cluster_size))))
-		tide_error_set_nomem(err);
+	else
+		p->deflate = new_deflate(q->cluster_size, err);
 	if (!p->zstd && !p->deflate) {
 		tide_qcow2_pack_free(p);
 		return -1;
@@ -73,7 +85,8 @@ void tide_qcow2_pack_free(void *packer)
 {
 	struct packer *p = packer;
 
-	libdeflate_free_compressor(p->deflate);
+	if (p->deflate)
+		tide_qcow2_deflate.free_compressor(p->deflate);
 	tide_compress_free(p->zstd);
 	free(p);
 }
@@ -86,7 +99,7 @@ int tide_qcow2_pack_cluster(void *packer, const void *cluster, void *out, size_t
 	*len = TIDE_MIN(*len, p->cluster_size - 1);
 	if (p->zstd)
 		return tide_compress_next(p->zstd, out, len, cluster, p->cluster_size, err);
-	*len = libdeflate_deflate_compress(p->deflate, cluster, p->cluster_size, out, *len);
+	*len = tide_qcow2_deflate.deflate_compress(p->deflate, cluster, p->cluster_size, out, *len);
 	return *len == 0;
 }
 

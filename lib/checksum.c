@@ -24,6 +24,14 @@ static uint32_t crc_bytes(uint32_t crc, const uint8_t *p, size_t len)
 }
 
 #if defined(__x86_64__)
+#if __has_include(<sys/platform/x86.h>)
+#include <sys/platform/x86.h>
+/* What the C library has found out already: to ask the processor anew takes a virtual machine dozens of microseconds. */
+#define HAS_SSE4_2 CPU_FEATURE_ACTIVE(SSE4_2)
+#else
+#define HAS_SSE4_2 __builtin_cpu_supports("sse4.2")
+#endif
+
 __attribute__((target("sse4.2"))) static uint32_t crc_words(uint32_t crc, const uint8_t *p, size_t n)
 {
 	uint64_t c = crc;
@@ -35,7 +43,7 @@ __attribute__((target("sse4.2"))) static uint32_t crc_words(uint32_t crc, const 
 
 static bool has_crc_words(void)
 {
-	return __builtin_cpu_supports("sse4.2");
+	return HAS_SSE4_2;
 }
 #elif defined(__ARM_FEATURE_CRC32)
 #include <arm_acle.h>

@@ -4,27 +4,53 @@
 
 #include "compress.h"
 #include "error.h"
+#include "library.h"
 #include "mem.h"
+
+#define CALLS(CALL)                                                                                                    \
+	CALL(compress)                                                                                                 \
+	CALL(compressCCtx)                                                                                             \
+	CALL(createCCtx)                                                                                               \
+	CALL(createDCtx)                                                                                               \
+	CALL(decompressStream)                                                                                         \
+	CALL(freeCCtx)                                                                                                 \
+	CALL(freeDCtx)                                                                                                 \
+	CALL(getErrorCode)                                                                                             \
+	CALL(getErrorName)                                                                                             \
+	CALL(isError)
+
+#define MEMBER(name) __typeof__(&ZSTD_##name) name;
+static struct {
+	CALLS(MEMBER)
+} zstd;
+
+#define CALL(name) { "ZSTD_" #name, &zstd.name },
+static const struct tide_library_call calls[] = { CALLS(CALL) };
+
+static struct tide_library library = TIDE_LIBRARY("libzstd.so.1", "zstd compression", "libzstd1", calls);
 
 static int set_zstd(struct tide_error *err, const char *what, size_t code)
 {
-	if (ZSTD_getErrorCode(code) == ZSTD_error_memory_allocation)
+	if (zstd.getErrorCode(code) == ZSTD_error_memory_allocation)
 		return tide_error_set_nomem(err);
-	return tide_error_set(err, TIDE_E_CORRUPT, "%s: %s", what, ZSTD_getErrorName(code));
+	return tide_error_set(err, TIDE_E_CORRUPT, "%s: %s", what, zstd.getErrorName(code));
 }
 
 size_t tide_compress_bound(size_t len)
 {
-	return ZSTD_compressBound(len);
+	return ZSTD_COMPRESSBOUND(len);
 }
 
 int tide_compress_zstd(void *out, size_t *out_len, const void *in, size_t len, int level, struct tide_error *err)
 {
-	size_t used = ZSTD_compress(out, *out_len, in, len, level);
+	size_t used;
 
-	if (ZSTD_getErrorCode(used) == ZSTD_error_dstSize_tooSmall)
+	if (tide_library_load(&library, err) < 0)
+		return -1;
+	used = zstd.compress(out, *out_len, in, len, level);
+	if (zstd.getErrorCode(used) == ZSTD_error_dstSize_tooSmall)
 		return tide_error_set(err, TIDE_E_REFUSED, "zstd: %zu bytes do not compress to %zu", len, *out_len);
-	if (ZSTD_isError(used))
+	if (zstd.isError(used))
 		return set_zstd(err, "Could not compress with zstd", used);
 	*out_len = used;
 	return 0;
@@ -37,12 +63,15 @@ struct tide_compress {
 
 struct tide_compress *tide_compress_new(int level, struct tide_error *err)
 {
-	struct tide_compress *ctx = tide_mem_alloc(1, sizeof(*ctx), err);
+	struct tide_compress *ctx;
 
+	if (tide_library_load(&library, err) < 0)
+		return NULL;
+	ctx = tide_mem_alloc(1, sizeof(*ctx), err);
 	if (!ctx)
 		return NULL;
 	ctx->level = level;
-	ctx->zstd = ZSTD_createCCtx();
+	ctx->zstd = zstd.createCCtx();
 	if (!ctx->zstd) {
 		tide_error_set_nomem(err);
 		tide_compress_free(ctx);
@@ -54,18 +83,18 @@ struct tide_compress *tide_compress_new(int level, struct tide_error *err)
 void tide_compress_free(struct tide_compress *ctx)
 {
 	if (ctx)
-		ZSTD_freeCCtx(ctx->zstd);
+		zstd.freeCCtx(ctx->zstd);
 	free(ctx);
 }
 
 int tide_compress_next(struct tide_compress *ctx, void *out, size_t *out_len, const void *in, size_t len,
                        struct tide_error *err)
 {
-	size_t used = ZSTD_compressCCtx(ctx->zstd, out, *out_len, in, len, ctx->level);
+	size_t used = zstd.compressCCtx(ctx->zstd, out, *out_len, in, len, ctx->level);
 
-	if (ZSTD_getErrorCode(used) == ZSTD_error_dstSize_tooSmall)
+	if (zstd.getErrorCode(used) == ZSTD_error_dstSize_tooSmall)
 		return 1;
-	if (ZSTD_isError(used))
+	if (zstd.isError(used))
 		return set_zstd(err, "Could not compress with zstd", used);
 	*out_len = used;
 	return 0;
@@ -73,22 +102,26 @@ int tide_compress_next(struct tide_compress *ctx, void *out, size_t *out_len, co
 
 static void free_dctx(ZSTD_DCtx **ctx)
 {
-	ZSTD_freeDCtx(*ctx);
+	if (*ctx)
+		zstd.freeDCtx(*ctx);
 }
 
 int tide_compress_unzstd(void *out, size_t out_len, const void *in, size_t len, bool exact, struct tide_error *err)
 {
-	ZSTD_DCtx *ctx TIDE_CLEANUP(free_dctx) = ZSTD_createDCtx();
+	ZSTD_DCtx *ctx TIDE_CLEANUP(free_dctx) = NULL;
 	ZSTD_inBuffer from = { in, len, 0 };
 	ZSTD_outBuffer to = { out, out_len, 0 };
 	size_t more = 0; /* 0 at the end of a frame */
 
+	if (tide_library_load(&library, err) < 0)
+		return -1;
+	ctx = zstd.createDCtx();
 	if (!ctx)
 		return tide_error_set_nomem(err);
 	for (bool go_on = out_len > 0 || exact; go_on; go_on = to.pos < out_len) {
 		size_t in_before = from.pos, out_before = to.pos;
-		more = ZSTD_decompressStream(ctx, &to, &from);
-		if (ZSTD_isError(more))
+		more = zstd.decompressStream(ctx, &to, &from);
+		if (zstd.isError(more))
 			return set_zstd(err, "The zstd data are damaged", more);
 		if (from.pos == in_before && to.pos == out_before)
 			break;

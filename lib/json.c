@@ -5,6 +5,7 @@
 
 #include "error.h"
 #include "json.h"
+#include "library.h"
 
 /* ---- UTF-8 ------------------------------------------------------------------------- */
 
@@ -144,6 +145,39 @@ void tide_json_raw(struct tide_json_writer *w, const char *key, const char *json
 
 enum { MAX_DEPTH = 128 };
 
+#define CALLS(CALL)                                                                                                    \
+	CALL(object_array_get_idx)                                                                                     \
+	CALL(object_array_length)                                                                                      \
+	CALL(object_get_boolean)                                                                                       \
+	CALL(object_get_double)                                                                                        \
+	CALL(object_get_int64)                                                                                         \
+	CALL(object_get_object)                                                                                        \
+	CALL(object_get_string)                                                                                        \
+	CALL(object_get_string_len)                                                                                    \
+	CALL(object_get_type)                                                                                          \
+	CALL(object_get_uint64)                                                                                        \
+	CALL(object_is_type)                                                                                           \
+	CALL(object_object_get_ex)                                                                                     \
+	CALL(object_object_length)                                                                                     \
+	CALL(object_put)                                                                                               \
+	CALL(tokener_error_desc)                                                                                       \
+	CALL(tokener_free)                                                                                             \
+	CALL(tokener_get_error)                                                                                        \
+	CALL(tokener_get_parse_end)                                                                                    \
+	CALL(tokener_new_ex)                                                                                           \
+	CALL(tokener_parse_ex)                                                                                         \
+	CALL(tokener_set_flags)
+
+#define MEMBER(name) __typeof__(&json_##name) name;
+static struct {
+	CALLS(MEMBER)
+} json_c;
+
+#define CALL(name) { "json_" #name, &json_c.name },
+static const struct tide_library_call calls[] = { CALLS(CALL) };
+
+static struct tide_library library = TIDE_LIBRARY("libjson-c.so.5", "JSON", "libjson-c5", calls);
+
 static const char null_value;
 
 static struct tide_json *wrap(struct json_object *object)
@@ -258,11 +292,11 @@ static size_t count_members(struct json_object *object)
 {
 	size_t n = 0;
 
-	if (json_object_is_type(object, json_type_array)) {
-		for (size_t i = 0; i < json_object_array_length(object); i++)
-			n += count_members(json_object_array_get_idx(object, i));
-	} else if (json_object_is_type(object, json_type_object)) {
-		struct lh_table *table = json_object_get_object(object);
+	if (json_c.object_is_type(object, json_type_array)) {
+		for (size_t i = 0; i < json_c.object_array_length(object); i++)
+			n += count_members(json_c.object_array_get_idx(object, i));
+	} else if (json_c.object_is_type(object, json_type_object)) {
+		struct lh_table *table = json_c.object_get_object(object);
 		for (struct lh_entry *entry = lh_table_head(table); entry; entry = lh_entry_next(entry))
 			n += 1 + count_members(lh_entry_v(entry));
 	}
@@ -272,7 +306,7 @@ static size_t count_members(struct json_object *object)
 static void free_tokener(struct json_tokener **tok)
 {
 	if (*tok)
-		json_tokener_free(*tok);
+		json_c.tokener_free(*tok);
 }
 
 /* How many blanks there are at `at`. */
@@ -293,9 +327,12 @@ static struct tide_json *refuse(struct tide_error *err, size_t at, const char *w
 
 struct tide_json *tide_json_parse(const char *text, size_t len, struct tide_error *err)
 {
-	struct json_tokener *tok TIDE_CLEANUP(free_tokener) = json_tokener_new_ex(MAX_DEPTH);
+	struct json_tokener *tok TIDE_CLEANUP(free_tokener) = NULL;
 	struct scan s = { .text = text, .len = len };
 
+	if (tide_library_load(&library, err) < 0)
+		return NULL;
+	tok = json_c.tokener_new_ex(MAX_DEPTH);
 	if (!tok) {
 		tide_error_set_nomem(err);
 		return NULL;
@@ -305,23 +342,23 @@ struct tide_json *tide_json_parse(const char *text, size_t len, struct tide_erro
 	const char *wrong = scan(&s);
 	if (wrong)
 		return refuse(err, s.at, wrong);
-	json_tokener_set_flags(tok, JSON_TOKENER_STRICT | JSON_TOKENER_VALIDATE_UTF8);
-	struct json_object *object = json_tokener_parse_ex(tok, text, (int)len);
-	enum json_tokener_error bad = json_tokener_get_error(tok);
-	size_t end = json_tokener_get_parse_end(tok);
+	json_c.tokener_set_flags(tok, JSON_TOKENER_STRICT | JSON_TOKENER_VALIDATE_UTF8);
+	struct json_object *object = json_c.tokener_parse_ex(tok, text, (int)len);
+	enum json_tokener_error bad = json_c.tokener_get_error(tok);
+	size_t end = json_c.tokener_get_parse_end(tok);
 	/* A number at the very end may go on: a NUL says that it does not. */
 	if (bad == json_tokener_continue) {
-		object = json_tokener_parse_ex(tok, "", 1);
-		bad = json_tokener_get_error(tok);
+		object = json_c.tokener_parse_ex(tok, "", 1);
+		bad = json_c.tokener_get_error(tok);
 		end = len;
 	}
 	if (bad == json_tokener_success)
 		end += count_blanks(text, len, end);
 	if (bad == json_tokener_success && end == len && count_members(object) == s.colons)
 		return wrap(object);
-	json_object_put(object);
+	json_c.object_put(object);
 	return refuse(err, end,
-	              bad != json_tokener_success ? json_tokener_error_desc(bad)
+	              bad != json_tokener_success ? json_c.tokener_error_desc(bad)
 	              : end < len                 ? "text after the value"
 	                                          : "a key stands twice in one object");
 }
@@ -329,7 +366,7 @@ struct tide_json *tide_json_parse(const char *text, size_t len, struct tide_erro
 void tide_json_free(struct tide_json *json)
 {
 	if (json)
-		json_object_put(unwrap(json));
+		json_c.object_put(unwrap(json));
 }
 
 void tide_json_freep(struct tide_json **json)
@@ -339,7 +376,7 @@ void tide_json_freep(struct tide_json **json)
 
 enum tide_json_kind tide_json_kind(const struct tide_json *json)
 {
-	switch (json_object_get_type(unwrap(json))) {
+	switch (json_c.object_get_type(unwrap(json))) {
 	case json_type_boolean:
 		return TIDE_JSON_BOOL;
 	case json_type_int:
@@ -369,25 +406,25 @@ const char *tide_json_kind_name(enum tide_json_kind kind)
 
 bool tide_json_get_uint(const struct tide_json *json, uint64_t *v)
 {
-	*v = json_object_get_uint64(unwrap(json));
-	return tide_json_kind(json) == TIDE_JSON_INTEGER && json_object_get_int64(unwrap(json)) >= 0;
+	*v = json_c.object_get_uint64(unwrap(json));
+	return tide_json_kind(json) == TIDE_JSON_INTEGER && json_c.object_get_int64(unwrap(json)) >= 0;
 }
 
 bool tide_json_get_int(const struct tide_json *json, int64_t *v)
 {
-	*v = json_object_get_int64(unwrap(json));
-	return tide_json_kind(json) == TIDE_JSON_INTEGER && json_object_get_uint64(unwrap(json)) <= INT64_MAX;
+	*v = json_c.object_get_int64(unwrap(json));
+	return tide_json_kind(json) == TIDE_JSON_INTEGER && json_c.object_get_uint64(unwrap(json)) <= INT64_MAX;
 }
 
 bool tide_json_get_bool(const struct tide_json *json, bool *v)
 {
-	*v = json_object_get_boolean(unwrap(json));
+	*v = json_c.object_get_boolean(unwrap(json));
 	return tide_json_kind(json) == TIDE_JSON_BOOL;
 }
 
 bool tide_json_get_real(const struct tide_json *json, double *v)
 {
-	*v = json_object_get_double(unwrap(json));
+	*v = json_c.object_get_double(unwrap(json));
 	return tide_json_kind(json) == TIDE_JSON_REAL;
 }
 
@@ -395,8 +432,8 @@ bool tide_json_get_string(const struct tide_json *json, const char **v, size_t *
 {
 	if (tide_json_kind(json) != TIDE_JSON_STRING)
 		return false;
-	size_t bytes = (size_t)json_object_get_string_len(unwrap(json));
-	*v = json_object_get_string(unwrap(json));
+	size_t bytes = (size_t)json_c.object_get_string_len(unwrap(json));
+	*v = json_c.object_get_string(unwrap(json));
 	if (len)
 		*len = bytes;
 	return len || strlen(*v) == bytes;
@@ -406,9 +443,9 @@ size_t tide_json_count(const struct tide_json *json)
 {
 	switch (tide_json_kind(json)) {
 	case TIDE_JSON_ARRAY:
-		return json_object_array_length(unwrap(json));
+		return json_c.object_array_length(unwrap(json));
 	case TIDE_JSON_OBJECT:
-		return (size_t)json_object_object_length(unwrap(json));
+		return (size_t)json_c.object_object_length(unwrap(json));
 	default:
 		return 0;
 	}
@@ -418,14 +455,14 @@ const struct tide_json *tide_json_at(const struct tide_json *array, size_t i)
 {
 	if (tide_json_kind(array) != TIDE_JSON_ARRAY || i >= tide_json_count(array))
 		return NULL;
-	return wrap(json_object_array_get_idx(unwrap(array), i));
+	return wrap(json_c.object_array_get_idx(unwrap(array), i));
 }
 
 const struct tide_json *tide_json_member(const struct tide_json *object, const char *key)
 {
 	struct json_object *value;
 
-	if (tide_json_kind(object) != TIDE_JSON_OBJECT || !json_object_object_get_ex(unwrap(object), key, &value))
+	if (tide_json_kind(object) != TIDE_JSON_OBJECT || !json_c.object_object_get_ex(unwrap(object), key, &value))
 		return NULL;
 	return wrap(value);
 }
@@ -436,7 +473,7 @@ bool tide_json_next_member(const struct tide_json *object, const void **place, c
 	if (tide_json_kind(object) != TIDE_JSON_OBJECT)
 		return false;
 	const struct lh_entry *entry = *place ? lh_entry_next((const struct lh_entry *)*place)
-	                                      : lh_table_head(json_object_get_object(unwrap(object)));
+	                                      : lh_table_head(json_c.object_get_object(unwrap(object)));
 	if (!entry)
 		return false;
 	*place = entry;

@@ -4,8 +4,32 @@
 #include <string.h>
 
 #include "error.h"
+#include "library.h"
 
 #define PIECE ((size_t)1 << 20)
+
+#define CALLS(CALL)                                                                                                    \
+	CALL(ErrorString)                                                                                              \
+	CALL(GetCurrentLineNumber)                                                                                     \
+	CALL(GetErrorCode)                                                                                             \
+	CALL(Parse)                                                                                                    \
+	CALL(ParserCreate)                                                                                             \
+	CALL(ParserFree)                                                                                               \
+	CALL(SetCharacterDataHandler)                                                                                  \
+	CALL(SetElementHandler)                                                                                        \
+	CALL(SetStartDoctypeDeclHandler)                                                                               \
+	CALL(SetUserData)                                                                                              \
+	CALL(StopParser)
+
+#define MEMBER(name) __typeof__(&XML_##name) name;
+static struct {
+	CALLS(MEMBER)
+} expat;
+
+#define CALL(name) { "XML_" #name, &expat.name },
+static const struct tide_library_call calls[] = { CALLS(CALL) };
+
+static struct tide_library library = TIDE_LIBRARY("libexpat.so.1", "XML", "libexpat1", calls);
 
 struct reader {
 	XML_Parser parser;
@@ -29,7 +53,7 @@ const char *tide_xml_attribute(const char *const *attributes, const char *name)
 static void stop(struct reader *r)
 {
 	r->failed = true;
-	XML_StopParser(r->parser, XML_FALSE);
+	expat.StopParser(r->parser, XML_FALSE);
 }
 
 static void XMLCALL on_start(void *arg, const XML_Char *name, const XML_Char **attributes)
@@ -74,16 +98,16 @@ static void XMLCALL on_doctype(void *arg, const XML_Char *name, const XML_Char *
 
 static int fail(struct reader *r)
 {
-	unsigned long line = (unsigned long)XML_GetCurrentLineNumber(r->parser);
-	enum XML_Error code = XML_GetErrorCode(r->parser);
+	unsigned long line = (unsigned long)expat.GetCurrentLineNumber(r->parser);
+	enum XML_Error code = expat.GetErrorCode(r->parser);
 
 	if (!r->failed && code == XML_ERROR_NO_MEMORY)
 		return tide_error_set_nomem(r->err);
 	if (!r->failed && (code == XML_ERROR_NO_ELEMENTS || code == XML_ERROR_UNCLOSED_TOKEN)) {
-		tide_error_set(r->err, TIDE_E_REFUSED, "the XML breaks off: %s", XML_ErrorString(code));
+		tide_error_set(r->err, TIDE_E_REFUSED, "the XML breaks off: %s", expat.ErrorString(code));
 		tide_error_hint(r->err, "the list is not whole: let the program that prints it come to its end");
 	} else if (!r->failed) {
-		tide_error_set(r->err, TIDE_E_REFUSED, "not well-formed XML: %s", XML_ErrorString(code));
+		tide_error_set(r->err, TIDE_E_REFUSED, "not well-formed XML: %s", expat.ErrorString(code));
 	}
 	return tide_error_wrap(r->err, "Line %lu", line);
 }
@@ -95,22 +119,24 @@ int tide_xml_parse(const char *text, size_t len, const struct tide_xml_handler *
 	struct reader r = { .handler = handler, .data = data, .err = &own };
 	int rc = 0;
 
-	r.parser = XML_ParserCreate(NULL);
+	if (tide_library_load(&library, err) < 0)
+		return -1;
+	r.parser = expat.ParserCreate(NULL);
 	if (!r.parser)
 		return tide_error_set_nomem(err);
-	XML_SetUserData(r.parser, &r);
-	XML_SetElementHandler(r.parser, on_start, on_end);
-	XML_SetCharacterDataHandler(r.parser, on_text);
-	XML_SetStartDoctypeDeclHandler(r.parser, on_doctype);
+	expat.SetUserData(r.parser, &r);
+	expat.SetElementHandler(r.parser, on_start, on_end);
+	expat.SetCharacterDataHandler(r.parser, on_text);
+	expat.SetStartDoctypeDeclHandler(r.parser, on_doctype);
 	for (size_t done = 0; rc == 0; done += PIECE) {
 		size_t piece = len - done < PIECE ? len - done : PIECE;
 		bool last = piece == len - done;
 
-		if (XML_Parse(r.parser, text + done, (int)piece, last) != XML_STATUS_OK || r.failed)
+		if (expat.Parse(r.parser, text + done, (int)piece, last) != XML_STATUS_OK || r.failed)
 			rc = fail(&r);
 		if (last)
 			break;
 	}
-	XML_ParserFree(r.parser);
+	expat.ParserFree(r.parser);
 	return rc < 0 ? tide_error_move(err, &own) : 0;
 }

@@ -76,6 +76,18 @@ setup_disk() {
 	assert_equal "$(grep -c sync trace)" 2
 }
 
+@test "a small command loads no library that it does not use" {
+	truncate -s 4M disk.img
+	ok bitmap-add disk.img b
+	export ASAN_OPTIONS="detect_leaks=0:$ASAN_OPTIONS"
+	strace -f -qq -o trace -e trace=openat bitmap-clear disk.img b > out
+	grep -q 'libtidemark' trace
+	assert_equal "$(grep -cE 'lib(json-c|expat|zstd|deflate|nbd)|/locale/' trace)" 0
+	echo '{"execute": "query-block"}' | strace -f -qq -o trace -e trace=openat txn-apply > out
+	grep -q 'libjson-c' trace
+	assert_equal "$(grep -cE 'lib(expat|zstd|deflate|nbd)' trace)" 0
+}
+
 # counted CALLS CMD...: how many of these system calls the command makes, over all its threads.
 counted() {
 	local calls=$1

@@ -1,0 +1,51 @@
+#include "library.h"
+
+#include <dlfcn.h>
+#include <string.h>
+
+#include "error.h"
+
+static int find_all(struct tide_library *library, void *handle, struct tide_error *err)
+{
+	for (size_t i = 0; i < library->n_calls; i++) {
+		const struct tide_library_call *call = &library->calls[i];
+		void *found = dlsym(handle, call->name);
+
+		if (!found)
+			return tide_error_set(err, TIDE_E_UNSUPPORTED, "%s needs the function '%s', which %s does not have",
+			                      library->what, call->name, library->file);
+		/* POSIX has it that a pointer to data, as dlsym gives it, can be one to a function. */
+		memcpy(call->to, &found, sizeof(found));
+	}
+	return 0;
+}
+
+static int load(struct tide_library *library, struct tide_error *err)
+{
+	/* For good: what some of them depend on cannot be unloaded. */
+	void *handle = dlopen(library->file, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
+
+	if (!handle) {
+		const char *why = dlerror();
+
+		tide_error_set(err, TIDE_E_UNSUPPORTED, "%s needs a library that cannot be loaded: %s", library->what,
+		               why ? why : library->file);
+		return tide_error_hint(err, "install it; Debian has it in the package %s", library->package);
+	}
+	return find_all(library, handle, err);
+}
+
+int tide_library_load(struct tide_library *library, struct tide_error *err)
+{
+	int rc = 0;
+
+	if (library->loaded)
+		return 0;
+	pthread_mutex_lock(&library->lock);
+	if (!library->loaded) {
+		rc = load(library, err);
+		library->loaded = rc == 0;
+	}
+	pthread_mutex_unlock(&library->lock);
+	return rc;
+}
