@@ -11,6 +11,8 @@
 #include "sysio.h"
 
 #define PIECE_MAX (UINT64_C(1) << 20)
+/* Compressed pieces are stored in order, and whoever is early waits: the less often, the better. */
+#define PACK_MAX (UINT64_C(4) << 20)
 #define BATCH_LEN (UINT64_C(2) << 20)
 #define NAP_NS    10000000u
 
@@ -240,13 +242,23 @@ static unsigned workers_most(const struct tide_copy *c)
 	return c->workers ? TIDE_MIN(most, c->workers) : most;
 }
 
+/* Of compressed pieces; a worker has a buffer more for them, and several pieces to do. */
+static uint64_t pack_most(const struct tide_copy *c, unsigned workers)
+{
+	uint64_t most = tide_work_share_buffer(c->share, 2 * workers, PACK_MAX);
+
+	while (most > PIECE_MAX && c->len / most < 4 * workers)
+		most /= 2;
+	return most;
+}
+
 /* How much at once, by how many; before anything is taken out of what there is to do. */
 static void plan_pieces(struct tide_copy_engine *e, unsigned workers)
 {
 	const struct tide_copy *c = e->copy;
 	uint64_t most = tide_work_share_buffer(c->share, workers, BATCH_LEN);
 
-	e->piece = tide_copy_plan_piece(c, TIDE_MIN(PIECE_MAX, most));
+	e->piece = tide_copy_plan_piece(c, c->compress ? pack_most(c, workers) : TIDE_MIN(PIECE_MAX, most));
 	e->work.buf_size = e->batch > 1 && c->len >= TIDE_COPY_LARGE ? TIDE_MAX(most, e->piece) : e->piece;
 }
 

@@ -203,6 +203,20 @@ with_workers() {
 	done
 }
 
+@test "the same file, whatever the size of the pieces" {
+	soft 12M > disk.img
+	noise 3M >> disk.img
+	cp disk.img one
+	for _ in 1 2 3 4 5; do cat one; done >> disk.img
+	local n
+	for n in 1 4 16; do # of 4, 4 and 1 MiB
+		with_workers $n $n.qcow2 compression_type=zstd
+		cmp 1.qcow2 $n.qcow2
+	done
+	clean 1.qcow2
+	same raw disk.img qcow2 1.qcow2
+}
+
 @test "the same file also over a target that exists" {
 	soft 6M > disk.img
 	ok image-create -f qcow2 -o cluster_size=8K t.qcow2 6M
