@@ -72,7 +72,11 @@ def define(death):
         dead = (-signal.SIGKILL, 1)
 
         def first(self, w):
-            return ["nbdkit", "-U", "-", plugin, f"file={w}/d0.img", "durability=power", "--run",
+            # A directory for the socket that nbdkit makes itself, in /tmp, stays there when it is killed.
+            socket = os.path.join(w, ".socket")
+            shutil.rmtree(socket, ignore_errors=True)
+            os.mkdir(socket)
+            return ["nbdkit", "-U", socket + "/s", plugin, f"file={w}/d0.img", "durability=power", "--run",
                     f'qemu-io -f raw -c "write -P 0x5a {self.OFF} {self.LEN}" -c flush "$uri"']
 
     def new(name, argv, target):
