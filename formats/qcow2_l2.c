@@ -197,6 +197,20 @@ static int check_l1_entry(const struct tide_qcow2 *q, uint64_t index, uint64_t e
 	return 0;
 }
 
+/* In a new image: a cluster for the table, if it has none. */
+static int give_place(struct tide_qcow2 *q, struct tide_qcow2_table *t, struct tide_error *err)
+{
+	uint64_t first, got;
+
+	if (t->host)
+		return 0;
+	if (tide_qcow2_fresh_alloc(q, 1, &first, &got, err) < 0)
+		return -1;
+	t->host = first << q->cluster_bits;
+	tide_qcow2_l1_set(q, t->index, t->host);
+	return 0;
+}
+
 /* Writes the least recently used table of a new image out, so that it may go. */
 static int make_room(struct tide_qcow2 *q, struct tide_error *err)
 {
@@ -206,15 +220,7 @@ static int make_room(struct tide_qcow2 *q, struct tide_error *err)
 	if (!q->is_new || q->l2.n < q->l2.n_max)
 		return 0;
 	t = q->l2.dirty.oldest;
-	if (!t->host) {
-		uint64_t first, got;
-
-		if (tide_qcow2_fresh_alloc(q, 1, &first, &got, err) < 0)
-			return -1;
-		t->host = first << q->cluster_bits;
-		tide_qcow2_l1_set(q, t->index, t->host);
-	}
-	if (tide_sysio_pwrite(q->fd, t->data, q->cluster_size, t->host, err) < 0)
+	if (give_place(q, t, err) < 0 || tide_sysio_pwrite(q->fd, t->data, q->cluster_size, t->host, err) < 0)
 		return -1;
 	tide_qcow2_cache_drop(&q->l2, t);
 	return 0;
@@ -340,15 +346,8 @@ int tide_qcow2_l2_write_all_new(struct tide_qcow2 *q, struct tide_error *err)
 	if (!dirty)
 		return -1;
 	for (size_t i = 0; i < q->l2.n_dirty; i++) {
-		struct tide_qcow2_table *t = dirty[i];
-		uint64_t first, got;
-
-		if (t->host)
-			continue;
-		if (tide_qcow2_fresh_alloc(q, 1, &first, &got, err) < 0)
+		if (give_place(q, dirty[i], err) < 0)
 			return -1;
-		t->host = first << q->cluster_bits;
-		tide_qcow2_l1_set(q, t->index, t->host);
 	}
 	return tide_qcow2_cache_write(&q->l2, q->fd, false, err);
 }

@@ -282,18 +282,14 @@ static int add_table(struct tide_qcow2 *q, uint64_t off, const char *what, struc
 
 static int add_tables(struct tide_qcow2 *q, struct tide_error *err)
 {
-	uint64_t n = q->header.l1_entries, i = 0, entry;
+	uint64_t entry;
 
-	for (;; i++) {
-		if (tide_qcow2_l1_next(q, i, n, &i, err) < 0)
-			return -1;
-		if (i == n)
-			break;
+	for (uint64_t i = 0; i < q->header.l1_entries; i++) {
 		if (tide_qcow2_l1_get(q, i, &entry, err) < 0 ||
-		    add_table(q, entry & TIDE_QCOW2_ENTRY_OFFSET, "L2 table", err) < 0)
+		    (entry && add_table(q, entry & TIDE_QCOW2_ENTRY_OFFSET, "L2 table", err) < 0))
 			return -1;
 	}
-	for (i = 0; i < q->reftable_entries; i++) {
+	for (uint64_t i = 0; i < q->reftable_entries; i++) {
 		if (q->reftable[i] && add_table(q, q->reftable[i], "refcount block", err) < 0)
 			return -1;
 	}

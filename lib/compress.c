@@ -8,26 +8,18 @@
 #include "mem.h"
 
 #define CALLS(CALL)                                                                                                    \
-	CALL(compress)                                                                                                 \
-	CALL(compressCCtx)                                                                                             \
-	CALL(createCCtx)                                                                                               \
-	CALL(createDCtx)                                                                                               \
-	CALL(decompressStream)                                                                                         \
-	CALL(freeCCtx)                                                                                                 \
-	CALL(freeDCtx)                                                                                                 \
-	CALL(getErrorCode)                                                                                             \
-	CALL(getErrorName)                                                                                             \
-	CALL(isError)
+	CALL(zstd, ZSTD_, compress)                                                                                    \
+	CALL(zstd, ZSTD_, compressCCtx)                                                                                \
+	CALL(zstd, ZSTD_, createCCtx)                                                                                  \
+	CALL(zstd, ZSTD_, createDCtx)                                                                                  \
+	CALL(zstd, ZSTD_, decompressStream)                                                                            \
+	CALL(zstd, ZSTD_, freeCCtx)                                                                                    \
+	CALL(zstd, ZSTD_, freeDCtx)                                                                                    \
+	CALL(zstd, ZSTD_, getErrorCode)                                                                                \
+	CALL(zstd, ZSTD_, getErrorName)                                                                                \
+	CALL(zstd, ZSTD_, isError)
 
-#define MEMBER(name) __typeof__(&ZSTD_##name) name;
-static struct {
-	CALLS(MEMBER)
-} zstd;
-
-#define CALL(name) { "ZSTD_" #name, &zstd.name },
-static const struct tide_library_call calls[] = { CALLS(CALL) };
-
-static struct tide_library library = TIDE_LIBRARY("libzstd.so.1", "zstd compression", "libzstd1", calls);
+TIDE_LIBRARY_DOOR(zstd, CALLS, "libzstd.so.1", "zstd compression", "libzstd1");
 
 static int set_zstd(struct tide_error *err, const char *what, size_t code)
 {
@@ -45,7 +37,7 @@ int tide_compress_zstd(void *out, size_t *out_len, const void *in, size_t len, i
 {
 	size_t used;
 
-	if (tide_library_load(&library, err) < 0)
+	if (tide_library_load(&zstd_library, err) < 0)
 		return -1;
 	used = zstd.compress(out, *out_len, in, len, level);
 	if (zstd.getErrorCode(used) == ZSTD_error_dstSize_tooSmall)
@@ -65,7 +57,7 @@ struct tide_compress *tide_compress_new(int level, struct tide_error *err)
 {
 	struct tide_compress *ctx;
 
-	if (tide_library_load(&library, err) < 0)
+	if (tide_library_load(&zstd_library, err) < 0)
 		return NULL;
 	ctx = tide_mem_alloc(1, sizeof(*ctx), err);
 	if (!ctx)
@@ -113,7 +105,7 @@ int tide_compress_unzstd(void *out, size_t out_len, const void *in, size_t len, 
 	ZSTD_outBuffer to = { out, out_len, 0 };
 	size_t more = 0; /* 0 at the end of a frame */
 
-	if (tide_library_load(&library, err) < 0)
+	if (tide_library_load(&zstd_library, err) < 0)
 		return -1;
 	ctx = zstd.createDCtx();
 	if (!ctx)

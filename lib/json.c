@@ -146,37 +146,29 @@ void tide_json_raw(struct tide_json_writer *w, const char *key, const char *json
 enum { MAX_DEPTH = 128 };
 
 #define CALLS(CALL)                                                                                                    \
-	CALL(object_array_get_idx)                                                                                     \
-	CALL(object_array_length)                                                                                      \
-	CALL(object_get_boolean)                                                                                       \
-	CALL(object_get_double)                                                                                        \
-	CALL(object_get_int64)                                                                                         \
-	CALL(object_get_object)                                                                                        \
-	CALL(object_get_string)                                                                                        \
-	CALL(object_get_string_len)                                                                                    \
-	CALL(object_get_type)                                                                                          \
-	CALL(object_get_uint64)                                                                                        \
-	CALL(object_is_type)                                                                                           \
-	CALL(object_object_get_ex)                                                                                     \
-	CALL(object_object_length)                                                                                     \
-	CALL(object_put)                                                                                               \
-	CALL(tokener_error_desc)                                                                                       \
-	CALL(tokener_free)                                                                                             \
-	CALL(tokener_get_error)                                                                                        \
-	CALL(tokener_get_parse_end)                                                                                    \
-	CALL(tokener_new_ex)                                                                                           \
-	CALL(tokener_parse_ex)                                                                                         \
-	CALL(tokener_set_flags)
+	CALL(json_c, json_, object_array_get_idx)                                                                      \
+	CALL(json_c, json_, object_array_length)                                                                       \
+	CALL(json_c, json_, object_get_boolean)                                                                        \
+	CALL(json_c, json_, object_get_double)                                                                         \
+	CALL(json_c, json_, object_get_int64)                                                                          \
+	CALL(json_c, json_, object_get_object)                                                                         \
+	CALL(json_c, json_, object_get_string)                                                                         \
+	CALL(json_c, json_, object_get_string_len)                                                                     \
+	CALL(json_c, json_, object_get_type)                                                                           \
+	CALL(json_c, json_, object_get_uint64)                                                                         \
+	CALL(json_c, json_, object_is_type)                                                                            \
+	CALL(json_c, json_, object_object_get_ex)                                                                      \
+	CALL(json_c, json_, object_object_length)                                                                      \
+	CALL(json_c, json_, object_put)                                                                                \
+	CALL(json_c, json_, tokener_error_desc)                                                                        \
+	CALL(json_c, json_, tokener_free)                                                                              \
+	CALL(json_c, json_, tokener_get_error)                                                                         \
+	CALL(json_c, json_, tokener_get_parse_end)                                                                     \
+	CALL(json_c, json_, tokener_new_ex)                                                                            \
+	CALL(json_c, json_, tokener_parse_ex)                                                                          \
+	CALL(json_c, json_, tokener_set_flags)
 
-#define MEMBER(name) __typeof__(&json_##name) name;
-static struct {
-	CALLS(MEMBER)
-} json_c;
-
-#define CALL(name) { "json_" #name, &json_c.name },
-static const struct tide_library_call calls[] = { CALLS(CALL) };
-
-static struct tide_library library = TIDE_LIBRARY("libjson-c.so.5", "JSON", "libjson-c5", calls);
+TIDE_LIBRARY_DOOR(json_c, CALLS, "libjson-c.so.5", "JSON", "libjson-c5");
 
 static const char null_value;
 
@@ -330,7 +322,7 @@ struct tide_json *tide_json_parse(const char *text, size_t len, struct tide_erro
 	struct json_tokener *tok TIDE_CLEANUP(free_tokener) = NULL;
 	struct scan s = { .text = text, .len = len };
 
-	if (tide_library_load(&library, err) < 0)
+	if (tide_library_load(&json_c_library, err) < 0)
 		return NULL;
 	tok = json_c.tokener_new_ex(MAX_DEPTH);
 	if (!tok) {

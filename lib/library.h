@@ -2,12 +2,11 @@
  * Shared libraries that are loaded when what they do is first asked for.  Most commands need none of them, and finding,
  * mapping and binding one takes longer than such a command's own work.
  *
- *	#define ZSTD_CALLS(CALL) CALL(compress) CALL(isError)
- *	static struct {
- *		ZSTD_CALLS(TIDE_ZSTD_MEMBER)            the functions' types, from the library's header
- *	} zstd;
- *	static const struct tide_library_call calls[] = { ZSTD_CALLS(TIDE_ZSTD_CALL) };
- *	static struct tide_library library = TIDE_LIBRARY("libzstd.so.1", "zstd", "libzstd1", calls);
+ *	#define CALLS(CALL) CALL(zstd, ZSTD_, compress) CALL(zstd, ZSTD_, isError)
+ *	TIDE_LIBRARY_DOOR(zstd, CALLS, "libzstd.so.1", "zstd compression", "libzstd1");
+ *
+ * makes of the functions that the library's header declares the members zstd.compress and zstd.isError, to be called after
+ * tide_library_load(&zstd_library, err).
  */
 #ifndef TIDE_LIBRARY_H
 #define TIDE_LIBRARY_H
@@ -35,6 +34,16 @@ struct tide_library {
 
 #define TIDE_LIBRARY(file, what, package, calls)                                                                       \
 	{ file, what, package, calls, TIDE_ARRAY_SIZE(calls), PTHREAD_MUTEX_INITIALIZER, false }
+
+#define TIDE_LIBRARY_MEMBER(var, prefix, name) __typeof__(&prefix##name) name;
+#define TIDE_LIBRARY_CALL(var, prefix, name)   { #prefix #name, &(var).name },
+
+#define TIDE_LIBRARY_DOOR(var, CALLS, file, what, package)                                                             \
+	static struct {                                                                                                \
+		CALLS(TIDE_LIBRARY_MEMBER)                                                                             \
+	} var;                                                                                                         \
+	static const struct tide_library_call var##_calls[] = { CALLS(TIDE_LIBRARY_CALL) };                            \
+	static struct tide_library var##_library = TIDE_LIBRARY(file, what, package, var##_calls)
 
 /* Loads it, if it is not loaded, and keeps it; its calls are set then.  From any thread. */
 int tide_library_load(struct tide_library *library, struct tide_error *err);

@@ -9,27 +9,19 @@
 #define PIECE ((size_t)1 << 20)
 
 #define CALLS(CALL)                                                                                                    \
-	CALL(ErrorString)                                                                                              \
-	CALL(GetCurrentLineNumber)                                                                                     \
-	CALL(GetErrorCode)                                                                                             \
-	CALL(Parse)                                                                                                    \
-	CALL(ParserCreate)                                                                                             \
-	CALL(ParserFree)                                                                                               \
-	CALL(SetCharacterDataHandler)                                                                                  \
-	CALL(SetElementHandler)                                                                                        \
-	CALL(SetStartDoctypeDeclHandler)                                                                               \
-	CALL(SetUserData)                                                                                              \
-	CALL(StopParser)
+	CALL(expat, XML_, ErrorString)                                                                                 \
+	CALL(expat, XML_, GetCurrentLineNumber)                                                                        \
+	CALL(expat, XML_, GetErrorCode)                                                                                \
+	CALL(expat, XML_, Parse)                                                                                       \
+	CALL(expat, XML_, ParserCreate)                                                                                \
+	CALL(expat, XML_, ParserFree)                                                                                  \
+	CALL(expat, XML_, SetCharacterDataHandler)                                                                     \
+	CALL(expat, XML_, SetElementHandler)                                                                           \
+	CALL(expat, XML_, SetStartDoctypeDeclHandler)                                                                  \
+	CALL(expat, XML_, SetUserData)                                                                                 \
+	CALL(expat, XML_, StopParser)
 
-#define MEMBER(name) __typeof__(&XML_##name) name;
-static struct {
-	CALLS(MEMBER)
-} expat;
-
-#define CALL(name) { "XML_" #name, &expat.name },
-static const struct tide_library_call calls[] = { CALLS(CALL) };
-
-static struct tide_library library = TIDE_LIBRARY("libexpat.so.1", "XML", "libexpat1", calls);
+TIDE_LIBRARY_DOOR(expat, CALLS, "libexpat.so.1", "XML", "libexpat1");
 
 struct reader {
 	XML_Parser parser;
@@ -119,7 +111,7 @@ int tide_xml_parse(const char *text, size_t len, const struct tide_xml_handler *
 	struct reader r = { .handler = handler, .data = data, .err = &own };
 	int rc = 0;
 
-	if (tide_library_load(&library, err) < 0)
+	if (tide_library_load(&expat_library, err) < 0)
 		return -1;
 	r.parser = expat.ParserCreate(NULL);
 	if (!r.parser)
