@@ -40,7 +40,9 @@ LIB_CFLAGS = $(ALL_CFLAGS) -Ilib -Iformats
 CMD_CFLAGS = $(ALL_CFLAGS) -Ilib
 LIB_LIBS := -pthread
 
-LIB_SRC := $(wildcard lib/*.c) $(wildcard formats/*.c)
+# lib/ is one folder a layer; a format is a file of formats/, or a folder where it has several.
+LIB_SRC := $(wildcard lib/*/*.c) $(wildcard formats/*.c) $(wildcard formats/*/*.c)
+HEADERS := $(wildcard lib/*.h lib/*/*.h formats/*.h formats/*/*.h formats/*.def cmd/*.h)
 LIB_OBJ := $(LIB_SRC:%.c=$(BUILD)/obj/%.o)
 CMD_SHARED := $(patsubst %.c,$(BUILD)/obj/%.o,$(filter-out $(wildcard cmd/*-*.c),$(wildcard cmd/*.c)))
 CMD_SRC := $(wildcard cmd/*-*.c)
@@ -198,13 +200,13 @@ lint: all
 # A file's stamp says that the compiler and clang-tidy found nothing in it.
 ANALYZED := $(LIB_SRC) $(wildcard cmd/*.c) $(if $(PLUGIN),plugins/nbdkit/tidemark.c)
 ANALYZE_CFLAGS = -std=gnu11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 $(CPPFLAGS) -Ilib -Iformats
-$(BUILD)/analyze/%.ok: %.c $(wildcard lib/*.h formats/*.h cmd/*.h formats/*.def) .clang-tidy
+$(BUILD)/analyze/%.ok: %.c $(HEADERS) .clang-tidy
 	@mkdir -p $(@D)
 	$(CC) $(ANALYZE_CFLAGS) $(WARN) -Werror -O1 -fanalyzer -c -o /dev/null $<
 	clang-tidy --quiet --warnings-as-errors='*' $< -- $(ANALYZE_CFLAGS) > $(@:.ok=.log) 2>&1 || { cat $(@:.ok=.log); exit 1; }
 	@touch $@
 # cppcheck does not know the cleanup attribute; the two others look for leaks.
-$(BUILD)/analyze/cppcheck.ok: $(ANALYZED) $(wildcard lib/*.h formats/*.h cmd/*.h)
+$(BUILD)/analyze/cppcheck.ok: $(ANALYZED) $(HEADERS)
 	@mkdir -p $(@D)
 	cppcheck --quiet --error-exitcode=1 --inline-suppr --suppress=resourceLeak --enable=warning,performance --std=c11 \
 		--library=posix,gnu -D_GNU_SOURCE -D__x86_64__ -D__GNUC__=12 -Ilib -Iformats $(ANALYZED)

@@ -9,11 +9,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "error.h"
-#include "image_driver.h"
-#include "mem.h"
-#include "range.h"
-#include "sysio.h"
+#include "base/error.h"
+#include "image/image_driver.h"
+#include "base/mem.h"
+#include "base/range.h"
+#include "base/sysio.h"
 
 struct raw_image {
 	int fd;

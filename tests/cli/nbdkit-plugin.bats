@@ -260,7 +260,7 @@ chained() {
 		mount -o loop,discard fuse/disk fs || skip "loop devices cannot be used here"
 		mounts+=("$PWD/fs" "$PWD/fuse")
 		mkdir fs/$i
-		cp "$ROOT"/lib/*.c fs/$i
+		cp "$ROOT"/lib/*/*.c fs/$i
 		noise 300000 $i > fs/$i/noise
 		[ $i = 1 ] || rm -r fs/$((i - 1))
 		fstrim fs 2> /dev/null || true

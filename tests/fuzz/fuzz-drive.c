@@ -3,7 +3,7 @@
  * commas doubled, and has to be understood as the same; what is not leaves a message.
  */
 #include "fuzz.h"
-#include "strbuf.h"
+#include "base/strbuf.h"
 
 static void add_doubled(struct tide_strbuf *out, const char *text)
 {

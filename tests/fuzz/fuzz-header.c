@@ -3,7 +3,7 @@
  * zeroes.  What is accepted must be what the rest of the driver relies on.
  */
 #include "fuzz.h"
-#include "qcow2.h"
+#include "qcow2/qcow2.h"
 
 /* So much follows the input that tables have room in the file. */
 #define FILE_LEAST (UINT64_C(256) << 10)

@@ -2,9 +2,9 @@
  * Write logs.  The input is one up to its bits; its checksums and lengths are made right first, so that a change
  * gets past them (what they find themselves, test-write-log tries).  What decodes encodes to what decodes to the same.
  */
-#include "checksum.h"
+#include "base/checksum.h"
 #include "fuzz.h"
-#include "write_log.h"
+#include "store/write_log.h"
 
 enum { AT_FILE_LEN = 72, AT_INSIDE = 80, AT_INSIDE_CRC = 84, AT_CRC = 508 };
 

@@ -6,8 +6,8 @@
 #include <sys/stat.h>
 
 #include "fuzz.h"
-#include "json.h"
-#include "qmp.h"
+#include "base/json.h"
+#include "request/qmp.h"
 
 #define COMMANDS_MAX 200u
 

@@ -3,7 +3,7 @@
  * format or as what it looks like, with or without a block size.  What is accepted lies within 2^63.
  */
 #include "fuzz.h"
-#include "range.h"
+#include "base/range.h"
 
 static void check(const struct tide_range_list *list)
 {

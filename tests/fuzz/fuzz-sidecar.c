@@ -3,11 +3,11 @@
  * they find themselves, test-sidecar-damage tries).  What decodes is used as the commands use it, and encodes to what
  * decodes again.
  */
-#include "bitmap.h"
-#include "checksum.h"
+#include "bitmap/bitmap.h"
+#include "base/checksum.h"
 #include "fuzz.h"
-#include "sidecar.h"
-#include "sidecar_format.h"
+#include "store/sidecar.h"
+#include "store/sidecar_format.h"
 
 #define USED_MAX (UINT64_C(1) << 22) /* granules */
 

@@ -16,9 +16,9 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "error.h"
-#include "image.h"
-#include "mem.h"
+#include "base/error.h"
+#include "image/image.h"
+#include "base/mem.h"
 
 #define PUT_MAX 70000u
 

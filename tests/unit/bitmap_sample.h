@@ -4,7 +4,7 @@
 #ifndef TIDE_BITMAP_SAMPLE_H
 #define TIDE_BITMAP_SAMPLE_H
 
-#include "bitmap.h"
+#include "bitmap/bitmap.h"
 #include "unit.h"
 
 #define K UINT64_C(1024)

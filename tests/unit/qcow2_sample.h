@@ -9,9 +9,9 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
-#include "bytes.h"
-#include "image_driver.h"
-#include "range.h"
+#include "base/bytes.h"
+#include "image/image_driver.h"
+#include "base/range.h"
 #include "unit.h"
 
 #define K UINT64_C(1024)

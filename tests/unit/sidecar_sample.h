@@ -5,10 +5,10 @@
 #ifndef TIDE_SIDECAR_SAMPLE_H
 #define TIDE_SIDECAR_SAMPLE_H
 
-#include "bytes.h"
-#include "checksum.h"
-#include "mem.h"
-#include "sidecar.h"
+#include "base/bytes.h"
+#include "base/checksum.h"
+#include "base/mem.h"
+#include "store/sidecar.h"
 #include "unit.h"
 
 #define K UINT64_C(1024)

@@ -4,8 +4,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "backing.h"
-#include "mem.h"
+#include "image/backing.h"
+#include "base/mem.h"
 #include "unit.h"
 
 static void make_tree(void)

@@ -2,7 +2,7 @@
 #include <pthread.h>
 
 #include "bitmap_sample.h"
-#include "checksum.h"
+#include "base/checksum.h"
 
 /* ---- random programs against a plain array ----------------------------------------- */
 

@@ -1,4 +1,4 @@
-#include "checksum.h"
+#include "base/checksum.h"
 #include "unit.h"
 
 static uint8_t noise[4096];

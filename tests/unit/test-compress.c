@@ -1,5 +1,5 @@
-#include "compress.h"
-#include "mem.h"
+#include "base/compress.h"
+#include "base/mem.h"
 #include "unit.h"
 
 enum { SIZE = 100000 };

@@ -1,5 +1,5 @@
-#include "error.h"
-#include "mem.h"
+#include "base/error.h"
+#include "base/mem.h"
 #include "unit.h"
 
 static unsigned fail_at;

@@ -1,7 +1,7 @@
 /* Libraries that are loaded when they are needed: there, not there, or not what they should be. */
 #include <string.h>
 
-#include "library.h"
+#include "base/library.h"
 #include "unit.h"
 
 static size_t (*length)(const char *s);

@@ -4,8 +4,8 @@
 #include <sys/wait.h>
 #include <time.h>
 
-#include "lock.h"
-#include "sysio.h"
+#include "base/lock.h"
+#include "base/sysio.h"
 #include "unit.h"
 
 enum { CR = TIDE_PERM_CONSISTENT_READ, W = TIDE_PERM_WRITE, WU = TIDE_PERM_WRITE_UNCHANGED, RS = TIDE_PERM_RESIZE };

@@ -2,8 +2,8 @@
  * qcow2 images that are damaged, hostile or ask for too much: an error that says what is
  * wrong, or a correct open; never a crash and never a byte read from outside the file.
  */
-#include "error.h"
-#include "mem.h"
+#include "base/error.h"
+#include "base/mem.h"
 #include "qcow2_sample.h"
 
 /* Opens and reads whatever can be read, within bounds of time. */

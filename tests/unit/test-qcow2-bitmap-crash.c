@@ -4,7 +4,7 @@
  * synced, the image holds the old set of bitmaps or the new one, whole, and is damaged by no
  * more than leaks.
  */
-#include "bitmap.h"
+#include "bitmap/bitmap.h"
 #include "qcow2_tape.h"
 
 #define SETS_MAX    64u

@@ -2,8 +2,8 @@
  * Persistent bitmaps inside a qcow2: what QEMU recorded is read, and directories that are
  * damaged are refused with QEMU's words.
  */
-#include "bitmap.h"
-#include "image.h"
+#include "bitmap/bitmap.h"
+#include "image/image.h"
 #include "qcow2_sample.h"
 
 struct written {

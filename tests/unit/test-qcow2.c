@@ -4,7 +4,7 @@
  */
 #include <pthread.h>
 
-#include "mem.h"
+#include "base/mem.h"
 #include "qcow2_sample.h"
 
 struct shape {

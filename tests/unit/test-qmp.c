@@ -1,5 +1,5 @@
-#include "mem.h"
-#include "qmp.h"
+#include "base/mem.h"
+#include "request/qmp.h"
 #include "unit.h"
 
 /* What comes of a text, a message or an error a line; step: bytes that come at once, 0: all. */

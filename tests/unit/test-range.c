@@ -1,4 +1,4 @@
-#include "range.h"
+#include "base/range.h"
 #include "unit.h"
 
 static void test_is_within(void)

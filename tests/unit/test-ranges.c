@@ -1,6 +1,6 @@
 #include <fcntl.h>
 
-#include "mem.h"
+#include "base/mem.h"
 #include "unit.h"
 
 static unsigned fail_at;

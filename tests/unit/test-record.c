@@ -4,8 +4,8 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-#include "record.h"
-#include "sysio.h"
+#include "store/record.h"
+#include "base/sysio.h"
 #include "unit.h"
 
 static void make_file(const char *path)

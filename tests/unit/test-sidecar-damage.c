@@ -1,5 +1,5 @@
 /* Sidecars that are damaged, and sidecars that lie: each is refused, with what and where. */
-#include "compress.h"
+#include "base/compress.h"
 #include "sidecar_sample.h"
 
 /* ---- damage ------------------------------------------------------------------------ */

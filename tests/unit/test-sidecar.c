@@ -1,5 +1,5 @@
 /* The sidecar's codec: round trips, kinds of records, memory. */
-#include "error.h"
+#include "base/error.h"
 #include "sidecar_sample.h"
 
 /* ---- sameness ---------------------------------------------------------------------- */

@@ -1,5 +1,5 @@
-#include "mem.h"
-#include "strbuf.h"
+#include "base/mem.h"
+#include "base/strbuf.h"
 #include "unit.h"
 
 static unsigned fail_at;

@@ -5,8 +5,8 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
-#include "mem.h"
-#include "sysio.h"
+#include "base/mem.h"
+#include "base/sysio.h"
 #include "unit.h"
 
 /* ---- system calls that behave as badly as they may --------------------------------- */

@@ -14,7 +14,7 @@
 #include <sys/syscall.h>
 
 #include "unit.h"
-#include "write_log.h"
+#include "store/write_log.h"
 
 enum { THREADS = 4, ROUNDS = 60, SECTOR = 512, GRANULE = 4096 };
 #define DISK (UINT64_C(2) << 20)

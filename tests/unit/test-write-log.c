@@ -3,9 +3,9 @@
 #include <pthread.h>
 #include <sys/stat.h>
 
-#include "lock.h"
+#include "base/lock.h"
 #include "unit.h"
-#include "write_log.h"
+#include "store/write_log.h"
 
 #define K UINT64_C(1024)
 #define M (K * K)

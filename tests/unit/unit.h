@@ -33,7 +33,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "compiler.h"
+#include "base/compiler.h"
 #include "tidemark.h"
 
 static struct {

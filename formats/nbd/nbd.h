@@ -1,0 +1,129 @@
+/*
+ * NBD: what the parts of the driver share.  nbd.c is the driver, nbd_map.c what the server says
+ * about places (block status), nbd_conn.c the requests, nbd_connect.c the handshake.
+ *
+ * Each connection has a thread of its own, the only one that touches its libnbd handle.
+ * Callers on any thread hand it batches of requests and wait; so a few callers keep many
+ * requests under way.  Where the server says that several connections see the same (multi-conn),
+ * batches go round among up to TIDE_NBD_CONNS_MAX of them, each made when it is first needed.
+ *
+ * A connection that dies fails what was under way as an I/O error; the next batch makes a new
+ * one, so that who tries again after a failure can succeed.  What the server had acknowledged
+ * without having been asked to flush it may be lost then: the flush at the end fails, and with it
+ * what depends on it.
+ *
+ * Whoever waits looks at the caller's cancel flag about twenty times a second.  A server that does not
+ * answer then loses its connection: nothing else ends a request, and its buffer must outlive it.
+ */
+#ifndef TIDE_NBD_H
+#define TIDE_NBD_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "image/image_driver.h"
+#include "nbd_lib.h"
+
+#define TIDE_NBD_CONNS_MAX 4u
+#define TIDE_NBD_BITMAPS_MAX 64u
+#define TIDE_NBD_BITMAP_PREFIX "qemu:dirty-bitmap:"
+#define TIDE_NBD_TICK_MS 40
+
+enum tide_nbd_command {
+	TIDE_NBD_READ,
+	TIDE_NBD_WRITE,
+	TIDE_NBD_ZERO,
+	TIDE_NBD_TRIM,
+	TIDE_NBD_FLUSH,
+	TIDE_NBD_STATUS,
+};
+
+struct tide_nbd_batch {
+	struct tide_nbd_conn *conn;
+	unsigned pending; /* under the connection's lock */
+	int sys;          /* of the first request that failed; ENOTCONN: the connection died */
+	uint64_t failed;  /* where that was */
+};
+
+struct tide_nbd_request {
+	enum tide_nbd_command command;
+	void *buf;
+	uint64_t off, len;
+	uint32_t flags; /* LIBNBD_CMD_FLAG_* */
+	nbd_extent_callback extents; /* STATUS */
+	/* tide_nbd_run's own: */
+	struct tide_nbd_batch *batch;
+	struct tide_nbd_request *next;
+	int sys;
+};
+
+struct tide_nbd_conn {
+	struct tide_nbd *nbd;
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	int wake; /* eventfd: the thread has something to look at */
+	/* Under the lock: */
+	bool connecting, has_thread;
+	bool alive; /* takes requests */
+	bool kill;  /* is to end at once */
+	struct tide_nbd_request *first, *last; /* not issued yet */
+	struct nbd_handle *h; /* the thread's while it is alive */
+	pthread_t thread;
+};
+
+/* A stretch of the disk as base:allocation describes it. */
+struct tide_nbd_extent {
+	uint64_t off, len;
+	bool zero;
+};
+
+struct tide_nbd {
+	struct tide_nbd_lib lib;
+	char *uri;
+	unsigned flags; /* TIDE_OPEN_* */
+	const atomic_bool *cancel; /* NULL: never */
+
+	/* What the server said first, and has to say again after a reconnect. */
+	bool known;
+	uint64_t size, block_min, block_pref, block_max;
+	bool read_only, can_zero, can_trim, can_flush, can_fua, can_status;
+	size_t n_bitmaps;
+	char *bitmaps[TIDE_NBD_BITMAPS_MAX]; /* names of dirty bitmaps, in the server's order */
+
+	struct tide_nbd_conn conns[TIDE_NBD_CONNS_MAX];
+	_Atomic unsigned n_conns, turn;
+	pthread_mutex_t edge_lock; /* reading a block, changing a part of it, and writing it back */
+
+	atomic_bool unflushed; /* something was written since the last flush */
+	atomic_bool lost;      /* ... and then a connection died */
+
+	pthread_mutex_t map_lock;
+	/* Under the lock: what the server said last about a part of the disk, without gaps. */
+	struct tide_nbd_extent *map;
+	size_t n_map;
+	uint64_t map_changes; /* counts writes, so that an answer from before one is not kept */
+};
+
+static inline bool tide_nbd_is_cancelled(const struct tide_nbd *nbd)
+{
+	return nbd->cancel && atomic_load_explicit(nbd->cancel, memory_order_relaxed);
+}
+
+/* nbd_connect.c: a new handle, ready for requests; first: that of conns[0], which asks for the bitmaps too. */
+struct nbd_handle *tide_nbd_connect(struct tide_nbd *nbd, bool first, struct tide_error *err);
+
+/* nbd_conn.c */
+int tide_nbd_conns_init(struct tide_nbd *nbd, struct tide_error *err);
+void tide_nbd_conns_release(struct tide_nbd *nbd);
+/* Makes sure that the first connection is there. */
+int tide_nbd_conns_begin(struct tide_nbd *nbd, struct tide_error *err);
+/* Carries out all of them, at once and in no order.  first_only: on conns[0]. */
+int tide_nbd_run(struct tide_nbd *nbd, struct tide_nbd_request *requests, unsigned n, bool first_only,
+                 struct tide_error *err);
+
+/* nbd_map.c */
+int tide_nbd_extent(void *state, uint64_t off, uint64_t len, struct tide_extent *out, struct tide_error *err);
+void tide_nbd_forget_map(struct tide_nbd *nbd);
+int tide_nbd_bitmap_read(void *state, size_t index, struct tide_bitmap **out, struct tide_error *err);
+
+#endif

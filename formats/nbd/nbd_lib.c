@@ -1,0 +1,20 @@
+#include "nbd_lib.h"
+
+#include "base/error.h"
+#include "base/library.h"
+
+static struct tide_nbd_lib nbd;
+
+#define CALL(name) { "nbd_" #name, &nbd.name },
+static const struct tide_library_call calls[] = { TIDE_NBD_CALLS(CALL) };
+#undef CALL
+
+static struct tide_library library = TIDE_LIBRARY("libnbd.so.0", "NBD", "libnbd0", calls);
+
+int tide_nbd_lib_load(struct tide_nbd_lib *lib, struct tide_error *err)
+{
+	if (tide_library_load(&library, err) < 0)
+		return -1;
+	*lib = nbd;
+	return 0;
+}

@@ -1,0 +1,151 @@
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/compress.h"
+#include "base/error.h"
+#include "base/mem.h"
+#include "qcow2.h"
+#include "qcow2_deflate.h"
+#include "base/range.h"
+#include "base/sysio.h"
+
+/* Clusters whose data lies close together are read at once: so many, so many bytes. */
+#define BATCH_CLUSTERS 64
+#define BATCH_BYTES    (UINT64_C(1) << 20)
+
+struct reader {
+	struct tide_qcow2 *q;
+	struct libdeflate_decompressor *inflate;
+	uint8_t *packed;  /* bytes [from, to) of the file */
+	uint8_t *cluster; /* one cluster, when only a part of it is wanted */
+	uint64_t from, to;
+	size_t room;
+};
+
+static void reader_release(struct reader *r)
+{
+	if (r->inflate)
+		tide_qcow2_deflate.free_decompressor(r->inflate);
+	free(r->packed);
+	free(r->cluster);
+}
+
+static int unpack(struct reader *r, void *out, const struct tide_qcow2_cluster *c, struct tide_error *err)
+{
+	const uint8_t *in = r->packed + (c->host - r->from);
+
+	if (r->q->header.compression == TIDE_QCOW2_ZSTD)
+		return tide_compress_unzstd(out, r->q->cluster_size, in, c->len, false, err);
+	if (!r->inflate) {
+		if (tide_qcow2_deflate_load(err) < 0)
+			return -1;
+		r->inflate = tide_qcow2_deflate.alloc_decompressor();
+		if (!r->inflate)
+			return tide_error_set_nomem(err);
+	}
+	/* A NULL for the length of the result: it must be exactly one cluster. */
+	if (tide_qcow2_deflate.deflate_decompress(r->inflate, in, c->len, out, r->q->cluster_size, NULL) != LIBDEFLATE_SUCCESS)
+		return tide_error_set(err, TIDE_E_CORRUPT, "expected deflate data of a cluster of %" PRIu64 " bytes",
+		                      r->q->cluster_size);
+	return 0;
+}
+
+/* Reads what clusters [0, n) need, or fewer when they lie apart; returns how many, or -1. */
+static int fetch(struct reader *r, const struct tide_qcow2_cluster *c, int n, struct tide_error *err)
+{
+	int i = 1;
+
+	/* NOLINTNEXTLINE(clang-analyzer-core.uninitialized.Assign): a range that is not empty has a cluster */
+	r->from = c[0].host;
+	r->to = c[0].host + c[0].len;
+	while (i < n && c[i].host >= r->from && c[i].host <= r->to && c[i].host + c[i].len - r->from <= BATCH_BYTES) {
+		r->to = TIDE_MAX(r->to, c[i].host + c[i].len);
+		i++;
+	}
+	if (r->to - r->from > r->room) {
+		free(r->packed);
+		r->room = 0;
+		r->packed = tide_mem_aligned(4096, r->to - r->from, err);
+		if (!r->packed)
+			return -1;
+		r->room = r->to - r->from;
+	}
+	/* The last sector of the file need not be whole. */
+	if (tide_sysio_pread(r->q->fd, r->packed, r->to - r->from, r->from, true, err) < 0)
+		return -1;
+	return i;
+}
+
+/* The compressed clusters from off on; how many there are, or -1. */
+static int look_up(struct tide_qcow2 *q, uint64_t off, uint64_t end, struct tide_qcow2_cluster *c,
+                   struct tide_error *err)
+{
+	int n = 0, rc = 0;
+
+	pthread_mutex_lock(&q->lock);
+	for (uint64_t at = tide_range_align_down(off, q->cluster_size); at < end && n < BATCH_CLUSTERS;
+	     at += q->cluster_size) {
+		rc = tide_qcow2_l2_lookup(q, at, &c[n], err);
+		if (rc == 0 && c[n].kind != TIDE_QCOW2_COMPRESSED)
+			rc = tide_error_set(err, TIDE_E_REFUSED, "The cluster at %" PRIu64 " is not compressed", at);
+		if (rc < 0)
+			break;
+		n++;
+	}
+	pthread_mutex_unlock(&q->lock);
+	return rc < 0 ? -1 : n;
+}
+
+/* The part of the cluster around off that the request covers; *done says how much. */
+static int read_cluster(struct reader *r, const struct tide_qcow2_cluster *c, uint8_t *buf, uint64_t off, uint64_t len,
+                        uint64_t *done, struct tide_error *err)
+{
+	uint64_t size = r->q->cluster_size, within = off & (size - 1);
+
+	*done = TIDE_MIN(len, size - within);
+	if (*done == size) {
+		if (unpack(r, buf, c, err) == 0)
+			return 0;
+	} else {
+		if (!r->cluster)
+			r->cluster = tide_mem_aligned(4096, size, err);
+		if (!r->cluster)
+			return -1;
+		if (unpack(r, r->cluster, c, err) == 0) {
+			memcpy(buf, r->cluster + within, *done);
+			return 0;
+		}
+	}
+	return tide_error_wrap(err, "The compressed cluster at %" PRIu64 " cannot be read", off - within);
+}
+
+int tide_qcow2_compressed_read(void *state, void *buf, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	TIDE_CLEANUP(reader_release) struct reader r = {.q = state};
+	struct tide_qcow2_cluster c[BATCH_CLUSTERS];
+	uint8_t *p = buf;
+
+	if (!tide_range_is_within(off, len, r.q->size))
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "Cannot read %" PRIu64 " bytes at %" PRIu64 " of a disk of %" PRIu64, len, off,
+		                      r.q->size);
+	while (len) {
+		int n = look_up(r.q, off, off + len, c, err);
+
+		if (n >= 0)
+			n = fetch(&r, c, n, err);
+		if (n < 0)
+			return -1;
+		for (int i = 0; i < n; i++) {
+			uint64_t done;
+
+			if (read_cluster(&r, &c[i], p, off, len, &done, err) < 0)
+				return -1;
+			p += done;
+			off += done;
+			len -= done;
+		}
+	}
+	return 0;
+}

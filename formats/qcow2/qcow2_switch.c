@@ -1,0 +1,323 @@
+/*
+ * The one sector that says where the bitmaps are.
+ *
+ * A header of QEMU's, with clusters of 4 KiB or more:
+ *
+ *     fields | backing format | names of features | bitmaps | end | backing file name
+ *     0        112              128                 520       552   560
+ *
+ * Set of bitmaps to set of bitmaps: the autoclear flag at 88 stays, so 24 bytes of the
+ * extension change, where they are, if they lie within one sector.
+ *
+ * Everything else rewrites the first sector from the flag on: all extensions but the bitmaps
+ * and the table of names, in their order, then the bitmaps if there are to be any, then the
+ * end.  What stood behind is dead by that same write.  The table of names, which does not
+ * fit beside them, is put back after the switch, behind the bitmaps: first all but its type
+ * and length, where the extensions have ended, sync, then those eight bytes over the end mark.
+ *
+ * The backing file's name has to stand behind all extensions.  Where it is in the way, it
+ * first moves: a copy behind everything, sync, then the eight bytes of its offset; or, when
+ * both its places lie in the first sector, all in one write.
+ *
+ * The first sector is large enough for any header that QEMU or this driver writes, unless the
+ * name of an external data file or a long backing file name in a small cluster takes it up.
+ */
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/error.h"
+#include "base/mem.h"
+#include "qcow2.h"
+#include "base/range.h"
+#include "base/sysio.h"
+
+#define SECTOR         UINT64_C(512)
+#define EXTENSION_HEAD 8u
+#define BITMAPS_BYTES  24u
+
+enum { AT_BACKING = 8, AT_BACKING_LEN = 16, AT_HEADER_LENGTH = 100 };
+
+/* The first cluster. */
+struct head {
+	uint8_t *data;
+	uint64_t size;
+	uint64_t length;             /* of the header itself */
+	uint64_t name, name_len;     /* of the backing file; 0, 0: none */
+	uint64_t end;                /* behind the extensions and their end mark */
+	uint64_t bitmaps, n_bitmaps; /* where the (last) bitmaps extension's data stand, and how many of these there are */
+};
+
+static uint64_t padded(uint64_t len)
+{
+	return EXTENSION_HEAD + tide_range_align_up(len, 8);
+}
+
+/* The extension at off, checked when the image was opened: its bytes with head and padding; 0 at the end. */
+static uint64_t extension(const struct head *h, uint64_t off, uint32_t *type)
+{
+	uint64_t limit = h->name ? h->name : h->size;
+	uint32_t len;
+
+	if (off > limit || limit - off < EXTENSION_HEAD)
+		return 0;
+	*type = tide_get_be32(h->data + off);
+	len = tide_get_be32(h->data + off + 4);
+	if (*type == TIDE_QCOW2_EXT_END || len > limit - off - EXTENSION_HEAD)
+		return 0;
+	/* The last one's padding may be missing. */
+	return TIDE_MIN(padded(len), h->size - off);
+}
+
+static int read_head(const struct tide_qcow2 *q, struct head *h, struct tide_error *err)
+{
+	uint64_t off, n;
+	uint32_t type;
+
+	h->size = q->cluster_size;
+	if (tide_sysio_pread(q->fd, h->data, h->size, 0, true, err) < 0)
+		return -1;
+	h->length = tide_get_be32(h->data + AT_HEADER_LENGTH);
+	h->name = tide_get_be64(h->data + AT_BACKING);
+	h->name_len = h->name ? tide_get_be32(h->data + AT_BACKING_LEN) : 0;
+	h->bitmaps = h->n_bitmaps = 0;
+	if (h->length > h->size || !tide_range_is_within(h->name, h->name_len, h->size))
+		return tide_error_set(err, TIDE_E_CORRUPT,
+		                      "The header has changed since the image was opened: its length is %" PRIu64
+		                      ", the backing file name's place %" PRIu64,
+		                      h->length, h->name);
+	for (off = h->length; (n = extension(h, off, &type)) > 0; off += n) {
+		if (type == TIDE_QCOW2_EXT_BITMAPS) {
+			h->bitmaps = off + EXTENSION_HEAD;
+			h->n_bitmaps++;
+		}
+	}
+	h->end = TIDE_MIN(off + EXTENSION_HEAD, h->size);
+	return 0;
+}
+
+static void put_bitmaps(uint8_t *p, const struct tide_qcow2_extension *to)
+{
+	tide_put_be32(p, to->n);
+	tide_put_be32(p + 4, 0);
+	tide_put_be64(p + 8, to->dir_size);
+	tide_put_be64(p + 16, to->dir_offset);
+}
+
+/* ---- the name of the backing file ---- */
+
+static int refuse_room(uint64_t need, uint64_t room, struct tide_error *err)
+{
+	tide_error_set(err, TIDE_E_UNSUPPORTED,
+	               "The image's header has no room for the list of bitmaps: its extensions would take %" PRIu64
+	               " bytes, there are %" PRIu64,
+	               need, room);
+	return tide_error_hint(err, "keep bitmaps in a sidecar, or convert the image to one with larger clusters");
+}
+
+/* A copy, and then it counts. */
+static int copy_name(const struct tide_qcow2 *q, const struct head *h, uint64_t to, struct tide_error *err)
+{
+	uint8_t buf[8];
+
+	tide_put_be64(buf, to);
+	if (tide_sysio_pwrite(q->fd, h->data + h->name, h->name_len, to, err) < 0 ||
+	    tide_sysio_fdatasync(q->fd, err) < 0 ||
+	    tide_sysio_pwrite(q->fd, buf, sizeof(buf), AT_BACKING, err) < 0)
+		return -1;
+	return tide_sysio_fdatasync(q->fd, err);
+}
+
+/* The same where old and new place overlap, within the first sector. */
+static int shift_name(const struct tide_qcow2 *q, struct head *h, uint64_t to, struct tide_error *err)
+{
+	memmove(h->data + to, h->data + h->name, h->name_len);
+	tide_put_be64(h->data + AT_BACKING, to);
+	if (tide_sysio_pwrite(q->fd, h->data + AT_BACKING, SECTOR - AT_BACKING, AT_BACKING, err) < 0)
+		return -1;
+	return tide_sysio_fdatasync(q->fd, err);
+}
+
+enum move { STAYS, COPIED, SHIFTED, NO_ROOM };
+
+/* How the name gets out of the way of extensions that end at `need`, and where it goes. */
+static enum move plan_move(const struct head *h, uint64_t need, uint64_t *to)
+{
+	uint64_t behind = tide_range_align_up(TIDE_MAX(TIDE_MAX(h->end, h->name + h->name_len), need), 8);
+	uint64_t last = h->size - h->name_len;
+
+	*to = behind;
+	if (h->name == 0 || h->name >= need)
+		return STAYS;
+	if (tide_range_is_within(behind, h->name_len, h->size))
+		return COPIED;
+	*to = last;
+	return h->size == SECTOR && last >= TIDE_MAX(need, h->end) ? SHIFTED : NO_ROOM;
+}
+
+static int move_name(const struct tide_qcow2 *q, struct head *h, uint64_t need, struct tide_error *err)
+{
+	uint64_t to;
+
+	switch (plan_move(h, need, &to)) {
+	case COPIED:
+		return copy_name(q, h, to, err) < 0 ? -1 : read_head(q, h, err);
+	case SHIFTED:
+		return shift_name(q, h, to, err) < 0 ? -1 : read_head(q, h, err);
+	default:
+		return 0;
+	}
+}
+
+/* ---- the switch ---- */
+
+/* The extensions that stay, from the header's end on in `sector`; *end is behind them, or beyond the sector. */
+static void put_others(const struct head *h, uint8_t *sector, uint64_t *end)
+{
+	uint64_t n;
+	uint32_t type;
+
+	*end = h->length;
+	for (uint64_t off = h->length; (n = extension(h, off, &type)) > 0; off += n) {
+		if (type == TIDE_QCOW2_EXT_BITMAPS || type == TIDE_QCOW2_EXT_FEATURES)
+			continue;
+		if (*end + n <= SECTOR)
+			memcpy(sector + *end, h->data + off, n);
+		*end += n;
+	}
+}
+
+static int keep_names(const struct head *h, struct tide_qcow2_names *names, struct tide_error *err)
+{
+	uint64_t n;
+	uint32_t type;
+
+	for (uint64_t off = h->length; (n = extension(h, off, &type)) > 0; off += n) {
+		if (type != TIDE_QCOW2_EXT_FEATURES || names->data)
+			continue;
+		names->data = tide_mem_alloc(n, 1, err);
+		if (!names->data)
+			return -1;
+		memcpy(names->data, h->data + off, n);
+		names->len = n;
+	}
+	return 0;
+}
+
+/* Where the extensions will end; *others is where those that stay do. */
+static int check_room(const struct head *h, const struct tide_qcow2_extension *to, uint8_t *sector, uint64_t *others,
+                      uint64_t *end, struct tide_error *err)
+{
+	uint64_t unused;
+
+	put_others(h, sector, others);
+	*end = *others + (to->n ? padded(BITMAPS_BYTES) : 0) + EXTENSION_HEAD;
+	if (*end > SECTOR)
+		return refuse_room(*end - h->length, h->length < SECTOR ? SECTOR - h->length : 0, err);
+	if (plan_move(h, *end, &unused) == NO_ROOM)
+		return refuse_room(*end - h->length, h->name - h->length, err);
+	return 0;
+}
+
+static int plan_sector(const struct tide_qcow2 *q, struct head *h, const struct tide_qcow2_extension *to,
+                       struct tide_driver_switch *sw, struct tide_qcow2_names *names, struct tide_error *err)
+{
+	uint8_t sector[SECTOR];
+	uint64_t flags, at, end;
+
+	if (check_room(h, to, sector, &at, &end, err) < 0 || move_name(q, h, end, err) < 0 ||
+	    keep_names(h, names, err) < 0)
+		return -1;
+	memcpy(sector, h->data, h->length);
+	flags = tide_get_be64(sector + TIDE_QCOW2_AT_AUTOCLEAR) & ~(uint64_t)TIDE_QCOW2_AUTOCLEAR_BITMAPS;
+	tide_put_be64(sector + TIDE_QCOW2_AT_AUTOCLEAR, flags | (to->n ? TIDE_QCOW2_AUTOCLEAR_BITMAPS : 0));
+	if (to->n) {
+		tide_put_be32(sector + at, TIDE_QCOW2_EXT_BITMAPS);
+		tide_put_be32(sector + at + 4, BITMAPS_BYTES);
+		put_bitmaps(sector + at + EXTENSION_HEAD, to);
+	}
+	names->at = end - EXTENSION_HEAD;
+	memset(sector + names->at, 0, EXTENSION_HEAD);
+	sw->offset = TIDE_QCOW2_AT_AUTOCLEAR;
+	sw->len = end - sw->offset;
+	memcpy(sw->before, h->data + sw->offset, sw->len);
+	memcpy(sw->after, sector + sw->offset, sw->len);
+	return 0;
+}
+
+/* No bitmaps before and after: nothing is to be done.  Old and new ones: the extension may be changed where it is. */
+enum way { NOTHING, IN_PLACE, WHOLE_SECTOR };
+
+static enum way choose(const struct tide_qcow2 *q, const struct head *h, const struct tide_qcow2_extension *to)
+{
+	uint64_t last = h->bitmaps + BITMAPS_BYTES - 1;
+
+	if (to->n == 0 && h->n_bitmaps == 0)
+		return NOTHING;
+	if (to->n && q->n_bitmaps && h->n_bitmaps == 1 && h->bitmaps / SECTOR == last / SECTOR)
+		return IN_PLACE;
+	return WHOLE_SECTOR;
+}
+
+int tide_qcow2_switch_check(const struct tide_qcow2 *q, const struct tide_qcow2_extension *to, struct tide_error *err)
+{
+	TIDE_AUTOFREE uint8_t *data = tide_mem_alloc(1, q->cluster_size, err);
+	struct head h = {.data = data};
+	uint8_t sector[SECTOR];
+	uint64_t at, end;
+
+	if (!data)
+		return -1;
+	if (q->header.version < 3) /* has no bitmaps, and gets none */
+		return 0;
+	if (read_head(q, &h, err) < 0)
+		return -1;
+	return choose(q, &h, to) == WHOLE_SECTOR ? check_room(&h, to, sector, &at, &end, err) : 0;
+}
+
+int tide_qcow2_switch_plan(struct tide_qcow2 *q, const struct tide_qcow2_extension *to, struct tide_driver_switch *sw,
+                           struct tide_qcow2_names *names, struct tide_error *err)
+{
+	TIDE_AUTOFREE uint8_t *data = tide_mem_alloc(1, q->cluster_size, err);
+	struct head h = {.data = data};
+	enum way way;
+
+	*sw = (struct tide_driver_switch){0};
+	if (!data)
+		return -1;
+	if (q->header.version < 3)
+		return 0;
+	if (read_head(q, &h, err) < 0)
+		return -1;
+	way = choose(q, &h, to);
+	if (way == WHOLE_SECTOR)
+		return plan_sector(q, &h, to, sw, names, err);
+	if (way == IN_PLACE) {
+		sw->offset = h.bitmaps;
+		sw->len = BITMAPS_BYTES;
+		memcpy(sw->before, data + sw->offset, sw->len);
+		put_bitmaps(sw->after, to);
+	}
+	return 0;
+}
+
+void tide_qcow2_switch_restore_names(struct tide_qcow2 *q, const struct tide_qcow2_names *names)
+{
+	TIDE_AUTOFREE uint8_t *buf = names->data ? tide_mem_alloc(1, names->len + EXTENSION_HEAD, NULL) : NULL;
+	TIDE_AUTOFREE uint8_t *data = tide_mem_alloc(1, q->cluster_size, NULL);
+	struct head h = {.data = data};
+	uint64_t limit;
+
+	if (!buf || !data || read_head(q, &h, NULL) < 0)
+		return;
+	limit = h.name ? h.name : h.size;
+	/* The end mark at `at`, the table over it, a new mark behind. */
+	if (h.end != names->at + EXTENSION_HEAD || h.end + names->len > limit)
+		return;
+	memcpy(buf, names->data, names->len);
+	if (tide_sysio_pwrite(q->fd, buf + EXTENSION_HEAD, names->len, names->at + EXTENSION_HEAD, NULL) < 0 ||
+	    tide_sysio_fdatasync(q->fd, NULL) < 0)
+		return;
+	tide_sysio_pwrite(q->fd, buf, EXTENSION_HEAD, names->at, NULL);
+}

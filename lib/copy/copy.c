@@ -1,0 +1,322 @@
+#include "copy.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <time.h>
+
+#include "copy_impl.h"
+#include "base/error.h"
+#include "base/range.h"
+#include "base/sysio.h"
+
+#define PIECE_MAX (UINT64_C(1) << 20)
+/* Compressed pieces are stored in order, and whoever is early waits: the less often, the better. */
+#define PACK_MAX (UINT64_C(4) << 20)
+#define BATCH_LEN (UINT64_C(2) << 20)
+#define NAP_NS    10000000u
+
+bool tide_copy_wait_turn(struct tide_copy_engine *e, uint64_t n)
+{
+	bool go;
+
+	pthread_mutex_lock(&e->work.lock);
+	while (e->turn != n && e->broken > n)
+		pthread_cond_wait(&e->turned, &e->work.lock);
+	go = e->turn == n;
+	pthread_mutex_unlock(&e->work.lock);
+	return go;
+}
+
+bool tide_copy_is_stopped(struct tide_copy *copy)
+{
+	return atomic_load_explicit(&copy->stop, memory_order_relaxed) || tide_event_is_cancelled(copy->sink);
+}
+
+/* The piece will not be stored, and none of those after it.  Lock held. */
+static void break_off(struct tide_copy_engine *e, uint64_t number)
+{
+	e->work.stop = true;
+	e->broken = TIDE_MIN(e->broken, number);
+	pthread_cond_broadcast(&e->turned);
+}
+
+bool tide_copy_throttle(struct tide_copy_engine *e, uint64_t number, uint64_t len)
+{
+	struct tide_copy *c = e->copy;
+	bool go;
+
+	pthread_mutex_lock(&e->work.lock);
+	for (;;) {
+		struct timespec nap = { 0, NAP_NS };
+		unsigned __int128 due = c->speed ? (unsigned __int128)e->issued * 1000000000u / c->speed : 0;
+
+		go = !e->work.stop && !tide_copy_is_stopped(c);
+		if (!go || tide_work_now_ns() - e->start_ns >= due)
+			break;
+		pthread_mutex_unlock(&e->work.lock);
+		nanosleep(&nap, NULL);
+		pthread_mutex_lock(&e->work.lock);
+	}
+	e->issued += len;
+	if (!go)
+		break_off(e, number);
+	pthread_mutex_unlock(&e->work.lock);
+	return go;
+}
+
+/* Lock held. */
+static bool take_piece(struct tide_copy_engine *e, uint64_t max, struct tide_copy_piece *p)
+{
+	/* Pieces end on multiples of the piece size, so that they stay aligned in the target. */
+	uint64_t end;
+
+	if (!tide_bitmap_next_dirty(e->plan, e->cursor, max, &p->off, &p->len))
+		return false;
+	end = tide_range_align_down(p->off, e->piece) + e->piece;
+	p->len = TIDE_MIN(p->len, end - p->off);
+	p->number = e->taken++;
+	e->cursor = p->off + p->len;
+	e->taken_bytes += p->len;
+	return true;
+}
+
+/* Nobody begins a new piece while somebody waits to try one again: the job is paused. */
+static void wait_paused(struct tide_copy_engine *e)
+{
+	pthread_mutex_lock(&e->retry_lock);
+	pthread_mutex_unlock(&e->retry_lock);
+}
+
+static bool take_batch(struct tide_copy_engine *e, struct tide_copy_batch *b)
+{
+	b->n = 0;
+	b->len = 0;
+	wait_paused(e);
+	pthread_mutex_lock(&e->work.lock);
+	while (!e->work.stop && b->n < e->batch && b->len < e->work.buf_size &&
+	       take_piece(e, e->work.buf_size - b->len, &b->piece[b->n]))
+		b->len += b->piece[b->n++].len;
+	pthread_mutex_unlock(&e->work.lock);
+	return b->n > 0;
+}
+
+/* Lock held. */
+static bool count_done(struct tide_copy_engine *e, const struct tide_copy_piece *p, struct tide_error *err)
+{
+	struct tide_copy *c = e->copy;
+
+	if (tide_bitmap_reset(c->todo, p->off, p->len, err) < 0)
+		return false;
+	c->offset = c->len - tide_bitmap_count(c->todo) * c->unit;
+	e->turn = p->number + 1;
+	pthread_cond_broadcast(&e->turned);
+	return true;
+}
+
+static void finish_piece(struct tide_copy_engine *e, const struct tide_copy_piece *p, bool ok, bool reading,
+                         struct tide_error *err)
+{
+	struct tide_copy *c = e->copy;
+
+	pthread_mutex_lock(&e->work.lock);
+	if (!ok || !count_done(e, p, err)) {
+		/* Cancelled, what went wrong on the way does not matter any more. */
+		if (!e->work.error.code && (ok || !tide_copy_is_stopped(c))) {
+			c->failed_reading = !ok && reading;
+			tide_work_fail(&e->work, err);
+		}
+		break_off(e, p->number);
+	}
+	tide_error_release(err);
+	pthread_mutex_unlock(&e->work.lock);
+}
+
+/* One asks at a time; who waited while another one's wait was answered tries again without asking. */
+static bool may_retry(struct tide_copy_engine *e, bool reading, unsigned tries, const struct tide_error *err)
+{
+	unsigned seen = atomic_load(&e->retries);
+	bool again = false;
+
+	if (!e->copy->retry)
+		return false;
+	pthread_mutex_lock(&e->retry_lock);
+	if (tries == 1 && seen != atomic_load(&e->retries))
+		again = true;
+	else if (!tide_copy_is_stopped(e->copy))
+		again = e->copy->retry(e->copy, reading, tries, err);
+	if (again)
+		atomic_fetch_add(&e->retries, 1);
+	pthread_mutex_unlock(&e->retry_lock);
+	return again;
+}
+
+static void do_piece(struct tide_copy_worker *w, const struct tide_copy_piece *p)
+{
+	struct tide_error err = TIDE_ERROR_INIT;
+	unsigned tries = 0;
+	bool reading;
+	int rc;
+
+	for (;;) {
+		reading = false;
+		rc = w->pack ? tide_copy_piece_pack(w, p->number, p->off, p->len, &reading, &err)
+		             : tide_copy_piece(w, p->off, p->len, &reading, &err);
+		if (rc >= 0 || !may_retry(w->e, reading, ++tries, &err))
+			break;
+		tide_error_release(&err);
+	}
+	if (rc <= 0)
+		finish_piece(w->e, p, rc == 0, reading, &err);
+}
+
+static void do_batch(struct tide_copy_worker *w, const struct tide_copy_batch *b)
+{
+	struct tide_error err = TIDE_ERROR_INIT;
+	bool done = w->batches && tide_copy_batch(w, b);
+
+	for (size_t i = 0; i < b->n && done; i++)
+		finish_piece(w->e, &b->piece[i], true, false, &err);
+	for (size_t i = 0; i < b->n && !done; i++) {
+		wait_paused(w->e);
+		if (!tide_copy_throttle(w->e, b->piece[i].number, 0)) /* one of them has ended the copy, or somebody else */
+			break;
+		do_piece(w, &b->piece[i]);
+	}
+}
+
+/* The first one to come sees what can be shared, for file systems do that one range at a time; the others wait. */
+static void share_first(struct tide_copy_engine *e)
+{
+	bool first;
+
+	pthread_mutex_lock(&e->work.lock);
+	first = !e->sharing;
+	e->sharing = true;
+	while (!first && !e->shared)
+		pthread_cond_wait(&e->turned, &e->work.lock);
+	pthread_mutex_unlock(&e->work.lock);
+	if (!first)
+		return;
+	tide_copy_share(e);
+	pthread_mutex_lock(&e->work.lock);
+	e->shared = true;
+	pthread_cond_broadcast(&e->turned);
+	pthread_mutex_unlock(&e->work.lock);
+}
+
+static void work(struct tide_work *work, uint8_t *buf)
+{
+	struct tide_copy_engine *e = (struct tide_copy_engine *)work;
+	struct tide_copy *c = e->copy;
+	struct tide_copy_worker w = { .e = e, .buf = buf };
+	struct tide_error err = TIDE_ERROR_INIT;
+	struct tide_copy_batch b;
+
+	share_first(e);
+	w.moves = !c->detect_zeroes && (c->way == TIDE_COPY_WAY_KERNEL ||
+	                                (c->way == TIDE_COPY_WAY_AUTO && tide_copy_way_is_remote(tide_image_fd(c->target))));
+	tide_copy_move_init(&w.mover, c->target, TIDE_COPY_WAY_KERNEL, c->target_reads_zero);
+	if (c->compress && !(w.pack = tide_copy_pack_new(c->target, e->piece, &err))) {
+		pthread_mutex_lock(&work->lock);
+		tide_work_fail(work, &err);
+		pthread_mutex_unlock(&work->lock);
+		tide_error_release(&err);
+		return;
+	}
+	w.batches = !c->compress && !w.moves && tide_image_is_file(c->target);
+	while (take_batch(e, &b) && tide_copy_throttle(e, b.piece[0].number, b.len)) {
+		tide_copy_ahead(e);
+		do_batch(&w, &b);
+	}
+	tide_copy_pack_free(w.pack);
+}
+
+/* Plain copies wait for the disk, compressed ones for processors. */
+static unsigned workers_most(const struct tide_copy *c)
+{
+	cpu_set_t set;
+	unsigned cpus = sched_getaffinity(0, sizeof(set), &set) == 0 ? (unsigned)CPU_COUNT(&set) : 1;
+	unsigned most = c->compress ? TIDE_MIN(TIDE_MAX(cpus + 2, TIDE_COPY_WORKERS), TIDE_WORK_MAX) : TIDE_COPY_WORKERS;
+
+	return c->workers ? TIDE_MIN(most, c->workers) : most;
+}
+
+/* Of compressed pieces; a worker has a buffer more for them, and several pieces to do. */
+static uint64_t pack_most(const struct tide_copy *c, unsigned workers)
+{
+	uint64_t most = tide_work_share_buffer(c->share, 2 * workers, PACK_MAX);
+
+	while (most > PIECE_MAX && c->len / most < 4 * workers)
+		most /= 2;
+	return most;
+}
+
+/* How much at once, by how many; before anything is taken out of what there is to do. */
+static void plan_pieces(struct tide_copy_engine *e, unsigned workers)
+{
+	const struct tide_copy *c = e->copy;
+	uint64_t most = tide_work_share_buffer(c->share, workers, BATCH_LEN);
+
+	e->piece = tide_copy_plan_piece(c, c->compress ? pack_most(c, workers) : TIDE_MIN(PIECE_MAX, most));
+	e->work.buf_size = e->batch > 1 && c->len >= TIDE_COPY_LARGE ? TIDE_MAX(most, e->piece) : e->piece;
+}
+
+static void plan_work(struct tide_copy_engine *e, unsigned workers)
+{
+	const struct tide_copy *c = e->copy;
+	uint64_t left = c->len - c->offset;
+
+	e->work.workers = (unsigned)TIDE_MIN(tide_range_div_up(left, e->piece), workers);
+	e->work.alone = left <= e->piece;
+	e->work.len = c->len;
+}
+
+int tide_copy_run(struct tide_copy *copy, struct tide_error *err)
+{
+	struct tide_copy_engine e = {
+		.workers_direct = copy->workers ? TIDE_MIN(copy->workers, TIDE_COPY_WORKERS_DIRECT) : TIDE_COPY_WORKERS_DIRECT,
+		.work = { .run = work, .share = copy->share, .sink = copy->sink, .device = copy->device, .offset = &copy->offset },
+		.copy = copy,
+		.align = TIDE_MAX(tide_image_info(copy->target)->cluster_size, 4096),
+		.batch = copy->speed || copy->compress ? 1 : TIDE_COPY_BATCH,
+		.start_ns = tide_work_now_ns(),
+		.broken = UINT64_MAX,
+	};
+	unsigned workers = workers_most(copy);
+	int rc;
+
+	copy->len = tide_bitmap_count(copy->todo) * copy->unit;
+	copy->offset = 0;
+	if (copy->len == 0)
+		return 0;
+	e.plan = tide_bitmap_copy(copy->todo, err);
+	if (!e.plan)
+		return -1;
+	e.brought = tide_bitmap_new(tide_bitmap_size(copy->todo), copy->unit, NULL);
+	tide_copy_get_begin(&e);
+	plan_pieces(&e, tide_copy_get_is_direct(&e) ? TIDE_MAX(workers, e.workers_direct) : workers);
+	tide_work_init(&e.work);
+	pthread_cond_init(&e.turned, NULL);
+	pthread_mutex_init(&e.retry_lock, NULL);
+	pthread_mutex_init(&e.place_lock, NULL);
+	tide_copy_put_begin(&e);
+	if (copy->target_reads_zero)
+		tide_copy_plan_skip_zeroes(&e);
+	plan_work(&e, workers);
+	rc = tide_work_run(&e.work, err);
+	tide_copy_put_end(&e);
+	tide_copy_get_end(&e);
+	pthread_mutex_destroy(&e.place_lock);
+	pthread_mutex_destroy(&e.retry_lock);
+	pthread_cond_destroy(&e.turned);
+	tide_bitmap_free(e.plan);
+	tide_bitmap_free(e.brought);
+	copy->cancelled = tide_copy_is_stopped(copy) && copy->offset < copy->len;
+	if (e.work.error.code)
+		rc = tide_error_move(err, &e.work.error);
+	else if (rc == 0 && copy->cancelled)
+		rc = tide_error_set(err, TIDE_E_CANCELLED, "Cancelled");
+	tide_work_release(&e.work);
+	return rc;
+}

@@ -1,0 +1,120 @@
+/*
+ * Scattered dirty granules cost a read each, but their clusters lie side by side in the target:
+ * one write, large enough for the disk to be busy with, takes all of a batch there.
+ *
+ * This is the way of data that is simply there.  Whatever is not so simple (zeroes, errors, places
+ * that are taken) is left to copy_piece.c, piece by piece, from the beginning.
+ */
+#include "copy_impl.h"
+#include "base/error.h"
+
+#define PLACES (2u * TIDE_COPY_BATCH)
+
+/* All of it into the worker's buffer, piece after piece. */
+static bool gather(struct tide_copy_worker *w, const struct tide_copy_batch *b)
+{
+	struct tide_image *source = w->e->copy->source;
+	uint8_t *buf = w->buf;
+
+	for (size_t i = 0; i < b->n; i++) {
+		const struct tide_copy_piece *p = &b->piece[i];
+
+		if (tide_copy_look(source, w->e->align, p->off, p->len, &w->stretch, NULL) < 0 || w->stretch.len != p->len ||
+		    tide_copy_get(w->e, &w->stretch, buf, NULL) < 0)
+			return false;
+		buf += p->len;
+	}
+	return true;
+}
+
+static void abort_from(struct tide_copy_worker *w, const struct tide_extent *place, size_t from, size_t n)
+{
+	while (n-- > from)
+		tide_image_write_abort(w->e->copy->target, &place[n]);
+}
+
+/* Places for all of it, in order; *n of them. */
+static bool find_places(struct tide_copy_worker *w, const struct tide_copy_batch *b, struct tide_extent *place, size_t *n)
+{
+	struct tide_image *target = w->e->copy->target;
+	bool found = true;
+
+	*n = 0;
+	pthread_mutex_lock(&w->e->place_lock);
+	for (size_t i = 0; i < b->n && found; i++) {
+		const struct tide_copy_piece *p = &b->piece[i];
+
+		for (uint64_t done = 0; done < p->len && found; done += place[(*n)++].len) {
+			found = *n < PLACES && tide_image_write_begin(target, p->off + done, p->len - done, &place[*n], NULL) == 0;
+			if (!found)
+				break;
+		}
+	}
+	if (!found)
+		abort_from(w, place, 0, *n);
+	pthread_mutex_unlock(&w->e->place_lock);
+	return found;
+}
+
+/* Places that lie one behind the other are written at once. */
+static bool fill_places(struct tide_copy_worker *w, const struct tide_extent *place, size_t n)
+{
+	const uint8_t *buf = w->buf;
+
+	for (size_t i = 0, k; i < n; i = k) {
+		uint64_t len = place[i].len;
+
+		for (k = i + 1; k < n && place[k].map_fd == place[i].map_fd && place[k].map_off == place[i].map_off + len; k++)
+			len += place[k].len;
+		if (tide_copy_put(w->e, place[i].map_fd, buf, len, place[i].map_off, NULL) < 0)
+			return false;
+		buf += len;
+	}
+	return true;
+}
+
+static bool has_zeroes(const struct tide_copy_worker *w, const struct tide_copy_batch *b)
+{
+	const uint8_t *buf = w->buf;
+
+	for (size_t i = 0; i < b->n; buf += b->piece[i++].len) {
+		if (tide_copy_has_zeroes(w, buf, b->piece[i].len))
+			return true;
+	}
+	return false;
+}
+
+static bool store_each(struct tide_copy_worker *w, const struct tide_copy_batch *b)
+{
+	const uint8_t *buf = w->buf;
+
+	for (size_t i = 0; i < b->n; buf += b->piece[i++].len) {
+		if (tide_copy_store(w, buf, b->piece[i].off, b->piece[i].len, NULL) < 0)
+			return false;
+	}
+	return true;
+}
+
+bool tide_copy_batch(struct tide_copy_worker *w, const struct tide_copy_batch *b)
+{
+	struct tide_extent place[PLACES];
+	size_t n;
+
+	if (!gather(w, b))
+		return false;
+	if (has_zeroes(w, b))
+		return store_each(w, b);
+	if (!find_places(w, b, place, &n))
+		return false;
+	if (!fill_places(w, place, n)) {
+		abort_from(w, place, 0, n);
+		return false;
+	}
+	for (size_t i = 0; i < n; i++) {
+		if (tide_image_write_commit(w->e->copy->target, &place[i], NULL) < 0) {
+			abort_from(w, place, i + 1, n);
+			return false;
+		}
+	}
+	return true;
+}

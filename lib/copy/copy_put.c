@@ -1,0 +1,115 @@
+/*
+ * How bytes get into the target's file.
+ *
+ * A large copy goes around the page cache (O_DIRECT): what is written once and not read again
+ * need not be copied there, found its place, and thrown out.  What is not aligned, and all
+ * of a small copy, goes through the cache; then writeback is started every few MiB, so that
+ * the sync at the end finds little to do, and what was sent on its way some time ago is
+ * given up, for a backup must not push out what others use.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+
+#include "copy_impl.h"
+#include "base/error.h"
+#include "base/sysio.h"
+
+#define ALIGN 4096u
+#define SEND  (UINT64_C(8) << 20)
+
+void tide_copy_put_begin(struct tide_copy_engine *e)
+{
+	const struct tide_copy *c = e->copy;
+
+	e->put = (struct tide_copy_put){
+		.direct = -1,
+		.fd = -1,
+		.wants_direct = c->way == TIDE_COPY_WAY_DIRECT || (c->way == TIDE_COPY_WAY_AUTO && c->len >= TIDE_COPY_LARGE),
+	};
+	pthread_mutex_init(&e->put.lock, NULL);
+}
+
+void tide_copy_put_end(struct tide_copy_engine *e)
+{
+	tide_sysio_close(e->put.direct);
+	pthread_mutex_destroy(&e->put.lock);
+}
+
+/* The same file, the first one that is written to, for direct writes; -1: there is none. */
+static int direct_fd(struct tide_copy_put *p, int fd)
+{
+	int direct;
+
+	pthread_mutex_lock(&p->lock);
+	if (p->wants_direct && p->fd < 0) {
+		p->fd = fd;
+		p->direct = tide_sysio_reopen(fd, O_WRONLY | O_DIRECT);
+	}
+	direct = p->wants_direct && p->fd == fd ? p->direct : -1;
+	pthread_mutex_unlock(&p->lock);
+	return direct;
+}
+
+/* 1: not in this way. */
+static int put_direct(struct tide_copy_put *p, int fd, const uint8_t *buf, uint64_t len, uint64_t off,
+                      struct tide_error *err)
+{
+	struct tide_error mine = TIDE_ERROR_INIT;
+	int direct = (off | len | (uintptr_t)buf) % ALIGN == 0 ? direct_fd(p, fd) : -1;
+
+	if (direct < 0)
+		return 1;
+	if (tide_sysio_pwrite(direct, buf, len, off, &mine) == 0)
+		return 0;
+	if (mine.sys != EINVAL)
+		return tide_error_move(err, &mine);
+	/* This file system, or its disk, wants something else aligned. */
+	tide_error_release(&mine);
+	pthread_mutex_lock(&p->lock);
+	p->wants_direct = false;
+	pthread_mutex_unlock(&p->lock);
+	return 1;
+}
+
+/* Hints: what they say about errors, the sync at the end says too. */
+static void wrote(struct tide_copy_put *p, int fd, uint64_t off, uint64_t len)
+{
+	struct tide_copy_sent now, old;
+
+	pthread_mutex_lock(&p->lock);
+	if (p->next.len && p->next.fd == fd) {
+		uint64_t end = TIDE_MAX(p->next.off + p->next.len, off + len);
+		p->next.off = TIDE_MIN(p->next.off, off);
+		p->next.len = end - p->next.off;
+	} else {
+		p->next = (struct tide_copy_sent){ fd, off, len };
+		p->gathered = 0;
+	}
+	p->gathered += len;
+	now = p->next;
+	if (p->gathered < SEND) {
+		pthread_mutex_unlock(&p->lock);
+		return;
+	}
+	p->next.len = 0;
+	old = p->sent[p->n_sent % TIDE_COPY_SENT];
+	p->sent[p->n_sent++ % TIDE_COPY_SENT] = now;
+	pthread_mutex_unlock(&p->lock);
+	sync_file_range(fd, (off_t)now.off, (off_t)now.len, SYNC_FILE_RANGE_WRITE);
+	if (old.len)
+		posix_fadvise(old.fd, (off_t)old.off, (off_t)old.len, POSIX_FADV_DONTNEED);
+}
+
+int tide_copy_put(struct tide_copy_engine *e, int fd, const uint8_t *buf, uint64_t len, uint64_t off,
+                  struct tide_error *err)
+{
+	int rc = put_direct(&e->put, fd, buf, len, off, err);
+
+	if (rc > 0) {
+		rc = tide_sysio_pwrite(fd, buf, len, off, err);
+		if (rc == 0)
+			wrote(&e->put, fd, off, len);
+	}
+	return rc < 0 ? tide_error_wrap(err, "'%s'", tide_image_path(e->copy->target)) : 0;
+}

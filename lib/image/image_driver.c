@@ -1,0 +1,118 @@
+#include "image_driver.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "base/mem.h"
+
+void tide_driver_bitmaps_free(struct tide_driver_bitmap *bitmaps, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		free(bitmaps[i].name);
+	free(bitmaps);
+}
+
+void tide_driver_info_release(struct tide_driver_info *info)
+{
+	free(info->backing);
+	free(info->backing_format);
+	free(info->data_file);
+	free(info->fingerprint);
+	for (size_t i = 0; i < info->n_features; i++) {
+		free(info->features[i].key);
+		free(info->features[i].text);
+	}
+	free(info->features);
+	tide_driver_bitmaps_free(info->bitmaps, info->n_bitmaps);
+	*info = (struct tide_driver_info){ 0 };
+}
+
+int tide_driver_info_add(struct tide_driver_info *info, const char *key, enum tide_feature_kind kind, uint64_t number,
+                         const char *text, struct tide_error *err)
+{
+	struct tide_feature *grown = tide_mem_realloc(info->features, info->n_features + 1, sizeof(*grown), err);
+	struct tide_feature f = { .kind = kind, .number = number };
+
+	if (!grown)
+		return -1;
+	info->features = grown;
+	f.key = tide_mem_strdup(key, err);
+	if (!f.key)
+		return -1;
+	if (text) {
+		f.text = tide_mem_strdup(text, err);
+		if (!f.text) {
+			free(f.key);
+			return -1;
+		}
+	}
+	info->features[info->n_features++] = f;
+	return 0;
+}
+
+/* Formats of which nobody may take an image for a raw disk: how their files begin. */
+static const struct {
+	const char *name;
+	unsigned off, len;
+	const char *magic;
+} foreign[] = {
+	{ "qcow", 0, 8, "QFI\xfb\0\0\0\1" },
+	{ "qed", 0, 4, "QED" },
+	{ "vmdk", 0, 4, "KDMV" },
+	{ "vmdk", 0, 4, "COWD" },
+	{ "vmdk", 0, 21, "# Disk DescriptorFile" },
+	{ "vdi", 64, 4, "\x7f\x10\xda\xbe" },
+	{ "vpc", 0, 8, "conectix" },
+	{ "vhdx", 0, 8, "vhdxfile" },
+	{ "luks", 0, 6, "LUKS\xba\xbe" },
+	{ "parallels", 0, 16, "WithoutFreeSpace" },
+	{ "parallels", 0, 16, "WithouFreSpacExt" },
+	{ "bochs", 0, 22, "Bochs Virtual HD Image" },
+	{ "cloop", 0, 23, "#!/bin/sh\n#V2.0 Format\n" },
+};
+
+const char *tide_driver_foreign(const uint8_t *head, size_t len)
+{
+	for (size_t i = 0; i < sizeof(foreign) / sizeof(*foreign); i++) {
+		if (len >= foreign[i].off + foreign[i].len && !memcmp(head + foreign[i].off, foreign[i].magic, foreign[i].len))
+			return foreign[i].name;
+	}
+	return NULL;
+}
+
+/* Copies up to the unescaped stop character, undoubling commas; returns where it stopped or NULL when dst is full. */
+static const char *take_word(const char *s, const char *stops, char *dst, size_t room)
+{
+	size_t n = 0;
+
+	while (*s) {
+		if (s[0] == ',' && s[1] == ',')
+			s++;
+		else if (strchr(stops, *s))
+			break;
+		if (n + 1 >= room)
+			return NULL;
+		dst[n++] = *s++;
+	}
+	dst[n] = '\0';
+	return s;
+}
+
+int tide_driver_next_setting(const char **settings, char key[64], char value[256], struct tide_error *err)
+{
+	const char *s = *settings;
+
+	if (!s || !*s)
+		return 0;
+	s = take_word(s, "=,", key, 64);
+	if (!s)
+		return tide_error_set(err, TIDE_E_REFUSED, "A setting's name is longer than 63 bytes in '%s'", *settings);
+	if (*s != '=' || !key[0])
+		return tide_error_set(err, TIDE_E_REFUSED, "Expected 'name=value' in '%s'", *settings);
+	s = take_word(s + 1, ",", value, 256);
+	if (!s)
+		return tide_error_set(err, TIDE_E_REFUSED, "The value of '%s' is longer than 255 bytes", key);
+	*settings = *s == ',' ? s + 1 : s;
+	return 1;
+}

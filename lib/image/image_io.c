@@ -1,0 +1,278 @@
+#include <inttypes.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "image_impl.h"
+#include "base/mem.h"
+#include "base/range.h"
+#include "base/sysio.h"
+
+int tide_image_check_write(const struct tide_image *image, struct tide_error *err)
+{
+	if (!(image->flags & TIDE_OPEN_WRITE) || (image->write_later && !image->write_locked))
+		return tide_error_set(err, TIDE_E_REFUSED, "The image is open for reading only");
+	return 0;
+}
+
+int tide_image_check_range(const struct tide_image *image, uint64_t off, uint64_t len, bool write, struct tide_error *err)
+{
+	if (!tide_range_is_within(off, len, image->info.size))
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "The range %" PRIu64 "+%" PRIu64 " does not lie within the disk of %" PRIu64 " bytes",
+		                      off, len, image->info.size);
+	return write ? tide_image_check_write(image, err) : 0;
+}
+
+int tide_image_extent_top(struct tide_image *image, uint64_t off, uint64_t len, struct tide_extent *out,
+                          struct tide_error *err)
+{
+	if (tide_image_check_range(image, off, len, false, err) < 0)
+		return -1;
+	if (image->driver->extent(image->state, off, len, out, err) < 0)
+		return tide_error_wrap(err, "'%s'", image->path);
+	out->depth = 0;
+	return 0;
+}
+
+/* The extent at off, and the image of the chain that holds it; *owner NULL: none, it reads as zeroes. */
+static int find_extent(struct tide_image *image, uint64_t off, uint64_t len, struct tide_extent *out,
+                       struct tide_image **owner, struct tide_error *err)
+{
+	unsigned depth = 0;
+
+	*owner = NULL;
+	for (; image; image = image->backing, depth++) {
+		if (off >= image->info.size) /* an overlay may be larger than its backing image */
+			break;
+		len = TIDE_MIN(len, image->info.size - off);
+		if (image->driver->extent(image->state, off, len, out, err) < 0)
+			return tide_error_wrap(err, "'%s'", image->path);
+		out->depth = depth;
+		len = out->len;
+		if (out->kind != TIDE_EXTENT_HOLE) {
+			*owner = image;
+			return 0;
+		}
+	}
+	*out = (struct tide_extent){ .off = off, .len = len, .kind = TIDE_EXTENT_HOLE, .depth = depth ? depth - 1 : 0 };
+	return 0;
+}
+
+int tide_image_extent(struct tide_image *image, uint64_t off, uint64_t len, struct tide_extent *out,
+                      struct tide_error *err)
+{
+	struct tide_image *owner;
+
+	if (tide_image_check_range(image, off, len, false, err) < 0)
+		return -1;
+	return find_extent(image, off, len, out, &owner, err);
+}
+
+static int read_extent(struct tide_image *owner, const struct tide_extent *e, uint8_t *buf, struct tide_error *err)
+{
+	int rc;
+
+	if (!owner || e->kind != TIDE_EXTENT_DATA) {
+		memset(buf, 0, e->len);
+		return 0;
+	}
+	if (e->mapped)
+		rc = tide_sysio_pread(e->map_fd, buf, e->len, e->map_off, true, err);
+	else
+		rc = owner->driver->read(owner->state, buf, e->off, e->len, err);
+	return rc < 0 ? tide_error_wrap(err, "'%s'", owner->path) : 0;
+}
+
+int tide_image_read(struct tide_image *image, void *buf, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	uint8_t *p = buf;
+
+	if (off <= image->info.size && len > image->info.size - off) {
+		uint64_t within = image->info.size - off;
+
+		memset(p + within, 0, len - within);
+		len = within;
+	}
+	if (tide_image_check_range(image, off, len, false, err) < 0)
+		return -1;
+	while (len) {
+		struct tide_image *owner;
+		struct tide_extent e;
+
+		if (find_extent(image, off, len, &e, &owner, err) < 0 || read_extent(owner, &e, p, err) < 0)
+			return -1;
+		p += e.len;
+		off += e.len;
+		len -= e.len;
+	}
+	return 0;
+}
+
+int tide_image_write_begin(struct tide_image *image, uint64_t off, uint64_t len, struct tide_extent *place,
+                           struct tide_error *err)
+{
+	int rc;
+
+	if (tide_image_check_range(image, off, len, true, err) < 0)
+		return -1;
+	if (image->driver->write)
+		return 1;
+	rc = image->driver->write_begin(image->state, off, len, place, err);
+	return rc < 0 ? tide_error_wrap(err, "'%s'", image->path) : rc;
+}
+
+int tide_image_write_commit(struct tide_image *image, const struct tide_extent *place, struct tide_error *err)
+{
+	if (image->driver->write_commit(image->state, place, err) < 0)
+		return tide_error_wrap(err, "'%s'", image->path);
+	return 0;
+}
+
+void tide_image_write_abort(struct tide_image *image, const struct tide_extent *place)
+{
+	image->driver->write_abort(image->state, place);
+}
+
+static int write_place(struct tide_image *image, const struct tide_extent *place, const void *buf,
+                       struct tide_error *err)
+{
+	if (tide_sysio_pwrite(place->map_fd, buf, place->len, place->map_off, err) < 0) {
+		tide_image_write_abort(image, place);
+		return tide_error_wrap(err, "'%s'", image->path);
+	}
+	return tide_image_write_commit(image, place, err);
+}
+
+static int write_whole(struct tide_image *image, const uint8_t *buf, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	while (len) {
+		struct tide_extent place;
+		int rc = tide_image_write_begin(image, off, len, &place, err);
+
+		if (rc > 0)
+			return tide_error_set(err, TIDE_E_CORRUPT, "'%s': whole clusters at %" PRIu64 " cannot be written",
+			                      image->path, off);
+		if (rc < 0 || write_place(image, &place, buf, err) < 0)
+			return -1;
+		buf += place.len;
+		off += place.len;
+		len -= place.len;
+	}
+	return 0;
+}
+
+/* Writes a part of the cluster at off by rewriting all of it; *done is how many bytes of the request that took. */
+static int write_part(struct tide_image *image, const void *buf, uint64_t off, uint64_t len, uint64_t *done,
+                      struct tide_error *err)
+{
+	uint64_t cluster = image->info.cluster_size;
+	uint64_t start = tide_range_align_down(off, cluster);
+	uint64_t whole = TIDE_MIN(cluster, image->info.size - start);
+	TIDE_AUTOFREE uint8_t *bounce = tide_mem_aligned(4096, cluster, err);
+
+	if (!bounce)
+		return -1;
+	*done = TIDE_MIN(len, start + whole - off);
+	if (tide_image_read(image, bounce, start, whole, err) < 0)
+		return -1;
+	memcpy(bounce + (off - start), buf, *done);
+	return write_whole(image, bounce, start, whole, err);
+}
+
+int tide_image_write(struct tide_image *image, const void *buf, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	const uint8_t *p = buf;
+
+	if (tide_image_check_range(image, off, len, true, err) < 0)
+		return -1;
+	if (image->driver->write && image->driver->write(image->state, buf, off, len, err) < 0)
+		return tide_error_wrap(err, "'%s'", image->path);
+	while (len && !image->driver->write) {
+		struct tide_extent place = { .len = 0 };
+		uint64_t done = 0;
+		int rc = tide_image_write_begin(image, off, len, &place, err);
+
+		if (rc == 0) {
+			rc = write_place(image, &place, p, err);
+			done = place.len;
+		} else if (rc > 0) {
+			rc = write_part(image, p, off, len, &done, err);
+		}
+		if (rc < 0)
+			return -1;
+		p += done;
+		off += done;
+		len -= done;
+	}
+	return 0;
+}
+
+/* Zeroes a part of one cluster by writing zero bytes, where it does not read as zeroes already. */
+static int zero_part(struct tide_image *image, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	TIDE_AUTOFREE uint8_t *zeroes = NULL;
+	struct tide_image *owner;
+	struct tide_extent e;
+
+	if (len == 0)
+		return 0;
+	if (find_extent(image, off, len, &e, &owner, err) < 0)
+		return -1;
+	if (e.kind != TIDE_EXTENT_DATA && e.len == len)
+		return 0;
+	zeroes = tide_mem_alloc(len, 1, err);
+	return zeroes ? tide_image_write(image, zeroes, off, len, err) : -1;
+}
+
+/* The whole clusters of a range: [*start, *end); empty when there is none. */
+static void whole_clusters(const struct tide_image *image, uint64_t off, uint64_t len, uint64_t *start, uint64_t *end)
+{
+	uint64_t cluster = TIDE_MAX(image->info.cluster_size, 1);
+
+	*start = tide_range_align_up(off, cluster);
+	*end = off + len == image->info.size ? off + len : tide_range_align_down(off + len, cluster);
+	if (*start > *end)
+		*start = *end = off + len;
+}
+
+int tide_image_zero(struct tide_image *image, uint64_t off, uint64_t len, bool may_unmap, struct tide_error *err)
+{
+	uint64_t start, end;
+	int rc;
+
+	if (tide_image_check_range(image, off, len, true, err) < 0)
+		return -1;
+	if (len == 0)
+		return 0;
+	whole_clusters(image, off, len, &start, &end);
+	if (zero_part(image, off, TIDE_MIN(start, off + len) - off, err) < 0)
+		return -1;
+	if (start < end) {
+		rc = image->driver->zero(image->state, start, end - start, may_unmap, err);
+		if (rc > 0)
+			return tide_error_set(err, TIDE_E_CORRUPT, "'%s': whole clusters at %" PRIu64 " cannot be zeroed",
+			                      image->path, start);
+		if (rc < 0)
+			return tide_error_wrap(err, "'%s'", image->path);
+	}
+	return zero_part(image, end, off + len - end, err);
+}
+
+bool tide_image_can_zero_fast(const struct tide_image *image, bool may_unmap)
+{
+	return image->driver->can_zero_fast && image->driver->can_zero_fast(image->state, may_unmap);
+}
+
+int tide_image_discard(struct tide_image *image, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	uint64_t start, end;
+
+	if (tide_image_check_range(image, off, len, true, err) < 0)
+		return -1;
+	if (len == 0)
+		return 0;
+	if (image->driver->discard)
+		return image->driver->discard(image->state, off, len, err) < 0 ? tide_error_wrap(err, "'%s'", image->path) : 0;
+	whole_clusters(image, off, len, &start, &end);
+	return start < end ? tide_image_zero(image, start, end - start, true, err) : 0;
+}

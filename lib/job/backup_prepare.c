@@ -1,0 +1,384 @@
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "backup_job.h"
+#include "base/error.h"
+#include "base/lock.h"
+#include "base/mem.h"
+#include "node/node_inside.h"
+#include "base/range.h"
+
+#define UNIT_MIN 65536u
+#define NODE_NAME_MAX 31
+
+static const char *const sync_names[] = {
+	[TIDE_SYNC_FULL] = "full",     [TIDE_SYNC_TOP] = "top",   [TIDE_SYNC_INCREMENTAL] = "incremental",
+	[TIDE_SYNC_BITMAP] = "bitmap", [TIDE_SYNC_NONE] = "none", [TIDE_SYNC_AUTO] = "auto",
+};
+
+/* ---- arguments --------------------------------------------------------------------- */
+
+/* QEMU's checks, in its order (blockdev.c, do_backup_common); *entry is the bitmap, if any. */
+static int check_bitmap_args(struct tide_backup_job *job, const struct tide_backup *args,
+                             struct tide_sidecar_bitmap **entry, struct tide_error *err)
+{
+	bool wants = job->sync == TIDE_SYNC_INCREMENTAL || job->sync == TIDE_SYNC_BITMAP;
+	const char *sync = sync_names[job->sync];
+	unsigned flags = job->bitmap_mode == TIDE_BITMAP_MODE_NEVER ? 0 : TIDE_BITMAP_WILL_WRITE;
+
+	if (wants && !args->bitmap)
+		return tide_error_set(err, TIDE_E_REFUSED, "must provide a valid bitmap name for '%s' sync mode", sync);
+	if (job->sync == TIDE_SYNC_INCREMENTAL && job->bitmap_mode != TIDE_BITMAP_MODE_UNSET &&
+	    job->bitmap_mode != TIDE_BITMAP_MODE_ON_SUCCESS)
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "Bitmap sync mode must be 'on-success' when using sync mode 'incremental'");
+	if (job->sync == TIDE_SYNC_INCREMENTAL)
+		job->bitmap_mode = TIDE_BITMAP_MODE_ON_SUCCESS;
+	if (!args->bitmap) {
+		if (job->bitmap_mode != TIDE_BITMAP_MODE_UNSET)
+			return tide_error_set(err, TIDE_E_REFUSED, "Cannot specify bitmap sync mode without a bitmap");
+		return 0;
+	}
+	if (!tide_node_has(job->node, args->bitmap))
+		return tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' could not be found", args->bitmap);
+	if (job->bitmap_mode == TIDE_BITMAP_MODE_UNSET)
+		return tide_error_set(err, TIDE_E_REFUSED, "Bitmap sync mode must be given when providing a bitmap");
+	if (job->fresh)
+		flags |= TIDE_BITMAP_ALLOW_INCONSISTENT;
+	*entry = tide_node_find_usable(job->node, args->bitmap, flags, err);
+	if (!*entry)
+		return -1;
+	if (job->sync == TIDE_SYNC_NONE)
+		return tide_error_set(err, TIDE_E_REFUSED, "sync mode 'none' does not produce meaningful bitmap outputs");
+	if (job->bitmap_mode == TIDE_BITMAP_MODE_NEVER && !wants)
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "Bitmap sync mode 'never' has no meaningful effect when combined with sync mode '%s'",
+		                      sync);
+	return 0;
+}
+
+/* onto: the id of the drive that is the target, or "". */
+static int check_supported(const struct tide_backup_job *job, const struct tide_backup *args, const char *onto,
+                           struct tide_error *err)
+{
+	if (job->sync == TIDE_SYNC_NONE) {
+		tide_error_set(err, TIDE_E_REFUSED, "sync mode 'none' copies what a running guest overwrites: an image "
+		                                    "without one has nothing to copy");
+		return tide_error_hint(err, "use full, top or incremental");
+	}
+	if (args->compress && !tide_image_can_compress(job->target.image))
+		return tide_error_set(err, TIDE_E_REFUSED, "Compression is not supported for this drive %s", onto);
+	return 0;
+}
+
+/* QEMU's id_wellformed: a letter, then letters, digits, '-', '.' and '_'. */
+static bool is_id(const char *id)
+{
+	const char *letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+
+	return *id && strchr(letters, *id) && !id[1 + strspn(id + 1, "abcdefghijklmnopqrstuvwxyz"
+	                                                              "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")];
+}
+
+/* What QEMU says once all else is right. */
+static int check_job(const struct tide_backup_job *job, const struct tide_backup *args, struct tide_error *err)
+{
+	if (args->job_id && !is_id(job->id)) {
+		tide_error_set(err, TIDE_E_REFUSED, "Invalid job ID '%s'", job->id);
+		return tide_error_hint(err, "a letter, then letters, digits, '-', '.', '_'");
+	}
+	if (args->speed <= INT64_MAX)
+		return 0;
+	tide_event_job_status(job->sink, job->id, "created");
+	tide_event_job_status(job->sink, job->id, "null");
+	return tide_error_set(err, TIDE_E_REFUSED, "Parameter 'speed' expects a non-negative value");
+}
+
+int tide_backup_check_node_name(const char *name, struct tide_error *err)
+{
+	if (!is_id(name))
+		return tide_error_set(err, TIDE_E_REFUSED, "Invalid node-name: '%s'", name);
+	if (strlen(name) > NODE_NAME_MAX)
+		return tide_error_set(err, TIDE_E_REFUSED, "Node name too long");
+	return 0;
+}
+
+/* ---- the target -------------------------------------------------------------------- */
+
+static const char *probe_backing(const char *path, const char *name, struct tide_error *err)
+{
+	TIDE_AUTOIMAGE struct tide_image *image = NULL;
+	TIDE_AUTOFREE char *where = tide_image_resolve(path, name, err);
+	struct tide_image_options options = { .path = where, .force_share = true, .no_backing = true };
+
+	if (!where)
+		return NULL;
+	if (tide_image_open(&options, &image, err) < 0) {
+		tide_error_wrap(err, "Could not open backing file");
+		return NULL;
+	}
+	if (strcmp(tide_image_format(image), "raw"))
+		return tide_image_find_driver(tide_image_format(image))->name;
+	tide_error_set(err, TIDE_E_REFUSED, "The format of the backing image '%s' cannot be told from its content", name);
+	tide_error_hint(err, "say it: --backing '%s',format=raw", name);
+	return NULL;
+}
+
+/* The place where this image's bitmaps are, or would be, kept is no target. */
+static int check_not_sidecar(const struct tide_backup_job *job, const char *target, struct tide_error *err)
+{
+	TIDE_AUTOFREE char *name = NULL;
+	TIDE_AUTOFREE char *where = NULL;
+
+	if (!job->node->sidecar_path)
+		return 0;
+	name = tide_target_name_from(job->node->sidecar_path, target, err);
+	where = name ? tide_image_resolve(job->node->sidecar_path, name, err) : NULL;
+	if (!where)
+		return -1;
+	if (!strcmp(where, job->node->sidecar_path))
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "Could not create '%s': it is where the bitmaps of the source are kept", target);
+	return 0;
+}
+
+static int create_target(struct tide_backup_job *job, const struct tide_backup *args, struct tide_error *err)
+{
+	struct tide_image *source = job->node->image;
+	const struct tide_driver_info *info = tide_image_info(source);
+	struct tide_driver_create create = {
+		.size = tide_image_exact_size(source), .allow = job->node->allow, .settings = args->settings,
+	};
+	const char *own = tide_image_is_file(source) ? tide_image_format(source) : "raw";
+	const char *format = args->format ? args->format : own;
+	TIDE_AUTOFREE char *backing = NULL;
+
+	if (job->node->sidecar_path && check_not_sidecar(job, args->target, err) < 0)
+		return -1;
+	/* QEMU gives such a target the source for a backing image. */
+	if (job->sync == TIDE_SYNC_NONE && !strcmp(format, "raw"))
+		return tide_error_set(err, TIDE_E_REFUSED, "Backing file not supported for file format 'raw'");
+	if (args->backing) {
+		backing = tide_target_backing_name(args->target, args->backing, err);
+		if (!backing)
+			return -1;
+		create.backing_format =
+			args->backing_format ? args->backing_format : probe_backing(args->target, backing, err);
+		if (!create.backing_format)
+			return -1;
+	} else if (job->sync == TIDE_SYNC_TOP && tide_image_backing(source)) {
+		backing = tide_target_name_from(args->target, tide_image_path(tide_image_backing(source)), err);
+		if (!backing)
+			return -1;
+		create.backing_format = info->backing_format;
+	}
+	create.backing = backing;
+	if (tide_target_create(&job->target, args->target, format, &create, source, false, err) < 0)
+		return -1;
+	tide_target_warn_outside(&job->target, job->sink, args->target);
+	/* A target that something else may be chained under, or that stays when it is not whole, must say where zeroes are. */
+	job->copy.target_reads_zero = !strcmp(format, "raw") || (!backing && job->sync == TIDE_SYNC_FULL &&
+	                                                          job->bitmap_mode != TIDE_BITMAP_MODE_ALWAYS);
+	return 0;
+}
+
+static int open_target(struct tide_backup_job *job, const struct tide_backup *args, struct tide_error *err)
+{
+	const char *format = args->format;
+
+	if (args->mode == TIDE_MODE_ABSOLUTE_PATHS)
+		return create_target(job, args, err);
+	if (args->backing)
+		return tide_error_set(err, TIDE_E_REFUSED, "A backing image can be given to a new target only, not with "
+		                                           "mode 'existing'");
+	if (args->settings)
+		return tide_error_set(err, TIDE_E_REFUSED, "Settings of the format can be given to a new target only, not "
+		                                           "with mode 'existing'");
+	if (tide_target_bitmaps_find(&job->bitmaps, args->target, job->onto ? job->onto->sidecar : NULL, err) < 0 ||
+	    tide_target_bitmaps_format(&job->bitmaps, args->target, &format, err) < 0 ||
+	    tide_target_open(&job->target, args->target, format, job->node->allow, &job->sink->cancelled, err) < 0)
+		return -1;
+	return tide_target_bitmaps_check(&job->bitmaps, args->target, err);
+}
+
+/* Sizes are compared as QEMU sees them: in sectors. */
+static int check_sizes(const struct tide_backup_job *job, struct tide_error *err)
+{
+	uint64_t source = tide_range_align_up(tide_image_size(job->node->image), 512);
+	uint64_t target = tide_range_align_up(tide_image_size(job->target.image), 512);
+
+	if (source != target)
+		return tide_error_set(err, TIDE_E_REFUSED, "Source and target image have different sizes");
+	return 0;
+}
+
+/* ---- the plan ---------------------------------------------------------------------- */
+
+static struct tide_bitmap *plan_top(const struct tide_backup_job *job, struct tide_error *err)
+{
+	uint64_t size = tide_image_size(job->node->image);
+	TIDE_AUTOBITMAP struct tide_bitmap *own = tide_bitmap_new(size, job->copy.unit, err);
+	struct tide_extent x;
+
+	if (!own)
+		return NULL;
+	for (uint64_t off = 0; off < size; off += x.len) {
+		if (tide_image_extent_top(job->node->image, off, size - off, &x, err) < 0)
+			return NULL;
+		if (x.kind != TIDE_EXTENT_HOLE && tide_bitmap_set(own, off, x.len, err) < 0)
+			return NULL;
+	}
+	return tide_copy_plan(tide_image_size(job->target.image), job->copy.unit, own, err);
+}
+
+static int plan(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry, struct tide_error *err)
+{
+	uint64_t size = tide_image_size(job->target.image);
+	struct tide_bitmap *dirty = NULL;
+
+	job->copy.unit = TIDE_MAX(UNIT_MIN, tide_image_info(job->target.image)->cluster_size);
+	if (job->sync == TIDE_SYNC_TOP) {
+		job->copy.todo = plan_top(job, err);
+	} else if (job->sync == TIDE_SYNC_FULL) {
+		job->copy.todo = tide_copy_plan(size, job->copy.unit, NULL, err);
+	} else {
+		dirty = tide_node_bitmap(job->node, entry, err);
+		if (!dirty)
+			return -1;
+		job->copy.todo = tide_copy_plan(size, job->copy.unit, dirty, err);
+	}
+	if (!job->copy.todo)
+		return -1;
+	job->copy.len = tide_bitmap_count(job->copy.todo) * job->copy.unit;
+	return 0;
+}
+
+static int take_token(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry, const char *group,
+                      struct tide_error *err)
+{
+	int fd = tide_image_fd(job->node->image);
+
+	if (entry->inside) {
+		job->is_inside = true;
+		job->token = tide_node_inside_token(entry->name);
+		return tide_node_inside_hold(job->node, entry, err);
+	}
+	if (group && !(entry->group = tide_mem_strdup(group, err)))
+		return -1;
+	if (tide_lock_token_new(&job->token, err) < 0 || tide_lock_token_hold(fd, job->token, err) < 0)
+		return -1;
+	entry->token = job->token;
+	job->node->dirty = true;
+	return 0;
+}
+
+static int remember_older(struct tide_backup_job *job, const struct tide_sidecar *store, struct tide_error *err)
+{
+	job->older = tide_mem_alloc(store->n + 1, sizeof(*job->older), err);
+	if (!job->older)
+		return -1;
+	for (size_t i = 0; i < store->n; i++) {
+		job->older[i] = tide_mem_strdup(store->items[i]->name, err);
+		if (!job->older[i])
+			return -1;
+		job->n_older++;
+	}
+	return 0;
+}
+
+/* Busy, with a successor that records from now on. */
+static int freeze(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry, const char *group,
+                  struct tide_error *err)
+{
+	struct tide_sidecar_bitmap *successor =
+		tide_sidecar_bitmap_new(NULL, tide_image_size(job->node->image), entry->granularity, err);
+
+	if (!successor)
+		return -1;
+	successor->enabled = entry->enabled || job->fresh;
+	if (take_token(job, entry, group, err) < 0) {
+		tide_sidecar_bitmap_free(successor);
+		return -1;
+	}
+	entry->successor = successor;
+	return remember_older(job, entry->inside ? job->node->inside : job->node->sc, err);
+}
+
+/* x-perf, which makes no difference here, but has its rules. */
+static int check_perf(const struct tide_backup *args, struct tide_error *err)
+{
+	if (args->has_max_workers && (args->max_workers < 1 || args->max_workers > INT_MAX))
+		return tide_error_set(err, TIDE_E_REFUSED, "max-workers must be between 1 and %d", INT_MAX);
+	if (args->has_max_chunk && args->max_chunk < 0)
+		return tide_error_set(err, TIDE_E_REFUSED, "max-chunk must be zero (which means no limit) or positive");
+	return 0;
+}
+
+static int check_chunk(const struct tide_backup_job *job, const struct tide_backup *args, struct tide_error *err)
+{
+	long long unit = (long long)TIDE_MAX(UNIT_MIN, tide_image_info(job->target.image)->cluster_size);
+
+	if (args->max_chunk > 0 && args->max_chunk < unit)
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "Required max-chunk (%lld) is less than backup cluster size (%lld)",
+		                      (long long)args->max_chunk, unit);
+	return 0;
+}
+
+static int prepare(struct tide_backup_job *job, const struct tide_backup *args, const char *onto, const char *group,
+                   struct tide_error *err)
+{
+	struct tide_sidecar_bitmap *entry = NULL;
+
+	if (job->node->job)
+		return tide_error_set(err, TIDE_E_REFUSED, "Node '%s' is busy: block device is in use by block job: backup",
+		                      job->node->id);
+	if (open_target(job, args, err) < 0 || check_bitmap_args(job, args, &entry, err) < 0 ||
+	    check_supported(job, args, onto, err) < 0 || check_perf(args, err) < 0 || check_sizes(job, err) < 0 ||
+	    check_chunk(job, args, err) < 0 || check_job(job, args, err) < 0)
+		return -1;
+	if (tide_copy_way_wanted(&job->copy.way, err) < 0 || plan(job, entry, err) < 0)
+		return -1;
+	/* What cannot be changed needs no settling. */
+	return entry && !tide_node_is_foreign(job->node, entry) ? freeze(job, entry, group, err) : 0;
+}
+
+int tide_backup_prepare(struct tide_node *node, const struct tide_backup *args, struct tide_node *onto, const char *group,
+                        struct tide_sink *sink, struct tide_backup_job **out, struct tide_error *err)
+{
+	struct tide_backup_job *job = tide_mem_alloc(1, sizeof(*job), err);
+
+	if (!job)
+		return -1;
+	job->target = (struct tide_target)TIDE_TARGET_INIT;
+	job->node = node;
+	job->onto = onto;
+	job->sink = sink;
+	job->sync = args->sync;
+	job->bitmap_mode = args->bitmap_mode;
+	job->fresh = args->fresh && args->sync == TIDE_SYNC_FULL && args->bitmap_mode == TIDE_BITMAP_MODE_ON_SUCCESS;
+	job->on_source_error = args->on_source_error;
+	job->on_target_error = args->on_target_error;
+	job->retry_after = args->retry_after;
+	job->copy.sink = sink;
+	job->copy.speed = args->speed;
+	job->copy.workers = args->has_max_workers ? (unsigned)TIDE_MIN(args->max_workers, INT_MAX) : 0;
+	job->copy.compress = args->compress;
+	job->copy.detect_zeroes = args->detect_zeroes;
+	job->copy.piece_max = args->max_chunk > 0 ? (uint64_t)args->max_chunk : 0;
+	job->copy.retry = tide_backup_retry;
+	atomic_init(&job->copy.stop, false);
+	job->id = tide_mem_strdup(args->job_id ? args->job_id : node->id, err);
+	if (job->id && args->bitmap)
+		job->bitmap = tide_mem_strdup(args->bitmap, err);
+	if (!job->id || (args->bitmap && !job->bitmap) || prepare(job, args, onto ? onto->id : "", group, err) < 0) {
+		tide_backup_free(job);
+		return -1;
+	}
+	job->copy.device = job->id;
+	job->copy.source = node->image;
+	job->copy.target = job->target.image;
+	*out = job;
+	return 0;
+}

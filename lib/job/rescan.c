@@ -1,0 +1,70 @@
+#include "rescan.h"
+
+#include <string.h>
+
+#include "image/compare.h"
+#include "base/error.h"
+
+static int open_other(const struct tide_bitmap_rescan *args, unsigned allow, struct tide_sink *sink,
+                      struct tide_image **other, struct tide_error *err)
+{
+	struct tide_image_options options = { .path = args->against, .format = args->against_format, .allow = allow,
+		                            .cancel = &sink->cancelled };
+
+	if (tide_image_open(&options, other, err) < 0)
+		return -1;
+	if (args->against_format || strcmp(tide_image_format(*other), "raw"))
+		return 0;
+	/* Else what a guest writes into its disk could make a raw backup of it another image. */
+	tide_error_set(err, TIDE_E_REFUSED, "The format of '%s' cannot be told from its content", args->against);
+	return tide_error_hint(err, "if it is a raw image, say so: --against-format raw");
+}
+
+/* What reads through to the disk itself is the same everywhere, and no backup of it. */
+static int check_apart(const struct tide_image *image, struct tide_image *other, const char *name,
+                       struct tide_error *err)
+{
+	if (tide_image_is_same_file(image, other))
+		return tide_error_set(err, TIDE_E_REFUSED, "'%s' is the image itself: nothing could differ", name);
+	while ((other = tide_image_backing(other))) {
+		if (tide_image_is_same_file(image, other))
+			return tide_error_set(err, TIDE_E_REFUSED,
+			                      "'%s' is chained on the image itself: what it does not hold could not differ",
+			                      name);
+	}
+	return 0;
+}
+
+static int set_dirty(struct tide_compare *compare, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	return tide_bitmap_set(compare->data, off, len, err);
+}
+
+int tide_rescan_run(struct tide_node *node, const struct tide_bitmap_rescan *args, uint64_t granularity,
+                    struct tide_sink *sink, struct tide_bitmap **out, struct tide_error *err)
+{
+	uint64_t size = tide_image_size(node->image);
+	TIDE_AUTOBITMAP struct tide_bitmap *dirty = tide_bitmap_new(size, granularity, err);
+	TIDE_AUTOIMAGE struct tide_image *other = NULL;
+	struct tide_compare compare = {
+		.a = node->image,
+		.end = size,
+		.unit = granularity,
+		.device = node->id,
+		.sink = sink,
+		.differs = set_dirty,
+		.data = dirty,
+	};
+
+	if (!dirty || open_other(args, node->allow, sink, &other, err) < 0 || check_apart(node->image, other, args->against, err) < 0)
+		return -1;
+	compare.b = other;
+	if (tide_compare_run(&compare, err) < 0 || tide_image_check_unchanged(node->image, err) < 0 ||
+	    tide_image_check_unchanged(other, err) < 0)
+		return -1;
+	if (args->differing)
+		*args->differing = compare.differing;
+	*out = dirty;
+	dirty = NULL;
+	return 0;
+}

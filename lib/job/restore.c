@@ -1,0 +1,289 @@
+#include "restore.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include "image/compare.h"
+#include "copy/copy.h"
+#include "base/error.h"
+#include "base/mem.h"
+#include "base/range.h"
+#include "target.h"
+#include "target_bitmaps.h"
+
+#define UNIT_MIN 65536u
+
+struct tide_restore {
+	struct tide_node *node;
+	struct tide_sink *sink;
+	struct tide_target target;
+	struct tide_copy copy;
+	uint64_t *written;
+	/* Of a target that is there: */
+	bool existing, is_device; /* is_device: or like one, an export */
+	bool is_uri;
+	bool blindly; /* written without reading it first */
+	struct tide_target_bitmaps bitmaps;
+};
+
+/* ---- a new target ------------------------------------------------------------------ */
+
+static int create_target(struct tide_restore *restore, const struct tide_chain_restore *args, struct tide_error *err)
+{
+	struct tide_image *source = restore->node->image;
+	struct tide_driver_create create = { .size = tide_image_exact_size(source), .settings = args->settings };
+
+	if (tide_target_create(&restore->target, args->target, args->format ? args->format : "raw", &create, source,
+	                       !args->overwrite, err) < 0)
+		return -1;
+	if (args->compress && !tide_image_can_compress(restore->target.image))
+		return tide_error_set(err, TIDE_E_REFUSED, "Compression is not supported for this drive ");
+	restore->copy.compress = args->compress;
+	restore->copy.target_reads_zero = true;
+	return 0;
+}
+
+/* ---- one that is there ------------------------------------------------------------- */
+
+static bool is_same(const struct stat *a, const struct stat *b)
+{
+	if (S_ISBLK(a->st_mode) && S_ISBLK(b->st_mode))
+		return a->st_rdev == b->st_rdev;
+	return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
+}
+
+/* A loop device is as good as the file behind it. */
+static void look_behind(struct stat *st)
+{
+	char name[64], path[PATH_MAX];
+	struct stat behind;
+	ssize_t n;
+	int fd;
+
+	if (!S_ISBLK(st->st_mode))
+		return;
+	snprintf(name, sizeof(name), "/sys/dev/block/%u:%u/loop/backing_file", major(st->st_rdev), minor(st->st_rdev));
+	fd = open(name, O_RDONLY | O_CLOEXEC);
+	n = fd < 0 ? -1 : read(fd, path, sizeof(path));
+	tide_sysio_close(fd);
+	if (n <= 1 || n == sizeof(path))
+		return;
+	path[n - 1] = '\0'; /* in place of the newline */
+	if (stat(path, &behind) == 0)
+		*st = behind;
+}
+
+/* Before its lock refuses it for a reason that is harder to understand. */
+static int check_apart(const struct tide_restore *restore, const char *path, struct stat target, struct tide_error *err)
+{
+	look_behind(&target);
+	for (struct tide_image *link = restore->node->image; link; link = tide_image_backing(link)) {
+		struct stat st;
+
+		if (!tide_image_is_file(link) || restore->is_uri) {
+			if (!tide_image_is_file(link) && restore->is_uri && !strcmp(tide_image_path(link), path))
+				return tide_error_set(err, TIDE_E_REFUSED, "'%s' is an image of the chain itself", path);
+			continue;
+		}
+		if (fstat(tide_image_fd(link), &st) < 0)
+			return tide_error_set_sys(err, errno, "Could not look at '%s'", tide_image_path(link));
+		look_behind(&st);
+		if (is_same(&st, &target))
+			return tide_error_set(err, TIDE_E_REFUSED, "'%s' is an image of the chain itself", path);
+	}
+	return 0;
+}
+
+/* Without a format, given or pinned, a target that begins like an image is not taken for raw in silence. */
+static int open_existing(struct tide_restore *restore, const struct tide_chain_restore *args, struct tide_error *err)
+{
+	const char *format = args->format;
+
+	if (tide_target_bitmaps_format(&restore->bitmaps, args->target, &format, err) < 0 ||
+	    tide_target_open(&restore->target, args->target, format, restore->node->allow, &restore->sink->cancelled, err) < 0)
+		return -1;
+	if (format || restore->is_uri || !strcmp(tide_image_format(restore->target.image), "raw"))
+		return 0;
+	tide_error_set(err, TIDE_E_REFUSED, "'%s' looks like an image of format '%s', and its format was not given",
+	               args->target, tide_image_format(restore->target.image));
+	return tide_error_hint(err, "-F qcow2 restores to the disk in it, -F raw over it");
+}
+
+static int check_size(const struct tide_restore *restore, const char *path, struct tide_error *err)
+{
+	uint64_t need = tide_image_exact_size(restore->node->image), have = tide_image_size(restore->target.image);
+	bool is_rounded = tide_image_info(restore->target.image)->cluster_size != 0;
+	bool is_raw_device = restore->is_device && !is_rounded;
+
+	if (have == need || (is_rounded && have == tide_range_align_up(need, 512)))
+		return 0;
+	if (is_raw_device && have > need) {
+		tide_event_warning(restore->sink, path,
+		                   "the %s has %" PRIu64 " bytes: those beyond the disk's %" PRIu64 " are left alone",
+		                   restore->is_uri ? "export" : "device", have, need);
+		return 0;
+	}
+	tide_error_set(err, TIDE_E_REFUSED, "'%s' has a size of %" PRIu64 " bytes, the disk to restore %" PRIu64, path, have,
+	               need);
+	return tide_error_hint(err, restore->is_uri ? "an export has to be as large as the disk, or larger"
+	                            : restore->is_device ? "a device has to be as large as the disk, or larger"
+	                                               : "resize it, or replace it with --overwrite");
+}
+
+/* A device that is mounted, or part of another one, must not change under its user. */
+static int claim_device(struct tide_restore *restore, const char *path, struct tide_error *err)
+{
+	if (!restore->is_device || restore->is_uri)
+		return 0;
+	restore->target.old_fd = tide_sysio_open(path, O_RDONLY | O_EXCL, err);
+	return restore->target.old_fd < 0 ? -1 : 0;
+}
+
+static int use_target(struct tide_restore *restore, const struct tide_chain_restore *args, const struct stat *st,
+                      struct tide_error *err)
+{
+	restore->existing = true;
+	restore->is_device = restore->is_uri || S_ISBLK(st->st_mode);
+	restore->blindly = !args->in_place;
+	if (!restore->is_device && !S_ISREG(st->st_mode))
+		return tide_error_set(err, TIDE_E_REFUSED, "'%s' is neither a regular file nor a block device", args->target);
+	if (restore->blindly && !restore->is_uri && args->format && strcmp(args->format, "raw"))
+		return tide_error_set(err, TIDE_E_REFUSED, "Could not create '%s': a new image on a block device is raw",
+		                      args->target);
+	if (check_apart(restore, args->target, *st, err) < 0 || claim_device(restore, args->target, err) < 0 ||
+	    tide_target_bitmaps_find(&restore->bitmaps, args->target, NULL, err) < 0 || open_existing(restore, args, err) < 0)
+		return -1;
+	return check_size(restore, args->target, err) < 0 ? -1 : tide_target_bitmaps_check(&restore->bitmaps, args->target, err);
+}
+
+/* ---- preparing --------------------------------------------------------------------- */
+
+static int find_target(struct tide_restore *restore, const struct tide_chain_restore *args, struct tide_error *err)
+{
+	bool is_uri = restore->is_uri = tide_image_is_uri(args->target);
+	struct stat st = { 0 };
+	bool is_there = is_uri || stat(args->target, &st) == 0;
+
+	if (args->in_place && args->overwrite)
+		return tide_error_set(err, TIDE_E_USAGE, "A target is either replaced or written in place");
+	if (!args->in_place && !(args->overwrite && is_there && (is_uri || S_ISBLK(st.st_mode)))) {
+		if (args->overwrite && is_there && check_apart(restore, args->target, st, err) < 0)
+			return -1;
+		return create_target(restore, args, err);
+	}
+	if (args->compress || args->settings)
+		return tide_error_set(err, TIDE_E_REFUSED, "Only a new target can be compressed or made with settings");
+	if (is_there)
+		return use_target(restore, args, &st, err);
+	tide_error_set_sys(err, errno, "Could not open '%s'", args->target);
+	return tide_error_hint(err, "without --in-place it is created");
+}
+
+static int prepare(struct tide_restore *restore, const struct tide_chain_restore *args, struct tide_error *err)
+{
+	struct tide_image *source = restore->node->image;
+	struct tide_copy *copy = &restore->copy;
+	uint64_t size;
+
+	if (tide_copy_way_wanted(&copy->way, err) < 0 || find_target(restore, args, err) < 0)
+		return -1;
+	copy->source = source;
+	copy->target = restore->target.image;
+	copy->unit = TIDE_MAX(UNIT_MIN, tide_image_info(copy->target)->cluster_size);
+	copy->device = restore->node->id;
+	size = restore->is_device ? TIDE_MIN(tide_image_exact_size(source), tide_image_size(copy->target))
+	                          : tide_image_size(copy->target);
+	if (restore->existing && !restore->blindly)
+		copy->todo = tide_bitmap_new(size, copy->unit, err);
+	else
+		copy->todo = tide_copy_plan(size, copy->unit, NULL, err);
+	return copy->todo ? 0 : -1;
+}
+
+int tide_restore_prepare(struct tide_node *node, const struct tide_chain_restore *args, struct tide_sink *sink,
+                         struct tide_restore **out, struct tide_error *err)
+{
+	struct tide_restore *restore = tide_mem_alloc(1, sizeof(*restore), err);
+
+	if (!restore)
+		return -1;
+	restore->node = node;
+	restore->sink = restore->copy.sink = sink;
+	restore->written = args->written;
+	restore->target = (struct tide_target)TIDE_TARGET_INIT;
+	if (prepare(restore, args, err) < 0) {
+		tide_restore_free(restore);
+		return -1;
+	}
+	*out = restore;
+	return 0;
+}
+
+void tide_restore_free(struct tide_restore *restore)
+{
+	if (!restore)
+		return;
+	tide_bitmap_free(restore->copy.todo);
+	tide_target_release(&restore->target);
+	tide_target_bitmaps_release(&restore->bitmaps);
+	free(restore);
+}
+
+/* ---- running ----------------------------------------------------------------------- */
+
+static int note_difference(struct tide_compare *compare, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	return tide_bitmap_set(compare->data, off, len, err);
+}
+
+static int find_differences(struct tide_restore *restore, struct tide_error *err)
+{
+	struct tide_copy *copy = &restore->copy;
+	struct tide_compare compare = {
+		.a = copy->source,
+		.b = copy->target,
+		.end = tide_bitmap_size(copy->todo),
+		.unit = copy->unit,
+		.device = copy->device,
+		.sink = copy->sink,
+		.differs = note_difference,
+		.data = copy->todo,
+	};
+
+	if (tide_compare_run(&compare, err) < 0)
+		return -1;
+	if (restore->written)
+		*restore->written = compare.differing;
+	return tide_image_check_unchanged(copy->source, err);
+}
+
+static int run_existing(struct tide_restore *restore, struct tide_error *err)
+{
+	if (!restore->blindly && find_differences(restore, err) < 0)
+		return -1;
+	if (tide_bitmap_count(restore->copy.todo) == 0)
+		return 0;
+	if (tide_target_bitmaps_distrust(&restore->bitmaps, restore->copy.target, "a restore", restore->sink, err) < 0)
+		return -1;
+	if (tide_copy_run(&restore->copy, err) == 0 && tide_image_check_unchanged(restore->node->image, err) == 0 &&
+	    tide_target_commit(&restore->target, err) == 0)
+		return 0;
+	return tide_error_wrap(err, "'%s' is partly written now", tide_image_path(restore->target.image));
+}
+
+int tide_restore_run(struct tide_restore *restore, struct tide_error *err)
+{
+	if (restore->existing)
+		return run_existing(restore, err);
+	if (tide_copy_run(&restore->copy, err) < 0 || tide_image_check_unchanged(restore->node->image, err) < 0)
+		return -1;
+	return tide_target_commit(&restore->target, err);
+}

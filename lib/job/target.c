@@ -1,0 +1,350 @@
+#include "target.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "image/fingerprint.h"
+#include "base/lock.h"
+#include "base/mem.h"
+#include "store/sidecar.h"
+
+/* Where the name leads, absolute, also when it is a symbolic link; the name itself when its directory is not there. */
+static char *final_path(const char *path, struct tide_error *err)
+{
+	const char *slash = strrchr(path, '/');
+	TIDE_AUTOFREE char *dir = NULL;
+	char *real;
+
+	if (tide_sysio_real_path(path, &real, err) < 0)
+		return NULL;
+	if (real)
+		return real;
+	if (*path && tide_sysio_real_dir(path, &dir, err) < 0)
+		return NULL;
+	if (!dir)
+		return tide_mem_strdup(path, err);
+	return tide_mem_printf(err, "%s%s%s", dir, strcmp(dir, "/") ? "/" : "", slash ? slash + 1 : path);
+}
+
+/* An image's bitmaps are not to be lost to a mistyped name. */
+static int check_no_sidecar(int fd, const char *path, struct tide_error *err)
+{
+	uint8_t head[8] = { 0 };
+
+	if (tide_sysio_pread(fd, head, sizeof(head), 0, true, err) < 0)
+		return -1;
+	if (tide_sidecar_is_one(head, sizeof(head)))
+		return tide_error_set(err, TIDE_E_REFUSED, "Could not create '%s': what stands there holds an image's bitmaps",
+		                      path);
+	return 0;
+}
+
+static int lock_old(struct tide_target *target, const char *path, bool exclusive, struct tide_error *err)
+{
+	struct stat st;
+
+	if (stat(path, &st) < 0) {
+		/* Nothing to replace: what has come there by the end is somebody else's. */
+		if (lstat(path, &st) < 0)
+			target->exclusive = true;
+		return 0;
+	}
+	if (exclusive) {
+		tide_error_set_sys(err, EEXIST, "Could not create '%s'", path);
+		return tide_error_hint(err, "it was left as it is; give another name, replace it with --overwrite, or write "
+		                            "what differs into it with --in-place");
+	}
+	if (!S_ISREG(st.st_mode))
+		return tide_error_set(err, TIDE_E_REFUSED, "Could not create '%s': it is there and no regular file", path);
+	target->old_fd = tide_sysio_open(path, O_RDONLY, err);
+	if (target->old_fd < 0 || check_no_sidecar(target->old_fd, path, err) < 0)
+		return -1;
+	return tide_lock_acquire(target->old_fd, TIDE_LOCK_WRITE_HELD, TIDE_LOCK_WRITE_UNSHARED, path, err);
+}
+
+static int copy_owner(int fd, const struct tide_image *like, struct tide_error *err)
+{
+	struct stat st;
+
+	if (fstat(tide_image_fd(like), &st) < 0)
+		return tide_error_set_sys(err, errno, "Could not look at '%s'", tide_image_path(like));
+	if (!S_ISREG(st.st_mode))
+		return 0;
+	if (fchown(fd, st.st_uid, st.st_gid) < 0 && errno != EPERM)
+		return tide_error_set_sys(err, errno, "Could not set the owner of the new image");
+	if (fchmod(fd, st.st_mode & 0666) < 0)
+		return tide_error_set_sys(err, errno, "Could not set the mode of the new image");
+	return 0;
+}
+
+/* What open(2) with 0666 would give; the umask can only be read by setting it, or from here. */
+static mode_t default_mode(void)
+{
+	char text[4096], *field;
+	int fd = open("/proc/self/status", O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+
+	if (fd >= 0)
+		close(fd);
+	text[n > 0 ? n : 0] = '\0';
+	field = strstr(text, "\nUmask:");
+	return field ? 0666 & ~(mode_t)strtoul(field + 7, NULL, 8) : 0600;
+}
+
+/* The value of a setting, 256 bytes; 1 when it is given. */
+static int find_setting(const char *settings, const char *wanted, char *value, struct tide_error *err)
+{
+	char key[64], text[256];
+	int rc, found = 0;
+
+	while ((rc = tide_driver_next_setting(&settings, key, text, err)) > 0) {
+		if (!strcmp(key, wanted)) {
+			memcpy(value, text, sizeof(text));
+			found = 1;
+		}
+	}
+	return rc < 0 ? -1 : found;
+}
+
+/* An external data file comes into being with its image.  What stands under its name may be another image's disk. */
+static int begin_data_file(struct tide_target *target, const struct tide_image_driver *driver, const char *path,
+                           const char *settings, struct tide_error *err)
+{
+	char name[256];
+	TIDE_AUTOFREE char *found = NULL;
+	TIDE_AUTOFREE char *where = NULL;
+	struct stat st;
+	int rc = driver->set_data_file ? find_setting(settings, "data_file", name, err) : 0;
+
+	if (rc <= 0)
+		return rc;
+	if (!*name)
+		return tide_error_set_sys(err, ENOENT, "Could not create ''");
+	found = tide_image_find_data_file(path, name, TIDE_ALLOW_ANY, err);
+	where = found ? final_path(found, err) : NULL;
+	if (!where)
+		return -1;
+	if (!strcmp(where, path))
+		return tide_error_set(err, TIDE_E_REFUSED, "The image and its data file cannot be the same file, '%s'", path);
+	if (lstat(where, &st) == 0) {
+		tide_error_set_sys(err, EEXIST, "Could not create '%s'", where);
+		return tide_error_hint(err, "it was left as it is; give another name for the data file, or remove it");
+	}
+	return tide_staged_begin(&target->data, where, default_mode(), err);
+}
+
+/* So that it can be told later whether the backing image is still that.  Whoever cannot read it will be told soon. */
+static bool take_fingerprint(const char *path, const struct tide_driver_create *options, struct tide_fingerprint *fp)
+{
+	TIDE_AUTOFREE char *where = options->backing ? tide_image_resolve(path, options->backing, NULL) : NULL;
+	struct tide_image_options open = { .path = where, .format = options->backing_format, .allow = options->allow };
+	TIDE_AUTOIMAGE struct tide_image *backing = NULL;
+
+	if (!where || !open.format || tide_image_open(&open, &backing, NULL) < 0)
+		return false;
+	return tide_fingerprint_take(backing, fp, NULL) == 0;
+}
+
+/* Only what is there can be written through a server. */
+static int check_can_create(const char *path, const char *format, const struct tide_image_driver *driver, bool exclusive,
+                            struct tide_error *err)
+{
+	if (!driver)
+		return tide_error_set(err, TIDE_E_REFUSED, "Unknown file format '%s'", format);
+	if (tide_image_is_uri(path)) {
+		tide_error_set(err, TIDE_E_REFUSED, "Could not create '%s': an NBD export cannot be created, only written", path);
+		return tide_error_hint(err, "%s", exclusive ? "--in-place writes what differs into it, --overwrite all of it"
+		                                            : "write into the export that is there with --mode existing");
+	}
+	if (driver->create)
+		return 0;
+	return tide_error_set(err, TIDE_E_REFUSED, "Format driver '%s' does not support image creation", format);
+}
+
+int tide_target_create(struct tide_target *target, const char *path, const char *format,
+                       const struct tide_driver_create *options, const struct tide_image *like, bool exclusive,
+                       struct tide_error *err)
+{
+	const struct tide_image_driver *driver = tide_image_find_driver(format);
+	TIDE_AUTOFREE char *final = final_path(path, err);
+	struct tide_driver_create full = *options;
+	struct tide_fingerprint fingerprint;
+
+	if (!final)
+		return -1;
+	if (like && !tide_image_is_file(like))
+		like = NULL;
+	if (check_can_create(path, format, driver, exclusive, err) < 0)
+		return -1;
+	if (options->backing && !driver->has_backing)
+		return tide_error_set(err, TIDE_E_REFUSED, "Backing file not supported for file format '%s'", format);
+	target->exclusive = exclusive;
+	if (lock_old(target, final, exclusive, err) < 0 ||
+	    begin_data_file(target, driver, final, options->settings, err) < 0 ||
+	    tide_staged_begin(&target->staged, final, like ? 0600 : default_mode(), err) < 0)
+		return -1;
+	if (like && copy_owner(target->staged.fd, like, err) < 0)
+		return -1;
+	if (take_fingerprint(final, options, &fingerprint))
+		full.fingerprint = &fingerprint;
+	if (tide_image_create(target->staged.fd, target->data.fd, final, driver, &full, &target->image, err) < 0)
+		return err && err->sys && !options->backing ? tide_error_wrap(err, "Could not create '%s'", path) : -1;
+	return 0;
+}
+
+int tide_target_open(struct tide_target *target, const char *path, const char *format, unsigned allow,
+                     const atomic_bool *cancel, struct tide_error *err)
+{
+	struct tide_image_options options = {
+		.path = path, .format = format, .write = true, .allow = allow, .cancel = cancel,
+	};
+
+	if (format && !tide_image_find_driver(format))
+		return tide_error_set(err, TIDE_E_REFUSED, "Unknown file format '%s'", format);
+	target->existing = true;
+	return tide_image_open(&options, &target->image, err);
+}
+
+/* Still what stood under the name at the start?  Another job may have finished there meanwhile. */
+static int check_name(const struct tide_target *target, struct tide_error *err)
+{
+	struct stat old, now;
+	bool taken = lstat(target->staged.path, &now) == 0;
+
+	if (target->old_fd < 0 ? !(target->exclusive && taken)
+	                       : fstat(target->old_fd, &old) == 0 && (!taken || (old.st_dev == now.st_dev && old.st_ino == now.st_ino)))
+		return 0;
+	tide_error_set_sys(err, EEXIST, "Could not create '%s'", target->staged.path);
+	return tide_error_hint(err, "another program made it meanwhile, and it was left as it is; give another name");
+}
+
+int tide_target_stage(struct tide_target *target, struct tide_error *err)
+{
+	if (tide_image_flush(target->image, err) < 0)
+		return -1;
+	if (target->existing)
+		return 0;
+	if (check_name(target, err) < 0)
+		return -1;
+	if (target->data.fd < 0)
+		return tide_staged_sync(&target->staged, err);
+	/* The name may have been taken meanwhile, and once a group has decided there is no other. */
+	if (access(target->data.path, F_OK) == 0)
+		return tide_error_set_sys(err, EEXIST, "Could not create '%s'", target->data.path);
+	if (tide_staged_sync(&target->data, err) < 0)
+		return -1;
+	return tide_staged_sync(&target->staged, err);
+}
+
+int tide_target_add_to_record(const struct tide_target *target, struct tide_record *record, struct tide_error *err)
+{
+	const struct tide_staged *const files[] = { &target->data, &target->staged };
+
+	for (size_t i = 0; i < TIDE_ARRAY_SIZE(files); i++) {
+		if (files[i]->tmp && tide_record_add(record, files[i]->tmp, files[i]->path, err) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+void tide_target_recorded(struct tide_target *target)
+{
+	target->staged.kept = target->data.kept = true;
+}
+
+static int name_data_file(struct tide_target *target, struct tide_error *err)
+{
+	return target->data.fd >= 0 ? tide_staged_commit(&target->data, true, err) : 0;
+}
+
+/* The data file first: it may be there without its image, but not the other way round. */
+int tide_target_name(struct tide_target *target, struct tide_error *err)
+{
+	if (target->existing)
+		return 0;
+	return name_data_file(target, err) < 0 ? -1 : tide_staged_commit(&target->staged, target->exclusive, err);
+}
+
+int tide_target_commit(struct tide_target *target, struct tide_error *err)
+{
+	if (tide_image_flush(target->image, err) < 0)
+		return -1;
+	if (target->existing)
+		return 0;
+	if (check_name(target, err) < 0 || name_data_file(target, err) < 0)
+		return -1;
+	if (tide_staged_commit(&target->staged, target->exclusive, err) == 0)
+		return 0;
+	if (target->data.fd >= 0)
+		unlink(target->data.path);
+	return -1;
+}
+
+bool tide_target_collides(const struct tide_target *a, const struct tide_target *b)
+{
+	const char *const mine[] = { a->staged.path, a->data.path }, *const theirs[] = { b->staged.path, b->data.path };
+
+	for (size_t i = 0; i < 4; i++) {
+		if (mine[i / 2] && theirs[i % 2] && !strcmp(mine[i / 2], theirs[i % 2]))
+			return true;
+	}
+	return false;
+}
+
+void tide_target_release(struct tide_target *target)
+{
+	tide_image_close(target->image);
+	tide_staged_release(&target->staged);
+	tide_staged_release(&target->data);
+	tide_sysio_close(target->old_fd);
+	*target = (struct tide_target)TIDE_TARGET_INIT;
+}
+
+void tide_target_warn_outside(const struct tide_target *target, struct tide_sink *sink, const char *path)
+{
+	if (tide_image_is_backing_outside(target->image))
+		tide_event_warning(sink, path,
+		                   "its backing image '%s' lies outside its directory: commands that open it need "
+		                   "--allow-backing=outside",
+		                   tide_image_info(target->image)->backing);
+}
+
+char *tide_target_name_from(const char *path, const char *file, struct tide_error *err)
+{
+	TIDE_AUTOFREE char *real = NULL;
+	TIDE_AUTOFREE char *file_dir = NULL;
+	TIDE_AUTOFREE char *target_dir = NULL;
+
+	if (tide_sysio_real_path(file, &real, err) < 0 || (real && tide_sysio_real_dir(real, &file_dir, err) < 0) ||
+	    tide_sysio_real_dir(path, &target_dir, err) < 0)
+		return NULL;
+	if (file_dir && target_dir && !strcmp(file_dir, target_dir))
+		return tide_mem_strdup(strrchr(real, '/') + 1, err);
+	return tide_mem_strdup(real ? real : file, err);
+}
+
+char *tide_target_backing_name(const char *path, const char *backing, struct tide_error *err)
+{
+	TIDE_AUTOFREE char *beside = tide_image_resolve(path, backing, err);
+	struct stat a, b;
+	bool have_a, have_b;
+
+	if (!beside)
+		return NULL;
+	have_a = stat(beside, &a) == 0;
+	have_b = stat(backing, &b) == 0;
+	if (have_a && have_b && (a.st_dev != b.st_dev || a.st_ino != b.st_ino)) {
+		tide_error_set(err, TIDE_E_REFUSED, "The backing image '%s' could be '%s' or the one in the current directory",
+		               backing, beside);
+		tide_error_hint(err, "say which with an absolute path");
+		return NULL;
+	}
+	if (have_a || !have_b)
+		return tide_mem_strdup(backing, err);
+	return tide_target_name_from(path, backing, err);
+}

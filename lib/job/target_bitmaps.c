@@ -1,0 +1,106 @@
+#include "target_bitmaps.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/error.h"
+#include "base/mem.h"
+#include "store/store.h"
+
+int tide_target_bitmaps_find(struct tide_target_bitmaps *tb, const char *path, const char *override,
+                             struct tide_error *err)
+{
+	bool is_uri = tide_image_is_uri(path), nameless;
+	TIDE_AUTOFREE char *real = is_uri ? NULL : realpath(path, NULL);
+	struct stat st;
+
+	if (is_uri ? !override : !real || stat(real, &st) < 0)
+		return 0;
+	tb->is_device = is_uri || S_ISBLK(st.st_mode);
+	/* A device without a lasting name has no usual place for bitmaps. */
+	tb->sidecar = tide_store_path(real, override, &nameless, tb->is_device && !override ? NULL : err);
+	return tb->sidecar || (tb->is_device && !override) ? 0 : -1;
+}
+
+int tide_target_bitmaps_format(const struct tide_target_bitmaps *tb, const char *path, const char **format,
+                               struct tide_error *err)
+{
+	const struct tide_image_driver *pinned;
+	struct tide_sidecar *sc = NULL;
+	int rc = 0;
+
+	if (!tb->sidecar || tide_store_load(tb->sidecar, &sc, err) < 0)
+		return tb->sidecar ? -1 : 0;
+	if (!sc)
+		return 0;
+	pinned = tide_image_find_driver(sc->format);
+	if (!pinned) {
+		rc = tide_error_set(err, TIDE_E_REFUSED, "Unknown file format '%s'", sc->format);
+	} else if (*format && strcmp(*format, pinned->name)) {
+		tide_error_set(err, TIDE_E_REFUSED, "The format of '%s' is pinned as '%s', not '%s'", path, pinned->name, *format);
+		rc = tide_error_hint(err, "it was pinned in '%s' when the first bitmap was added", tb->sidecar);
+	} else {
+		*format = pinned->name;
+	}
+	tide_sidecar_free(sc);
+	return rc;
+}
+
+int tide_target_bitmaps_check(const struct tide_target_bitmaps *tb, const char *path, struct tide_error *err)
+{
+	struct tide_sidecar *sc = NULL;
+	int rc = 0;
+
+	if (!tb->is_device || !tb->sidecar)
+		return 0;
+	if (tide_store_load(tb->sidecar, &sc, err) < 0)
+		return -1;
+	for (size_t i = 0; sc && i < sc->n && rc == 0; i++) {
+		const struct tide_sidecar_bitmap *entry = sc->items[i];
+
+		if (!entry->token && !entry->enabled)
+			continue;
+		rc = tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' of '%s' would not record what is written over it",
+		                    entry->name, path);
+		tide_error_hint(err, "disable it before, with bitmap-disable, and make it right again after, with bitmap-rescan");
+	}
+	tide_sidecar_free(sc);
+	return rc;
+}
+
+/* Durably: after a power loss the file's time alone might not tell. */
+int tide_target_bitmaps_distrust(const struct tide_target_bitmaps *tb, const struct tide_image *target,
+                                 const char *what, struct tide_sink *sink, struct tide_error *err)
+{
+	struct tide_store store = TIDE_STORE_INIT;
+	struct tide_sidecar *sc = NULL;
+	int rc;
+
+	if (tb->is_device || !tb->sidecar)
+		return 0;
+	rc = tide_store_lock(&store, tb->sidecar, false, err);
+	if (rc == 0)
+		rc = tide_store_load(tb->sidecar, &sc, err);
+	for (size_t i = 0; rc == 0 && sc && i < sc->n; i++)
+		sc->items[i]->untracked = true;
+	if (rc == 0 && sc && sc->n) {
+		sc->generation++;
+		rc = tide_store_stage(&store, sc, tide_image_fd(target), err);
+		if (rc == 0)
+			rc = tide_store_commit(&store, err);
+		if (rc == 0)
+			tide_event_warning(sink, tide_image_path(target), "its bitmaps do not record %s and are inconsistent now",
+			                   what);
+	}
+	tide_sidecar_free(sc);
+	tide_store_release(&store);
+	return rc;
+}
+
+void tide_target_bitmaps_release(struct tide_target_bitmaps *tb)
+{
+	free(tb->sidecar);
+	*tb = (struct tide_target_bitmaps)TIDE_TARGET_BITMAPS_INIT;
+}

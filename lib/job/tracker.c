@@ -1,0 +1,353 @@
+/*
+ * The long-lived writer: struct tide_tracker of tidemark.h.
+ *
+ * The write log records (node_log.h); the image layer wants ranges that share no cluster from those who
+ * write at the same time.  So in formats with clusters a request holds the locks of its clusters, a few that all
+ * clusters share: readers together, writers alone.  A raw image needs none: what overlapping
+ * requests do there is up to the client.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdlib.h>
+
+#include "base/error.h"
+#include "base/event.h"
+#include "base/mem.h"
+#include "node/node_log.h"
+#include "base/range.h"
+#include "store/write_log.h"
+
+enum { STRIPES = 64 };
+
+struct tide_tracker {
+	struct tide_sink sink;
+	struct tide_node *node;
+	struct tide_image *image;
+	bool recording;  /* the log is active */
+	bool clustered;
+	pthread_mutex_t flush;
+	pthread_rwlock_t stripes[STRIPES];
+};
+
+/* ---- opening and closing ---- */
+
+static bool has_bitmaps(const struct tide_node *node)
+{
+	bool any = node->has_sidecar && node->sc->n > 0;
+
+	for (size_t i = 0; i < node->inside->n; i++)
+		any |= node->inside->items[i]->enabled && !node->inside->items[i]->in_use;
+	return any;
+}
+
+static bool records(const struct tide_node *node)
+{
+	const struct tide_sidecar *stores[] = { node->sc, node->inside };
+
+	for (size_t s = 0; s < TIDE_ARRAY_SIZE(stores); s++) {
+		for (size_t i = 0; i < stores[s]->n; i++) {
+			if (stores[s]->items[i]->enabled && !stores[s]->items[i]->in_use)
+				return true;
+		}
+	}
+	return false;
+}
+
+/* What opening repaired is on disk before the log begins. */
+static int commit_repairs(struct tide_node *node, struct tide_error *err)
+{
+	/* That the image was changed around the tracking must be remembered, for its stamp is going to move on. */
+	node->dirty |= node->untracked;
+	return tide_node_stage(node, err) < 0 || tide_node_commit(node, err) < 0 ? -1 : 0;
+}
+
+static int begin(struct tide_tracker *t, const struct tide_tracker_options *options, struct tide_error *err)
+{
+	struct tide_node *node = t->node;
+	bool durable = options->durability == TIDE_DURABILITY_POWER;
+
+	if (node->untracked)
+		tide_event_warning(&t->sink, node->path,
+		                   "the image was changed without being tracked; its bitmaps stay inconsistent");
+	if (commit_repairs(node, err) < 0)
+		return -1;
+	tide_node_unlock_store(node);
+	if (!records(node))
+		tide_event_warning(&t->sink, node->path, "no bitmap records what is written");
+	if (!has_bitmaps(node))
+		return 0;
+	t->recording = true;
+	return tide_node_log_begin(node, durable, true, err);
+}
+
+static void tracker_free(struct tide_tracker *t)
+{
+	tide_node_free(t->node);
+	tide_event_release(&t->sink);
+	pthread_mutex_destroy(&t->flush);
+	for (unsigned i = 0; i < STRIPES; i++)
+		pthread_rwlock_destroy(&t->stripes[i]);
+	free(t);
+}
+
+static struct tide_tracker *tracker_new(const struct tide_drive *drive, const struct tide_tracker_options *options,
+                                        struct tide_error *err)
+{
+	struct tide_tracker *t = tide_mem_alloc(1, sizeof(*t), err);
+	struct tide_session_options to = { .data = options->data, .warning = options->warning };
+
+	if (!t)
+		return NULL;
+	tide_event_init(&t->sink, &to);
+	pthread_mutex_init(&t->flush, NULL);
+	for (unsigned i = 0; i < STRIPES; i++)
+		pthread_rwlock_init(&t->stripes[i], NULL);
+	t->node = tide_node_new(drive, err);
+	if (t->node)
+		return t;
+	tracker_free(t);
+	return NULL;
+}
+
+int tide_tracker_open(const struct tide_drive *drive, const struct tide_tracker_options *options,
+                      struct tide_tracker **tracker, struct tide_error *err)
+{
+	enum tide_node_mode mode = options->read_only ? TIDE_NODE_LOOK : TIDE_NODE_WRITE;
+	struct tide_tracker *t;
+
+	if (drive->format && !tide_image_find_driver(drive->format))
+		return tide_error_set(err, TIDE_E_REFUSED, "Unknown driver '%s'", drive->format);
+	t = tracker_new(drive, options, err);
+	if (!t)
+		return -1;
+	if (tide_node_open(t->node, mode, false, &t->sink, err) < 0 ||
+	    (!options->read_only && begin(t, options, err) < 0)) {
+		tracker_free(t);
+		return -1;
+	}
+	t->image = t->node->image;
+	t->clustered = tide_image_info(t->image)->cluster_size > 1;
+	*tracker = t;
+	return 0;
+}
+
+static int flush(struct tide_tracker *t, struct tide_error *err)
+{
+	int rc;
+
+	pthread_mutex_lock(&t->flush);
+	rc = tide_image_flush(t->image, err);
+	pthread_mutex_unlock(&t->flush);
+	return rc;
+}
+
+/* As long as it is not certain that the image is what was written, the log has to stay. */
+static int end(struct tide_tracker *t, struct tide_error *err)
+{
+	if (t->node->mode != TIDE_NODE_WRITE)
+		return 0;
+	if (flush(t, err) < 0 || tide_image_sync_times(t->image, err) < 0)
+		return -1;
+	return t->recording ? tide_node_log_end(t->node, err) : 0;
+}
+
+int tide_tracker_close(struct tide_tracker *t, struct tide_error *err)
+{
+	int rc = end(t, err);
+
+	tracker_free(t);
+	return rc;
+}
+
+void tide_tracker_get_info(const struct tide_tracker *t, struct tide_tracker_info *info)
+{
+	const struct tide_driver_info *d = tide_image_info(t->image);
+
+	*info = (struct tide_tracker_info){
+		.size = tide_image_size(t->image),
+		.cluster_size = d->cluster_size,
+		.read_only = t->node->mode != TIDE_NODE_WRITE,
+		.recording = t->recording && records(t->node),
+		.fast_zero = tide_image_can_zero_fast(t->image, true),
+		.format = tide_image_format(t->image),
+	};
+}
+
+/* ---- requests ---- */
+
+/* The errno that a client is told. */
+static int failed(struct tide_error *err)
+{
+	if (err && !err->sys)
+		err->sys = err->code == TIDE_E_NOMEM ? ENOMEM : EIO;
+	return -1;
+}
+
+static int check(const struct tide_tracker *t, uint64_t off, uint64_t len, bool write, struct tide_error *err)
+{
+	uint64_t size = tide_image_size(t->image);
+	bool within = tide_range_is_within(off, len, size);
+
+	if (within && (!write || t->node->mode == TIDE_NODE_WRITE))
+		return 0;
+	if (within)
+		return tide_error_set_sys(err, EROFS, "The image is open for reading only");
+	return tide_error_set_sys(err, write ? ENOSPC : EINVAL,
+	                          "The range %" PRIu64 "+%" PRIu64 " does not lie within the disk of %" PRIu64 " bytes", off, len,
+	                          size);
+}
+
+/* Bit i: stripe i is wanted for the clusters of the range. */
+static uint64_t stripes_of(const struct tide_tracker *t, uint64_t off, uint64_t len)
+{
+	unsigned shift = tide_range_shift(tide_image_info(t->image)->cluster_size);
+	uint64_t first = off >> shift, n = ((off + len - 1) >> shift) - first + 1, mask;
+
+	if (n >= STRIPES)
+		return UINT64_MAX;
+	mask = (UINT64_C(1) << n) - 1;
+	first %= STRIPES;
+	return first ? mask << first | mask >> (STRIPES - first) : mask;
+}
+
+/* In ascending order, so that two never wait for each other. */
+static uint64_t lock(struct tide_tracker *t, uint64_t off, uint64_t len, bool write)
+{
+	uint64_t wanted = t->clustered && len ? stripes_of(t, off, len) : 0;
+
+	for (uint64_t left = wanted; left; left &= left - 1) {
+		pthread_rwlock_t *stripe = &t->stripes[__builtin_ctzll(left)];
+
+		if (write)
+			pthread_rwlock_wrlock(stripe);
+		else
+			pthread_rwlock_rdlock(stripe);
+	}
+	return wanted;
+}
+
+static void unlock(struct tide_tracker *t, uint64_t held)
+{
+	for (; held; held &= held - 1)
+		pthread_rwlock_unlock(&t->stripes[__builtin_ctzll(held)]);
+}
+
+int tide_tracker_read(struct tide_tracker *t, void *buf, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	uint64_t held;
+	int rc;
+
+	if (check(t, off, len, false, err) < 0)
+		return failed(err);
+	held = lock(t, off, len, false);
+	rc = tide_image_read(t->image, buf, off, len, err);
+	unlock(t, held);
+	return rc < 0 ? failed(err) : 0;
+}
+
+enum change { WRITE, ZERO, TRIM };
+
+static int change_locked(struct tide_tracker *t, enum change what, const void *buf, uint64_t off, uint64_t len,
+                         unsigned flags, struct tide_error *err)
+{
+	switch (what) {
+	case WRITE:
+		return tide_image_write(t->image, buf, off, len, err);
+	case ZERO:
+		return tide_image_zero(t->image, off, len, flags & TIDE_TRACKER_MAY_TRIM, err);
+	default:
+		return tide_image_discard(t->image, off, len, err);
+	}
+}
+
+/* The one way to the image's bytes: recorded first. */
+static int change(struct tide_tracker *t, enum change what, const void *buf, uint64_t off, uint64_t len, unsigned flags,
+                  struct tide_error *err)
+{
+	uint64_t held;
+	int rc;
+
+	if (check(t, off, len, true, err) < 0)
+		return failed(err);
+	if (len == 0)
+		return 0;
+	if (t->recording && tide_write_log_set(t->node->log, off, len, NULL, err) < 0)
+		return failed(err);
+	held = lock(t, off, len, true);
+	rc = change_locked(t, what, buf, off, len, flags, err);
+	unlock(t, held);
+	if (rc == 0 && (flags & TIDE_TRACKER_FUA))
+		rc = flush(t, err);
+	return rc < 0 ? failed(err) : 0;
+}
+
+int tide_tracker_write(struct tide_tracker *t, const void *buf, uint64_t off, uint64_t len, unsigned flags,
+                       struct tide_error *err)
+{
+	return change(t, WRITE, buf, off, len, flags, err);
+}
+
+int tide_tracker_zero(struct tide_tracker *t, uint64_t off, uint64_t len, unsigned flags, struct tide_error *err)
+{
+	uint64_t cluster = TIDE_MAX(tide_image_info(t->image)->cluster_size, 1);
+	uint64_t unaligned = (off | len) & (cluster - 1);
+	bool may_unmap = flags & TIDE_TRACKER_MAY_TRIM;
+
+	if ((flags & TIDE_TRACKER_FAST_ZERO) && (unaligned || !tide_image_can_zero_fast(t->image, may_unmap)))
+		return tide_error_set_sys(err, EOPNOTSUPP, "Zeroing this range would write it");
+	return change(t, ZERO, NULL, off, len, flags, err);
+}
+
+int tide_tracker_trim(struct tide_tracker *t, uint64_t off, uint64_t len, unsigned flags, struct tide_error *err)
+{
+	return change(t, TRIM, NULL, off, len, flags, err);
+}
+
+int tide_tracker_flush(struct tide_tracker *t, struct tide_error *err)
+{
+	if (t->node->mode != TIDE_NODE_WRITE)
+		return 0;
+	return flush(t, err) < 0 ? failed(err) : 0;
+}
+
+static int extent(struct tide_tracker *t, uint64_t off, uint64_t len, struct tide_extent *e, struct tide_error *err)
+{
+	uint64_t held;
+	int rc;
+
+	if (check(t, off, len, false, err) < 0 || len == 0)
+		return len ? -1 : tide_error_set_sys(err, EINVAL, "A range of no bytes has no extent");
+	held = lock(t, off, len, false);
+	rc = tide_image_extent(t->image, off, len, e, err);
+	unlock(t, held);
+	return rc;
+}
+
+int tide_tracker_cache(struct tide_tracker *t, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	while (len) {
+		struct tide_extent e;
+
+		if (extent(t, off, len, &e, err) < 0)
+			return failed(err);
+		if (e.mapped)
+			posix_fadvise(e.map_fd, (off_t)e.map_off, (off_t)e.len, POSIX_FADV_WILLNEED);
+		off += e.len;
+		len -= e.len;
+	}
+	return 0;
+}
+
+int tide_tracker_extent(struct tide_tracker *t, uint64_t off, uint64_t len, unsigned *kind, uint64_t *n,
+                        struct tide_error *err)
+{
+	struct tide_extent e;
+
+	if (extent(t, off, len, &e, err) < 0)
+		return failed(err);
+	*kind = e.kind == TIDE_EXTENT_DATA ? 0 : TIDE_EXTENT_IS_HOLE | TIDE_EXTENT_IS_ZERO;
+	*n = e.len;
+	return 0;
+}

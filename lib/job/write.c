@@ -1,0 +1,350 @@
+#include "write.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "base/mem.h"
+#include "node/node_inside.h"
+#include "node/node_log.h"
+#include "base/range.h"
+#include "base/sysio.h"
+#include "store/write_log.h"
+
+#define BUFFER_SIZE (UINT64_C(4) << 20)
+#define FIRST_WINDOW (UINT64_C(64) << 20)
+#define CANCEL_MS 50
+#define ZERO_STEP (UINT64_C(1) << 30)
+
+struct tide_write {
+	struct tide_node *node;
+	struct tide_sink *sink;
+	struct tide_image_write args;
+	bool logged;                        /* the sidecar has bitmaps: the write log records, or knows the stamp */
+	bool inside;                        /* and bitmaps inside the image record themselves: */
+	struct tide_sidecar *before_inside; /* those without this write */
+	struct tide_bitmap *fresh;          /* what the log did not have before */
+	uint64_t recorded; /* bytes from the offset that are dirty on disk */
+	uint64_t done;     /* bytes from the offset that may have changed */
+	uint8_t *buf;
+	uint64_t ready;    /* bytes of input in buf */
+};
+
+static int beyond(const struct tide_write *w, struct tide_error *err)
+{
+	uint64_t size = tide_image_size(w->node->image);
+
+	tide_error_set(err, TIDE_E_REFUSED, "The write reaches past the end of the disk, which has %" PRIu64 " bytes", size);
+	return tide_error_hint(err, "at offset %" PRIu64 " there is room for %" PRIu64 " bytes", w->args.offset,
+	                       w->args.offset < size ? size - w->args.offset : 0);
+}
+
+/* Fills the buffer with up to len bytes of input, less at its end; a cancel ends the wait for them. */
+static int fill_buffer(struct tide_write *w, uint64_t len, struct tide_error *err)
+{
+	w->ready = 0;
+	while (w->ready < len) {
+		struct pollfd input = { .fd = w->args.input, .events = POLLIN };
+		ssize_t n;
+
+		if (tide_event_is_cancelled(w->sink))
+			return tide_error_set(err, TIDE_E_CANCELLED, "Cancelled while waiting for input");
+		/* A signal may come just before the wait: look again soon. */
+		if (poll(&input, 1, CANCEL_MS) <= 0)
+			continue;
+		n = read(w->args.input, w->buf + w->ready, len - w->ready);
+		if (n < 0 && errno != EINTR && errno != EAGAIN)
+			return tide_error_set_sys(err, errno, "Could not read the input");
+		if (n == 0)
+			break;
+		if (n > 0)
+			w->ready += (uint64_t)n;
+	}
+	return 0;
+}
+
+/* Reads ahead one buffer of input, and learns its length where that can be known. */
+static int look_at_input(struct tide_write *w, struct tide_error *err)
+{
+	uint64_t want = w->args.has_length ? TIDE_MIN(w->args.length, BUFFER_SIZE) : BUFFER_SIZE;
+	struct stat st;
+	off_t pos;
+	bool eof;
+
+	if (!w->args.has_length && fstat(w->args.input, &st) == 0 && S_ISREG(st.st_mode) &&
+	    (pos = lseek(w->args.input, 0, SEEK_CUR)) >= 0) {
+		w->args.has_length = true;
+		w->args.length = st.st_size > pos ? (uint64_t)(st.st_size - pos) : 0;
+		want = TIDE_MIN(w->args.length, BUFFER_SIZE);
+	}
+	if (w->args.has_length && w->args.length > tide_image_size(w->node->image) - w->args.offset)
+		return beyond(w, err);
+	w->buf = tide_mem_aligned(4096, BUFFER_SIZE, err);
+	if (!w->buf || fill_buffer(w, want, err) < 0)
+		return -1;
+	eof = w->ready < want;
+	if (eof && w->args.has_length)
+		return tide_error_set(err, TIDE_E_REFUSED, "The input ended after %" PRIu64 " of %" PRIu64 " bytes", w->ready,
+		                      w->args.length);
+	if (eof) {
+		w->args.has_length = true;
+		w->args.length = w->ready;
+	}
+	return 0;
+}
+
+static int check(struct tide_write *w, struct tide_error *err)
+{
+	uint64_t size = tide_image_size(w->node->image);
+
+	if (w->args.offset > size || (w->args.has_length && w->args.length > size - w->args.offset))
+		return beyond(w, err);
+	if (w->args.kind != TIDE_WRITE_DATA)
+		return w->args.has_length ? 0 : tide_error_set(err, TIDE_E_USAGE, "This kind of write needs a length");
+	if (look_at_input(w, err) < 0)
+		return -1;
+	return w->ready > size - w->args.offset ? beyond(w, err) : 0;
+}
+
+static bool records(const struct tide_sidecar_bitmap *entry)
+{
+	return entry->enabled && !entry->in_use;
+}
+
+static int prepare(struct tide_write *w, struct tide_error *err)
+{
+	struct tide_node *node = w->node;
+
+	if (check(w, err) < 0)
+		return -1;
+	if (w->args.has_length && w->args.length == 0)
+		return 0;
+	if (node->untracked) {
+		tide_event_warning(w->sink, node->path,
+		                   "the image was changed without being tracked; its bitmaps stay inconsistent");
+		node->dirty = true; /* must be on disk before the stamp moves on */
+	}
+	w->logged = node->has_sidecar && node->sc->n > 0;
+	for (size_t i = 0; i < node->inside->n; i++)
+		w->inside |= records(node->inside->items[i]);
+	return 0;
+}
+
+int tide_write_prepare(struct tide_node *node, const struct tide_image_write *args, struct tide_sink *sink,
+                       struct tide_write **out, struct tide_error *err)
+{
+	struct tide_write *w = tide_mem_alloc(1, sizeof(*w), err);
+
+	if (!w)
+		return -1;
+	w->node = node;
+	w->sink = sink;
+	w->args = *args;
+	if (prepare(w, err) < 0) {
+		tide_write_free(w);
+		return -1;
+	}
+	*out = w;
+	return 0;
+}
+
+void tide_write_free(struct tide_write *w)
+{
+	if (!w)
+		return;
+	tide_sidecar_free(w->before_inside);
+	tide_bitmap_free(w->fresh);
+	free(w->buf);
+	free(w);
+}
+
+/* ---- writing ----------------------------------------------------------------------- */
+
+/* A copy of the bitmaps inside the image, those that record with their contents. */
+static int copy_inside(struct tide_write *w, struct tide_error *err)
+{
+	struct tide_sidecar *inside = w->node->inside;
+
+	for (size_t i = 0; i < inside->n; i++) {
+		if (records(inside->items[i]) && !tide_node_bitmap(w->node, inside->items[i], err))
+			return -1;
+	}
+	w->before_inside = tide_sidecar_copy(inside, err);
+	return w->before_inside ? 0 : -1;
+}
+
+static int commit_inside(struct tide_node *node, struct tide_error *err)
+{
+	if (!node->inside_dirty)
+		return 0;
+	return tide_node_inside_stage(node, err) < 0 ? -1 : tide_node_inside_commit(node, err);
+}
+
+/* Makes sure that [0, end) of the write is dirty on disk before it is written. */
+static int record_ahead(struct tide_write *w, uint64_t end, struct tide_error *err)
+{
+	uint64_t off = w->args.offset, len;
+
+	if (end <= w->recorded)
+		return 0;
+	len = TIDE_MIN(TIDE_MAX(end, w->recorded * 2), tide_image_size(w->node->image) - off);
+	w->recorded = len;
+	if (w->logged && tide_write_log_set(w->node->log, off, len, w->fresh, err) < 0)
+		return -1;
+	if (!w->inside)
+		return 0;
+	return tide_node_inside_record(w->node, off, len, err) < 0 ? -1 : commit_inside(w->node, err);
+}
+
+static int begin(struct tide_write *w, struct tide_error *err)
+{
+	uint64_t size = tide_image_size(w->node->image);
+
+	if (w->inside && copy_inside(w, err) < 0)
+		return -1;
+	if (w->logged) {
+		if (tide_node_log_begin(w->node, true, false, err) < 0)
+			return -1;
+		w->fresh = tide_bitmap_new(size, UINT64_C(1) << tide_write_log_header(w->node->log)->shift, err);
+		if (!w->fresh)
+			return -1;
+	}
+	return record_ahead(w, w->args.has_length ? w->args.length : TIDE_MIN(FIRST_WINDOW, size - w->args.offset), err);
+}
+
+static int write_input(struct tide_write *w, struct tide_error *err)
+{
+	struct tide_image *image = w->node->image;
+	uint64_t off = w->args.offset, pos = 0;
+
+	while (w->ready) {
+		uint64_t want = BUFFER_SIZE;
+
+		if (tide_event_is_cancelled(w->sink))
+			return tide_error_set(err, TIDE_E_CANCELLED, "Cancelled after %" PRIu64 " bytes", pos);
+		if (w->ready > tide_image_size(image) - off - pos)
+			return beyond(w, err);
+		if (record_ahead(w, pos + w->ready, err) < 0)
+			return -1;
+		w->done = pos + w->ready;
+		if (tide_image_write(image, w->buf, off + pos, w->ready, err) < 0)
+			return -1;
+		pos += w->ready;
+		if (w->args.has_length)
+			want = TIDE_MIN(BUFFER_SIZE, w->args.length - pos);
+		if (fill_buffer(w, want, err) < 0)
+			return -1;
+	}
+	if (w->args.has_length && pos < w->args.length)
+		return tide_error_set(err, TIDE_E_IO, "The input ended after %" PRIu64 " of %" PRIu64 " bytes", pos,
+		                      w->args.length);
+	return 0;
+}
+
+static int write_step(struct tide_write *w, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	switch (w->args.kind) {
+	case TIDE_WRITE_PATTERN:
+		return tide_image_write(w->node->image, w->buf, off, len, err);
+	case TIDE_WRITE_ZERO:
+		return tide_image_zero(w->node->image, off, len, true, err);
+	default:
+		return tide_image_discard(w->node->image, off, len, err);
+	}
+}
+
+static int write_steps(struct tide_write *w, struct tide_error *err)
+{
+	uint64_t step = w->args.kind == TIDE_WRITE_PATTERN ? BUFFER_SIZE : ZERO_STEP;
+
+	if (w->args.kind == TIDE_WRITE_PATTERN) {
+		w->buf = tide_mem_aligned(4096, BUFFER_SIZE, err);
+		if (!w->buf)
+			return -1;
+		memset(w->buf, w->args.pattern, BUFFER_SIZE);
+	}
+	for (uint64_t pos = 0; pos < w->args.length;) {
+		uint64_t n = TIDE_MIN(step, w->args.length - pos);
+
+		if (tide_event_is_cancelled(w->sink))
+			return tide_error_set(err, TIDE_E_CANCELLED, "Cancelled after %" PRIu64 " bytes", pos);
+		w->done = pos + n;
+		if (write_step(w, w->args.offset + pos, n, err) < 0)
+			return -1;
+		pos += n;
+	}
+	return 0;
+}
+
+/* The data, and then the file's times too: the stamp must still be right after a power loss. */
+static int make_durable(struct tide_write *w, struct tide_error *err)
+{
+	if (tide_image_flush(w->node->image, err) < 0)
+		return -1;
+	return tide_image_sync_times(w->node->image, err);
+}
+
+/* Granules that are dirty because of this write alone, and that it did not reach, are clean again. */
+static void settle_log(struct tide_write *w)
+{
+	uint64_t granule = tide_bitmap_granularity(w->fresh), start, len;
+	uint64_t off = tide_range_align_up(w->args.offset + w->done, granule);
+
+	if (w->done == 0)
+		off = tide_range_align_down(w->args.offset, granule);
+	while (off < tide_bitmap_size(w->fresh) && tide_bitmap_next_dirty(w->fresh, off, UINT64_MAX, &start, &len)) {
+		tide_write_log_unset(w->node->log, start, len);
+		off = start + len;
+	}
+}
+
+static void settle_inside(struct tide_write *w)
+{
+	tide_sidecar_free(w->node->inside);
+	w->node->inside = w->before_inside;
+	w->before_inside = NULL;
+	for (size_t i = 0; i < w->node->inside->n; i++) {
+		struct tide_sidecar_bitmap *entry = w->node->inside->items[i];
+
+		entry->changed = entry->bitmap != NULL;
+		w->node->inside_dirty |= entry->changed;
+	}
+}
+
+/* The bitmaps as they were, with exactly what was written; and the stamp of now. */
+static int settle(struct tide_write *w, struct tide_error *err)
+{
+	if (w->inside && w->recorded != w->done) {
+		settle_inside(w);
+		if (tide_node_inside_record(w->node, w->args.offset, w->done, err) < 0 || commit_inside(w->node, err) < 0)
+			return -1;
+	}
+	if (!w->logged)
+		return 0;
+	settle_log(w);
+	return tide_node_log_clean(w->node, err);
+}
+
+int tide_write_run(struct tide_write *w, struct tide_error *err)
+{
+	struct tide_error late = TIDE_ERROR_INIT;
+	int rc;
+
+	if (w->args.has_length && w->args.length == 0)
+		return 0;
+	if (begin(w, err) < 0)
+		return -1;
+	rc = w->args.kind == TIDE_WRITE_DATA ? write_input(w, err) : write_steps(w, err);
+	/* Also after a failure: what did reach the image must be durable before it counts as tracked. */
+	if (make_durable(w, &late) == 0)
+		settle(w, &late);
+	if (late.code && rc == 0)
+		return tide_error_move(err, &late);
+	tide_error_release(&late);
+	return rc;
+}

@@ -1,0 +1,400 @@
+#include "node_impl.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "base/mem.h"
+#include "node_inside.h"
+#include "node_log.h"
+#include "node_uri.h"
+
+static char *default_id(const char *path, struct tide_error *err)
+{
+	if (tide_image_is_uri(path))
+		return tide_node_uri_id(path, err);
+
+	const char *slash = strrchr(path, '/');
+	const char *base = slash ? slash + 1 : path;
+	size_t n = strcspn(base, ".");
+
+	return tide_mem_strndup(base, n ? n : strlen(base), err);
+}
+
+static char *dup_or_null(const char *s, bool *failed, struct tide_error *err)
+{
+	char *copy = s ? tide_mem_strdup(s, err) : NULL;
+
+	if (s && !copy)
+		*failed = true;
+	return copy;
+}
+
+struct tide_node *tide_node_new(const struct tide_drive *drive, struct tide_error *err)
+{
+	struct tide_node *node = tide_mem_alloc(1, sizeof(*node), err);
+	bool failed = false;
+
+	if (!node)
+		return NULL;
+	node->store = (struct tide_store)TIDE_STORE_INIT;
+	node->lock_fd = -1;
+	node->path = dup_or_null(drive->path, &failed, err);
+	/* A sidecar pins one name for it. */
+	node->format = dup_or_null(tide_image_is_uri(drive->path) && drive->format && !strcmp(drive->format, "raw")
+	                                   ? "nbd" : drive->format, &failed, err);
+	node->sidecar = dup_or_null(drive->sidecar, &failed, err);
+	node->id = drive->id ? tide_mem_strdup(drive->id, err) : default_id(drive->path, err);
+	node->ignore_stamp = drive->ignore_stamp;
+	node->force_share = drive->force_share;
+	node->allow = drive->allow;
+	if (failed || !node->id) {
+		tide_node_free(node);
+		return NULL;
+	}
+	return node;
+}
+
+void tide_node_free(struct tide_node *node)
+{
+	if (!node)
+		return;
+	tide_node_close(node);
+	free(node->id);
+	free(node->path);
+	free(node->format);
+	free(node->sidecar);
+	free(node);
+}
+
+void tide_node_drop_sidecar(struct tide_node *node)
+{
+	free(node->removed);
+	node->removed = NULL;
+	node->n_removed = 0;
+	tide_sidecar_free(node->sc);
+	node->sc = NULL;
+	node->dirty = node->untracked = node->has_sidecar = false;
+}
+
+void tide_node_close(struct tide_node *node)
+{
+	if (node->inside_staged)
+		tide_node_inside_abort(node);
+	tide_node_log_release(node);
+	tide_node_uri_unmake_lock(node);
+	tide_node_drop_sidecar(node);
+	tide_node_inside_release(node);
+	tide_store_release(&node->store);
+	tide_image_close(node->image);
+	node->image = NULL;
+	tide_sysio_close(node->lock_fd);
+	node->lock_fd = -1;
+	free(node->sidecar_path);
+	node->sidecar_path = NULL;
+	tide_sidecar_free(node->base);
+	tide_sidecar_free(node->after);
+	node->base = node->after = NULL;
+	tide_node_unpoint(node);
+	node->token = 0;
+	node->inside_held = node->recorded = false;
+	node->completed = false;
+	node->job = NULL;
+	node->is_open = node->wanted = node->want_create = node->want_inside = false;
+}
+
+/* ---- bitmaps by name --------------------------------------------------------------- */
+
+static struct tide_sidecar_bitmap *find(const struct tide_node *node, const char *name)
+{
+	long i = tide_sidecar_find(node->sc, name);
+
+	if (i >= 0)
+		return node->sc->items[i];
+	i = tide_sidecar_find(node->inside, name);
+	return i >= 0 ? node->inside->items[i] : NULL;
+}
+
+bool tide_node_has(const struct tide_node *node, const char *name)
+{
+	return find(node, name) != NULL;
+}
+
+struct tide_sidecar_bitmap *tide_node_find(struct tide_node *node, const char *name, struct tide_error *err)
+{
+	struct tide_sidecar_bitmap *entry = find(node, name);
+
+	if (tide_node_log_fold(node, err) < 0)
+		return NULL;
+	if (entry)
+		return entry;
+	tide_error_set(err, TIDE_E_REFUSED, "Dirty bitmap '%s' not found", name);
+	if (!tide_image_is_file(node->image))
+		tide_node_uri_hint(node, err);
+	return NULL;
+}
+
+static bool is_removed(const struct tide_node *node, const struct tide_sidecar_bitmap *entry)
+{
+	for (size_t i = 0; i < node->n_removed; i++) {
+		if (node->removed[i] == entry)
+			return true;
+	}
+	return false;
+}
+
+static int check_inconsistent(struct tide_node *node, struct tide_sidecar_bitmap *entry, unsigned flags,
+                              struct tide_error *err)
+{
+	if (entry->untracked && node->ignore_stamp) {
+		entry->untracked = false; /* the user vouches for this one */
+		node->dirty = true;
+	}
+	if ((flags & TIDE_BITMAP_ALLOW_INCONSISTENT) || (!entry->untracked && !entry->in_use))
+		return 0;
+	tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' is inconsistent and cannot be used", entry->name);
+	if (entry->untracked) {
+		bool lost = node->sidecar_path && !node->log_there;
+		return tide_error_hint(err, "'%s' was changed without being tracked%s%s%s; say what was written with bitmap-mark, "
+		                            "compare it with the last backup (bitmap-rescan), or, if its content did not change, "
+		                            "use --ignore-stamp",
+		                       node->path, lost ? ", or was renamed without its log, '" : "",
+		                       lost ? node->sidecar_path : "", lost ? ".log'" : "");
+	}
+	return tide_error_hint(err, "a program died while it used the bitmap; bitmap-rescan against the last backup makes it "
+	                            "usable again");
+}
+
+bool tide_node_is_foreign(const struct tide_node *node, const struct tide_sidecar_bitmap *entry)
+{
+	return entry->inside && !tide_image_can_store_bitmaps(node->image);
+}
+
+struct tide_sidecar_bitmap *tide_node_find_usable(struct tide_node *node, const char *name, unsigned flags,
+                                                  struct tide_error *err)
+{
+	struct tide_sidecar_bitmap *entry = tide_node_find(node, name, err);
+
+	if (!entry)
+		return NULL;
+	if (entry->token || is_removed(node, entry)) {
+		tide_error_set(err, TIDE_E_REFUSED,
+		               "Bitmap '%s' is currently in use by another operation and cannot be used", name);
+		return NULL;
+	}
+	if (entry->inside && (flags & TIDE_BITMAP_WILL_WRITE) && node->inside_error.code) {
+		if (node->inside_error.code == TIDE_E_LOCKED) {
+			tide_node_inside_check(node, err);
+		} else {
+			tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' is readonly and cannot be modified", name);
+			tide_error_hint(err, "%s", node->inside_error.msg);
+		}
+		return NULL;
+	}
+	if ((flags & TIDE_BITMAP_WILL_WRITE) && tide_node_is_foreign(node, entry)) {
+		tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' is readonly and cannot be modified", name);
+		tide_error_hint(err, "it is the server's; it can be read, and copied with bitmap-import");
+		return NULL;
+	}
+	return check_inconsistent(node, entry, flags, err) < 0 ? NULL : entry;
+}
+
+struct tide_bitmap *tide_node_bitmap(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_error *err)
+{
+	if (!entry->inside)
+		return tide_sidecar_bitmap_load(node->sc, entry, err);
+	return tide_node_inside_load(node, entry, err) < 0 ? NULL : entry->bitmap;
+}
+
+void tide_node_touch(struct tide_node *node, const struct tide_sidecar_bitmap *entry)
+{
+	if (entry->inside)
+		node->inside_dirty = true;
+	else
+		node->dirty = true;
+}
+
+struct tide_bitmap *tide_node_bitmap_for_change(struct tide_node *node, struct tide_sidecar_bitmap *entry,
+                                                struct tide_error *err)
+{
+	struct tide_bitmap *bm = tide_node_bitmap(node, entry, err);
+
+	if (!bm)
+		return NULL;
+	entry->changed = true;
+	tide_node_touch(node, entry);
+	return bm;
+}
+
+struct tide_bitmap *tide_node_bitmap_clear(struct tide_node *node, struct tide_sidecar_bitmap *entry,
+                                           struct tide_error *err)
+{
+	struct tide_bitmap *bm = entry->inside ? tide_node_bitmap(node, entry, err)
+	                                       : tide_sidecar_bitmap_clear(node->sc, entry, err);
+
+	if (!bm)
+		return NULL;
+	if (entry->inside)
+		tide_bitmap_clear(bm);
+	entry->changed = true;
+	tide_node_touch(node, entry);
+	return bm;
+}
+
+void tide_node_replace_bitmap(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_bitmap *bm)
+{
+	tide_bitmap_free(entry->bitmap);
+	free(entry->encoded);
+	entry->bitmap = bm;
+	entry->encoded = NULL;
+	entry->encoded_len = 0;
+	entry->in_use = false;
+	entry->changed = true;
+	tide_node_touch(node, entry);
+}
+
+struct tide_sidecar_bitmap *tide_node_add(struct tide_node *node, const char *name, uint64_t granularity,
+                                          enum tide_store_kind store, struct tide_error *err)
+{
+	bool inside = store == TIDE_STORE_IMAGE;
+	struct tide_sidecar_bitmap *entry;
+
+	if (inside && tide_node_inside_check(node, err) < 0)
+		return NULL;
+	entry = tide_sidecar_bitmap_new(name, tide_image_size(node->image), granularity, err);
+	if (!entry)
+		return NULL;
+	entry->inside = entry->changed = inside;
+	if (tide_sidecar_insert(inside ? node->inside : node->sc, 0, entry, err) < 0) {
+		tide_sidecar_bitmap_free(entry);
+		return NULL;
+	}
+	tide_node_touch(node, entry);
+	return entry;
+}
+
+uint64_t tide_node_default_granularity(const struct tide_node *node)
+{
+	uint64_t cluster = tide_image_info(node->image)->cluster_size;
+
+	return cluster ? TIDE_MIN(TIDE_MAX(cluster, 4096), 65536) : 65536;
+}
+
+int tide_node_mark_removed(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_error *err)
+{
+	struct tide_sidecar_bitmap **grown =
+		tide_mem_realloc(node->removed, node->n_removed + 1, sizeof(*grown), err);
+
+	if (!grown)
+		return -1;
+	node->removed = grown;
+	node->removed[node->n_removed++] = entry;
+	tide_node_touch(node, entry);
+	return 0;
+}
+
+/* ---- committing -------------------------------------------------------------------- */
+
+void tide_node_drop_removed(struct tide_node *node)
+{
+	struct tide_sidecar *stores[] = { node->sc, node->inside };
+
+	for (size_t s = 0; s < TIDE_ARRAY_SIZE(stores); s++) {
+		for (size_t k = stores[s]->n; k-- > 0;) {
+			if (is_removed(node, stores[s]->items[k]))
+				tide_sidecar_bitmap_free(tide_sidecar_take(stores[s], k));
+		}
+	}
+	node->n_removed = 0;
+}
+
+int tide_node_stage(struct tide_node *node, struct tide_error *err)
+{
+	bool inside = node->inside_dirty && !node->inside_deferred;
+
+	if (node->mode == TIDE_NODE_LOOK || (!node->dirty && !inside))
+		return 0;
+	if (node->dirty && tide_node_log_fold(node, err) < 0)
+		return -1;
+	tide_node_drop_removed(node);
+	if (inside && tide_node_inside_stage(node, err) < 0)
+		return -1;
+	if (!node->dirty)
+		return 0;
+	/* The stamp of the moment the image was locked, not of now: what came in between came around the tracking. */
+	node->sc->stamp = *tide_image_stamp(node->image);
+	node->sc->generation++;
+	return tide_store_stage(&node->store, node->sc, tide_image_fd(node->image), err);
+}
+
+int tide_node_commit(struct tide_node *node, struct tide_error *err)
+{
+	if (node->dirty && node->mode != TIDE_NODE_LOOK) {
+		if (tide_store_commit(&node->store, err) < 0)
+			return -1;
+		node->dirty = false;
+		node->has_sidecar = true;
+		node->disk_writer = node->sc->writer;
+		node->sc->checksum = node->store.checksum;
+	}
+	if (node->inside_staged && tide_node_inside_commit(node, err) < 0)
+		return -1;
+	/* Not while bitmaps inside the image still need it. */
+	if (node->mode != TIDE_NODE_LOOK && !node->log_pending && !node->log_active && !node->dirty && !node->inside_dirty)
+		tide_node_log_remove(node);
+	return 0;
+}
+
+/* ---- listing ----------------------------------------------------------------------- */
+
+static int list_entry(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_bitmap_info *out,
+                      struct tide_error *err)
+{
+	out->name = tide_mem_strdup(entry->name, err);
+	if (!out->name)
+		return -1;
+	if (entry->inside && !entry->in_use && !tide_node_bitmap(node, entry, err))
+		return -1;
+	out->granularity = entry->granularity;
+	out->count = tide_sidecar_bitmap_count(entry) * entry->granularity;
+	out->busy = entry->token != 0;
+	out->inconsistent = (entry->untracked && !node->ignore_stamp) || entry->in_use;
+	out->recording = (entry->enabled || (entry->successor && entry->successor->enabled)) && !out->inconsistent;
+	out->persistent = true;
+	out->store = entry->inside ? TIDE_STORE_IMAGE : TIDE_STORE_SIDECAR;
+	return 0;
+}
+
+int tide_node_list(struct tide_node *node, struct tide_bitmap_list **out, struct tide_error *err)
+{
+	struct tide_bitmap_list *list = tide_mem_alloc(1, sizeof(*list), err);
+
+	if (!list || tide_node_log_fold(node, err) < 0)
+		goto fail;
+	list->items = tide_mem_alloc(node->sc->n + node->inside->n + 1, sizeof(*list->items), err);
+	if (!list->items)
+		goto fail;
+	for (size_t i = 0; i < node->sc->n; i++) {
+		if (list_entry(node, node->sc->items[i], &list->items[list->n++], err) < 0)
+			goto fail;
+	}
+	for (size_t i = 0; i < node->inside->n; i++) {
+		if (list_entry(node, node->inside->items[i], &list->items[list->n++], err) < 0)
+			goto fail;
+	}
+	*out = list;
+	return 0;
+fail:
+	tide_bitmap_list_free(list);
+	return -1;
+}
+
+void tide_bitmap_list_free(struct tide_bitmap_list *list)
+{
+	if (!list)
+		return;
+	for (size_t i = 0; list->items && i < list->n; i++)
+		free(list->items[i].name);
+	free(list->items);
+	free(list);
+}

@@ -1,0 +1,156 @@
+#include "node_impl.h"
+
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "base/lock.h"
+#include "base/mem.h"
+#include "node_inside.h"
+#include "store/record.h"
+
+int tide_node_defer(struct tide_node *node, struct tide_error *err)
+{
+	node->inside_deferred = true;
+	node->base = tide_sidecar_copy(node->sc, err);
+	return node->base ? 0 : -1;
+}
+
+static int make_busy(struct tide_node *node, struct tide_sidecar_bitmap *entry, uint64_t token, bool records,
+                     const char *group, struct tide_error *err)
+{
+	struct tide_sidecar_bitmap *successor =
+		tide_sidecar_bitmap_new(NULL, node->base->disk_size, entry->granularity, err);
+
+	if (!successor)
+		return -1;
+	successor->enabled = records;
+	entry->successor = successor;
+	entry->token = token;
+	entry->group = tide_mem_strdup(group, err);
+	return entry->group ? 0 : -1;
+}
+
+int tide_node_begin_deferred(struct tide_node *node, const char *group, struct tide_error *err)
+{
+	if (node->mode == TIDE_NODE_LOOK)
+		return 0;
+	tide_node_drop_removed(node);
+	if (!node->dirty)
+		return 0;
+	if (tide_lock_token_new(&node->token, err) < 0 ||
+	    tide_lock_token_hold(tide_image_fd(node->image), node->token, err) < 0)
+		return -1;
+	for (size_t i = 0; i < node->base->n; i++) {
+		struct tide_sidecar_bitmap *entry = node->base->items[i];
+		long k = tide_sidecar_find(node->sc, entry->name);
+		uint64_t token = k >= 0 && node->sc->items[k]->token ? node->sc->items[k]->token : node->token;
+
+		if (!entry->token && make_busy(node, entry, token, entry->enabled, group, err) < 0)
+			return -1;
+	}
+	node->after = node->sc;
+	node->sc = node->base;
+	node->base = NULL;
+	if (!node->has_sidecar) /* nothing was there before */
+		node->dirty = false;
+	return 0;
+}
+
+bool tide_node_is_deferred(const struct tide_node *node)
+{
+	return node->after || (node->inside_deferred && node->inside_dirty);
+}
+
+int tide_node_load_deferred(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
+{
+	uint64_t generation = node->sc->generation;
+	bool had = node->has_sidecar;
+
+	node->inside_deferred = false;
+	if (!node->after)
+		return had ? tide_node_relock_store(node, sink, err) : 0;
+	tide_node_drop_sidecar(node);
+	if (tide_store_lock(&node->store, node->sidecar_path, true, err) < 0 || tide_node_load_sidecar(node, err) < 0)
+		return -1;
+	if (node->has_sidecar != had || (had && node->sc->generation != generation))
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "The bitmaps of '%s' were changed by another program while the group ran", node->path);
+	tide_sidecar_free(node->sc);
+	node->sc = node->after;
+	node->after = NULL;
+	node->sc->generation = generation;
+	node->dirty = true;
+	return 0;
+}
+
+/* What was made busy, and belongs to no job, is as it was. */
+void tide_node_drop_deferred(struct tide_node *node, struct tide_sink *sink)
+{
+	struct tide_error err = TIDE_ERROR_INIT;
+
+	tide_node_unlock_store(node);
+	tide_node_inside_reload(node, &err);
+	if (node->has_sidecar && node->token) {
+		tide_lock_token_drop(tide_image_fd(node->image), node->token);
+		tide_node_drop_sidecar(node);
+		if (tide_store_lock(&node->store, node->sidecar_path, false, &err) == 0 && tide_node_load_sidecar(node, &err) == 0) {
+			for (size_t i = 0; i < node->sc->n; i++) {
+				if (node->sc->items[i]->token == node->token)
+					tide_node_roll_back(node, node->sc->items[i], NULL, &err);
+			}
+			if (tide_node_stage(node, &err) == 0)
+				tide_node_commit(node, &err);
+		}
+		tide_node_unlock_store(node);
+	}
+	if (err.code)
+		tide_event_warning(sink, node->path, "%s; the next command on the image will do it", err.msg);
+	tide_error_release(&err);
+}
+
+int tide_node_add_to_record(const struct tide_node *node, struct tide_record *record, struct tide_error *err)
+{
+	const struct tide_staged *staged = &node->store.staged;
+	struct tide_stamp stamp;
+
+	if (staged->tmp && tide_record_add(record, staged->tmp, staged->path, err) < 0)
+		return -1;
+	if (!node->inside_staged)
+		return 0;
+	if (tide_stamp_take(tide_image_fd(node->image), &stamp, err) < 0)
+		return -1;
+	return tide_record_add_switch(record, tide_image_path(node->image), &node->inside_switch, &stamp, err);
+}
+
+void tide_node_recorded(struct tide_node *node)
+{
+	node->recorded = node->store.staged.kept = true;
+}
+
+int tide_node_point(struct tide_node *node, const char *record, struct tide_error *err)
+{
+	if (node->pointer)
+		return 0;
+	if (!node->token && (tide_lock_token_new(&node->token, err) < 0 ||
+	                     tide_lock_token_hold(tide_image_fd(node->image), node->token, err) < 0))
+		return -1;
+	node->pointer = tide_mem_printf(err, "%s.group", node->sidecar_path);
+	if (!node->pointer)
+		return -1;
+	return tide_record_point(node->pointer, node->token, record, err);
+}
+
+void tide_node_leave_pointer(struct tide_node *node)
+{
+	free(node->pointer);
+	node->pointer = NULL;
+}
+
+void tide_node_unpoint(struct tide_node *node)
+{
+	if (node->pointer)
+		unlink(node->pointer);
+	free(node->pointer);
+	node->pointer = NULL;
+}

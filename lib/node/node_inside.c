@@ -1,0 +1,392 @@
+#include "node_inside.h"
+
+#include <fcntl.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/checksum.h"
+#include "base/error.h"
+#include "base/lock.h"
+#include "base/mem.h"
+#include "base/range.h"
+#include "base/sysio.h"
+
+/* ---- what is there ------------------------------------------------------------------ */
+
+uint64_t tide_node_inside_token(const char *name)
+{
+	struct tide_sha256 sha;
+	char hex[65];
+
+	tide_checksum_sha256_init(&sha);
+	tide_checksum_sha256_update(&sha, name, strlen(name));
+	tide_checksum_sha256_final(&sha, hex);
+	hex[15] = '\0'; /* 60 bits; the lowest are others' (lock.h) */
+	return strtoull(hex, NULL, 16) + TIDE_LOCK_TOKEN_JOB + 1;
+}
+
+static struct tide_sidecar_bitmap *entry_new(const struct tide_driver_bitmap *from, size_t index,
+                                             struct tide_error *err)
+{
+	struct tide_sidecar_bitmap *entry = tide_mem_alloc(1, sizeof(*entry), err);
+
+	if (!entry)
+		return NULL;
+	entry->name = tide_mem_strdup(from->name, err);
+	if (!entry->name) {
+		free(entry);
+		return NULL;
+	}
+	entry->granularity = from->granularity;
+	entry->enabled = from->enabled;
+	entry->in_use = from->in_use;
+	entry->inside = entry->is_stored = true;
+	entry->stored = index;
+	return entry;
+}
+
+int tide_node_inside_open(struct tide_node *node, struct tide_error *err)
+{
+	const struct tide_driver_info *info = tide_image_info(node->image);
+
+	node->inside = tide_sidecar_new(err);
+	if (!node->inside)
+		return -1;
+	node->inside->disk_size = tide_image_size(node->image);
+	for (size_t i = 0; i < info->n_bitmaps; i++) {
+		struct tide_sidecar_bitmap *entry = entry_new(&info->bitmaps[i], i, err);
+		int held;
+
+		if (!entry || tide_sidecar_insert(node->inside, 0, entry, err) < 0) {
+			tide_sidecar_bitmap_free(entry);
+			return -1;
+		}
+		held = tide_lock_token_is_held(tide_image_fd(node->image), tide_node_inside_token(entry->name), err);
+		if (held < 0)
+			return -1;
+		if (held)
+			entry->token = tide_node_inside_token(entry->name);
+	}
+	return 0;
+}
+
+void tide_node_inside_release(struct tide_node *node)
+{
+	tide_sidecar_free(node->inside);
+	node->inside = NULL;
+	node->inside_dirty = node->inside_deferred = false;
+	tide_error_release(&node->inside_error);
+}
+
+int tide_node_inside_reload(struct tide_node *node, struct tide_error *err)
+{
+	tide_node_inside_abort(node);
+	tide_sidecar_free(node->inside);
+	node->inside_dirty = node->inside_deferred = false;
+	return tide_node_inside_open(node, err);
+}
+
+int tide_node_inside_check(const struct tide_node *node, struct tide_error *err)
+{
+	const struct tide_error *why = &node->inside_error;
+
+	if (!tide_image_can_store_bitmaps(node->image))
+		return tide_error_set(err, TIDE_E_REFUSED, "Can't store persistent bitmaps to %s: Operation not supported",
+		                      node->id);
+	if (!why->code)
+		return 0;
+	tide_error_set(err, why->code, "%s", why->msg);
+	if (err)
+		err->sys = why->sys;
+	return why->hint ? tide_error_hint(err, "%s", why->hint) : -1;
+}
+
+int tide_node_inside_load(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_error *err)
+{
+	if (entry->bitmap)
+		return 0;
+	if (entry->lent && tide_image_reclaim_bitmap(node->image, entry->stored, err) < 0)
+		return -1;
+	if (!entry->is_stored)
+		return tide_error_set(err, TIDE_E_CORRUPT, "Bitmap '%s' has no contents", entry->name);
+	if (tide_image_read_bitmap(node->image, entry->stored, &entry->bitmap, err) < 0)
+		return -1;
+	entry->granularity = tide_bitmap_granularity(entry->bitmap); /* a server does not say it before */
+	return 0;
+}
+
+static bool is_dirty(const struct tide_bitmap *bm, uint64_t off, uint64_t len)
+{
+	uint64_t start, run;
+
+	return len == 0 || (tide_bitmap_next_dirty(bm, off, len, &start, &run) && start <= off && start + run >= off + len);
+}
+
+int tide_node_inside_record(struct tide_node *node, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	for (size_t i = 0; i < node->inside->n; i++) {
+		struct tide_sidecar_bitmap *entry = node->inside->items[i];
+		struct tide_bitmap *bm;
+
+		if (!entry->enabled || entry->in_use)
+			continue;
+		bm = tide_node_bitmap(node, entry, err);
+		if (!bm)
+			return -1;
+		/* To change what the image holds takes several writes: not for bits that are set already. */
+		if (is_dirty(bm, off, len))
+			continue;
+		bm = tide_node_bitmap_for_change(node, entry, err);
+		if (!bm || tide_bitmap_set(bm, off, len, err) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+int tide_node_inside_hold(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_error *err)
+{
+	int fd = tide_image_fd(node->image);
+	uint64_t token = tide_node_inside_token(entry->name);
+
+	if (tide_lock_token_hold(fd, token, err) < 0 || tide_lock_token_hold(fd, TIDE_LOCK_TOKEN_JOB, err) < 0)
+		return -1;
+	entry->token = token;
+	node->inside_held = true;
+	return 0;
+}
+
+/* ---- the sidecar's stamp ------------------------------------------------------------ */
+
+static bool has_tracked(const struct tide_node *node)
+{
+	return node->has_sidecar && node->sc->n > 0;
+}
+
+/* Each replacement of the sidecar ends the lock on it: in between nobody may have changed it. */
+static int lock_again(struct tide_node *node, struct tide_error *err)
+{
+	struct tide_sidecar *now = NULL;
+	uint64_t generation;
+
+	tide_store_release(&node->store);
+	if (tide_store_lock(&node->store, node->sidecar_path, false, err) < 0 ||
+	    tide_store_load(node->sidecar_path, &now, err) < 0)
+		return -1;
+	generation = now ? now->generation : 0;
+	tide_sidecar_free(now);
+	if (generation != node->sc->generation)
+		return tide_error_set(err, TIDE_E_REFUSED, "The bitmaps of '%s' were changed by another program meanwhile",
+		                      node->path);
+	return 0;
+}
+
+/* Replaces the sidecar by itself with this writer token, and, when there is none, with the stamp of now. */
+static int rewrite_mark(struct tide_node *node, uint64_t writer, struct tide_error *err)
+{
+	struct tide_sidecar *now = NULL;
+	int rc = -1;
+
+	if (tide_store_load(node->sidecar_path, &now, err) < 0)
+		return -1;
+	if (!now)
+		return tide_error_set(err, TIDE_E_CORRUPT, "The sidecar '%s' has vanished", node->sidecar_path);
+	/* What does not match now must not be forgotten when the stamp is taken anew. */
+	for (size_t i = 0; writer && node->untracked && i < now->n; i++)
+		now->items[i]->untracked = true;
+	now->writer = writer;
+	now->generation++;
+	if (writer || tide_image_stamp_now(node->image, &now->stamp, err) == 0)
+		rc = tide_store_stage(&node->store, now, tide_image_fd(node->image), err);
+	if (rc == 0)
+		rc = tide_store_commit(&node->store, err);
+	if (rc == 0) {
+		node->sc->generation = now->generation;
+		node->disk_writer = writer;
+	}
+	tide_sidecar_free(now);
+	return rc;
+}
+
+static int mark(struct tide_node *node, struct tide_error *err)
+{
+	uint64_t writer = node->sc->writer;
+
+	/* The log says that something is going on, and will say what the stamp is then. */
+	if (!has_tracked(node) || node->log_active)
+		return 0;
+	if (!node->disk_writer) {
+		if (!writer && !node->token &&
+		    (tide_lock_token_new(&node->token, err) < 0 ||
+		     tide_lock_token_hold(tide_image_fd(node->image), node->token, err) < 0))
+			return -1;
+		if (rewrite_mark(node, writer ? writer : node->token, err) < 0 || lock_again(node, err) < 0)
+			return -1;
+	}
+	if (!writer) {
+		node->inside_marked = true;
+		node->sc->writer = node->disk_writer;
+	}
+	return 0;
+}
+
+/* What cannot be done here, whoever opens the node next does. */
+static void unmark(struct tide_node *node)
+{
+	struct tide_error ignored = TIDE_ERROR_INIT;
+
+	if (!node->inside_marked)
+		return;
+	node->inside_marked = false;
+	node->sc->writer = 0;
+	if (lock_again(node, &ignored) == 0)
+		rewrite_mark(node, 0, &ignored);
+	tide_error_release(&ignored);
+}
+
+/* ---- changing ----------------------------------------------------------------------- */
+
+/* In the order of the directory, which begins with the oldest. */
+static int stage_puts(struct tide_node *node, struct tide_error *err)
+{
+	size_t n = node->inside->n;
+	TIDE_AUTOFREE struct tide_driver_bitmap_put *puts = tide_mem_alloc(n + 1, sizeof(*puts), err);
+
+	if (!puts)
+		return -1;
+	for (size_t i = 0; i < n; i++) {
+		const struct tide_sidecar_bitmap *entry = node->inside->items[n - 1 - i];
+
+		puts[i] = (struct tide_driver_bitmap_put){
+			.name = entry->name,
+			.granularity = entry->granularity,
+			.in_use = entry->in_use || entry->lent,
+			.enabled = entry->enabled,
+			.keep = entry->is_stored && !entry->changed,
+			.index = entry->stored,
+			.contents = entry->bitmap,
+		};
+	}
+	if (tide_image_stage_bitmaps(node->image, puts, n, &node->inside_switch, err) == 0)
+		return 0;
+	for (size_t i = 0; i < n; i++) {
+		const struct tide_sidecar_bitmap *entry = node->inside->items[i];
+
+		if (!entry->is_stored && err && err->code != TIDE_E_IO)
+			return tide_error_wrap(err, "Can't make bitmap '%s' persistent in '%s'", entry->name, node->id);
+	}
+	return -1;
+}
+
+int tide_node_inside_stage(struct tide_node *node, struct tide_error *err)
+{
+	if (tide_node_inside_check(node, err) < 0 || tide_image_lock_write(node->image, err) < 0)
+		return -1;
+	node->inside_staged = true;
+	/* The stamp that a group's record gets must be the file's after a power cut, too. */
+	if (mark(node, err) == 0 && stage_puts(node, err) == 0 && tide_image_sync_times(node->image, err) == 0)
+		return 0;
+	tide_node_inside_abort(node);
+	return -1;
+}
+
+static void end_change(struct tide_node *node)
+{
+	unmark(node);
+	tide_image_unlock_write(node->image);
+	node->inside_staged = false;
+}
+
+int tide_node_inside_commit(struct tide_node *node, struct tide_error *err)
+{
+	int rc = tide_image_commit_bitmaps(node->image, err);
+
+	for (size_t i = 0; rc == 0 && i < node->inside->n; i++) {
+		struct tide_sidecar_bitmap *entry = node->inside->items[node->inside->n - 1 - i];
+
+		entry->is_stored = true;
+		entry->changed = false;
+		entry->stored = i;
+	}
+	if (rc == 0)
+		node->inside_dirty = false;
+	/* Before the sidecar learns what they are.  Should it fail, they may be older ones after a power cut, which is noticed. */
+	tide_image_sync_times(node->image, NULL);
+	end_change(node);
+	return rc;
+}
+
+void tide_node_inside_abort(struct tide_node *node)
+{
+	if (!node->inside_staged)
+		return;
+	if (node->recorded) { /* as after a death: image and sidecar stay as they are */
+		tide_image_unlock_write(node->image);
+		node->inside_staged = node->inside_marked = false;
+		return;
+	}
+	tide_image_abort_bitmaps(node->image);
+	end_change(node);
+}
+
+/* ---- after a group's death ---------------------------------------------------------- */
+
+/* 1: the file is as it was when the change was staged; 2: the change is there; 0: neither. */
+static int compare_switch(int fd, const struct tide_driver_switch *sw, const struct tide_stamp *stamp,
+                          struct tide_error *err)
+{
+	TIDE_AUTOFREE uint8_t *guard = NULL;
+	uint8_t now[sizeof(sw->before)];
+	struct tide_stamp taken;
+	uint64_t size;
+
+	if (tide_sysio_size(fd, &size, err) < 0 || tide_stamp_take(fd, &taken, err) < 0)
+		return -1;
+	if (!tide_range_is_within(sw->offset, sw->len, size) || !tide_range_is_within(sw->guard_offset, sw->guard_len, size))
+		return 0;
+	if (tide_sysio_pread(fd, now, sw->len, sw->offset, false, err) < 0)
+		return -1;
+	if (!memcmp(now, sw->after, sw->len))
+		return 2;
+	if (memcmp(now, sw->before, sw->len) || !tide_stamp_is_equal(&taken, stamp))
+		return 0;
+	guard = tide_mem_alloc(sw->guard_len + 1, 1, err);
+	if (!guard || tide_sysio_pread(fd, guard, sw->guard_len, sw->guard_offset, false, err) < 0)
+		return -1;
+	return tide_checksum_crc32c(0, guard, sw->guard_len) == sw->guard_crc;
+}
+
+static int carry_out(const char *path, const struct tide_driver_switch *sw, const struct tide_stamp *stamp,
+                     struct tide_sink *sink, struct tide_error *err)
+{
+	TIDE_AUTOCLOSE int fd = tide_sysio_open(path, O_RDWR, err);
+	int rc = -1;
+
+	if (fd >= 0 && tide_lock_acquire(fd, TIDE_LOCK_WRITE_HELD, TIDE_LOCK_WRITE_UNSHARED, path, err) == 0)
+		rc = compare_switch(fd, sw, stamp, err);
+	if (rc < 0)
+		return tide_error_wrap(err, "Could not finish a grouped transaction on '%s'", path);
+	if (rc == 0)
+		tide_event_warning(sink, path, "another program changed the image after a grouped transaction had died; the "
+		                               "bitmaps inside it are those of before the transaction");
+	if (rc != 1)
+		return 0;
+	if (tide_sysio_pwrite(fd, sw->after, sw->len, sw->offset, err) < 0)
+		return -1;
+	return fsync(fd) < 0 ? tide_error_set_sys(err, errno, "Could not flush '%s'", path) : 0;
+}
+
+int tide_node_inside_roll_forward(struct tide_node *node, const char *record, struct tide_sink *sink,
+                                  struct tide_error *err)
+{
+	TIDE_AUTOFREE char *path = tide_mem_strdup(tide_image_path(node->image), err);
+	struct tide_driver_switch sw;
+	struct tide_stamp stamp;
+	int rc = path ? tide_record_find_switch(record, path, &sw, &stamp, err) : -1;
+
+	tide_node_inside_release(node);
+	tide_image_close(node->image); /* its locks are in the way */
+	node->image = NULL;
+	return rc > 0 ? carry_out(path, &sw, &stamp, sink, err) : rc;
+}

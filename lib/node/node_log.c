@@ -1,0 +1,416 @@
+#include "node_log.h"
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "base/lock.h"
+#include "base/mem.h"
+#include "node_inside.h"
+#include "base/range.h"
+#include "store/write_log.h"
+
+#define NO_BITMAP_SHIFT 31u
+
+static char *log_path(const struct tide_node *node, struct tide_error *err)
+{
+	return tide_mem_printf(err, "%s.log", node->sidecar_path);
+}
+
+void tide_node_log_release(struct tide_node *node)
+{
+	if (node->log_active && node->image)
+		tide_lock_token_drop(tide_image_fd(node->image), node->log_token);
+	tide_write_log_close(node->log);
+	node->log = NULL;
+	node->log_there = node->log_pending = node->log_active = node->log_vouches = false;
+	node->log_token = 0;
+}
+
+void tide_node_log_remove(struct tide_node *node)
+{
+	TIDE_AUTOFREE char *path = node->log_there ? log_path(node, NULL) : NULL;
+
+	if (path)
+		unlink(path);
+	tide_node_log_release(node);
+}
+
+/* ---- taking what it says ------------------------------------------------------------ */
+
+static struct tide_bitmap *everything(uint64_t size, struct tide_error *err)
+{
+	TIDE_AUTOBITMAP struct tide_bitmap *bm = tide_bitmap_new(size, TIDE_BITMAP_GRANULARITY_MAX, err);
+	struct tide_bitmap *ret;
+
+	if (!bm || (size && tide_bitmap_set(bm, 0, size, err) < 0))
+		return NULL;
+	ret = bm;
+	bm = NULL;
+	return ret;
+}
+
+/* What the log says of a disk of this size. */
+static struct tide_bitmap *recorded(const struct tide_node *node, uint64_t size, struct tide_error *err)
+{
+	unsigned shift = tide_write_log_header(node->log)->shift;
+	TIDE_AUTOBITMAP struct tide_bitmap *bm = tide_bitmap_new(size, UINT64_C(1) << shift, err);
+	struct tide_bitmap *ret;
+
+	if (!bm || tide_write_log_read(node->log, bm, err) < 0)
+		return NULL;
+	ret = bm;
+	bm = NULL;
+	return ret;
+}
+
+static struct tide_bitmap *what_is_dirty(const struct tide_node *node, bool lost, uint64_t size, struct tide_error *err)
+{
+	return lost ? everything(size, err) : recorded(node, size, err);
+}
+
+/* In every bitmap of the sidecar that records; in one that a job uses, in what records for it. */
+static int add_to_sidecar(struct tide_node *node, const struct tide_bitmap *bits, struct tide_error *err)
+{
+	for (size_t i = 0; i < node->sc->n; i++) {
+		struct tide_sidecar_bitmap *entry = node->sc->items[i];
+		struct tide_sidecar_bitmap *half = entry->successor ? entry->successor : entry;
+		struct tide_bitmap *bm;
+
+		if (!half->enabled)
+			continue;
+		bm = tide_sidecar_bitmap_load(node->sc, half, err);
+		if (!bm || tide_bitmap_merge(bm, bits, err) < 0)
+			return -1;
+	}
+	if (node->log)
+		node->sc->log = tide_write_log_header(node->log)->id;
+	node->dirty |= node->has_sidecar;
+	return 0;
+}
+
+static bool is_recorded_here(const struct tide_write_log_header *h, const struct tide_sidecar_bitmap *entry)
+{
+	uint64_t token = tide_node_inside_token(entry->name);
+
+	for (size_t i = 0; i < h->n_inside; i++) {
+		if (h->inside[i] == token)
+			return true;
+	}
+	return false;
+}
+
+/* Those that the log's writer marked as in use: they are good again, with what it recorded. */
+static int add_inside(struct tide_node *node, const struct tide_bitmap *bits, struct tide_error *err)
+{
+	const struct tide_write_log_header *h = tide_write_log_header(node->log);
+
+	for (size_t i = 0; i < node->inside->n; i++) {
+		struct tide_sidecar_bitmap *entry = node->inside->items[i];
+		struct tide_bitmap *bm;
+
+		if (!is_recorded_here(h, entry))
+			continue;
+		entry->lent |= entry->in_use;
+		entry->in_use = false;
+		bm = tide_node_bitmap_for_change(node, entry, err);
+		if (!bm || tide_bitmap_merge(bm, bits, err) < 0)
+			return -1;
+		entry->lent = false;
+	}
+	return 0;
+}
+
+static int take(struct tide_node *node, bool lost, bool sidecar, bool inside, struct tide_error *err)
+{
+	uint64_t size = node->sc->disk_size;
+
+	if (sidecar && node->sc->n) {
+		TIDE_AUTOBITMAP struct tide_bitmap *bits = what_is_dirty(node, lost, size, err);
+
+		if (!bits || add_to_sidecar(node, bits, err) < 0)
+			return -1;
+	}
+	if (inside && node->log && tide_write_log_header(node->log)->n_inside) {
+		TIDE_AUTOBITMAP struct tide_bitmap *bits = what_is_dirty(node, lost, tide_image_size(node->image), err);
+
+		if (!bits || add_inside(node, bits, err) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+int tide_node_log_fold(struct tide_node *node, struct tide_error *err)
+{
+	if (!node->log_pending)
+		return 0;
+	node->log_pending = false;
+	return take(node, false, true, false, err);
+}
+
+/* ---- opening ----------------------------------------------------------------------- */
+
+static bool is_of_this_sidecar(const struct tide_node *node, const struct tide_write_log_header *h)
+{
+	if (!node->has_sidecar)
+		return h->generation == 0 && h->sidecar_crc == 0;
+	return h->generation == node->sc->generation && h->sidecar_crc == node->sc->checksum &&
+	       h->disk_size == node->sc->disk_size;
+}
+
+/* Without a lock the sidecar may have got the log's bits, and the log may have gone, since the sidecar was read. */
+static int was_replaced(const struct tide_node *node, struct tide_error *err)
+{
+	bool current = true;
+
+	if (node->mode == TIDE_NODE_LOOK &&
+	    tide_store_is_current(node->sidecar_path, node->has_sidecar ? node->sc : NULL, &current, err) < 0)
+		return -1;
+	return !current;
+}
+
+static int take_damaged(struct tide_node *node, const struct tide_error *why, struct tide_sink *sink,
+                        struct tide_error *err)
+{
+	tide_event_warning(sink, node->path, "%s; what it recorded is not known: all of the disk counts as dirty", why->msg);
+	node->log_vouches = true;
+	return take(node, true, true, false, err);
+}
+
+static int take_live(struct tide_node *node, struct tide_error *err)
+{
+	const struct tide_write_log_header *h = tide_write_log_header(node->log);
+
+	node->log_vouches = true;
+	if (node->mode == TIDE_NODE_LOOK)
+		return take(node, false, h->id != node->sc->log, true, err);
+	tide_error_set(err, TIDE_E_LOCKED, "Another program is recording what it writes to '%s'", node->path);
+	return tide_error_hint(err, "wait until it has ended");
+}
+
+static int take_dead(struct tide_node *node, bool lost, struct tide_sink *sink, struct tide_error *err)
+{
+	tide_event_warning(sink, node->path,
+	                   lost ? "the machine went down while writes were being recorded, and not all may have been kept: all of "
+	                          "the disk counts as dirty" :
+	                          "a tracked write died; what it may have written is dirty");
+	node->log_vouches = true;
+	return take(node, lost, true, true, err);
+}
+
+/* Nobody writes. */
+static int take_ended(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
+{
+	const struct tide_write_log_header *h = tide_write_log_header(node->log);
+	bool lost = !h->state.durable && tide_write_log_is_of_another_boot(node->log);
+
+	if (node->has_sidecar && h->id == node->sc->log) /* its bits are there, but for those of the image perhaps */
+		return take(node, lost, false, h->state.token, err);
+	if (!is_of_this_sidecar(node, h)) {
+		tide_event_warning(sink, node->path, "the write log goes with another sidecar; what it recorded is dirty");
+		return take(node, lost, true, h->state.token, err);
+	}
+	if (h->state.token || lost)
+		return take_dead(node, lost, sink, err);
+	node->sc->stamp = h->state.stamp;
+	node->log_pending = node->mode == TIDE_NODE_WRITE && !node->dirty &&
+	                    tide_stamp_is_equal(tide_image_stamp(node->image), &h->state.stamp);
+	return node->log_pending ? 0 : take(node, false, true, false, err);
+}
+
+static int judge(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
+{
+	const struct tide_write_log_header *h = tide_write_log_header(node->log);
+	int held = h->state.token ? tide_lock_token_is_held(tide_image_fd(node->image), h->state.token, err) : 0;
+
+	if (held < 0)
+		return -1;
+	if (!is_of_this_sidecar(node, h)) {
+		int again = was_replaced(node, err);
+
+		if (again)
+			return again;
+	}
+	return held ? take_live(node, err) : take_ended(node, sink, err);
+}
+
+int tide_node_log_open(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
+{
+	TIDE_AUTOFREE char *path = NULL;
+	struct tide_error why = TIDE_ERROR_INIT;
+	int rc;
+
+	tide_node_log_release(node);
+	if (!node->sidecar_path)
+		return 0;
+	path = log_path(node, err);
+	if (!path)
+		return -1;
+	rc = tide_write_log_open(path, &node->log, &why);
+	if (rc == 0)
+		return was_replaced(node, err);
+	node->log_there = true;
+	if (rc > 0) {
+		rc = judge(node, sink, err);
+	} else if (why.code == TIDE_E_CORRUPT) {
+		rc = take_damaged(node, &why, sink, err);
+	} else {
+		tide_error_hint(&why, "without it the bitmaps of '%s' lack what was written last", node->path);
+		return tide_error_move(err, &why);
+	}
+	tide_error_release(&why);
+	return rc;
+}
+
+bool tide_node_log_is_live(const struct tide_node *node)
+{
+	TIDE_AUTOFREE char *path = node->sidecar_path ? log_path(node, NULL) : NULL;
+	TIDE_AUTOCLOSE int fd = path ? tide_sysio_open(node->path, O_RDONLY | O_NONBLOCK, NULL) : -1;
+	struct tide_write_log *log;
+	uint64_t token;
+
+	if (fd < 0 || tide_write_log_open(path, &log, NULL) <= 0)
+		return false;
+	token = tide_write_log_header(log)->state.token;
+	tide_write_log_close(log);
+	return token && tide_lock_token_is_held(fd, token, NULL) > 0;
+}
+
+/* ---- writing ----------------------------------------------------------------------- */
+
+/* The finest that any bitmap which records needs. */
+static unsigned finest(const struct tide_node *node, bool take_inside)
+{
+	unsigned shift = NO_BITMAP_SHIFT;
+
+	for (size_t i = 0; i < node->sc->n; i++) {
+		const struct tide_sidecar_bitmap *entry = node->sc->items[i];
+
+		if (entry->enabled || (entry->successor && entry->successor->enabled))
+			shift = TIDE_MIN(shift, tide_range_shift(entry->granularity));
+	}
+	for (size_t i = 0; take_inside && i < node->inside->n; i++) {
+		const struct tide_sidecar_bitmap *entry = node->inside->items[i];
+
+		if (entry->enabled && !entry->in_use)
+			shift = TIDE_MIN(shift, tide_range_shift(entry->granularity));
+	}
+	return tide_write_log_shift(tide_image_size(node->image), shift);
+}
+
+static int list_inside(const struct tide_node *node, struct tide_write_log_header *h, struct tide_error *err)
+{
+	h->inside = tide_mem_alloc(node->inside->n + 1, sizeof(*h->inside), err);
+	if (!h->inside)
+		return -1;
+	for (size_t i = 0; i < node->inside->n; i++) {
+		const struct tide_sidecar_bitmap *entry = node->inside->items[i];
+
+		if (entry->enabled && !entry->in_use)
+			h->inside[h->n_inside++] = tide_node_inside_token(entry->name);
+	}
+	return 0;
+}
+
+static int create(struct tide_node *node, bool durable, bool take_inside, struct tide_error *err)
+{
+	TIDE_AUTOFREE char *path = log_path(node, err);
+	struct tide_write_log_header h = {
+		.generation = node->has_sidecar ? node->sc->generation : 0,
+		.sidecar_crc = node->has_sidecar ? node->sc->checksum : 0,
+		.shift = finest(node, take_inside),
+		.disk_size = tide_image_size(node->image),
+		.state = { .token = node->log_token, .durable = durable },
+	};
+	int rc = -1;
+
+	if (path && (!take_inside || list_inside(node, &h, err) == 0))
+		rc = tide_write_log_create(path, &h, tide_image_fd(node->image), &node->log, err);
+	tide_write_log_header_release(&h);
+	return rc;
+}
+
+/* What the log says is put on disk, so that another one can begin. */
+static int settle_pending(struct tide_node *node, struct tide_error *err)
+{
+	int rc;
+
+	if (tide_node_log_fold(node, err) < 0 || tide_store_lock(&node->store, node->sidecar_path, false, err) < 0)
+		return -1;
+	rc = tide_node_stage(node, err);
+	if (rc == 0)
+		rc = tide_node_commit(node, err);
+	tide_node_unlock_store(node);
+	return rc;
+}
+
+/* QEMU would take them for whole, were this program to die. */
+static int lend_inside(struct tide_node *node, struct tide_error *err)
+{
+	bool any = false;
+
+	for (size_t i = 0; i < node->inside->n; i++) {
+		struct tide_sidecar_bitmap *entry = node->inside->items[i];
+
+		entry->lent = entry->enabled && !entry->in_use;
+		any |= entry->lent;
+	}
+	if (!any)
+		return 0;
+	node->inside_dirty = true;
+	return tide_node_inside_stage(node, err) < 0 ? -1 : tide_node_inside_commit(node, err);
+}
+
+int tide_node_log_begin(struct tide_node *node, bool durable, bool take_inside, struct tide_error *err)
+{
+	int fd = tide_image_fd(node->image);
+	uint64_t token;
+
+	if (node->log_pending &&
+	    (take_inside || tide_write_log_header(node->log)->shift != finest(node, false)) && settle_pending(node, err) < 0)
+		return -1;
+	if (!node->log_pending)
+		tide_node_log_remove(node);
+	if (tide_lock_token_new(&token, err) < 0 || tide_lock_token_hold(fd, token, err) < 0)
+		return -1;
+	node->log_token = token;
+	node->log_active = true;
+	if (node->log_pending ? tide_write_log_activate(node->log, token, durable, err) < 0 :
+	                        create(node, durable, take_inside, err) < 0)
+		return -1;
+	node->log_there = true;
+	node->log_pending = false;
+	return take_inside ? lend_inside(node, err) : 0;
+}
+
+int tide_node_log_clean(struct tide_node *node, struct tide_error *err)
+{
+	if (tide_write_log_clean(node->log, tide_image_stamp(node->image), err) < 0)
+		return -1;
+	tide_lock_token_drop(tide_image_fd(node->image), node->log_token);
+	node->sc->stamp = *tide_image_stamp(node->image);
+	node->log_active = false;
+	node->log_pending = true;
+	return 0;
+}
+
+int tide_node_log_end(struct tide_node *node, struct tide_error *err)
+{
+	int rc = take(node, false, true, true, err);
+
+	/* The image first: what it does to the image's times the sidecar is to know. */
+	if (rc == 0 && node->inside_dirty)
+		rc = tide_node_inside_stage(node, err) < 0 ? -1 : tide_node_inside_commit(node, err);
+	if (rc == 0 && node->dirty)
+		rc = tide_store_lock(&node->store, node->sidecar_path, false, err);
+	if (rc == 0)
+		rc = tide_node_stage(node, err);
+	if (rc == 0)
+		rc = tide_node_commit(node, err);
+	tide_node_unlock_store(node);
+	if (rc == 0)
+		tide_node_log_remove(node);
+	return rc;
+}

@@ -1,0 +1,329 @@
+#include "node_impl.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "base/lock.h"
+#include "base/mem.h"
+#include "node_inside.h"
+#include "node_log.h"
+#include "node_uri.h"
+#include "store/record.h"
+
+int tide_node_load_sidecar(struct tide_node *node, struct tide_error *err)
+{
+	if (node->sidecar_path && tide_store_load(node->sidecar_path, &node->sc, err) < 0)
+		return -1;
+	node->has_sidecar = node->sc != NULL;
+	node->disk_writer = node->sc ? node->sc->writer : 0;
+	if (!node->sc)
+		node->sc = tide_sidecar_new(err);
+	return node->sc ? 0 : -1;
+}
+
+/* Bitmaps inside the image are going to be changed, perhaps: it is opened anew, as one that will be written later. */
+static int open_for_bitmaps(struct tide_node *node, struct tide_image_options *options, struct tide_error *err)
+{
+	TIDE_AUTOFREE char *format = NULL;
+
+	if (!tide_image_can_store_bitmaps(node->image) || node->mode != TIDE_NODE_CHANGE)
+		return 0;
+	if (tide_image_info(node->image)->n_bitmaps == 0 && !node->want_inside)
+		return 0;
+	format = tide_mem_strdup(tide_image_format(node->image), err);
+	if (!format)
+		return -1;
+	tide_image_close(node->image); /* its locks must not be in the way of who changes them now */
+	node->image = NULL;
+	options->write_later = options->records_bitmaps = true;
+	options->format = format;
+	if (tide_image_open(options, &node->image, &node->inside_error) == 0)
+		return 0;
+	options->write_later = options->records_bitmaps = false;
+	return tide_image_open(options, &node->image, err);
+}
+
+/* A writer that records in the write log is no reason not to look at the bitmaps. */
+static int open_shared(struct tide_node *node, struct tide_image_options *options, struct tide_error *err)
+{
+	struct tide_error why = TIDE_ERROR_INIT;
+
+	if (tide_image_open(options, &node->image, &why) == 0)
+		return 0;
+	if (why.code != TIDE_E_LOCKED || !node->look_live || node->mode != TIDE_NODE_LOOK || !tide_node_log_is_live(node))
+		return tide_error_move(err, &why);
+	tide_error_release(&why);
+	options->force_share = true;
+	return tide_image_open(options, &node->image, err);
+}
+
+static int open_image(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
+{
+	struct tide_image_options options = {
+		.path = node->path,
+		.format = node->format,
+		.write = node->mode == TIDE_NODE_WRITE,
+		.records_bitmaps = node->mode == TIDE_NODE_WRITE,
+		.force_share = node->force_share && node->mode == TIDE_NODE_LOOK,
+		.allow = node->allow,
+		.partial = node->partial && node->mode == TIDE_NODE_LOOK,
+		.cancel = sink ? &sink->cancelled : NULL,
+	};
+
+	if (tide_node_uri_lock(node, err) < 0)
+		return -1;
+	options.lock_fd = node->lock_fd;
+	options.has_lock_fd = node->lock_fd >= 0;
+	if (node->has_sidecar) {
+		if (node->format && strcmp(node->format, node->sc->format)) {
+			tide_error_set(err, TIDE_E_REFUSED, "The format of '%s' is pinned as '%s', not '%s'", node->path,
+			               node->sc->format, node->format);
+			return tide_error_hint(err, "it was pinned in '%s' when the first bitmap was added",
+			                       node->sidecar_path);
+		}
+		options.format = node->sc->format;
+	}
+	if (open_shared(node, &options, err) < 0)
+		return -1;
+	if (tide_image_info(node->image)->bitmaps_lost && sink)
+		tide_event_warning(sink, node->path, "a program lacking bitmap support modified this file, so all bitmaps are now "
+		                                     "considered inconsistent; some clusters may be leaked, 'qemu-img check -r leaks' "
+		                                     "gives them back");
+	if (open_for_bitmaps(node, &options, err) < 0 || tide_node_inside_open(node, err) < 0)
+		return -1;
+	if (!node->has_sidecar) {
+		strncpy(node->sc->format, tide_image_format(node->image), TIDE_SIDECAR_FORMAT_MAX);
+		node->sc->disk_size = tide_image_size(node->image);
+	}
+	return 0;
+}
+
+/* The job that owned this bitmap died: what its successor recorded goes back. */
+int tide_node_roll_back(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_sink *sink,
+                     struct tide_error *err)
+{
+	if (tide_sidecar_bitmap_thaw(node->sc, entry, err) < 0)
+		return -1;
+	node->dirty = true;
+	if (sink)
+		tide_event_warning(sink, node->path, "the job that used bitmap '%s' died; the bitmap is as after a failed job",
+		                   entry->name);
+	return 0;
+}
+
+/* 1: a group had decided before it died, and the sidecar is another one now. */
+static int recover_jobs(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
+{
+	for (size_t i = 0; i < node->sc->n; i++) {
+		struct tide_sidecar_bitmap *entry = node->sc->items[i];
+		int held;
+
+		if (!entry->token)
+			continue;
+		held = tide_lock_token_is_held(tide_image_fd(node->image), entry->token, err);
+		if (held < 0)
+			return -1;
+		if (!held && entry->group) {
+			int forward = tide_record_roll_forward(entry->group, err);
+
+			if (forward)
+				return forward;
+		}
+		if (!held && tide_node_roll_back(node, entry, sink, err) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+static int check_stamp(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
+{
+	int held;
+
+	if (!node->has_sidecar || node->log_vouches)
+		return 0;
+	if (node->sc->writer) {
+		held = tide_lock_token_is_held(tide_image_fd(node->image), node->sc->writer, err);
+		if (held < 0)
+			return -1;
+		if (!held) {
+			node->sc->writer = node->disk_writer = 0;
+			node->dirty = true;
+			tide_event_warning(sink, node->path, "a tracked write died; what it may have written is dirty");
+		}
+		return 0;
+	}
+	node->untracked = !tide_stamp_is_equal(tide_image_stamp(node->image), &node->sc->stamp);
+	if (!node->untracked)
+		return 0;
+	for (size_t i = 0; i < node->sc->n; i++)
+		node->sc->items[i]->untracked = true;
+	return 0;
+}
+
+/* The bitmaps follow the disk; what the disk gained is dirty, for nobody tracked how. */
+static int follow_size(struct tide_node *node, struct tide_error *err)
+{
+	uint64_t was = node->sc->disk_size, size = tide_image_size(node->image);
+
+	if (was == size)
+		return 0;
+	for (size_t i = 0; i < node->sc->n; i++) {
+		struct tide_sidecar_bitmap *half[2] = { node->sc->items[i], node->sc->items[i]->successor };
+
+		for (int k = 0; k < 2 && half[k]; k++) {
+			struct tide_bitmap *bm = tide_sidecar_bitmap_load(node->sc, half[k], err);
+
+			if (!bm || tide_bitmap_resize(bm, size, err) < 0)
+				return -1;
+			if (size > was && tide_bitmap_set(bm, was, size - was, err) < 0)
+				return -1;
+		}
+	}
+	node->sc->disk_size = size;
+	node->dirty = node->has_sidecar;
+	return 0;
+}
+
+/* What a group that died left beside an image whose sidecar could not tell.  1: it had succeeded, and is finished now. */
+static int recover_pointer(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
+{
+	TIDE_AUTOFREE char *pointer = NULL;
+	TIDE_AUTOFREE char *record = NULL;
+	uint64_t token;
+	int rc;
+
+	if (!node->sidecar_path)
+		return 0;
+	pointer = tide_mem_printf(err, "%s.group", node->sidecar_path);
+	rc = pointer ? tide_record_read_pointer(pointer, &token, &record, err) : -1;
+	if (rc <= 0)
+		return rc;
+	rc = tide_lock_token_is_held(tide_image_fd(node->image), token, err);
+	if (rc)
+		return rc < 0 ? -1 : 0; /* it is at work */
+	rc = tide_record_roll_forward(record, err);
+	if (rc > 0 && tide_node_inside_roll_forward(node, record, sink, err) < 0)
+		return -1;
+	/* Left there it would be followed again, for ever; when there was nothing left to do it is only in the way. */
+	if (rc >= 0 && unlink(pointer) < 0 && errno != ENOENT && rc > 0)
+		return tide_error_set_sys(err, errno, "Could not remove '%s'", pointer);
+	return rc;
+}
+
+static void say_completed(struct tide_node *node, struct tide_sink *sink)
+{
+	node->completed = true;
+	tide_event_warning(sink, node->path,
+	                   "a grouped transaction died after it had succeeded; what was left of it is done now");
+}
+
+static int read_node(struct tide_node *node, bool create, struct tide_sink *sink, struct tide_error *err)
+{
+	int rc;
+
+	for (;;) {
+		if (node->sidecar_path && node->mode != TIDE_NODE_LOOK && node->store.lock_fd < 0 &&
+		    tide_store_lock(&node->store, node->sidecar_path, create, err) < 0)
+			return -1;
+		tide_node_drop_sidecar(node);
+		if (tide_node_load_sidecar(node, err) < 0 || (!node->image && open_image(node, sink, err) < 0))
+			return -1;
+		rc = recover_pointer(node, sink, err);
+		if (rc == 0)
+			rc = recover_jobs(node, sink, err);
+		if (rc > 0) {
+			say_completed(node, sink);
+			tide_store_release(&node->store);
+			continue;
+		}
+		if (rc == 0)
+			rc = tide_node_log_open(node, sink, err);
+		if (rc <= 0)
+			break;
+	}
+	if (rc < 0 || check_stamp(node, sink, err) < 0)
+		return -1;
+	return follow_size(node, err);
+}
+
+static int open_parts(struct tide_node *node, bool create, struct tide_sink *sink, struct tide_error *err)
+{
+	bool is_uri = tide_image_is_uri(node->path), nameless = false;
+	TIDE_AUTOFREE char *real = is_uri ? NULL : realpath(node->path, NULL);
+	struct tide_error why = TIDE_ERROR_INIT;
+
+	if (!real && !is_uri)
+		return tide_error_set_sys(err, errno, "Could not open '%s'", node->path);
+	if (is_uri && !node->sidecar && create) {
+		tide_error_set(err, TIDE_E_REFUSED, "The bitmaps of '%s' are the server's: there is no place for others", node->path);
+		return tide_error_hint(err, "others can be kept in a file here: --sidecar PATH");
+	}
+	if (real || node->sidecar)
+		node->sidecar_path = tide_store_path(real, node->sidecar, &nameless, &why);
+	/* Who only looks at a device that has no usual place for bitmaps sees none. */
+	if (why.code && (!nameless || node->mode != TIDE_NODE_LOOK))
+		return tide_error_move(err, &why);
+	tide_error_release(&why);
+	return read_node(node, create, sink, err);
+}
+
+void tide_node_want(struct tide_node *node, enum tide_node_mode mode, bool create)
+{
+	node->want = node->wanted ? TIDE_MAX(node->want, mode) : mode;
+	node->want_create |= create;
+	node->wanted = true;
+}
+
+void tide_node_want_inside(struct tide_node *node)
+{
+	node->want_inside = true;
+}
+
+int tide_node_open(struct tide_node *node, enum tide_node_mode mode, bool create, struct tide_sink *sink,
+                   struct tide_error *err)
+{
+	if (node->is_open && node->mode >= mode && (node->has_sidecar || !create || node->store.lock_fd >= 0))
+		return 0;
+	if (node->is_open)
+		return tide_error_set(err, TIDE_E_REFUSED, "'%s' is already in use by this transaction in another way",
+		                      node->path);
+	tide_node_want(node, mode, create);
+	node->mode = node->want;
+	if (open_parts(node, node->want_create, sink, err) < 0) {
+		tide_node_close(node);
+		return -1;
+	}
+	node->is_open = true;
+	return 0;
+}
+
+void tide_node_unlock_store(struct tide_node *node)
+{
+	tide_store_release(&node->store);
+	/* Others may change what is inside the image, unless a job or a group is going to. */
+	if (!node->inside_held && !(node->inside_deferred && node->inside_dirty))
+		tide_image_renounce_write(node->image);
+}
+
+int tide_node_relock_store(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
+{
+	tide_node_drop_sidecar(node);
+	if (tide_store_lock(&node->store, node->sidecar_path, false, err) < 0 || tide_node_load_sidecar(node, err) < 0)
+		return -1;
+	if (!node->has_sidecar)
+		return tide_error_set(err, TIDE_E_CORRUPT, "The sidecar '%s' has vanished", node->sidecar_path);
+	/* A tracked write of the same transaction has left its log, clean. */
+	if (tide_node_log_open(node, sink, err) < 0)
+		return -1;
+	return tide_node_log_fold(node, err);
+}
+
+int tide_node_begin_settling(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
+{
+	if (node->after || node->inside_deferred)
+		return tide_node_load_deferred(node, sink, err);
+	return node->has_sidecar ? tide_node_relock_store(node, sink, err) : 0;
+}

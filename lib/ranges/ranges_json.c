@@ -1,0 +1,189 @@
+/*
+ * Lists of JSON objects: each kind says by its members which program printed it.
+ */
+#include <string.h>
+
+#include "base/error.h"
+#include "base/json.h"
+#include "base/range.h"
+#include "ranges.h"
+
+static int get_number(const struct tide_json *element, const char *key, uint64_t *v, struct tide_error *err)
+{
+	const struct tide_json *member = tide_json_member(element, key);
+
+	if (!member)
+		return tide_error_set(err, TIDE_E_REFUSED, "it has no \"%s\"", key);
+	if (!tide_json_get_uint(member, v))
+		return tide_error_set(err, TIDE_E_REFUSED, "\"%s\" is not an integer from 0 to 2^63 - 1", key);
+	return 0;
+}
+
+static int get_flag(const struct tide_json *element, const char *key, bool *v, struct tide_error *err)
+{
+	const struct tide_json *member = tide_json_member(element, key);
+
+	if (!member || !tide_json_get_bool(member, v))
+		return tide_error_set(err, TIDE_E_REFUSED, "\"%s\" is not true or false", key);
+	return 0;
+}
+
+/* bitmap-dump, and imageio with context=dirty: {"start", "length", "dirty"}. */
+static int is_dirty_flagged(const struct tide_json *element, bool *written, struct tide_error *err)
+{
+	return get_flag(element, "dirty", written, err);
+}
+
+/* imageio with context=zero: what the image holds itself. */
+static int is_no_hole(const struct tide_json *element, bool *written, struct tide_error *err)
+{
+	bool zero, hole;
+
+	if (get_flag(element, "zero", &zero, err) < 0 || get_flag(element, "hole", &hole, err) < 0)
+		return -1;
+	*written = !hole;
+	return 0;
+}
+
+static int get_map_flags(const struct tide_json *element, bool *data, bool *zero, bool *present, bool *own,
+                         struct tide_error *err)
+{
+	uint64_t depth;
+
+	if (get_number(element, "depth", &depth, err) < 0 || get_flag(element, "data", data, err) < 0 ||
+	    get_flag(element, "zero", zero, err) < 0)
+		return -1;
+	*present = *data || *zero; /* QEMU before 6.1 does not tell */
+	if (tide_json_member(element, "present") && get_flag(element, "present", present, err) < 0)
+		return -1;
+	*own = depth == 0;
+	return 0;
+}
+
+/* qemu-img map: what the top image itself says something about. */
+static int is_mapped(const struct tide_json *element, bool *written, struct tide_error *err)
+{
+	bool data, zero, present, own;
+
+	if (get_map_flags(element, &data, &zero, &present, &own, err) < 0)
+		return -1;
+	*written = own && present;
+	/*
+	 * With x-dirty-bitmap, qemu-img map shows what is dirty as a hole, and nothing else tells: an NBD server may
+	 * have holes that do not read as zeroes, and those look just so.
+	 */
+	if (data || zero || present)
+		return 0;
+	tide_error_set(err, TIDE_E_REFUSED,
+	               "it is neither data nor zeroes, as when qemu-img map shows an x-dirty-bitmap "
+	               "(nbdinfo --map=qemu:dirty-bitmap:NAME --json shows that clearly)");
+	return tide_error_hint(err, "if it is one, say so: --input-format qemu-img-map-dirty");
+}
+
+/* The same of x-dirty-bitmap: "dirty" has the place of "hole" among NBD's flags. */
+static int is_mapped_dirty(const struct tide_json *element, bool *written, struct tide_error *err)
+{
+	bool data, zero, present, own;
+
+	if (get_map_flags(element, &data, &zero, &present, &own, err) < 0)
+		return -1;
+	if (zero || !own)
+		return tide_error_set(err, TIDE_E_REFUSED, "\"zero\" is true or \"depth\" not 0: no map of an x-dirty-bitmap");
+	*written = !data;
+	return 0;
+}
+
+/* nbdinfo --map: the contexts qemu:dirty-bitmap:*, base:allocation and qemu:allocation-depth. */
+static int is_described(const struct tide_json *element, bool *written, struct tide_error *err)
+{
+	const char *text = NULL;
+	const struct tide_json *member = tide_json_member(element, "description");
+	uint64_t type;
+
+	if (get_number(element, "type", &type, err) < 0)
+		return -1;
+	if (!member || !tide_json_get_string(member, &text, NULL))
+		return tide_error_set(err, TIDE_E_REFUSED, "it has no \"description\" that is a string");
+	if (tide_ranges_is_written(text, written))
+		return 0;
+	return tide_error_set(err, TIDE_E_REFUSED, "its \"description\" is '%s', which is not known", text);
+}
+
+/* rbd diff: everything listed changed, whether it exists still or not. */
+static int is_listed(const struct tide_json *element, bool *written, struct tide_error *err)
+{
+	const struct tide_json *exists = tide_json_member(element, "exists");
+	const char *text;
+	bool flag;
+
+	*written = true;
+	if (tide_json_get_bool(exists, &flag) ||
+	    (tide_json_get_string(exists, &text, NULL) && (strcmp(text, "true") == 0 || strcmp(text, "false") == 0)))
+		return 0;
+	return tide_error_set(err, TIDE_E_REFUSED, "\"exists\" is not true or false");
+}
+
+struct form {
+	const char *name;
+	const char *start, *mark; /* the members that tell this kind */
+	bool asked;        /* only when its name was given */
+	bool goes_through; /* tide_ranges_collector */
+	int (*is_written)(const struct tide_json *element, bool *written, struct tide_error *err);
+};
+
+static const struct form forms[] = {
+	{ "dump", "start", "dirty", false, true, is_dirty_flagged },
+	{ "imageio", "start", "dirty", false, true, is_dirty_flagged },
+	{ "qemu-img-map-dirty", "start", "depth", true, true, is_mapped_dirty },
+	{ "qemu-img-map", "start", "depth", false, true, is_mapped },
+	{ "imageio", "start", "hole", false, true, is_no_hole },
+	{ "nbdinfo", "offset", "type", false, true, is_described },
+	{ "rbd-diff", "offset", "exists", false, false, is_listed },
+};
+
+static bool is_form(const struct form *form, const char *asked, const struct tide_json *element)
+{
+	if (asked ? strcmp(asked, form->name) : form->asked)
+		return false;
+	return tide_json_member(element, form->start) && tide_json_member(element, form->mark);
+}
+
+static int collect_element(struct tide_ranges_collector *c, const char *asked, const struct tide_json *element,
+                           struct tide_error *err)
+{
+	uint64_t off, len;
+	bool written;
+
+	if (tide_json_kind(element) != TIDE_JSON_OBJECT)
+		return tide_error_set(err, TIDE_E_REFUSED, "it is %s, not an object",
+		                      tide_json_kind_name(tide_json_kind(element)));
+	for (size_t i = 0; i < TIDE_ARRAY_SIZE(forms); i++) {
+		if (!is_form(&forms[i], asked, element))
+			continue;
+		if (get_number(element, forms[i].start, &off, err) < 0 ||
+		    get_number(element, "length", &len, err) < 0 || forms[i].is_written(element, &written, err) < 0)
+			return -1;
+		c->goes_through = forms[i].goes_through;
+		return (written ? tide_ranges_collect : tide_ranges_skip)(c, off, len, err);
+	}
+	if (asked)
+		return tide_error_set(err, TIDE_E_REFUSED, "it is not a range as %s has it", asked);
+	return tide_error_set(err, TIDE_E_REFUSED,
+	                      "it is not a range as bitmap-dump, nbdinfo --map, qemu-img map or rbd diff print it");
+}
+
+int tide_ranges_read_json(struct tide_ranges_input *in, struct tide_ranges_collector *c, struct tide_error *err)
+{
+	struct tide_json *json TIDE_AUTOJSON = tide_json_parse(in->text, in->len, err);
+
+	if (!json)
+		return -1;
+	const struct tide_json *list = tide_json_member(json, "return") ? tide_json_member(json, "return") : json;
+	if (tide_json_kind(list) != TIDE_JSON_ARRAY)
+		return tide_error_set(err, TIDE_E_REFUSED, "Expected a JSON list of ranges, found %s",
+		                      tide_json_kind_name(tide_json_kind(list)));
+	for (size_t i = 0; i < tide_json_count(list); i++)
+		if (collect_element(c, in->format, tide_json_at(list, i), err) < 0)
+			return tide_error_wrap(err, "Element %zu of the list", i);
+	return 0;
+}

@@ -1,0 +1,521 @@
+/*
+ * The bitmap verbs: QMP's block-dirty-bitmap-* and Tidemark's own mark.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "base/json.h"
+#include "job/rescan.h"
+#include "txn.h"
+
+#define NAME_MAX_BYTES 1023
+
+static struct tide_node *open_node(struct tide_session *session, const char *id, bool create, struct tide_error *err)
+{
+	struct tide_node *node = tide_session_find(session, id);
+
+	if (!node) {
+		tide_error_set(err, TIDE_E_REFUSED, "Node '%s' not found", id);
+		return NULL;
+	}
+	return tide_node_open(node, TIDE_NODE_CHANGE, create, &session->sink, err) < 0 ? NULL : node;
+}
+
+static void touch(struct tide_session *session, const char *id, enum tide_node_mode mode, bool create)
+{
+	struct tide_node *node = id ? tide_session_find(session, id) : NULL;
+
+	if (node)
+		tide_node_want(node, mode, create);
+}
+
+/* ---- add --------------------------------------------------------------------------- */
+
+static int add_copy(struct tide_step *step, struct tide_error *err)
+{
+	struct tide_bitmap_add *args = step->args;
+
+	if (tide_action_own_string(step, &args->node, err) < 0)
+		return -1;
+	return tide_action_own_string(step, &args->name, err);
+}
+
+static void add_touch(struct tide_session *session, const struct tide_step *step)
+{
+	const struct tide_bitmap_add *args = step->args;
+
+	bool inside = args->store == TIDE_STORE_IMAGE;
+
+	if (!*args->name)
+		return; /* it is refused before the image is looked at */
+	touch(session, args->node, TIDE_NODE_CHANGE, !inside);
+	if (inside && tide_session_find(session, args->node))
+		tide_node_want_inside(tide_session_find(session, args->node));
+}
+
+static int check_granularity(uint64_t granularity, struct tide_error *err)
+{
+	if (granularity > UINT32_MAX)
+		return tide_error_set(err, TIDE_E_REFUSED, "Parameter 'granularity' expects uint32_t");
+	if (granularity < TIDE_BITMAP_GRANULARITY_MIN || (granularity & (granularity - 1)))
+		return tide_error_set(err, TIDE_E_REFUSED, "Granularity must be power of 2 and at least 512");
+	return 0;
+}
+
+/* In QEMU's order: duplicate, then length; a name that is not UTF-8 could not be a QMP string at all. */
+static int check_new_name(struct tide_node *node, const char *name, struct tide_error *err)
+{
+	if (tide_node_has(node, name))
+		return tide_error_set(err, TIDE_E_REFUSED, "Bitmap already exists: %s", name);
+	if (strlen(name) > NAME_MAX_BYTES)
+		return tide_error_set(err, TIDE_E_REFUSED, "Bitmap name too long: %s", name);
+	return 0;
+}
+
+int tide_action_add_bitmap(struct tide_session *session, const struct tide_bitmap_add *args, struct tide_error *err)
+{
+	struct tide_sidecar_bitmap *entry;
+	struct tide_node *node = tide_session_find(session, args->node);
+	uint64_t granularity = args->granularity;
+
+	if (!*args->name)
+		return tide_error_set(err, TIDE_E_REFUSED, "Bitmap name cannot be empty");
+	if (!tide_json_is_utf8(args->name))
+		return tide_error_set(err, TIDE_E_REFUSED, "A bitmap's name must be valid UTF-8");
+	if (!node)
+		return tide_error_set(err, TIDE_E_REFUSED, "Cannot find device='%s' nor node-name='%s'", args->node,
+		                      args->node);
+	if (args->has_granularity && check_granularity(granularity, err) < 0)
+		return -1;
+	if (tide_node_open(node, TIDE_NODE_CHANGE, args->store == TIDE_STORE_SIDECAR, &session->sink, err) < 0)
+		return -1;
+	if (check_new_name(node, args->name, err) < 0)
+		return -1;
+	if (!args->has_granularity)
+		granularity = tide_node_default_granularity(node);
+	entry = tide_node_add(node, args->name, granularity, args->store, err);
+	if (!entry)
+		return -1;
+	entry->enabled = !args->disabled;
+	return 0;
+}
+
+static int add_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
+{
+	return tide_action_add_bitmap(session, step->args, err);
+}
+
+const struct tide_action tide_action_bitmap_add = {
+	.name = "block-dirty-bitmap-add",
+	.args_size = sizeof(struct tide_bitmap_add),
+	.copy_args = add_copy,
+	.touch = add_touch,
+	.prepare = add_prepare,
+};
+
+/* ---- remove, clear, enable, disable ------------------------------------------------ */
+
+static int ref_copy(struct tide_step *step, struct tide_error *err)
+{
+	struct tide_bitmap_ref *args = step->args;
+
+	if (tide_action_own_string(step, &args->node, err) < 0)
+		return -1;
+	return tide_action_own_string(step, &args->name, err);
+}
+
+static void ref_touch(struct tide_session *session, const struct tide_step *step)
+{
+	const struct tide_bitmap_ref *args = step->args;
+
+	touch(session, args->node, TIDE_NODE_CHANGE, false);
+}
+
+static struct tide_sidecar_bitmap *find_ref(struct tide_session *session, const struct tide_step *step, unsigned flags,
+                                            struct tide_node **node, struct tide_error *err)
+{
+	const struct tide_bitmap_ref *args = step->args;
+
+	*node = open_node(session, args->node, false, err);
+	return *node ? tide_node_find_usable(*node, args->name, flags | TIDE_BITMAP_WILL_WRITE, err) : NULL;
+}
+
+static int remove_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
+{
+	struct tide_node *node;
+	struct tide_sidecar_bitmap *entry = find_ref(session, step, TIDE_BITMAP_ALLOW_INCONSISTENT, &node, err);
+
+	return entry ? tide_node_mark_removed(node, entry, err) : -1;
+}
+
+const struct tide_action tide_action_bitmap_remove = {
+	.name = "block-dirty-bitmap-remove",
+	.args_size = sizeof(struct tide_bitmap_ref),
+	.copy_args = ref_copy,
+	.touch = ref_touch,
+	.prepare = remove_prepare,
+};
+
+static int clear_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
+{
+	struct tide_node *node;
+	struct tide_sidecar_bitmap *entry = find_ref(session, step, 0, &node, err);
+
+	return entry && tide_node_bitmap_clear(node, entry, err) ? 0 : -1;
+}
+
+const struct tide_action tide_action_bitmap_clear = {
+	.name = "block-dirty-bitmap-clear",
+	.args_size = sizeof(struct tide_bitmap_ref),
+	.copy_args = ref_copy,
+	.touch = ref_touch,
+	.prepare = clear_prepare,
+};
+
+static int set_enabled(struct tide_session *session, struct tide_step *step, bool enabled, struct tide_error *err)
+{
+	struct tide_node *node;
+	struct tide_sidecar_bitmap *entry = find_ref(session, step, 0, &node, err);
+
+	if (!entry)
+		return -1;
+	entry->enabled = enabled;
+	tide_node_touch(node, entry);
+	return 0;
+}
+
+static int enable_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
+{
+	return set_enabled(session, step, true, err);
+}
+
+static int disable_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
+{
+	return set_enabled(session, step, false, err);
+}
+
+const struct tide_action tide_action_bitmap_enable = {
+	.name = "block-dirty-bitmap-enable",
+	.args_size = sizeof(struct tide_bitmap_ref),
+	.copy_args = ref_copy,
+	.touch = ref_touch,
+	.prepare = enable_prepare,
+};
+
+const struct tide_action tide_action_bitmap_disable = {
+	.name = "block-dirty-bitmap-disable",
+	.args_size = sizeof(struct tide_bitmap_ref),
+	.copy_args = ref_copy,
+	.touch = ref_touch,
+	.prepare = disable_prepare,
+};
+
+/* ---- merge ------------------------------------------------------------------------- */
+
+static int merge_copy(struct tide_step *step, struct tide_error *err)
+{
+	struct tide_bitmap_merge *args = step->args;
+	struct tide_bitmap_ref *sources = tide_action_own(step, args->sources, args->n_sources, sizeof(*sources), err);
+
+	if (!sources || tide_action_own_string(step, &args->node, err) < 0 ||
+	    tide_action_own_string(step, &args->target, err) < 0)
+		return -1;
+	for (size_t i = 0; i < args->n_sources; i++) {
+		if (tide_action_own_string(step, &sources[i].node, err) < 0 ||
+		    tide_action_own_string(step, &sources[i].name, err) < 0)
+			return -1;
+	}
+	args->sources = sources;
+	return 0;
+}
+
+static void merge_touch(struct tide_session *session, const struct tide_step *step)
+{
+	const struct tide_bitmap_merge *args = step->args;
+
+	touch(session, args->node, TIDE_NODE_CHANGE, false);
+	for (size_t i = 0; i < args->n_sources; i++)
+		touch(session, args->sources[i].node, TIDE_NODE_LOOK, false);
+}
+
+static int find_source(struct tide_session *session, struct tide_node *target_node, const struct tide_bitmap_ref *ref,
+                       struct tide_node **node, struct tide_error *err)
+{
+	*node = ref->node ? tide_session_find(session, ref->node) : target_node;
+	if (!*node)
+		return tide_error_set(err, TIDE_E_REFUSED, "Node '%s' not found", ref->node);
+	if (tide_node_open(*node, TIDE_NODE_LOOK, false, &session->sink, err) < 0)
+		return -1;
+	return tide_node_find(*node, ref->name, err) ? 0 : -1;
+}
+
+static int merge_source(struct tide_node *node, const char *name, struct tide_bitmap *into, struct tide_error *err)
+{
+	struct tide_sidecar_bitmap *entry = tide_node_find_usable(node, name, 0, err);
+	struct tide_bitmap *source = entry ? tide_node_bitmap(node, entry, err) : NULL;
+
+	return source ? tide_bitmap_merge(into, source, err) : -1;
+}
+
+/* QEMU's order: the target's name; then for each source its name, the target's state, the source's. */
+static int merge_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
+{
+	const struct tide_bitmap_merge *args = step->args;
+	struct tide_node *node = open_node(session, args->node, false, err), *other;
+	struct tide_sidecar_bitmap *entry;
+	struct tide_bitmap *target = NULL;
+
+	if (!node || !tide_node_find(node, args->target, err))
+		return -1;
+	for (size_t i = 0; i < args->n_sources; i++) {
+		const struct tide_bitmap_ref *ref = &args->sources[i];
+
+		if (find_source(session, node, ref, &other, err) < 0)
+			return -1;
+		if (!target) {
+			entry = tide_node_find_usable(node, args->target, TIDE_BITMAP_WILL_WRITE, err);
+			target = entry ? tide_node_bitmap_for_change(node, entry, err) : NULL;
+		}
+		if (!target || merge_source(other, ref->name, target, err) < 0)
+			return -1;
+	}
+	if (target)
+		return 0;
+	return tide_node_find_usable(node, args->target, TIDE_BITMAP_WILL_WRITE, err) ? 0 : -1;
+}
+
+const struct tide_action tide_action_bitmap_merge = {
+	.name = "block-dirty-bitmap-merge",
+	.args_size = sizeof(struct tide_bitmap_merge),
+	.copy_args = merge_copy,
+	.touch = merge_touch,
+	.prepare = merge_prepare,
+};
+
+/* ---- mark -------------------------------------------------------------------------- */
+
+static int mark_copy(struct tide_step *step, struct tide_error *err)
+{
+	struct tide_bitmap_mark *args = step->args;
+
+	args->ranges = tide_action_own(step, args->ranges, args->n_ranges, sizeof(*args->ranges), err);
+	if (!args->ranges || tide_action_own_string(step, &args->node, err) < 0)
+		return -1;
+	return tide_action_own_string(step, &args->name, err);
+}
+
+static void mark_touch(struct tide_session *session, const struct tide_step *step)
+{
+	const struct tide_bitmap_mark *args = step->args;
+
+	touch(session, args->node, TIDE_NODE_CHANGE, false);
+}
+
+static int mark_range(struct tide_bitmap *bm, const struct tide_range *r, const struct tide_bitmap_mark *args,
+                      size_t *clamped, struct tide_error *err)
+{
+	uint64_t size = tide_bitmap_size(bm), len = r->len;
+
+	if (r->off > size || len > size - r->off) {
+		if (!args->clamp)
+			return tide_error_set(err, TIDE_E_REFUSED,
+			                      "The range %llu+%llu does not lie within the disk of %llu bytes",
+			                      (unsigned long long)r->off, (unsigned long long)len, (unsigned long long)size);
+		++*clamped;
+		len = r->off > size ? 0 : size - r->off;
+	}
+	if (len == 0)
+		return 0;
+	return args->unset ? tide_bitmap_reset(bm, r->off, len, err) : tide_bitmap_set(bm, r->off, len, err);
+}
+
+/* The others are not what the stamp to come will say. */
+static void trust_again(struct tide_session *session, struct tide_node *node, struct tide_sidecar_bitmap *entry)
+{
+	if (!entry->untracked)
+		return;
+	entry->untracked = false;
+	for (size_t i = 0; i < node->sc->n; i++) {
+		if (node->sc->items[i]->untracked)
+			tide_event_warning(&session->sink, node->path, "bitmap '%s' is still inconsistent",
+			                   node->sc->items[i]->name);
+	}
+}
+
+static int mark_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
+{
+	const struct tide_bitmap_mark *args = step->args;
+	struct tide_node *node = open_node(session, args->node, false, err);
+	unsigned flags = TIDE_BITMAP_WILL_WRITE;
+	struct tide_sidecar_bitmap *entry = node ? tide_node_find(node, args->name, err) : NULL;
+	struct tide_bitmap *bm;
+	size_t clamped = 0;
+
+	if (!entry)
+		return -1;
+	/* Of a bitmap that a program left open nobody knows what it lacks. */
+	if (!entry->in_use)
+		flags |= TIDE_BITMAP_ALLOW_INCONSISTENT;
+	entry = tide_node_find_usable(node, args->name, flags, err);
+	bm = entry ? tide_node_bitmap_for_change(node, entry, err) : NULL;
+	if (!bm)
+		return -1;
+	for (size_t i = 0; i < args->n_ranges; i++) {
+		if (mark_range(bm, &args->ranges[i], args, &clamped, err) < 0)
+			return -1;
+	}
+	if (clamped)
+		tide_event_warning(&session->sink, node->path,
+		                   "%zu of %zu ranges reach beyond the end of the disk at %llu, and were cut there", clamped,
+		                   args->n_ranges, (unsigned long long)tide_bitmap_size(bm));
+	if (args->covers && args->covers < tide_bitmap_size(bm))
+		tide_event_warning(&session->sink, node->path,
+		                   "the list ends at %llu, before the end of the disk at %llu: of the rest it says nothing",
+		                   (unsigned long long)args->covers, (unsigned long long)tide_bitmap_size(bm));
+	if (!args->unset) /* the caller has said what was written around the tracking */
+		trust_again(session, node, entry);
+	return 0;
+}
+
+const struct tide_action tide_action_bitmap_mark = {
+	.name = "x-block-dirty-bitmap-mark",
+	.args_size = sizeof(struct tide_bitmap_mark),
+	.copy_args = mark_copy,
+	.touch = mark_touch,
+	.prepare = mark_prepare,
+};
+
+/* ---- rescan ------------------------------------------------------------------------ */
+
+static int rescan_copy(struct tide_step *step, struct tide_error *err)
+{
+	struct tide_bitmap_rescan *args = step->args;
+
+	if (tide_action_own_string(step, &args->node, err) < 0 || tide_action_own_string(step, &args->name, err) < 0)
+		return -1;
+	if (tide_action_own_string(step, &args->against, err) < 0)
+		return -1;
+	return tide_action_own_string(step, &args->against_format, err);
+}
+
+static void rescan_touch(struct tide_session *session, const struct tide_step *step)
+{
+	const struct tide_bitmap_rescan *args = step->args;
+
+	touch(session, args->node, TIDE_NODE_CHANGE, false);
+}
+
+static const char *find_busy(const struct tide_sidecar *sc)
+{
+	for (size_t i = 0; i < sc->n; i++) {
+		if (sc->items[i]->token)
+			return sc->items[i]->name;
+	}
+	return NULL;
+}
+
+/* The bitmaps stay locked until the disks are compared, longer than the end of a job could wait for it. */
+static int check_no_jobs(const struct tide_node *node, const char *name, struct tide_error *err)
+{
+	const char *busy = find_busy(node->sc);
+
+	if (!busy)
+		busy = find_busy(node->inside);
+	if (!busy)
+		return 0;
+	tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' is currently in use by another operation and cannot be used", busy);
+	return tide_error_hint(err, "bitmap '%s' can be compared anew once that is over", name);
+}
+
+static int rescan_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
+{
+	const struct tide_bitmap_rescan *args = step->args;
+	struct tide_node *node = open_node(session, args->node, false, err);
+	struct tide_sidecar_bitmap *entry;
+	struct tide_bitmap *result;
+
+	if (!node)
+		return -1;
+	entry = tide_node_find_usable(node, args->name, TIDE_BITMAP_WILL_WRITE | TIDE_BITMAP_ALLOW_INCONSISTENT, err);
+	if (!entry || check_no_jobs(node, args->name, err) < 0 ||
+	    tide_rescan_run(node, args, entry->granularity, &session->sink, &result, err) < 0)
+		return -1;
+	tide_node_replace_bitmap(node, entry, result);
+	trust_again(session, node, entry);
+	return 0;
+}
+
+const struct tide_action tide_action_bitmap_rescan = {
+	.name = "x-block-dirty-bitmap-rescan",
+	.args_size = sizeof(struct tide_bitmap_rescan),
+	.copy_args = rescan_copy,
+	.touch = rescan_touch,
+	.prepare = rescan_prepare,
+};
+
+/* ---- abort ------------------------------------------------------------------------- */
+
+static int abort_copy(struct tide_step *step, struct tide_error *err)
+{
+	return 0;
+}
+
+static int abort_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
+{
+	return tide_error_set(err, TIDE_E_REFUSED, "Transaction aborted using Abort action");
+}
+
+const struct tide_action tide_action_abort = {
+	.name = "abort",
+	.args_size = 1,
+	.copy_args = abort_copy,
+	.prepare = abort_prepare,
+};
+
+/* ---- the public calls -------------------------------------------------------------- */
+
+int tide_txn_bitmap_add(struct tide_txn *txn, const struct tide_bitmap_add *args, struct tide_error *err)
+{
+	return tide_txn_append(txn, &tide_action_bitmap_add, args, err);
+}
+
+int tide_txn_bitmap_remove(struct tide_txn *txn, const struct tide_bitmap_ref *args, struct tide_error *err)
+{
+	return tide_txn_append(txn, &tide_action_bitmap_remove, args, err);
+}
+
+int tide_txn_bitmap_clear(struct tide_txn *txn, const struct tide_bitmap_ref *args, struct tide_error *err)
+{
+	return tide_txn_append(txn, &tide_action_bitmap_clear, args, err);
+}
+
+int tide_txn_bitmap_enable(struct tide_txn *txn, const struct tide_bitmap_ref *args, struct tide_error *err)
+{
+	return tide_txn_append(txn, &tide_action_bitmap_enable, args, err);
+}
+
+int tide_txn_bitmap_disable(struct tide_txn *txn, const struct tide_bitmap_ref *args, struct tide_error *err)
+{
+	return tide_txn_append(txn, &tide_action_bitmap_disable, args, err);
+}
+
+int tide_txn_bitmap_merge(struct tide_txn *txn, const struct tide_bitmap_merge *args, struct tide_error *err)
+{
+	return tide_txn_append(txn, &tide_action_bitmap_merge, args, err);
+}
+
+int tide_txn_bitmap_mark(struct tide_txn *txn, const struct tide_bitmap_mark *args, struct tide_error *err)
+{
+	return tide_txn_append(txn, &tide_action_bitmap_mark, args, err);
+}
+
+int tide_txn_bitmap_rescan(struct tide_txn *txn, const struct tide_bitmap_rescan *args, struct tide_error *err)
+{
+	return tide_txn_append(txn, &tide_action_bitmap_rescan, args, err);
+}
+
+int tide_txn_abort(struct tide_txn *txn, struct tide_error *err)
+{
+	return tide_txn_append(txn, &tide_action_abort, "", err);
+}

@@ -1,0 +1,170 @@
+/*
+ * bitmap-import and bitmap-export: from one bitmap into another, whichever images and stores they belong to.
+ */
+#include "base/error.h"
+#include "txn.h"
+
+static int transfer_copy(struct tide_step *step, struct tide_error *err)
+{
+	struct tide_bitmap_transfer *args = step->args;
+
+	if (tide_action_own_string(step, &args->source.node, err) < 0 ||
+	    tide_action_own_string(step, &args->source.name, err) < 0 ||
+	    tide_action_own_string(step, &args->target.node, err) < 0)
+		return -1;
+	return tide_action_own_string(step, &args->target.name, err);
+}
+
+static void transfer_touch(struct tide_session *session, const struct tide_step *step)
+{
+	const struct tide_bitmap_transfer *args = step->args;
+	struct tide_node *source = tide_session_find(session, args->source.node);
+	struct tide_node *target = tide_session_find(session, args->target.node);
+	bool inside = args->store == TIDE_STORE_IMAGE;
+
+	if (source)
+		tide_node_want(source, TIDE_NODE_LOOK, false);
+	if (!target)
+		return;
+	tide_node_want(target, TIDE_NODE_CHANGE, !inside);
+	if (inside)
+		tide_node_want_inside(target);
+}
+
+static struct tide_node *open_node(struct tide_session *session, const char *id, enum tide_node_mode mode, bool may_create,
+                                   struct tide_error *err)
+{
+	struct tide_node *node = tide_session_find(session, id);
+
+	if (!node) {
+		tide_error_set(err, TIDE_E_REFUSED, "Node '%s' not found", id);
+		return NULL;
+	}
+	return tide_node_open(node, mode, may_create, &session->sink, err) < 0 ? NULL : node;
+}
+
+/* A copy of the source's bits, to be fitted to the target. */
+static struct tide_bitmap *read_source(struct tide_session *session, const struct tide_bitmap_ref *ref,
+                                       struct tide_error *err)
+{
+	struct tide_node *node = open_node(session, ref->node, TIDE_NODE_LOOK, false, err);
+	struct tide_sidecar_bitmap *entry = node ? tide_node_find_usable(node, ref->name, 0, err) : NULL;
+	struct tide_bitmap *bm = entry ? tide_node_bitmap(node, entry, err) : NULL;
+
+	return bm ? tide_bitmap_copy(bm, err) : NULL;
+}
+
+/* ---- the target -------------------------------------------------------------------- */
+
+static int create(struct tide_session *session, const struct tide_bitmap_transfer *args, uint64_t granularity,
+                  struct tide_error *err)
+{
+	struct tide_bitmap_add add = {
+		.node = args->target.node,
+		.name = args->target.name,
+		.has_granularity = true,
+		.granularity = args->has_granularity ? args->granularity : granularity,
+		.disabled = args->disabled,
+		.store = args->store,
+	};
+
+	return tide_action_add_bitmap(session, &add, err);
+}
+
+static int refuse_settings(const struct tide_bitmap_transfer *args, struct tide_error *err)
+{
+	const char *setting = args->has_granularity ? "granularity" : args->disabled ? "disabled" : NULL;
+
+	if (!setting)
+		return 0;
+	tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' exists: '%s' is only for a bitmap that is created",
+	               args->target.name, setting);
+	return tide_error_hint(err, "leave it out to add to the bitmap, or choose another name");
+}
+
+static struct tide_bitmap *open_target(struct tide_session *session, const struct tide_bitmap_transfer *args,
+                                       uint64_t granularity, struct tide_node **node, struct tide_error *err)
+{
+	const char *name = args->target.name;
+	struct tide_sidecar_bitmap *entry = NULL;
+
+	*node = open_node(session, args->target.node, TIDE_NODE_CHANGE, args->store == TIDE_STORE_SIDECAR, err);
+	if (!*node)
+		return NULL;
+	if ((tide_node_has(*node, name) ? refuse_settings(args, err) : create(session, args, granularity, err)) == 0)
+		entry = tide_node_find_usable(*node, name, TIDE_BITMAP_WILL_WRITE, err);
+	return entry ? tide_node_bitmap_for_change(*node, entry, err) : NULL;
+}
+
+/* ---- from one size to another ------------------------------------------------------ */
+
+static int refuse_beyond(const struct tide_bitmap *source, const char *name, const struct tide_node *node,
+                         struct tide_error *err)
+{
+	uint64_t size = tide_image_size(node->image), granularity = tide_bitmap_granularity(source), start, len;
+	uint64_t edge = size + (granularity - size % granularity) % granularity; /* of the granule that size is in */
+
+	if (edge >= tide_bitmap_size(source) || !tide_bitmap_next_dirty(source, edge, 1, &start, &len))
+		return 0;
+	tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' is dirty at %llu, beyond the end of the disk '%s' of %llu bytes", name,
+	               (unsigned long long)start, node->path, (unsigned long long)size);
+	return tide_error_hint(err, "the bitmap's own disk has %llu bytes: is it the right one?",
+	                       (unsigned long long)tide_bitmap_size(source));
+}
+
+/* What the source's disk does not reach to: nobody knows about it. */
+static int set_rest(struct tide_session *session, const struct tide_bitmap_transfer *args, uint64_t known,
+                    struct tide_bitmap *target, const struct tide_node *node, struct tide_error *err)
+{
+	uint64_t size = tide_bitmap_size(target);
+
+	if (known >= size)
+		return 0;
+	tide_event_warning(&session->sink, node->path,
+	                   "bitmap '%s' covers %llu of %llu bytes: what lies behind them is dirty in bitmap '%s'",
+	                   args->source.name, (unsigned long long)known, (unsigned long long)size, args->target.name);
+	return tide_bitmap_set(target, known, size - known, err);
+}
+
+static int transfer_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
+{
+	const struct tide_bitmap_transfer *args = step->args;
+	TIDE_AUTOBITMAP struct tide_bitmap *source = read_source(session, &args->source, err);
+	struct tide_bitmap *target;
+	struct tide_node *node;
+	uint64_t known;
+
+	target = source ? open_target(session, args, tide_bitmap_granularity(source), &node, err) : NULL;
+	if (!target || refuse_beyond(source, args->source.name, node, err) < 0)
+		return -1;
+	known = tide_bitmap_size(source);
+	if (tide_bitmap_resize(source, tide_bitmap_size(target), err) < 0 || tide_bitmap_merge(target, source, err) < 0)
+		return -1;
+	return set_rest(session, args, known, target, node, err);
+}
+
+const struct tide_action tide_action_bitmap_import = {
+	.name = "x-block-dirty-bitmap-import",
+	.args_size = sizeof(struct tide_bitmap_transfer),
+	.copy_args = transfer_copy,
+	.touch = transfer_touch,
+	.prepare = transfer_prepare,
+};
+
+const struct tide_action tide_action_bitmap_export = {
+	.name = "x-block-dirty-bitmap-export",
+	.args_size = sizeof(struct tide_bitmap_transfer),
+	.copy_args = transfer_copy,
+	.touch = transfer_touch,
+	.prepare = transfer_prepare,
+};
+
+int tide_txn_bitmap_import(struct tide_txn *txn, const struct tide_bitmap_transfer *args, struct tide_error *err)
+{
+	return tide_txn_append(txn, &tide_action_bitmap_import, args, err);
+}
+
+int tide_txn_bitmap_export(struct tide_txn *txn, const struct tide_bitmap_transfer *args, struct tide_error *err)
+{
+	return tide_txn_append(txn, &tide_action_bitmap_export, args, err);
+}

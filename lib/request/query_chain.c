@@ -1,0 +1,597 @@
+/*
+ * What a chain holds, and whether it is whole.
+ *
+ * Whatever is wrong becomes a finding of the image that it is about, and the rest is looked
+ * at all the same.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "image/compare.h"
+#include "base/error.h"
+#include "image/fingerprint.h"
+#include "base/mem.h"
+#include "base/range.h"
+#include "session.h"
+#include "base/sysio.h"
+
+#define UNIT_MIN  4096u
+#define UNITS_MAX (UINT64_C(1) << 30) /* of a comparison: 128 MiB for a bit each */
+
+static const char *const finding_names[] = {
+	[TIDE_FINDING_LEAK] = "leak",     [TIDE_FINDING_REFCOUNT] = "refcount", [TIDE_FINDING_OVERLAP] = "overlap",
+	[TIDE_FINDING_BOUNDS] = "bounds", [TIDE_FINDING_ENTRY] = "entry",       [TIDE_FINDING_COPIED] = "copied",
+	[TIDE_FINDING_HEADER] = "header", [TIDE_FINDING_LINK] = "link",         [TIDE_FINDING_DOUBT] = "doubt",
+	[TIDE_FINDING_UNKNOWN] = "unknown",
+};
+
+const char *tide_finding_name(enum tide_finding_kind kind)
+{
+	return (size_t)kind < TIDE_FINDING_KINDS ? finding_names[kind] : "unknown";
+}
+
+/* ---- findings ---------------------------------------------------------------------- */
+
+static enum tide_verdict verdict_of(enum tide_finding_kind kind)
+{
+	if (kind == TIDE_FINDING_DOUBT)
+		return TIDE_VERDICT_WHOLE;
+	return kind == TIDE_FINDING_UNKNOWN ? TIDE_VERDICT_UNKNOWN : TIDE_VERDICT_DAMAGED;
+}
+
+/* The same thing goes on where the last finding ended. */
+static bool continues(const struct tide_chain_image *to, enum tide_finding_kind kind, uint64_t off, const char *text)
+{
+	const struct tide_finding *last = to->n_findings ? &to->findings[to->n_findings - 1] : NULL;
+
+	return last && last->kind == kind && last->len && last->off + last->len == off && !strcmp(last->text, text);
+}
+
+static int add_finding(void *data, enum tide_finding_kind kind, uint64_t off, uint64_t len, const char *text,
+                       struct tide_error *err)
+{
+	struct tide_chain_image *to = data;
+
+	to->counts[kind]++;
+	to->verdict = TIDE_MAX(to->verdict, verdict_of(kind));
+	if (continues(to, kind, off, text)) {
+		to->findings[to->n_findings - 1].len += len;
+		return 0;
+	}
+	if (to->n_findings == TIDE_FINDINGS_MAX)
+		return 0;
+	if (!(to->n_findings & (to->n_findings - 1))) {
+		struct tide_finding *grown =
+			tide_mem_realloc(to->findings, TIDE_MAX(to->n_findings * 2, 1), sizeof(*grown), err);
+
+		if (!grown)
+			return -1;
+		to->findings = grown;
+	}
+	to->findings[to->n_findings] = (struct tide_finding){ kind, off, len, tide_mem_strdup(text, err) };
+	return to->findings[to->n_findings++].text ? 0 : -1;
+}
+
+static TIDE_PRINTF(4, 5) int say(struct tide_chain_image *to, enum tide_finding_kind kind, struct tide_error *err,
+                                 const char *fmt, ...)
+{
+	va_list ap;
+	char text[512];
+
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	return add_finding(to, kind, 0, 0, text, err);
+}
+
+/* An error on the way: damage, if the file is to blame, or something that cannot be told.  Some end it all. */
+static int say_error(struct tide_chain_image *to, enum tide_finding_kind damage, struct tide_error *cause,
+                     struct tide_error *err)
+{
+	int rc;
+
+	if (cause->code == TIDE_E_CANCELLED || cause->code == TIDE_E_NOMEM)
+		return tide_error_move(err, cause);
+	rc = add_finding(to, cause->code == TIDE_E_CORRUPT ? damage : TIDE_FINDING_UNKNOWN, 0, 0, cause->msg, err);
+	tide_error_release(cause);
+	return rc;
+}
+
+/* ---- one image --------------------------------------------------------------------- */
+
+static int copy_text(char **to, const char *from, struct tide_error *err)
+{
+	if (!from)
+		return 0;
+	*to = tide_mem_strdup(from, err);
+	return *to ? 0 : -1;
+}
+
+/* Both absolute; what is not below the top image's directory keeps its path. */
+static int set_path(struct tide_chain_image *to, const char *path, const char *top, struct tide_error *err)
+{
+	const char *slash = strrchr(top, '/');
+	size_t dir = slash ? (size_t)(slash - top) + 1 : 0;
+
+	if (copy_text(&to->path, path, err) < 0)
+		return -1;
+	return copy_text(&to->filename, dir && !strncmp(path, top, dir) ? path + dir : path, err);
+}
+
+static int measure(struct tide_image *image, struct tide_chain_image *to, struct tide_error *err)
+{
+	uint64_t size = tide_image_size(image);
+	struct tide_error cause = TIDE_ERROR_INIT;
+	struct tide_extent x;
+
+	for (uint64_t off = 0; off < size; off += x.len) {
+		if (tide_image_extent_top(image, off, size - off, &x, &cause) < 0)
+			return say_error(to, TIDE_FINDING_ENTRY, &cause, err);
+		if (x.kind == TIDE_EXTENT_DATA)
+			to->data += x.len;
+		else if (x.kind == TIDE_EXTENT_ZERO)
+			to->zeroes += x.len;
+	}
+	return 0;
+}
+
+static int count_bitmap(struct tide_image *image, size_t index, struct tide_bitmap_info *to,
+                        struct tide_chain_image *at, struct tide_error *err)
+{
+	struct tide_error cause = TIDE_ERROR_INIT;
+	struct tide_bitmap *bm;
+
+	if (to->inconsistent)
+		return 0;
+	if (tide_image_read_bitmap(image, index, &bm, &cause) < 0)
+		return say_error(at, TIDE_FINDING_ENTRY, &cause, err);
+	to->count = tide_bitmap_count(bm) * to->granularity;
+	tide_bitmap_free(bm);
+	return 0;
+}
+
+/* The bitmaps inside an image that is not the top one. */
+static int list_inside(struct tide_image *image, struct tide_chain_image *to, struct tide_error *err)
+{
+	const struct tide_driver_info *info = tide_image_info(image);
+
+	to->bitmaps = tide_mem_alloc(1, sizeof(*to->bitmaps), err);
+	if (!to->bitmaps)
+		return -1;
+	to->bitmaps->items = tide_mem_alloc(info->n_bitmaps + 1, sizeof(*to->bitmaps->items), err);
+	if (!to->bitmaps->items)
+		return -1;
+	for (size_t i = 0; i < info->n_bitmaps; i++) {
+		struct tide_bitmap_info *b = &to->bitmaps->items[to->bitmaps->n++];
+
+		b->granularity = info->bitmaps[i].granularity;
+		b->recording = info->bitmaps[i].enabled;
+		b->inconsistent = info->bitmaps[i].in_use;
+		b->persistent = true;
+		b->store = TIDE_STORE_IMAGE;
+		if (copy_text(&b->name, info->bitmaps[i].name, err) < 0 || count_bitmap(image, i, b, to, err) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+static int look_at_flags(const struct tide_driver_info *info, struct tide_chain_image *to, struct tide_error *err)
+{
+	if (info->corrupt && say(to, TIDE_FINDING_HEADER, err, "the header says that the image is corrupt") < 0)
+		return -1;
+	if (info->dirty)
+		return say(to, TIDE_FINDING_DOUBT, err,
+		           "the image was not closed properly: its reference counts may be out of date");
+	return 0;
+}
+
+static int describe(struct tide_image *image, const char *top, bool verify, struct tide_chain_image *to,
+                    struct tide_error *err)
+{
+	const struct tide_driver_info *info = tide_image_info(image);
+	bool is_file = tide_image_is_file(image);
+	struct stat st = { 0 };
+
+	if (is_file && fstat(tide_image_fd(image), &st) < 0)
+		return tide_error_set_sys(err, errno, "fstat");
+	to->is_remote = !is_file;
+	to->virtual_size = info->size;
+	to->cluster_size = info->cluster_size;
+	to->actual_size = (uint64_t)st.st_blocks * 512;
+	to->modified_s = st.st_mtim.tv_sec;
+	to->modified_ns = (uint32_t)st.st_mtim.tv_nsec;
+	if ((is_file && tide_sysio_size(tide_image_fd(image), &to->file_size, err) < 0) ||
+	    set_path(to, tide_image_path(image), top, err) < 0 ||
+	    copy_text(&to->format, tide_image_format(image), err) < 0 ||
+	    copy_text(&to->backing_filename, info->backing, err) < 0 ||
+	    copy_text(&to->backing_format, info->backing_format, err) < 0)
+		return -1;
+	if (verify)
+		return 0;
+	return look_at_flags(info, to, err) < 0 ? -1 : measure(image, to, err);
+}
+
+/* ---- links ------------------------------------------------------------------------- */
+
+/* Why the chain ends here although it should not: known damage, or something that stands in the way. */
+static int explain_break(struct tide_chain *chain, const struct tide_image *above, const char *top,
+                         struct tide_error *err)
+{
+	const struct tide_error *why = tide_image_broken(above);
+	struct tide_chain_image *to = &chain->images[chain->n++];
+	bool gone = why->code == TIDE_E_IO && (why->sys == ENOENT || why->sys == ENOTDIR || why->sys == ELOOP);
+	TIDE_AUTOFREE char *path = tide_image_resolve(tide_image_path(above), tide_image_info(above)->backing, err);
+
+	if (!path || set_path(to, path, top, err) < 0)
+		return -1;
+	return add_finding(to, gone || why->code == TIDE_E_CORRUPT ? TIDE_FINDING_LINK : TIDE_FINDING_UNKNOWN, 0, 0,
+	                   why->msg, err);
+}
+
+static int check_sizes(struct tide_chain_image *to, const struct tide_chain_image *below, struct tide_error *err)
+{
+	uint64_t size = tide_range_align_up(to->virtual_size, 512), other = tide_range_align_up(below->virtual_size, 512);
+
+	if (size == other)
+		return 0;
+	return say(to, TIDE_FINDING_DOUBT, err,
+	           "the disk has %" PRIu64 " bytes, that of the backing image %" PRIu64 ": %s", to->virtual_size,
+	           below->virtual_size, size < other ? "its end is not seen" : "what it lacks reads as zeroes");
+}
+
+/* Written again after the last change of what stands on it: then it may not be what that was made on. */
+static int check_times(const struct tide_image *image, struct tide_chain_image *to, struct tide_error *err)
+{
+	const struct tide_stamp *a = tide_image_stamp(image), *b = tide_image_stamp(tide_image_backing(image));
+
+	if (!a->valid || !b->valid || b->mtime_sec < a->mtime_sec ||
+	    (b->mtime_sec == a->mtime_sec && b->mtime_nsec <= a->mtime_nsec))
+		return 0;
+	return say(to, TIDE_FINDING_DOUBT, err, "the backing image was modified later than this one");
+}
+
+/* A raw image is what its overlay says it is; but one that looks like another format may be that. */
+static int check_raw(struct tide_image *below, struct tide_chain_image *to, struct tide_error *err)
+{
+	const struct tide_image_driver *qcow2 = tide_image_find_driver("qcow2");
+	struct tide_error ignored = TIDE_ERROR_INIT;
+	uint8_t head[512];
+
+	if (strcmp(tide_image_format(below), "raw"))
+		return 0;
+	if (tide_sysio_pread(tide_image_fd(below), head, sizeof(head), 0, true, &ignored) < 0) {
+		tide_error_release(&ignored);
+		return 0;
+	}
+	if (!qcow2 || !qcow2->probe(head, sizeof(head)))
+		return 0;
+	return say(to, TIDE_FINDING_DOUBT, err, "the backing image is recorded as raw, and begins like a qcow2");
+}
+
+/* ---- the chain --------------------------------------------------------------------- */
+
+static size_t depth_of(const struct tide_image *image)
+{
+	size_t n = 0;
+
+	for (; image; image = tide_image_backing(image))
+		n++;
+	return n;
+}
+
+static int walk(struct tide_image *top, bool verify, struct tide_chain *chain, struct tide_error *err)
+{
+	const char *path = tide_image_path(top);
+
+	for (struct tide_image *image = top; image; image = tide_image_backing(image)) {
+		struct tide_chain_image *to = &chain->images[chain->n++];
+
+		if (describe(image, path, verify, to, err) < 0 || (image != top && list_inside(image, to, err) < 0))
+			return -1;
+		if (tide_image_broken(image) && explain_break(chain, image, path, err) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+/*
+ * Does the disk below have another content than when this image was made on it?  Then what is read is none of its time.
+ * compared: every byte is looked at besides, so nothing is left open.
+ */
+static int check_content(struct tide_image *image, bool compared, struct tide_chain_image *to, struct tide_error *err)
+{
+	const struct tide_fingerprint *recorded = tide_image_info(image)->fingerprint;
+	struct tide_error cause = TIDE_ERROR_INIT;
+	struct tide_fingerprint now;
+
+	if (!recorded)
+		return 0;
+	if (tide_fingerprint_take(tide_image_backing(image), &now, &cause) < 0)
+		return say_error(to, TIDE_FINDING_ENTRY, &cause, err);
+	if (strcmp(recorded->disk, now.disk))
+		return say(to, TIDE_FINDING_LINK, err,
+		           "the backing image is not what this one was made on: its disk has another content");
+	if (compared || !tide_fingerprint_is_written(recorded, &now))
+		return 0;
+	return say(to, TIDE_FINDING_UNKNOWN, err,
+	           "the backing image was written to since this one was made on it; --against tells whether its disk is "
+	           "still the same");
+}
+
+/* Where every image is there: one that is missing reads as zeroes. */
+static int check_contents(struct tide_image *image, bool compared, struct tide_chain *chain, struct tide_sink *sink,
+                          struct tide_error *err)
+{
+	for (size_t i = 0; tide_image_backing(image); image = tide_image_backing(image), i++) {
+		if (tide_event_is_cancelled(sink))
+			return tide_error_set(err, TIDE_E_CANCELLED, "Cancelled");
+		if (check_content(image, compared, &chain->images[i], err) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+/* Each link, when both its images are known. */
+static int check_links(struct tide_image *image, struct tide_chain *chain, struct tide_error *err)
+{
+	for (size_t i = 0; tide_image_backing(image); image = tide_image_backing(image), i++) {
+		struct tide_chain_image *to = &chain->images[i];
+
+		if (check_sizes(to, to + 1, err) < 0 || check_times(image, to, err) < 0 ||
+		    check_raw(tide_image_backing(image), to, err) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+static bool is_cancelled(void *data)
+{
+	return tide_event_is_cancelled(data);
+}
+
+/* check calls back with one pointer for both. */
+struct checking {
+	struct tide_chain_image *to;
+	struct tide_sink *sink;
+};
+
+static int on_found(void *data, enum tide_finding_kind kind, uint64_t off, uint64_t len, const char *text,
+                    struct tide_error *err)
+{
+	return add_finding(((struct checking *)data)->to, kind, off, len, text, err);
+}
+
+static bool on_cancelled(void *data)
+{
+	return is_cancelled(((struct checking *)data)->sink);
+}
+
+static int check_images(struct tide_image *image, struct tide_chain *chain, struct tide_sink *sink,
+                        struct tide_error *err)
+{
+	for (size_t i = 0; image; image = tide_image_backing(image), i++) {
+		struct checking data = { &chain->images[i], sink };
+		struct tide_check check = { .found = on_found, .cancelled = on_cancelled, .data = &data };
+		struct tide_error cause = TIDE_ERROR_INIT;
+
+		if (tide_image_check(image, &check, &cause) < 0 && say_error(data.to, TIDE_FINDING_HEADER, &cause, err) < 0)
+			return -1;
+	}
+	chain->verified = true;
+	return 0;
+}
+
+/* ---- comparing --------------------------------------------------------------------- */
+
+static int open_other(const struct tide_chain_options *options, const struct tide_node *node, struct tide_sink *sink,
+                      struct tide_image **other, struct tide_error *err)
+{
+	struct tide_image_options open = {
+		.path = options->against,
+		.format = options->against_format,
+		.force_share = node->force_share,
+		.allow = node->allow,
+		.cancel = &sink->cancelled,
+	};
+
+	if (tide_image_open(&open, other, err) < 0)
+		return -1;
+	if (options->against_format || strcmp(tide_image_format(*other), "raw"))
+		return 0;
+	/* Else what a guest writes into its disk could make a raw image of it another one. */
+	tide_error_set(err, TIDE_E_REFUSED, "The format of '%s' cannot be told from its content", options->against);
+	return tide_error_hint(err, "if it is a raw image, say so: --against-format raw");
+}
+
+/* Where one reads through to the other there is nothing to learn. */
+static int check_apart(struct tide_image *top, struct tide_image *other, const char *name, struct tide_error *err)
+{
+	for (struct tide_image *i = top; i; i = tide_image_backing(i)) {
+		if (tide_image_is_same_file(i, other))
+			return tide_error_set(err, TIDE_E_REFUSED,
+			                      "'%s' is an image of the chain itself: what the chain reads there could not differ",
+			                      name);
+	}
+	for (struct tide_image *i = other; i; i = tide_image_backing(i)) {
+		if (tide_image_is_same_file(i, top))
+			return tide_error_set(err, TIDE_E_REFUSED,
+			                      "'%s' is chained on the image itself: what it does not hold could not differ",
+			                      name);
+	}
+	return 0;
+}
+
+static int set_different(struct tide_compare *compare, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	return tide_bitmap_set(compare->data, off, len, err);
+}
+
+static int list_differences(const struct tide_bitmap *bm, struct tide_chain *chain, struct tide_error *err)
+{
+	uint64_t off = 0, start, len;
+	size_t room = 0;
+
+	while (off < chain->size && tide_bitmap_next_dirty(bm, off, UINT64_MAX, &start, &len)) {
+		if (chain->n_differences == room) {
+			struct tide_range *grown;
+
+			room = room ? room * 2 : 64;
+			grown = tide_mem_realloc(chain->differences, room, sizeof(*grown), err);
+			if (!grown)
+				return -1;
+			chain->differences = grown;
+		}
+		chain->differences[chain->n_differences++] = (struct tide_range){ start, len };
+		chain->differing += len;
+		off = start + len;
+	}
+	return 0;
+}
+
+static uint64_t choose_unit(uint64_t size)
+{
+	uint64_t unit = UNIT_MIN;
+
+	while (size / unit > UNITS_MAX)
+		unit *= 2;
+	return unit;
+}
+
+static int compare_disks(struct tide_node *node, struct tide_image *other, struct tide_sink *sink,
+                         struct tide_chain *chain, struct tide_error *err)
+{
+	TIDE_AUTOBITMAP struct tide_bitmap *different = NULL;
+	struct tide_error cause = TIDE_ERROR_INIT;
+	struct tide_compare compare = {
+		.a = node->image,
+		.b = other,
+		.device = node->id,
+		.sink = sink,
+		.differs = set_different,
+	};
+
+	chain->size = TIDE_MAX(tide_image_size(node->image), tide_image_size(other));
+	chain->unit = choose_unit(chain->size);
+	compare.end = chain->size;
+	compare.unit = chain->unit;
+	compare.data = different = tide_bitmap_new(chain->size, chain->unit, err);
+	if (!different)
+		return -1;
+	if (tide_compare_run(&compare, &cause) < 0 || tide_image_check_unchanged(other, &cause) < 0)
+		return compare.cancelled ? tide_error_move(err, &cause)
+		                         : say_error(&chain->images[0], TIDE_FINDING_ENTRY, &cause, err);
+	chain->compared = true;
+	return list_differences(different, chain, err);
+}
+
+static int compare_with(struct tide_node *node, const struct tide_chain_options *options, struct tide_sink *sink,
+                        struct tide_chain *chain, struct tide_error *err)
+{
+	TIDE_AUTOIMAGE struct tide_image *other = NULL;
+
+	if (open_other(options, node, sink, &other, err) < 0 ||
+	    check_apart(node->image, other, options->against, err) < 0)
+		return -1;
+	if (!chain->images[chain->n - 1].format)
+		return say(&chain->images[0], TIDE_FINDING_UNKNOWN, err, "not compared: the chain is broken");
+	return compare_disks(node, other, sink, chain, err);
+}
+
+/* ---- the query --------------------------------------------------------------------- */
+
+static void judge(struct tide_chain *chain)
+{
+	chain->verdict = chain->n_differences ? TIDE_VERDICT_DAMAGED : TIDE_VERDICT_WHOLE;
+	for (size_t i = 0; i < chain->n; i++)
+		chain->verdict = TIDE_MAX(chain->verdict, chain->images[i].verdict);
+}
+
+static int verify_chain(struct tide_session *session, struct tide_node *node, const struct tide_chain_options *options,
+                        struct tide_chain *chain, struct tide_error *err)
+{
+	struct tide_error cause = TIDE_ERROR_INIT;
+
+	if (check_images(node->image, chain, &session->sink, err) < 0)
+		return -1;
+	if (chain->images[chain->n - 1].format && check_contents(node->image, options->against, chain, &session->sink, err) < 0)
+		return -1;
+	if (options->against && compare_with(node, options, &session->sink, chain, err) < 0)
+		return -1;
+	/* Whoever looks although others write has been told. */
+	if (!node->force_share && tide_image_check_unchanged(node->image, &cause) < 0)
+		return say_error(&chain->images[0], TIDE_FINDING_UNKNOWN, &cause, err);
+	return 0;
+}
+
+static int query_chain(struct tide_session *session, struct tide_node *node, const struct tide_chain_options *options,
+                       struct tide_chain *chain, struct tide_error *err)
+{
+	struct tide_error cause = TIDE_ERROR_INIT;
+
+	/* A broken chain has one image more than could be opened. */
+	chain->images = tide_mem_alloc(depth_of(node->image) + 1, sizeof(*chain->images), err);
+	if (!chain->images || walk(node->image, options->verify, chain, err) < 0 ||
+	    check_links(node->image, chain, err) < 0)
+		return -1;
+	if (tide_node_list(node, &chain->images[0].bitmaps, &cause) < 0 &&
+	    say_error(&chain->images[0], TIDE_FINDING_ENTRY, &cause, err) < 0)
+		return -1;
+	if (options->verify && verify_chain(session, node, options, chain, err) < 0)
+		return -1;
+	judge(chain);
+	return 0;
+}
+
+int tide_query_chain(struct tide_session *session, const char *id, const struct tide_chain_options *options,
+                     struct tide_chain **out, struct tide_error *err)
+{
+	struct tide_node *node = tide_session_find(session, id);
+	struct tide_chain *chain;
+	int rc = -1;
+
+	session->replied = false;
+	if (!node)
+		return tide_error_set(err, TIDE_E_REFUSED, "Cannot find device='%s' nor node-name='%s'", id, id);
+	chain = tide_mem_alloc(1, sizeof(*chain), err);
+	if (!chain)
+		return -1;
+	node->partial = true;
+	if (tide_node_open(node, TIDE_NODE_LOOK, false, &session->sink, err) == 0)
+		rc = query_chain(session, node, options, chain, err);
+	else if (options->verify && err && err->code == TIDE_E_CORRUPT)
+		err->code = TIDE_E_DAMAGED;
+	node->partial = false;
+	tide_session_close_nodes(session);
+	if (rc < 0) {
+		tide_chain_free(chain);
+		return -1;
+	}
+	*out = chain;
+	return 0;
+}
+
+void tide_chain_free(struct tide_chain *chain)
+{
+	if (!chain)
+		return;
+	for (size_t i = 0; chain->images && i < chain->n; i++) {
+		struct tide_chain_image *image = &chain->images[i];
+
+		free(image->filename);
+		free(image->path);
+		free(image->format);
+		free(image->backing_filename);
+		free(image->backing_format);
+		tide_bitmap_list_free(image->bitmaps);
+		for (size_t k = 0; k < image->n_findings; k++)
+			free(image->findings[k].text);
+		free(image->findings);
+	}
+	free(chain->images);
+	free(chain->differences);
+	free(chain);
+}

@@ -1,0 +1,98 @@
+#include "session.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "base/mem.h"
+
+struct tide_session *tide_session_new(const struct tide_session_options *options, struct tide_error *err)
+{
+	struct tide_session *session = tide_mem_alloc(1, sizeof(*session), err);
+
+	if (session)
+		tide_event_init(&session->sink, options);
+	return session;
+}
+
+void tide_session_free(struct tide_session *session)
+{
+	if (!session)
+		return;
+	for (size_t i = 0; i < session->n_nodes; i++)
+		tide_node_free(session->nodes[i]);
+	free(session->nodes);
+	tide_event_release(&session->sink);
+	free(session);
+}
+
+void tide_session_cancel(struct tide_session *session)
+{
+	atomic_store(&session->sink.cancelled, true);
+}
+
+void tide_session_resume(struct tide_session *session)
+{
+	atomic_fetch_add(&session->sink.resumed, 1);
+}
+
+int tide_session_reply_error(struct tide_session *session, const struct tide_error *err)
+{
+	if (session->replied)
+		return 0;
+	session->replied = true;
+	return tide_event_error_reply(&session->sink, err);
+}
+
+struct tide_node *tide_session_find(struct tide_session *session, const char *id)
+{
+	for (size_t i = 0; i < session->n_nodes; i++) {
+		if (!strcmp(session->nodes[i]->id, id))
+			return session->nodes[i];
+	}
+	return NULL;
+}
+
+int tide_session_add_drive(struct tide_session *session, const struct tide_drive *drive, const char **id,
+                           struct tide_error *err)
+{
+	struct tide_node **grown, *node;
+
+	if (!drive->path || !*drive->path)
+		return tide_error_set(err, TIDE_E_REFUSED, "Could not open '': No such file or directory");
+	if (drive->format && !tide_image_find_driver(drive->format))
+		return tide_error_set(err, TIDE_E_REFUSED, "Unknown driver '%s'", drive->format);
+	grown = tide_mem_realloc(session->nodes, session->n_nodes + 1, sizeof(*grown), err);
+	if (!grown)
+		return -1;
+	session->nodes = grown;
+	node = tide_node_new(drive, err);
+	if (!node)
+		return -1;
+	if (tide_session_find(session, node->id)) {
+		tide_error_set(err, TIDE_E_REFUSED, "Duplicate ID '%s' for drive", node->id);
+		tide_node_free(node);
+		return -1;
+	}
+	session->nodes[session->n_nodes++] = node;
+	if (id)
+		*id = node->id;
+	return 0;
+}
+
+void tide_session_remove_drive(struct tide_session *session, struct tide_node *node)
+{
+	size_t i = 0;
+
+	while (session->nodes[i] != node)
+		i++;
+	session->n_nodes--;
+	memmove(&session->nodes[i], &session->nodes[i + 1], (session->n_nodes - i) * sizeof(struct tide_node *));
+	tide_node_free(node);
+}
+
+void tide_session_close_nodes(struct tide_session *session)
+{
+	for (size_t i = 0; i < session->n_nodes; i++)
+		tide_node_close(session->nodes[i]);
+}

@@ -1,0 +1,27 @@
+/*
+ * A session: the images that requests may name, and where answers go.
+ */
+#ifndef TIDE_SESSION_H
+#define TIDE_SESSION_H
+
+#include "base/event.h"
+#include "node/node.h"
+
+struct tide_session {
+	struct tide_sink sink;
+	bool replied; /* the request at hand has had its reply */
+	unsigned allow; /* enum tide_allow, of drives that requests add */
+	char *group;  /* grouped: the path of the record to be; NULL: nothing to record */
+	size_t n_nodes;
+	struct tide_node **nodes;
+};
+
+/* NULL when no drive has this id. */
+struct tide_node *tide_session_find(struct tide_session *session, const char *id);
+
+void tide_session_remove_drive(struct tide_session *session, struct tide_node *node);
+
+/* Closes every node that a request left open. */
+void tide_session_close_nodes(struct tide_session *session);
+
+#endif

@@ -1,0 +1,462 @@
+#include "txn.h"
+
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/error.h"
+#include "job/group.h"
+#include "base/lock.h"
+#include "base/mem.h"
+
+struct tide_txn {
+	struct tide_session *session;
+	bool dry_run, grouped;
+	char *answer; /* JSON; NULL: {} */
+	size_t n;
+	struct tide_step *steps;
+};
+
+struct tide_txn *tide_txn_new(struct tide_session *session, struct tide_error *err)
+{
+	struct tide_txn *txn = tide_mem_alloc(1, sizeof(*txn), err);
+
+	if (txn)
+		txn->session = session;
+	return txn;
+}
+
+static void release_step(struct tide_step *step)
+{
+	for (size_t i = 0; i < step->n_owned; i++)
+		free(step->owned[i]);
+	free(step->owned);
+	free(step->args);
+}
+
+void tide_txn_free(struct tide_txn *txn)
+{
+	if (!txn)
+		return;
+	for (size_t i = 0; i < txn->n; i++)
+		release_step(&txn->steps[i]);
+	free(txn->steps);
+	free(txn->answer);
+	free(txn);
+}
+
+void tide_txn_set_dry_run(struct tide_txn *txn, bool dry_run)
+{
+	txn->dry_run = dry_run;
+}
+
+void *tide_action_own(struct tide_step *step, const void *data, size_t n, size_t size, struct tide_error *err)
+{
+	void **grown = tide_mem_realloc(step->owned, step->n_owned + 1, sizeof(*grown), err);
+	void *copy;
+
+	if (!grown)
+		return NULL;
+	step->owned = grown;
+	copy = tide_mem_alloc(n ? n : 1, size, err);
+	if (!copy)
+		return NULL;
+	if (n)
+		memcpy(copy, data, n * size);
+	step->owned[step->n_owned++] = copy;
+	return copy;
+}
+
+int tide_action_own_string(struct tide_step *step, const char **s, struct tide_error *err)
+{
+	if (!*s)
+		return 0;
+	*s = tide_action_own(step, *s, strlen(*s) + 1, 1, err);
+	return *s ? 0 : -1;
+}
+
+int tide_txn_append(struct tide_txn *txn, const struct tide_action *action, const void *args, struct tide_error *err)
+{
+	struct tide_step *grown = tide_mem_realloc(txn->steps, txn->n + 1, sizeof(*grown), err);
+	struct tide_step step = { .action = action };
+
+	if (!grown)
+		return -1;
+	txn->steps = grown;
+	step.args = tide_mem_alloc(1, action->args_size, err);
+	if (!step.args)
+		return -1;
+	memcpy(step.args, args, action->args_size);
+	if (action->copy_args(&step, err) < 0) {
+		release_step(&step);
+		return -1;
+	}
+	txn->steps[txn->n++] = step;
+	return 0;
+}
+
+/* ---- preparing --------------------------------------------------------------------- */
+
+struct tide_session *tide_txn_session(const struct tide_txn *txn)
+{
+	return txn->session;
+}
+
+void tide_txn_set_answer(struct tide_txn *txn, char *json)
+{
+	free(txn->answer);
+	txn->answer = json;
+}
+
+void tide_txn_set_grouped(struct tide_txn *txn, bool grouped)
+{
+	txn->grouped = grouped;
+}
+
+/* A node and its file: paths are spelled in many ways, files are not. */
+struct place {
+	struct tide_node *node;
+	struct stat st;
+};
+
+static int by_file(const void *a, const void *b)
+{
+	const struct place *x = a, *y = b;
+
+	if (x->st.st_dev != y->st.st_dev)
+		return x->st.st_dev < y->st.st_dev ? -1 : 1;
+	return (x->st.st_ino > y->st.st_ino) - (x->st.st_ino < y->st.st_ino);
+}
+
+/* Every node that will be needed, in the widest mode, in one order for all transactions: they cannot deadlock. */
+static int open_nodes(struct tide_txn *txn, struct tide_error *err)
+{
+	struct tide_session *session = txn->session;
+	TIDE_AUTOFREE struct place *places = tide_mem_alloc(session->n_nodes + 1, sizeof(*places), err);
+
+	if (!places)
+		return -1;
+	for (size_t i = 0; i < txn->n; i++) {
+		if (txn->steps[i].action->touch)
+			txn->steps[i].action->touch(session, &txn->steps[i]);
+	}
+	for (size_t i = 0; i < session->n_nodes; i++) {
+		places[i].node = session->nodes[i];
+		stat(places[i].node->path, &places[i].st); /* one that is not there is told about when it is opened */
+	}
+	qsort(places, session->n_nodes, sizeof(*places), by_file);
+	for (size_t i = 0; i < session->n_nodes; i++) {
+		struct tide_node *node = places[i].node;
+
+		if (node->wanted && tide_node_open(node, node->want, node->want_create, &session->sink, err) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+/* In a group with other actions than backups, changes of bitmaps wait for the end too. */
+static int defer_changes(struct tide_txn *txn, struct tide_error *err)
+{
+	bool jobs = false, others = false;
+
+	for (size_t i = 0; i < txn->n; i++) {
+		jobs |= txn->steps[i].action->job != NULL;
+		others |= !txn->steps[i].action->job;
+	}
+	for (size_t i = 0; txn->grouped && jobs && others && i < txn->session->n_nodes; i++) {
+		struct tide_node *node = txn->session->nodes[i];
+
+		if (node->is_open && node->mode == TIDE_NODE_CHANGE && tide_node_defer(node, err) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+/* A group's record stands beside the first sidecar that the group may change. */
+static int name_record(struct tide_txn *txn, struct tide_error *err)
+{
+	uint64_t token;
+
+	if (!txn->grouped || tide_lock_token_new(&token, err) < 0)
+		return txn->grouped ? -1 : 0;
+	for (size_t i = 0; i < txn->session->n_nodes && !txn->session->group; i++) {
+		const struct tide_node *node = txn->session->nodes[i];
+
+		if (node->is_open && node->mode == TIDE_NODE_CHANGE) {
+			txn->session->group = tide_mem_printf(err, "%s.group-%" PRIx64, node->sidecar_path, token);
+			if (!txn->session->group)
+				return -1;
+		}
+	}
+	return 0;
+}
+
+/* ... or, where no sidecar changes, beside the first target. */
+static int name_late(struct tide_txn *txn, struct tide_error *err)
+{
+	uint64_t token;
+
+	for (size_t i = 0; txn->grouped && i < txn->n && !txn->session->group; i++) {
+		const struct tide_step *step = &txn->steps[i];
+
+		if (!step->action->job)
+			continue;
+		if (tide_lock_token_new(&token, err) < 0)
+			return -1;
+		txn->session->group =
+			tide_mem_printf(err, "%s.group-%" PRIx64, tide_backup_target(step->action->job(step)), token);
+		if (!txn->session->group)
+			return -1;
+	}
+	return 0;
+}
+
+/* Repeating what a group that died had done would replace its targets by backups of nothing. */
+static int refuse_completed(struct tide_txn *txn, struct tide_error *err)
+{
+	bool jobs = false;
+
+	for (size_t i = 0; i < txn->n; i++)
+		jobs |= txn->steps[i].action->job != NULL;
+	for (size_t i = 0; jobs && i < txn->session->n_nodes; i++) {
+		const struct tide_node *node = txn->session->nodes[i];
+
+		if (!node->completed)
+			continue;
+		tide_error_set(err, TIDE_E_REFUSED,
+		               "A grouped transaction on '%s' had died after it had succeeded; its targets are in place now, and "
+		               "nothing else was done",
+		               node->path);
+		return tide_error_hint(err, "if this was it, do not repeat it: the next backup needs targets of its own");
+	}
+	return 0;
+}
+
+/* Puts what an action decides on in its place: it is the only one then. */
+static int decide(struct tide_txn *txn, struct tide_error *err)
+{
+	struct tide_step first;
+
+	for (size_t i = 0; i < txn->n; i++) {
+		if (txn->steps[i].action->decide && txn->n > 1)
+			return tide_error_set(err, TIDE_E_REFUSED, "A backup of sync mode 'auto' is a transaction of its own");
+	}
+	if (txn->n == 0 || !txn->steps[0].action->decide)
+		return 0;
+	first = txn->steps[0];
+	if (first.action->decide(txn, &first, err) < 0)
+		return -1;
+	memmove(&txn->steps[0], &txn->steps[1], --txn->n * sizeof(txn->steps[0]));
+	release_step(&first);
+	return 0;
+}
+
+static int prepare_all(struct tide_txn *txn, struct tide_error *err)
+{
+	if (open_nodes(txn, err) < 0 || decide(txn, err) < 0 || refuse_completed(txn, err) < 0 || defer_changes(txn, err) < 0 || name_record(txn, err) < 0)
+		return -1;
+	for (size_t i = 0; i < txn->n; i++) {
+		if (txn->steps[i].action->prepare(txn->session, &txn->steps[i], err) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+static int commit_nodes(struct tide_txn *txn, struct tide_error *err)
+{
+	struct tide_session *session = txn->session;
+
+	for (size_t i = 0; i < session->n_nodes; i++) {
+		struct tide_node *node = session->nodes[i];
+
+		if (!node->is_open)
+			continue;
+		if (node->base && tide_node_begin_deferred(node, session->group, err) < 0)
+			return -1;
+		if (tide_node_stage(node, err) < 0)
+			return -1;
+	}
+	for (size_t i = 0; i < session->n_nodes; i++) {
+		if (session->nodes[i]->is_open && tide_node_commit(session->nodes[i], err) < 0)
+			return -1;
+	}
+	for (size_t i = 0; i < session->n_nodes; i++) {
+		if (session->nodes[i]->is_open)
+			tide_node_unlock_store(session->nodes[i]);
+	}
+	return 0;
+}
+
+/* ---- running ----------------------------------------------------------------------- */
+
+static int run_steps(struct tide_txn *txn, struct tide_error *err)
+{
+	for (size_t i = 0; i < txn->n; i++) {
+		struct tide_step *step = &txn->steps[i];
+
+		if (step->action->run && step->action->run(txn->session, step, err) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+static void reply(struct tide_txn *txn)
+{
+	if (txn->session->replied)
+		return;
+	txn->session->replied = true;
+	tide_event_return(&txn->session->sink, txn->answer ? txn->answer : "{}");
+}
+
+/* A job of its own thread. */
+struct running {
+	struct tide_backup_job *job;
+	pthread_t thread;
+	bool started;
+	int rc;
+	struct tide_error err;
+};
+
+static void *run_job(void *arg)
+{
+	struct running *r = arg;
+
+	r->rc = tide_backup_run(r->job, &r->err);
+	return NULL;
+}
+
+/* Side by side; what the first failure was goes to err. */
+static void run_side_by_side(struct running *jobs, size_t n, size_t *failed, struct tide_error *err)
+{
+	for (size_t i = 0; i < n; i++) {
+		jobs[i].started = n > 1 && pthread_create(&jobs[i].thread, NULL, run_job, &jobs[i]) == 0;
+		if (!jobs[i].started)
+			run_job(&jobs[i]);
+	}
+	for (size_t i = 0; i < n; i++) {
+		if (jobs[i].started)
+			pthread_join(jobs[i].thread, NULL);
+		if (jobs[i].rc < 0) {
+			++*failed;
+			tide_error_move(err, &jobs[i].err);
+		}
+		tide_error_release(&jobs[i].err);
+	}
+}
+
+/* A job with nothing to copy is over before the reply, as in QEMU; the others follow it. */
+static int run_individual(struct tide_txn *txn, struct tide_backup_job *const *jobs, size_t n, size_t *failed,
+                          struct tide_error *err)
+{
+	TIDE_AUTOFREE struct running *running = tide_mem_alloc(n + 1, sizeof(*running), err);
+	size_t k;
+
+	if (!running)
+		return -1;
+	for (int empty = 1; empty >= 0; empty--) {
+		k = 0;
+		for (size_t i = 0; i < n; i++) {
+			if (tide_backup_is_empty(jobs[i]) == (bool)empty)
+				running[k++] = (struct running){ .job = jobs[i], .err = TIDE_ERROR_INIT };
+		}
+		if (!empty)
+			reply(txn);
+		run_side_by_side(running, k, failed, err);
+	}
+	return 0;
+}
+
+static int run_grouped(struct tide_txn *txn, struct tide_backup_job *const *jobs, size_t n, size_t *failed,
+                       struct tide_error *err)
+{
+	TIDE_AUTOFREE struct tide_node **nodes = tide_mem_alloc(txn->session->n_nodes + 1, sizeof(*nodes), err);
+	struct tide_group_plan plan = { .jobs = jobs, .n_jobs = n, .nodes = nodes, .record = txn->session->group };
+	bool empty = true;
+
+	if (!nodes)
+		return -1;
+	for (size_t i = 0; i < txn->session->n_nodes; i++) {
+		if (tide_node_is_deferred(txn->session->nodes[i]))
+			nodes[plan.n_nodes++] = txn->session->nodes[i];
+	}
+	for (size_t i = 0; i < n; i++)
+		empty &= tide_backup_is_empty(jobs[i]);
+	if (!empty)
+		reply(txn);
+	tide_group_run(&plan, &txn->session->sink, failed, err);
+	reply(txn);
+	return 0;
+}
+
+static int run_jobs(struct tide_txn *txn, struct tide_error *err)
+{
+	TIDE_AUTOFREE struct tide_backup_job **jobs = tide_mem_alloc(txn->n + 1, sizeof(*jobs), err);
+	struct tide_work_share share = { 0 };
+	size_t n = 0, failed = 0;
+
+	if (!jobs)
+		return -1;
+	for (size_t i = 0; i < txn->n; i++) {
+		if (txn->steps[i].action->job)
+			jobs[n++] = txn->steps[i].action->job(&txn->steps[i]);
+	}
+	for (size_t i = 0; i < n; i++)
+		tide_backup_start(jobs[i], &share);
+	if ((txn->grouped && n ? run_grouped : run_individual)(txn, jobs, n, &failed, err) < 0)
+		return -1;
+	if (failed && failed < n && err->code != TIDE_E_CANCELLED) {
+		err->code = TIDE_E_PARTIAL;
+		tide_error_wrap(err, "%zu of %zu jobs did not succeed", failed, n);
+	}
+	return failed ? -1 : 0;
+}
+
+/* Jobs that were prepared and will not begin: their events, the last one's first. */
+static void drop_jobs(struct tide_txn *txn)
+{
+	for (size_t i = txn->n; i-- > 0;) {
+		const struct tide_step *step = &txn->steps[i];
+
+		if (step->action->job && step->action->job(step))
+			tide_backup_drop(step->action->job(step));
+	}
+}
+
+static int run_txn(struct tide_txn *txn, struct tide_error *err)
+{
+	if (prepare_all(txn, err) < 0 || name_late(txn, err) < 0) {
+		drop_jobs(txn);
+		return -1;
+	}
+	if (txn->dry_run) {
+		drop_jobs(txn);
+		reply(txn);
+		return 0;
+	}
+	if (commit_nodes(txn, err) < 0 || run_steps(txn, err) < 0) {
+		drop_jobs(txn);
+		return -1;
+	}
+	return run_jobs(txn, err);
+}
+
+int tide_txn_run(struct tide_txn *txn, struct tide_error *err)
+{
+	struct tide_error own = TIDE_ERROR_INIT;
+	int rc;
+
+	txn->session->replied = false;
+	rc = run_txn(txn, &own);
+	if (rc < 0)
+		tide_session_reply_error(txn->session, &own);
+	for (size_t i = txn->n; i-- > 0;) {
+		if (txn->steps[i].action->clean)
+			txn->steps[i].action->clean(&txn->steps[i]);
+	}
+	tide_session_close_nodes(txn->session);
+	free(txn->session->group);
+	txn->session->group = NULL;
+	return rc < 0 ? tide_error_move(err, &own) : 0;
+}

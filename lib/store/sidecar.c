@@ -1,0 +1,258 @@
+#include "sidecar.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "sidecar_format.h"
+
+struct tide_sidecar *tide_sidecar_new(struct tide_error *err)
+{
+	return tide_mem_alloc(1, sizeof(struct tide_sidecar), err);
+}
+
+void tide_sidecar_free(struct tide_sidecar *sc)
+{
+	if (!sc)
+		return;
+	for (size_t i = 0; i < sc->n; i++)
+		tide_sidecar_bitmap_free(sc->items[i]);
+	free(sc->items);
+	free(sc);
+}
+
+void tide_sidecar_bitmap_free(struct tide_sidecar_bitmap *entry)
+{
+	if (!entry)
+		return;
+	tide_sidecar_bitmap_free(entry->successor);
+	tide_bitmap_free(entry->bitmap);
+	free(entry->encoded);
+	free(entry->name);
+	free(entry->group);
+	free(entry);
+}
+
+static void bitmap_freep(struct tide_sidecar_bitmap **entry)
+{
+	tide_sidecar_bitmap_free(*entry);
+}
+
+static void sidecar_freep(struct tide_sidecar **sc)
+{
+	tide_sidecar_free(*sc);
+}
+
+struct tide_sidecar_bitmap *tide_sidecar_bitmap_new(const char *name, uint64_t disk_size, uint64_t granularity,
+                                                    struct tide_error *err)
+{
+	TIDE_CLEANUP(bitmap_freep) struct tide_sidecar_bitmap *entry = NULL;
+
+	if (name && !*name) {
+		tide_error_set(err, TIDE_E_REFUSED, "Bitmap name cannot be empty");
+		return NULL;
+	}
+	entry = tide_mem_alloc(1, sizeof(*entry), err);
+	if (!entry)
+		return NULL;
+	entry->enabled = true;
+	entry->granularity = granularity;
+	entry->bitmap = tide_bitmap_new(disk_size, granularity, err);
+	if (!entry->bitmap)
+		return NULL;
+	if (name && strlen(name) > TIDE_SIDECAR_NAME_MAX) {
+		tide_error_set(err, TIDE_E_REFUSED, "Bitmap name too long: %s", name);
+		return NULL;
+	}
+	if (name && !(entry->name = tide_mem_strdup(name, err)))
+		return NULL;
+	struct tide_sidecar_bitmap *ret = entry;
+	entry = NULL;
+	return ret;
+}
+
+/* ---- copying ----------------------------------------------------------------------- */
+
+static struct tide_sidecar_bitmap *copy_bitmap(const struct tide_sidecar_bitmap *from, struct tide_error *err)
+{
+	TIDE_CLEANUP(bitmap_freep) struct tide_sidecar_bitmap *to = tide_mem_alloc(1, sizeof(*to), err);
+
+	if (!to)
+		return NULL;
+	*to = *from;
+	to->name = to->group = NULL;
+	to->bitmap = NULL;
+	to->encoded = NULL;
+	to->successor = NULL;
+	if (from->name && !(to->name = tide_mem_strdup(from->name, err)))
+		return NULL;
+	if (from->group && !(to->group = tide_mem_strdup(from->group, err)))
+		return NULL;
+	if (from->bitmap && !(to->bitmap = tide_bitmap_copy(from->bitmap, err)))
+		return NULL;
+	if (from->encoded) {
+		to->encoded = tide_mem_realloc(NULL, from->encoded_len, 1, err);
+		if (!to->encoded)
+			return NULL;
+		memcpy(to->encoded, from->encoded, from->encoded_len);
+	}
+	if (from->successor && !(to->successor = copy_bitmap(from->successor, err)))
+		return NULL;
+	struct tide_sidecar_bitmap *ret = to;
+	to = NULL;
+	return ret;
+}
+
+struct tide_sidecar *tide_sidecar_copy(const struct tide_sidecar *sc, struct tide_error *err)
+{
+	TIDE_CLEANUP(sidecar_freep) struct tide_sidecar *to = tide_sidecar_new(err);
+
+	if (!to)
+		return NULL;
+	*to = *sc;
+	to->items = NULL;
+	to->n = to->room = 0;
+	for (size_t i = 0; i < sc->n; i++) {
+		struct tide_sidecar_bitmap *entry = copy_bitmap(sc->items[i], err);
+
+		if (!entry || tide_sidecar_insert(to, i, entry, err) < 0) {
+			tide_sidecar_bitmap_free(entry);
+			return NULL;
+		}
+	}
+	struct tide_sidecar *ret = to;
+	to = NULL;
+	return ret;
+}
+
+/* ---- the list ---------------------------------------------------------------------- */
+
+int tide_sidecar_insert(struct tide_sidecar *sc, size_t index, struct tide_sidecar_bitmap *entry,
+                        struct tide_error *err)
+{
+	if (sc->n == sc->room) {
+		size_t room = sc->room ? sc->room * 2 : 8;
+		struct tide_sidecar_bitmap **items = tide_mem_realloc(sc->items, room, sizeof(*items), err);
+
+		if (!items)
+			return -1;
+		sc->items = items;
+		sc->room = room;
+	}
+	index = TIDE_MIN(index, sc->n);
+	memmove(&sc->items[index + 1], &sc->items[index], (sc->n - index) * sizeof(*sc->items));
+	sc->items[index] = entry;
+	sc->n++;
+	return 0;
+}
+
+struct tide_sidecar_bitmap *tide_sidecar_take(struct tide_sidecar *sc, size_t index)
+{
+	struct tide_sidecar_bitmap *entry = sc->items[index];
+
+	sc->n--;
+	memmove(&sc->items[index], &sc->items[index + 1], (sc->n - index) * sizeof(*sc->items));
+	return entry;
+}
+
+long tide_sidecar_find(const struct tide_sidecar *sc, const char *name)
+{
+	for (size_t i = 0; i < sc->n; i++)
+		if (!strcmp(sc->items[i]->name, name))
+			return (long)i;
+	return -1;
+}
+
+static int compare_names(const void *a, const void *b)
+{
+	return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+int tide_sidecar_names_check(const struct tide_sidecar *sc, const char **twice, struct tide_error *err)
+{
+	TIDE_AUTOFREE const char **names = tide_mem_alloc(sc->n, sizeof(*names), err);
+
+	*twice = NULL;
+	if (!names)
+		return -1;
+	for (size_t i = 0; i < sc->n; i++)
+		names[i] = sc->items[i]->name;
+	qsort(names, sc->n, sizeof(*names), compare_names);
+	for (size_t i = 1; i < sc->n; i++) {
+		if (!strcmp(names[i - 1], names[i])) {
+			*twice = names[i];
+			return -1;
+		}
+	}
+	return 0;
+}
+
+/* ---- bitmaps ----------------------------------------------------------------------- */
+
+static void put_decoded(struct tide_sidecar_bitmap *entry, struct tide_bitmap *bm)
+{
+	free(entry->encoded);
+	entry->encoded = NULL;
+	entry->encoded_len = 0;
+	entry->bitmap = bm;
+}
+
+struct tide_bitmap *tide_sidecar_bitmap_load(const struct tide_sidecar *sc, struct tide_sidecar_bitmap *entry,
+                                             struct tide_error *err)
+{
+	const char *name = entry->name ? entry->name : "(successor)";
+
+	if (entry->bitmap)
+		return entry->bitmap;
+	TIDE_AUTOBITMAP struct tide_bitmap *bm = tide_bitmap_new(sc->disk_size, entry->granularity, err);
+	if (!bm || tide_sidecar_chunk_load(entry->encoded, entry->encoded_len, bm, err) < 0) {
+		tide_error_wrap(err, "Bitmap '%s' in the sidecar cannot be read: chunk data", name);
+		return NULL;
+	}
+	if (tide_bitmap_count(bm) != entry->count) {
+		tide_error_set(err, TIDE_E_CORRUPT,
+		               "Bitmap '%s' in the sidecar: expected %" PRIu64 " dirty granules, found %" PRIu64, name,
+		               entry->count, tide_bitmap_count(bm));
+		return NULL;
+	}
+	put_decoded(entry, bm);
+	bm = NULL;
+	return entry->bitmap;
+}
+
+struct tide_bitmap *tide_sidecar_bitmap_clear(const struct tide_sidecar *sc, struct tide_sidecar_bitmap *entry,
+                                              struct tide_error *err)
+{
+	struct tide_bitmap *bm;
+
+	if (entry->bitmap) {
+		tide_bitmap_clear(entry->bitmap);
+		return entry->bitmap;
+	}
+	bm = tide_bitmap_new(sc->disk_size, entry->granularity, err);
+	if (bm)
+		put_decoded(entry, bm);
+	return bm;
+}
+
+int tide_sidecar_bitmap_thaw(const struct tide_sidecar *sc, struct tide_sidecar_bitmap *entry, struct tide_error *err)
+{
+	if (entry->successor) {
+		struct tide_bitmap *bm = tide_sidecar_bitmap_load(sc, entry, err);
+		struct tide_bitmap *s = bm ? tide_sidecar_bitmap_load(sc, entry->successor, err) : NULL;
+
+		if (!s || tide_bitmap_merge(bm, s, err) < 0)
+			return -1;
+		tide_sidecar_bitmap_free(entry->successor);
+		entry->successor = NULL;
+	}
+	entry->token = 0;
+	free(entry->group);
+	entry->group = NULL;
+	return 0;
+}
+
+uint64_t tide_sidecar_bitmap_count(const struct tide_sidecar_bitmap *entry)
+{
+	return entry->bitmap ? tide_bitmap_count(entry->bitmap) : entry->count;
+}

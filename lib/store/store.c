@@ -1,0 +1,301 @@
+#include "store.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "base/lock.h"
+#include "base/mem.h"
+
+#define LOCK_TIMEOUT_MS 10000
+/* All of it is kept in memory. */
+#define SIDECAR_MAX (UINT64_C(1) << 30)
+/* What a sidecar holds that was locked before it was ever written; whoever finds it without its maker takes it over. */
+#define CLAIM "tidemark sidecar to come\n"
+#define DEVICE_DIR "/var/lib/tidemark"
+
+/* Device-mapper's name for a block device, or NULL. */
+static char *mapper_name(dev_t rdev, struct tide_error *err)
+{
+	char path[64], name[256];
+	int fd;
+	ssize_t n;
+
+	snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/dm/name", major(rdev), minor(rdev));
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return NULL;
+	n = read(fd, name, sizeof(name));
+	close(fd);
+	while (n > 0 && name[n - 1] == '\n')
+		n--;
+	return n > 0 ? tide_mem_strndup(name, (size_t)n, err) : NULL;
+}
+
+/* The first of the names that udev keeps stable across reboots, or NULL. */
+static char *by_id_name(dev_t rdev, struct tide_error *err)
+{
+	DIR *dir = opendir("/dev/disk/by-id");
+	char *best = NULL;
+	struct dirent *e;
+
+	if (!dir)
+		return NULL;
+	while ((e = readdir(dir))) {
+		struct stat st;
+
+		if (fstatat(dirfd(dir), e->d_name, &st, 0) < 0 || !S_ISBLK(st.st_mode) || st.st_rdev != rdev)
+			continue;
+		if (best && strcmp(best, e->d_name) <= 0)
+			continue;
+		free(best);
+		best = tide_mem_strdup(e->d_name, err);
+		if (!best)
+			break;
+	}
+	closedir(dir);
+	return best;
+}
+
+char *tide_store_path(const char *image_path, const char *override, bool *nameless, struct tide_error *err)
+{
+	TIDE_AUTOFREE char *name = NULL;
+	struct stat st;
+
+	*nameless = false;
+	if (override && override[0] != '/') {
+		TIDE_AUTOFREE char *here = realpath(".", NULL);
+
+		return here ? tide_mem_printf(err, "%s/%s", here, override) : tide_mem_strdup(override, err);
+	}
+	if (override)
+		return tide_mem_strdup(override, err);
+	if (stat(image_path, &st) < 0) {
+		tide_error_set_sys(err, errno, "Could not open '%s'", image_path);
+		return NULL;
+	}
+	if (!S_ISBLK(st.st_mode))
+		return tide_mem_printf(err, "%s.bitmaps", image_path);
+	name = mapper_name(st.st_rdev, err);
+	if (!name)
+		name = by_id_name(st.st_rdev, err);
+	if (!name) {
+		*nameless = true;
+		tide_error_set(err, TIDE_E_REFUSED,
+		               "The device '%s' has no name that stays the same across reboots", image_path);
+		tide_error_hint(err, "say where its bitmaps belong: --sidecar PATH");
+		return NULL;
+	}
+	return tide_mem_printf(err, DEVICE_DIR "/%s.bitmaps", name);
+}
+
+static bool is_claim(const void *data, uint64_t len)
+{
+	return len == strlen(CLAIM) && !memcmp(data, CLAIM, len);
+}
+
+/* A link may be somebody else's, in a directory that others can write to: it is not followed. */
+static int open_failed(const char *path, struct tide_error *err)
+{
+	if (errno != ELOOP)
+		return tide_error_set_sys(err, errno, "Could not open '%s'", path);
+	tide_error_set(err, TIDE_E_REFUSED, "The sidecar '%s' is a symbolic link", path);
+	return tide_error_hint(err, "links are not followed here; say where the bitmaps are with --sidecar PATH");
+}
+
+static int read_part(void *ctx, void *buf, size_t len, uint64_t off, struct tide_error *err)
+{
+	return tide_sysio_pread(*(int *)ctx, buf, len, off, false, err);
+}
+
+static int load_fd(int fd, const char *path, struct tide_sidecar **sc, struct tide_error *err)
+{
+	struct tide_sidecar_reader reader = { read_part, &fd };
+	char claim[sizeof(CLAIM)] = "";
+	struct stat st;
+
+	if (fstat(fd, &st) < 0)
+		return tide_error_set_sys(err, errno, "Could not look at '%s'", path);
+	if (!S_ISREG(st.st_mode))
+		return tide_error_set(err, TIDE_E_REFUSED, "The sidecar '%s' is not a regular file", path);
+	if ((uint64_t)st.st_size > SIDECAR_MAX)
+		return tide_error_set(err, TIDE_E_CORRUPT, "The sidecar '%s' has %lld bytes: no sidecar is that large", path,
+		                      (long long)st.st_size);
+	if (st.st_size == (off_t)strlen(CLAIM) && tide_sysio_pread(fd, claim, strlen(CLAIM), 0, false, NULL) == 0 &&
+	    is_claim(claim, (uint64_t)st.st_size))
+		return 0;
+	*sc = tide_sidecar_read(&reader, (size_t)st.st_size, err);
+	if (!*sc && err && err->sys)
+		return tide_error_wrap(err, "Could not read '%s'", path);
+	if (!*sc) {
+		tide_error_wrap(err, "The sidecar '%s' cannot be used", path);
+		return tide_error_hint(err, "nothing was changed; put a good copy in its place, or move it away, add the "
+		                            "bitmaps anew and begin the chain with a full backup");
+	}
+	return 0;
+}
+
+int tide_store_load(const char *path, struct tide_sidecar **sc, struct tide_error *err)
+{
+	TIDE_AUTOCLOSE int fd = -1;
+
+	*sc = NULL;
+	fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK | O_NOFOLLOW);
+	if (fd < 0 && errno == ENOENT)
+		return 0;
+	if (fd < 0)
+		return open_failed(path, err);
+	return load_fd(fd, path, sc, err);
+}
+
+int tide_store_is_current(const char *path, const struct tide_sidecar *sc, bool *current, struct tide_error *err)
+{
+	TIDE_AUTOCLOSE int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK | O_NOFOLLOW);
+	uint8_t head[TIDE_SIDECAR_HEAD] = { 0 };
+
+	*current = !sc;
+	if (fd < 0)
+		return errno == ENOENT ? 0 : tide_error_set_sys(err, errno, "Could not open '%s'", path);
+	if (tide_sysio_pread(fd, head, sizeof(head), 0, true, err) < 0)
+		return tide_error_wrap(err, "Could not read '%s'", path);
+	*current = (sc ? sc->checksum : 0) == tide_sidecar_checksum(head, sizeof(head));
+	return 0;
+}
+
+/* Makes the claim, whole and locked before anybody can see it. */
+static int make_claim(struct tide_store *store, bool *again, struct tide_error *err)
+{
+	struct tide_staged st = TIDE_STAGED_INIT;
+	int rc = -1;
+
+	if (tide_staged_begin(&st, store->path, 0600, err) < 0)
+		return -1;
+	if (tide_lock_exclusive(st.fd, 0, err) < 0 || tide_sysio_pwrite(st.fd, CLAIM, strlen(CLAIM), 0, err) < 0)
+		tide_error_wrap(err, "Could not make the sidecar '%s'", store->path);
+	else
+		rc = tide_staged_publish(&st, err);
+	if (rc == 0) {
+		store->lock_fd = st.fd;
+		store->made = true;
+		st.fd = -1;
+	}
+	tide_staged_release(&st);
+	*again = rc > 0;
+	return rc < 0 ? -1 : 0;
+}
+
+/* Opens and locks what stands under the name, or makes it: 0, or -1.  *again: it was replaced meanwhile. */
+static int lock_once(struct tide_store *store, bool create, bool *again, struct tide_error *err)
+{
+	struct stat held, named;
+	int fd = open(store->path, O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK | O_NOFOLLOW);
+
+	*again = false;
+	if (fd < 0 && errno == ENOENT && !create)
+		return 0;
+	if (fd < 0 && errno == ENOENT)
+		return make_claim(store, again, err);
+	if (fd < 0)
+		return open_failed(store->path, err);
+	store->lock_fd = fd;
+	if (tide_lock_exclusive(fd, LOCK_TIMEOUT_MS, err) < 0)
+		return tide_error_wrap(err, "'%s'", store->path);
+	if (fstat(fd, &held) < 0)
+		return tide_error_set_sys(err, errno, "Could not look at '%s'", store->path);
+	if (lstat(store->path, &named) == 0 && held.st_dev == named.st_dev && held.st_ino == named.st_ino) {
+		char text[sizeof(CLAIM)] = "";
+
+		if (tide_sysio_pread(fd, text, sizeof(text) - 1, 0, true, err) < 0)
+			return -1;
+		/* What a program that was killed left behind is ours now. */
+		store->made = is_claim(text, (uint64_t)held.st_size);
+		return 0;
+	}
+	close(fd);
+	store->lock_fd = -1;
+	store->made = false;
+	*again = true;
+	return 0;
+}
+
+int tide_store_lock(struct tide_store *store, const char *path, bool create, struct tide_error *err)
+{
+	store->path = tide_mem_strdup(path, err);
+	if (!store->path)
+		return -1;
+	for (unsigned tries = 0; tries < 1000; tries++) {
+		bool again;
+		int rc = lock_once(store, create, &again, err);
+
+		if (rc < 0)
+			return -1;
+		if (!again)
+			return 0;
+	}
+	return tide_error_set(err, TIDE_E_LOCKED, "The sidecar '%s' is being replaced all the time", path);
+}
+
+/* Not wider than the image's: its mode, and its owner where we may give files away. */
+int tide_store_set_owner(int fd, int image_fd, struct tide_error *err)
+{
+	struct stat st;
+
+	if (fstat(image_fd, &st) < 0)
+		return tide_error_set_sys(err, errno, "Could not look at the image's mode");
+	if (S_ISBLK(st.st_mode))
+		return 0;
+	if (fchown(fd, st.st_uid, st.st_gid) < 0 && errno != EPERM)
+		return tide_error_set_sys(err, errno, "Could not give it to the image's owner");
+	if (fchmod(fd, st.st_mode & 0666) < 0)
+		return tide_error_set_sys(err, errno, "Could not set its mode");
+	return 0;
+}
+
+/* What would be refused when it is read is not written either. */
+static int write_part(void *ctx, const void *buf, size_t len, uint64_t off, struct tide_error *err)
+{
+	if (off + len <= SIDECAR_MAX)
+		return tide_sysio_pwrite(*(int *)ctx, buf, len, off, err);
+	tide_error_set(err, TIDE_E_REFUSED, "It would have more than %" PRIu64 " bytes", SIDECAR_MAX);
+	return tide_error_hint(err, "use larger granules, or fewer bitmaps");
+}
+
+int tide_store_stage(struct tide_store *store, const struct tide_sidecar *sc, int image_fd, struct tide_error *err)
+{
+	struct tide_sidecar_writer writer = { write_part, &store->staged.fd };
+	int rc = -1;
+
+	if (tide_staged_begin(&store->staged, store->path, 0600, err) == 0 &&
+	    tide_store_set_owner(store->staged.fd, image_fd, err) == 0 &&
+	    tide_sidecar_write(sc, &writer, &store->checksum, err) == 0 && tide_staged_sync(&store->staged, err) == 0)
+		rc = 0;
+	return rc < 0 ? tide_error_wrap(err, "Could not write the sidecar '%s'", store->path) : 0;
+}
+
+int tide_store_commit(struct tide_store *store, struct tide_error *err)
+{
+	int rc = tide_staged_commit(&store->staged, false, err);
+
+	/* It may have its name and be no more than not durable: once a record speaks of it, it stays. */
+	if (rc == 0 || (store->staged.kept && !store->staged.tmp))
+		store->made = false;
+	return rc < 0 ? tide_error_wrap(err, "Could not replace the sidecar '%s'", store->path) : 0;
+}
+
+void tide_store_release(struct tide_store *store)
+{
+	tide_staged_release(&store->staged);
+	if (store->made && store->lock_fd >= 0)
+		unlink(store->path);
+	tide_sysio_close(store->lock_fd);
+	free(store->path);
+	*store = (struct tide_store)TIDE_STORE_INIT;
+}

@@ -1,0 +1,509 @@
+#include "write_log.h"
+
+#include <endian.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <linux/fs.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "base/lock.h"
+#include "base/mem.h"
+#include "base/range.h"
+#include "store.h"
+#include "base/sysio.h"
+
+/* Space is allocated so much at a time: the bits of 512 GiB, at 64 KiB a granule. */
+#define CHUNK (UINT64_C(1) << 20)
+/* No log has more bits; a disk that is too large for its granularity gets coarser ones in the log. */
+#define BITS_MAX (UINT64_C(1) << 39)
+
+struct tide_write_log {
+	struct tide_write_log_header h;
+	char *path;
+	int fd;
+	uint64_t bits_at, bits_len; /* in the file, bytes */
+
+	/* While active: */
+	_Atomic uint64_t *bits;    /* the file's */
+	_Atomic uint64_t *durable; /* those that are on stable storage; NULL: nobody asks */
+	atomic_uchar *allocated;   /* a chunk each */
+	pthread_mutex_t alloc_lock;
+
+	pthread_mutex_t sync_lock;
+	pthread_cond_t synced;
+	uint64_t syncs_begun, syncs_done;
+	bool syncing;
+	int sync_failed; /* errno, for good: what had to be written is unknown from then on */
+};
+
+const struct tide_write_log_header *tide_write_log_header(const struct tide_write_log *log)
+{
+	return &log->h;
+}
+
+unsigned tide_write_log_shift(uint64_t disk_size, unsigned wanted)
+{
+	while (tide_range_div_up(disk_size, UINT64_C(1) << wanted) > BITS_MAX)
+		wanted++;
+	return wanted;
+}
+
+/* ---- which boot ---- */
+
+/* Zeroes when it cannot be known. */
+static void boot_id(uint8_t out[16])
+{
+	TIDE_AUTOCLOSE int fd = tide_sysio_open("/proc/sys/kernel/random/boot_id", O_RDONLY, NULL);
+	char text[40] = "";
+	unsigned n = 0;
+
+	memset(out, 0, 16);
+	if (fd < 0 || tide_sysio_read(fd, text, sizeof(text) - 1, NULL) < 0)
+		return;
+	for (const char *p = text; *p && n < 32; p++) {
+		const char *digits = "0123456789abcdef", *d = strchr(digits, *p);
+
+		if (!d)
+			continue;
+		out[n / 2] |= (uint8_t)((d - digits) << (n % 2 ? 0 : 4));
+		n++;
+	}
+}
+
+bool tide_write_log_is_of_another_boot(const struct tide_write_log *log)
+{
+	static const uint8_t unknown[16];
+	uint8_t now[16];
+
+	boot_id(now);
+	return !memcmp(now, unknown, sizeof(now)) || memcmp(now, log->h.state.boot, sizeof(now)) != 0;
+}
+
+/* ---- opening and closing ---- */
+
+static struct tide_write_log *log_new(const char *path, struct tide_error *err)
+{
+	struct tide_write_log *log = tide_mem_alloc(1, sizeof(*log), err);
+
+	if (!log)
+		return NULL;
+	log->fd = -1;
+	pthread_mutex_init(&log->alloc_lock, NULL);
+	pthread_mutex_init(&log->sync_lock, NULL);
+	pthread_cond_init(&log->synced, NULL);
+	log->path = tide_mem_strdup(path, err);
+	if (log->path)
+		return log;
+	tide_write_log_close(log);
+	return NULL;
+}
+
+static void unmap(struct tide_write_log *log)
+{
+	if (log->bits)
+		munmap((void *)log->bits, log->bits_len);
+	if (log->durable)
+		munmap((void *)log->durable, log->bits_len);
+	free((void *)log->allocated);
+	log->bits = log->durable = NULL;
+	log->allocated = NULL;
+}
+
+void tide_write_log_close(struct tide_write_log *log)
+{
+	if (!log)
+		return;
+	unmap(log);
+	tide_sysio_close(log->fd);
+	tide_write_log_header_release(&log->h);
+	pthread_mutex_destroy(&log->alloc_lock);
+	pthread_mutex_destroy(&log->sync_lock);
+	pthread_cond_destroy(&log->synced);
+	free(log->path);
+	free(log);
+}
+
+static void log_closep(struct tide_write_log **log)
+{
+	tide_write_log_close(*log);
+}
+
+static void find_bits(struct tide_write_log *log)
+{
+	log->bits_at = tide_write_log_bits_at(&log->h);
+	log->bits_len = tide_write_log_file_len(&log->h) - log->bits_at;
+}
+
+static int read_head(struct tide_write_log *log, struct tide_error *err)
+{
+	TIDE_AUTOFREE uint8_t *head = NULL;
+	struct stat st;
+	size_t len;
+
+	if (fstat(log->fd, &st) < 0)
+		return tide_error_set_sys(err, errno, "Could not look at it");
+	if (!S_ISREG(st.st_mode))
+		return tide_error_set(err, TIDE_E_REFUSED, "It is not a regular file");
+	len = TIDE_MIN((uint64_t)st.st_size, TIDE_WRITE_LOG_HEAD_MAX);
+	head = tide_mem_alloc(len + 1, 1, err);
+	if (!head || tide_sysio_pread(log->fd, head, len, 0, true, err) < 0)
+		return -1;
+	return tide_write_log_decode(head, len, (uint64_t)st.st_size, &log->h, err);
+}
+
+int tide_write_log_open(const char *path, struct tide_write_log **out, struct tide_error *err)
+{
+	TIDE_CLEANUP(log_closep) struct tide_write_log *log = log_new(path, err);
+	const int flags = O_CLOEXEC | O_NOCTTY | O_NONBLOCK | O_NOFOLLOW;
+
+	*out = NULL;
+	if (!log)
+		return -1;
+	log->fd = open(path, O_RDWR | flags);
+	if (log->fd < 0 && (errno == EACCES || errno == EROFS))
+		log->fd = open(path, O_RDONLY | flags);
+	if (log->fd < 0)
+		return errno == ENOENT ? 0 : tide_error_set_sys(err, errno, "Could not open '%s'", path);
+	if (read_head(log, err) < 0)
+		return tide_error_wrap(err, "The write log '%s'", path);
+	find_bits(log);
+	*out = log;
+	log = NULL;
+	return 1;
+}
+
+/* ---- becoming active ---- */
+
+static void *map(int fd, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE : MAP_SHARED;
+	void *p = mmap(NULL, len, PROT_READ | PROT_WRITE, flags, fd, (off_t)off);
+
+	if (p != MAP_FAILED)
+		return p;
+	tide_error_set_sys(err, errno, "Could not map %" PRIu64 " bytes", len);
+	return NULL;
+}
+
+static int prepare_bits(struct tide_write_log *log, struct tide_error *err)
+{
+	log->allocated = tide_mem_alloc(tide_range_div_up(log->bits_len, CHUNK), sizeof(*log->allocated), err);
+	if (!log->allocated)
+		return -1;
+	log->bits = map(log->fd, log->bits_at, log->bits_len, err);
+	if (log->bits && log->h.state.durable)
+		log->durable = map(-1, 0, log->bits_len, err);
+	return !log->bits || (log->h.state.durable && !log->durable) ? -1 : 0;
+}
+
+/* Nothing of it may move when it is written to again, for that could need space. */
+static void write_in_place(int fd)
+{
+	int flags;
+
+	if (ioctl(fd, FS_IOC_GETFLAGS, &flags) < 0)
+		return;
+	flags |= FS_NOCOW_FL;
+	(void)!ioctl(fd, FS_IOC_SETFLAGS, &flags);
+}
+
+static int fill_new(struct tide_write_log *log, int fd, struct tide_error *err)
+{
+	TIDE_AUTOFREE uint8_t *head = tide_mem_alloc(log->bits_at, 1, err);
+
+	if (!head)
+		return -1;
+	write_in_place(fd);
+	tide_write_log_encode(&log->h, head);
+	if (ftruncate(fd, (off_t)(log->bits_at + log->bits_len)) < 0)
+		return tide_error_set_sys(err, errno, "Could not make it %" PRIu64 " bytes long", log->bits_at + log->bits_len);
+	return tide_sysio_pwrite(fd, head, log->bits_at, 0, err);
+}
+
+static int put_under_name(struct tide_write_log *log, int image_fd, struct tide_error *err)
+{
+	struct tide_staged st = TIDE_STAGED_INIT;
+	int rc = -1;
+
+	if (tide_staged_begin(&st, log->path, 0600, err) == 0 && tide_store_set_owner(st.fd, image_fd, err) == 0 &&
+	    fill_new(log, st.fd, err) == 0)
+		rc = tide_staged_commit(&st, false, err);
+	if (rc == 0) {
+		log->fd = st.fd;
+		st.fd = -1;
+	}
+	tide_staged_release(&st);
+	return rc;
+}
+
+int tide_write_log_create(const char *path, struct tide_write_log_header *h, int image_fd, struct tide_write_log **out,
+                          struct tide_error *err)
+{
+	TIDE_CLEANUP(log_closep) struct tide_write_log *log = log_new(path, err);
+
+	if (!log || tide_lock_token_new(&h->id, err) < 0)
+		return -1;
+	h->state.sequence = 1;
+	boot_id(h->state.boot);
+	log->h = *h;
+	h->inside = NULL;
+	h->n_inside = 0;
+	find_bits(log);
+	if (put_under_name(log, image_fd, err) < 0 || prepare_bits(log, err) < 0)
+		return tide_error_wrap(err, "Could not make the write log '%s'", path);
+	*out = log;
+	log = NULL;
+	return 0;
+}
+
+/* The next state goes over the older one. */
+static int put_state(struct tide_write_log *log, const struct tide_write_log_state *state, struct tide_error *err)
+{
+	struct tide_write_log_header next = log->h;
+	uint8_t slot[TIDE_WRITE_LOG_SLOT_LEN];
+
+	next.state = *state;
+	next.state.sequence = log->h.state.sequence + 1;
+	boot_id(next.state.boot);
+	tide_write_log_encode_slot(&next, slot);
+	if (tide_sysio_pwrite(log->fd, slot, sizeof(slot), TIDE_WRITE_LOG_SLOT_AT(next.state.sequence & 1), err) < 0)
+		return tide_error_wrap(err, "The write log '%s'", log->path);
+	log->h.state = next.state;
+	return 0;
+}
+
+int tide_write_log_activate(struct tide_write_log *log, uint64_t token, bool durable, struct tide_error *err)
+{
+	struct tide_write_log_state state = { .token = token, .durable = durable };
+
+	unmap(log);
+	if (put_state(log, &state, err) < 0)
+		return -1;
+	return prepare_bits(log, err) < 0 ? tide_error_wrap(err, "The write log '%s'", log->path) : 0;
+}
+
+int tide_write_log_clean(struct tide_write_log *log, const struct tide_stamp *stamp, struct tide_error *err)
+{
+	struct tide_write_log_state state = { .durable = log->h.state.durable, .stamp = *stamp };
+
+	return put_state(log, &state, err);
+}
+
+/* ---- space ---- */
+
+/* Where it cannot be asked for, writing what is there takes it: nobody has set a bit in this chunk yet. */
+static int take_by_writing(struct tide_write_log *log, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	TIDE_AUTOFREE uint8_t *buf = tide_mem_alloc(len, 1, err);
+
+	if (!buf || tide_sysio_pread(log->fd, buf, len, off, true, err) < 0)
+		return -1;
+	return tide_sysio_pwrite(log->fd, buf, len, off, err);
+}
+
+static int allocate_chunk(struct tide_write_log *log, uint64_t chunk, struct tide_error *err)
+{
+	uint64_t off = log->bits_at + chunk * CHUNK, len = TIDE_MIN(CHUNK, log->bits_len - chunk * CHUNK);
+	int rc;
+
+	do
+		rc = fallocate(log->fd, 0, (off_t)off, (off_t)len);
+	while (rc < 0 && errno == EINTR);
+	if (rc == 0)
+		return 0;
+	if (errno == EOPNOTSUPP || errno == ENOSYS)
+		return take_by_writing(log, off, len, err);
+	return tide_error_set_sys(err, errno, "No space for %" PRIu64 " bytes", len);
+}
+
+static int allocate(struct tide_write_log *log, uint64_t first, uint64_t last, struct tide_error *err)
+{
+	for (uint64_t c = first / 8 / CHUNK; c <= last / 8 / CHUNK; c++) {
+		int rc = 0;
+
+		if (atomic_load_explicit(&log->allocated[c], memory_order_acquire))
+			continue;
+		pthread_mutex_lock(&log->alloc_lock);
+		if (!atomic_load_explicit(&log->allocated[c], memory_order_relaxed))
+			rc = allocate_chunk(log, c, err);
+		if (rc == 0)
+			atomic_store_explicit(&log->allocated[c], 1, memory_order_release);
+		pthread_mutex_unlock(&log->alloc_lock);
+		if (rc < 0)
+			return tide_error_wrap(err, "The write log '%s'", log->path);
+	}
+	return 0;
+}
+
+/* ---- bits ---- */
+
+/* Those of word w that lie within [first, last], as the file has them. */
+static uint64_t mask_of(uint64_t w, uint64_t first, uint64_t last)
+{
+	uint64_t mask = UINT64_MAX;
+
+	if (w == first / 64)
+		mask &= UINT64_MAX << first % 64;
+	if (w == last / 64)
+		mask &= UINT64_MAX >> (63 - last % 64);
+	return htole64(mask);
+}
+
+static bool all_set(_Atomic uint64_t *bits, uint64_t first, uint64_t last)
+{
+	for (uint64_t w = first / 64; w <= last / 64; w++) {
+		uint64_t mask = mask_of(w, first, last);
+
+		if ((atomic_load_explicit(&bits[w], memory_order_acquire) & mask) != mask)
+			return false;
+	}
+	return true;
+}
+
+static int note_fresh(const struct tide_write_log *log, uint64_t w, uint64_t bits, struct tide_bitmap *fresh,
+                      struct tide_error *err)
+{
+	for (bits = le64toh(bits); bits; bits &= bits - 1) {
+		uint64_t off = (w * 64 + (unsigned)__builtin_ctzll(bits)) << log->h.shift;
+
+		if (tide_bitmap_set(fresh, off, 1, err) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+static int set_bits(struct tide_write_log *log, uint64_t first, uint64_t last, struct tide_bitmap *fresh,
+                    struct tide_error *err)
+{
+	for (uint64_t w = first / 64; w <= last / 64; w++) {
+		uint64_t mask = mask_of(w, first, last), was = atomic_load_explicit(&log->bits[w], memory_order_relaxed);
+
+		if ((was & mask) == mask)
+			continue;
+		was = atomic_fetch_or_explicit(&log->bits[w], mask, memory_order_acq_rel);
+		if (fresh && note_fresh(log, w, mask & ~was, fresh, err) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+/* ---- durability ---- */
+
+/* One sync serves all who had set their bits before it began. */
+static int sync_bits(struct tide_write_log *log, struct tide_error *err)
+{
+	uint64_t mine;
+	int failed;
+
+	pthread_mutex_lock(&log->sync_lock);
+	mine = log->syncs_begun + 1;
+	while (log->syncs_done < mine && !log->sync_failed) {
+		if (log->syncing) {
+			pthread_cond_wait(&log->synced, &log->sync_lock);
+			continue;
+		}
+		uint64_t now = ++log->syncs_begun;
+
+		log->syncing = true;
+		pthread_mutex_unlock(&log->sync_lock);
+		int sys = tide_sysio_fdatasync(log->fd, NULL) < 0 ? errno : 0;
+		pthread_mutex_lock(&log->sync_lock);
+		log->syncing = false;
+		log->syncs_done = now;
+		if (sys)
+			log->sync_failed = sys;
+		pthread_cond_broadcast(&log->synced);
+	}
+	failed = log->sync_failed;
+	pthread_mutex_unlock(&log->sync_lock);
+	return failed ? tide_error_set_sys(err, failed, "Could not flush the write log '%s'", log->path) : 0;
+}
+
+static int make_durable(struct tide_write_log *log, uint64_t first, uint64_t last, struct tide_error *err)
+{
+	if (all_set(log->durable, first, last))
+		return 0;
+	if (sync_bits(log, err) < 0)
+		return -1;
+	for (uint64_t w = first / 64; w <= last / 64; w++)
+		atomic_fetch_or_explicit(&log->durable[w], mask_of(w, first, last), memory_order_acq_rel);
+	return 0;
+}
+
+int tide_write_log_set(struct tide_write_log *log, uint64_t off, uint64_t len, struct tide_bitmap *fresh,
+                       struct tide_error *err)
+{
+	uint64_t first = off >> log->h.shift, last = (off + len - 1) >> log->h.shift;
+
+	if (len == 0)
+		return 0;
+	if (!log->bits || !tide_range_is_within(off, len, log->h.disk_size))
+		return tide_error_set(err, TIDE_E_REFUSED, "The write log '%s' has no place for %" PRIu64 " bytes at %" PRIu64,
+		                      log->path, len, off);
+	if (allocate(log, first, last, err) < 0 || set_bits(log, first, last, fresh, err) < 0)
+		return -1;
+	return log->durable ? make_durable(log, first, last, err) : 0;
+}
+
+void tide_write_log_unset(struct tide_write_log *log, uint64_t off, uint64_t len)
+{
+	uint64_t first = off >> log->h.shift, last = (off + len - 1) >> log->h.shift;
+
+	if (len == 0 || !log->bits)
+		return;
+	for (uint64_t w = first / 64; w <= last / 64; w++) {
+		atomic_fetch_and_explicit(&log->bits[w], ~mask_of(w, first, last), memory_order_acq_rel);
+		if (log->durable)
+			atomic_fetch_and_explicit(&log->durable[w], ~mask_of(w, first, last), memory_order_acq_rel);
+	}
+}
+
+/* ---- reading ---- */
+
+/* The file's bits are chunks of bitmaps as they stand; in a bitmap of another size those beyond its end are left out. */
+static int read_piece(struct tide_bitmap *bm, uint64_t first_chunk, const uint8_t *buf, uint64_t len,
+                      struct tide_error *err)
+{
+	for (uint64_t at = 0; at < len && first_chunk < tide_bitmap_chunks(bm); at += TIDE_BITMAP_CHUNK_BYTES, first_chunk++) {
+		if (!tide_sysio_is_zero(buf + at, TIDE_BITMAP_CHUNK_BYTES) &&
+		    tide_bitmap_put_chunk(bm, first_chunk, buf + at, err) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+int tide_write_log_read(struct tide_write_log *log, struct tide_bitmap *bm, struct tide_error *err)
+{
+	TIDE_AUTOFREE uint8_t *buf = tide_mem_aligned(4096, CHUNK, err);
+	uint64_t at = 0;
+
+	if (!buf)
+		return -1;
+	while (at < log->bits_len) {
+		uint64_t n;
+		bool data;
+
+		tide_sysio_extent(log->fd, log->bits_at + at, log->bits_len - at, &data, &n);
+		/* Whole chunks of a bitmap, whatever the file system's blocks are. */
+		if (!data && n >= TIDE_BITMAP_CHUNK_BYTES) {
+			at += tide_range_align_down(n, TIDE_BITMAP_CHUNK_BYTES);
+			continue;
+		}
+		n = TIDE_MIN(CHUNK, log->bits_len - at);
+		if (tide_sysio_pread(log->fd, buf, n, log->bits_at + at, false, err) < 0)
+			return tide_error_wrap(err, "The write log '%s'", log->path);
+		if (read_piece(bm, at / TIDE_BITMAP_CHUNK_BYTES, buf, n, err) < 0)
+			return -1;
+		at += n;
+	}
+	return 0;
+}
