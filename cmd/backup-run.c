@@ -3,11 +3,27 @@
 
 #include "cmd.h"
 
-enum { SYNC = 1, BITMAP, BITMAP_MODE, FORMAT, MODE, BACKING, SETTINGS, SPEED, COMPRESS, DETECT_ZEROES, ON_SOURCE_ERROR, ON_TARGET_ERROR, RETRY_AFTER,
-       JOB_ID, STORE };
+enum {
+	SYNC = 1,
+	BITMAP,
+	BITMAP_MODE,
+	FORMAT,
+	MODE,
+	BACKING,
+	SETTINGS,
+	SPEED,
+	COMPRESS,
+	DETECT_ZEROES,
+	ON_SOURCE_ERROR,
+	ON_TARGET_ERROR,
+	RETRY_AFTER,
+	JOB_ID,
+	STORE
+};
 
 static const struct poptOption options[] = {
-	{ "sync", 0, POPT_ARG_STRING, NULL, SYNC, "what to copy (default: full)", "full|top|incremental|bitmap|none|auto" },
+	{ "sync", 0, POPT_ARG_STRING, NULL, SYNC, "what to copy (default: full)",
+	  "full|top|incremental|bitmap|none|auto" },
 	{ "bitmap", 0, POPT_ARG_STRING, NULL, BITMAP, "the dirty bitmap that says what has changed", "NAME" },
 	{ "bitmap-mode", 0, POPT_ARG_STRING, NULL, BITMAP_MODE, "when the bitmap is cleared of what was copied",
 	  "on-success|never|always" },
@@ -15,12 +31,13 @@ static const struct poptOption options[] = {
 	  "sidecar|image" },
 	{ "format", 'F', POPT_ARG_STRING, NULL, FORMAT,
 	  "format of TARGET (default: IMAGE's when it is created, else probed)", "raw|qcow2" },
-	{ "mode", 0, POPT_ARG_STRING, NULL, MODE, "create TARGET, or write into one that exists (default: absolute-paths)",
-	  "absolute-paths|existing" },
+	{ "mode", 0, POPT_ARG_STRING, NULL, MODE,
+	  "create TARGET, or write into one that exists (default: absolute-paths)", "absolute-paths|existing" },
 	{ "backing", 0, POPT_ARG_STRING, NULL, BACKING, "the backup that a new TARGET is chained on",
 	  "PATH[,format=FORMAT]" },
 	{ "settings", 'o', POPT_ARG_STRING, NULL, SETTINGS,
-	  "settings of a new TARGET's format: compression_type=zstd, cluster_size=64K, ...; may be repeated", "KEY=VALUE,..." },
+	  "settings of a new TARGET's format: compression_type=zstd, cluster_size=64K, ...; may be repeated",
+	  "KEY=VALUE,..." },
 	{ "speed", 0, POPT_ARG_STRING, NULL, SPEED, "limit in bytes a second (default: 0, none)", "SIZE" },
 	{ "compress", 0, POPT_ARG_NONE, NULL, COMPRESS, "compress what is written", NULL },
 	{ "detect-zeroes", 0, POPT_ARG_NONE, NULL, DETECT_ZEROES,
@@ -41,9 +58,9 @@ static int parse_choices(const struct opt_line *line, struct tide_backup *args, 
 	int sync = TIDE_SYNC_FULL, mode = TIDE_MODE_ABSOLUTE_PATHS, bitmap_mode = -1;
 	int store = TIDE_STORE_SIDECAR, on_source = TIDE_ON_ERROR_REPORT, on_target = TIDE_ON_ERROR_REPORT;
 
-	if (opt_choice(line, SYNC, &sync, err) || opt_choice(line, STORE, &store, err) || opt_choice(line, BITMAP_MODE, &bitmap_mode, err) ||
-	    opt_choice(line, MODE, &mode, err) || opt_choice(line, ON_SOURCE_ERROR, &on_source, err) ||
-	    opt_choice(line, ON_TARGET_ERROR, &on_target, err))
+	if (opt_choice(line, SYNC, &sync, err) || opt_choice(line, STORE, &store, err) ||
+	    opt_choice(line, BITMAP_MODE, &bitmap_mode, err) || opt_choice(line, MODE, &mode, err) ||
+	    opt_choice(line, ON_SOURCE_ERROR, &on_source, err) || opt_choice(line, ON_TARGET_ERROR, &on_target, err))
 		return -1;
 	if (opt_has(line, STORE) && sync != TIDE_SYNC_AUTO)
 		return opt_usage(err, "--store is for --sync auto, which makes a bitmap where there is none");
@@ -65,7 +82,9 @@ static int parse_backing(char *text, struct tide_backup *args, struct tide_error
 
 		next = tide_parse_cut(setting);
 		if (strncmp(setting, "format=", 7) != 0)
-			return opt_usage(err, "--backing: '%s' is neither format=FORMAT nor, with its comma doubled, part of the path",
+			return opt_usage(err,
+			                 "--backing: '%s' is neither format=FORMAT nor, with its comma doubled, part "
+			                 "of the path",
 			                 setting);
 		args->backing_format = setting + 7;
 	}

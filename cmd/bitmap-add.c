@@ -4,7 +4,8 @@ enum { GRANULARITY = 1, DISABLED, STORE };
 
 static const struct poptOption options[] = {
 	{ "granularity", 'g', POPT_ARG_STRING, NULL, GRANULARITY,
-	  "bytes a bit stands for, a power of two from 512 to 2G (default: the image's cluster size, 4K to 64K)", "SIZE" },
+	  "bytes a bit stands for, a power of two from 512 to 2G (default: the image's cluster size, 4K to 64K)",
+	  "SIZE" },
 	{ "disabled", 0, POPT_ARG_NONE, NULL, DISABLED, "do not record writes until bitmap-enable", NULL },
 	{ "store", 0, POPT_ARG_STRING, NULL, STORE, "where the bitmap is kept (default: sidecar)", "sidecar|image" },
 	POPT_TABLEEND

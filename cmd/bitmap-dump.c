@@ -45,7 +45,8 @@ static void put_extent(uint64_t off, uint64_t len, bool dirty, bool first)
 static void put_rbd(uint64_t off, uint64_t len, bool dirty, bool first)
 {
 	if (dirty)
-		printf("%s{\"offset\":%" PRIu64 ",\"length\":%" PRIu64 ",\"exists\":\"true\"}", first ? "" : ",", off, len);
+		printf("%s{\"offset\":%" PRIu64 ",\"length\":%" PRIu64 ",\"exists\":\"true\"}", first ? "" : ",", off,
+		       len);
 }
 
 /* Every range of the disk in turn, or the dirty ones only. */
@@ -95,8 +96,8 @@ static void print_list(int form, const struct tide_dump *dump)
 /* ---- the picture ------------------------------------------------------------------- */
 
 #define MAX_ROWS 16
-#define LABEL 9
-#define HOTTEST 3
+#define LABEL    9
+#define HOTTEST  3
 
 /* Clean, up to a third, up to two thirds, nearly all, all dirty. */
 static const char *const blocks[] = { "·", "░", "▒", "▓", "█" };
@@ -213,8 +214,8 @@ static void print_hottest(const struct map *m)
 	for (size_t i = 0; i < m->n_hot; i++) {
 		const struct region *r = &m->hot[i];
 
-		printf("%*s %s +%s: %s (%.0f %%)\n", LABEL, i ? "" : "hottest", ui_size(off, r->off), ui_size(len, r->len),
-		       ui_size(dirty, r->dirty), (double)r->dirty / (double)r->len * 100);
+		printf("%*s %s +%s: %s (%.0f %%)\n", LABEL, i ? "" : "hottest", ui_size(off, r->off),
+		       ui_size(len, r->len), ui_size(dirty, r->dirty), (double)r->dirty / (double)r->len * 100);
 	}
 }
 

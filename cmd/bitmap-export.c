@@ -3,10 +3,12 @@
 enum { GRANULARITY = 1, DISABLED, STORE, TO };
 
 static const struct poptOption options[] = {
-	{ "to", 0, POPT_ARG_STRING, NULL, TO, "the bitmap to write; without #NAME one that is called the same", "PATH#NAME" },
+	{ "to", 0, POPT_ARG_STRING, NULL, TO, "the bitmap to write; without #NAME one that is called the same",
+	  "PATH#NAME" },
 	{ "granularity", 'g', POPT_ARG_STRING, NULL, GRANULARITY,
 	  "bytes a bit of a new bitmap stands for (default: as in the original)", "SIZE" },
-	{ "disabled", 0, POPT_ARG_NONE, NULL, DISABLED, "a new bitmap does not record writes until bitmap-enable", NULL },
+	{ "disabled", 0, POPT_ARG_NONE, NULL, DISABLED, "a new bitmap does not record writes until bitmap-enable",
+	  NULL },
 	{ "store", 0, POPT_ARG_STRING, NULL, STORE, "where a new bitmap is kept (default: sidecar)", "sidecar|image" },
 	POPT_TABLEEND
 };

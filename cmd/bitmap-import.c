@@ -3,10 +3,12 @@
 enum { GRANULARITY = 1, DISABLED, STORE, FROM };
 
 static const struct poptOption options[] = {
-	{ "from", 0, POPT_ARG_STRING, NULL, FROM, "the bitmap to read; without #NAME the one that is called the same", "PATH#NAME" },
+	{ "from", 0, POPT_ARG_STRING, NULL, FROM, "the bitmap to read; without #NAME the one that is called the same",
+	  "PATH#NAME" },
 	{ "granularity", 'g', POPT_ARG_STRING, NULL, GRANULARITY,
 	  "bytes a bit of a new bitmap stands for (default: as in the source)", "SIZE" },
-	{ "disabled", 0, POPT_ARG_NONE, NULL, DISABLED, "a new bitmap does not record writes until bitmap-enable", NULL },
+	{ "disabled", 0, POPT_ARG_NONE, NULL, DISABLED, "a new bitmap does not record writes until bitmap-enable",
+	  NULL },
 	{ "store", 0, POPT_ARG_STRING, NULL, STORE, "where a new bitmap is kept (default: sidecar)", "sidecar|image" },
 	POPT_TABLEEND
 };

@@ -4,10 +4,9 @@
 
 #include "cmd.h"
 
-static const struct poptOption options[] = {
-	{ "output", 0, POPT_ARG_STRING, NULL, OPT_OUTPUT, "a table, or the reply (default: human)", "human|json" },
-	POPT_TABLEEND
-};
+static const struct poptOption options[] = { { "output", 0, POPT_ARG_STRING, NULL, OPT_OUTPUT,
+	                                       "a table, or the reply (default: human)", "human|json" },
+	                                     POPT_TABLEEND };
 
 /* The cells of one line; the name is escaped, the others fit. */
 struct row {

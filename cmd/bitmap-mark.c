@@ -12,9 +12,11 @@ static const struct poptOption options[] = {
 	{ "from", 0, POPT_ARG_STRING, NULL, FROM,
 	  "read the ranges from FILE (- is standard input), as one of many programs prints them", "FILE" },
 	{ "input-format", 0, POPT_ARG_STRING, NULL, INPUT_FORMAT, "what FILE holds (default: found out)",
-	  "ranges|blocks|dump|nbdinfo|qemu-img-map|qemu-img-map-dirty|extentlist|nbdkit-log|thin-delta|era-invalidate|bmap|"
+	  "ranges|blocks|dump|nbdinfo|qemu-img-map|qemu-img-map-dirty|extentlist|nbdkit-log|thin-delta|era-invalidate|"
+	  "bmap|"
 	  "rbd-diff|rbd-export-diff|imageio" },
-	{ "block-size", 0, POPT_ARG_STRING, NULL, BLOCK_SIZE, "the unit of a list of blocks that does not say it", "SIZE" },
+	{ "block-size", 0, POPT_ARG_STRING, NULL, BLOCK_SIZE, "the unit of a list of blocks that does not say it",
+	  "SIZE" },
 	{ "era-dump", 0, POPT_ARG_STRING, NULL, ERA_DUMP, "the same, from what era_dump prints", "FILE" },
 	POPT_TABLEEND
 };
@@ -30,7 +32,8 @@ static int open_input(const char *path, struct tide_error *err)
 /* Puts the file's name before what is wrong in it. */
 static int name_input(const char *path, struct tide_error *why, struct tide_error *err)
 {
-	opt_fail(err, why->code, "%s: %s", strcmp(path, "-") == 0 ? "standard input" : path, why->msg ? why->msg : "unreadable");
+	opt_fail(err, why->code, "%s: %s", strcmp(path, "-") == 0 ? "standard input" : path,
+	         why->msg ? why->msg : "unreadable");
 	if (err && why->hint)
 		err->hint = strdup(why->hint);
 	tide_error_release(why);
@@ -50,7 +53,8 @@ static int read_era_dump(const char *path, uint64_t *block_size, struct tide_err
 	return failed ? name_input(path, &why, err) : 0;
 }
 
-static int check_block_size(bool given, uint64_t block_size, const char *era_dump, const char *path, struct tide_error *err)
+static int check_block_size(bool given, uint64_t block_size, const char *era_dump, const char *path,
+                            struct tide_error *err)
 {
 	if (given && era_dump)
 		return opt_usage(err, "give either --block-size or --era-dump");
@@ -87,10 +91,12 @@ static struct tide_range_list *read_ranges(const struct opt_line *line, const ch
 
 static int mark(struct cmd *c, const struct tide_range_list *list, struct tide_error *err)
 {
-	struct tide_bitmap_mark args = {
-		.name = c->args[1], .unset = opt_has(c->opt, UNSET), .clamp = opt_has(c->opt, FROM),
-		.covers = list->covers, .n_ranges = list->n, .ranges = list->ranges
-	};
+	struct tide_bitmap_mark args = { .name = c->args[1],
+		                         .unset = opt_has(c->opt, UNSET),
+		                         .clamp = opt_has(c->opt, FROM),
+		                         .covers = list->covers,
+		                         .n_ranges = list->n,
+		                         .ranges = list->ranges };
 
 	if (cmd_add_image(c, err) || cmd_begin(c, err))
 		return -1;

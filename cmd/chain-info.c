@@ -8,10 +8,9 @@
 
 #define INDENT_MAX 12 /* levels that are drawn further to the right */
 
-static const struct poptOption options[] = {
-	{ "output", 0, POPT_ARG_STRING, NULL, OPT_OUTPUT, "a picture, or the reply (default: human)", "human|json" },
-	POPT_TABLEEND
-};
+static const struct poptOption options[] = { { "output", 0, POPT_ARG_STRING, NULL, OPT_OUTPUT,
+	                                       "a picture, or the reply (default: human)", "human|json" },
+	                                     POPT_TABLEEND };
 
 /* The cells of one image; what it is called is escaped, the others fit. */
 struct row {
@@ -44,7 +43,10 @@ static int fill(struct row *row, const struct tide_chain_image *image, size_t de
 	struct tm tm;
 
 	if (!plain || asprintf(&row->name, "%*s%s%s", depth ? indent_of(depth - 1) : 0, "",
-	                       depth == 0 ? "" : ui_is_utf8() ? "└─ " : "`- ", plain) < 0) {
+	                       depth == 0     ? ""
+	                       : ui_is_utf8() ? "└─ "
+	                                      : "`- ",
+	                       plain) < 0) {
 		row->name = NULL;
 		return -1;
 	}

@@ -11,7 +11,8 @@ static const struct poptOption options[] = {
 	{ "in-place", 0, POPT_ARG_NONE, NULL, IN_PLACE, "write what differs into a TARGET that exists", NULL },
 	{ "compress", 'c', POPT_ARG_NONE, NULL, COMPRESS, "compress what is written to a new TARGET", NULL },
 	{ "settings", 'o', POPT_ARG_STRING, NULL, SETTINGS,
-	  "settings of a new TARGET's format: compression_type=zstd, cluster_size=64K, ...; may be repeated", "KEY=VALUE,..." },
+	  "settings of a new TARGET's format: compression_type=zstd, cluster_size=64K, ...; may be repeated",
+	  "KEY=VALUE,..." },
 	POPT_TABLEEND
 };
 
@@ -21,8 +22,8 @@ static void say_how_much(struct cmd *c, uint64_t written)
 	char text[160];
 
 	if (written)
-		snprintf(text, sizeof(text), "%" PRIu64 " bytes (%s) differed, in whole units, and were written", written,
-		         ui_size(size, written));
+		snprintf(text, sizeof(text), "%" PRIu64 " bytes (%s) differed, in whole units, and were written",
+		         written, ui_size(size, written));
 	else
 		snprintf(text, sizeof(text), "nothing differed");
 	ui_note(&c->ui, text);

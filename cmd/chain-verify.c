@@ -8,7 +8,8 @@
 enum { AGAINST = 1, AGAINST_FORMAT };
 
 static const struct poptOption options[] = {
-	{ "against", 0, POPT_ARG_STRING, NULL, AGAINST, "compare every byte with this image, or top of a chain", "PATH" },
+	{ "against", 0, POPT_ARG_STRING, NULL, AGAINST, "compare every byte with this image, or top of a chain",
+	  "PATH" },
 	{ "against-format", 'F', POPT_ARG_STRING, NULL, AGAINST_FORMAT,
 	  "format of that image (default: probed, and then raw is refused)", "raw|qcow2" },
 	{ "output", 0, POPT_ARG_STRING, NULL, OPT_OUTPUT, "in words, or the reply (default: human)", "human|json" },
@@ -54,7 +55,8 @@ static void print_differences(const struct tide_chain *chain, const char *agains
 		return;
 	}
 	printf("compared with %s: %zu range%s, %" PRIu64 " bytes (%s), differ, in units of %" PRIu64 "\n",
-	       name ? name : "", chain->n_differences, chain->n_differences == 1 ? "" : "s", chain->differing, ui_size(size, chain->differing), chain->unit);
+	       name ? name : "", chain->n_differences, chain->n_differences == 1 ? "" : "s", chain->differing,
+	       ui_size(size, chain->differing), chain->unit);
 	for (size_t i = 0; i < chain->n_differences && i < LINES_MAX; i++)
 		printf("    %" PRIu64 "+%" PRIu64 "\n", chain->differences[i].off, chain->differences[i].len);
 	if (chain->n_differences > LINES_MAX)

@@ -22,16 +22,16 @@
 #include "opt.h"
 #include "ui.h"
 
-#define CMD_CLEANUP(fn) __attribute__((cleanup(fn)))
-#define CMD_AUTOFREE CMD_CLEANUP(cmd_freep)
+#define CMD_CLEANUP(fn)   __attribute__((cleanup(fn)))
+#define CMD_AUTOFREE      CMD_CLEANUP(cmd_freep)
 #define CMD_ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
 
 enum {
-	CMD_IMAGE = 1, /* the first argument is an image of the session: -f, --sidecar, -d, --ignore-stamp,
-	                  --allow-backing */
-	CMD_SHOW = 2,  /* only looks: -U; prints for people unless --output says otherwise */
+	CMD_IMAGE = 1,  /* the first argument is an image of the session: -f, --sidecar, -d, --ignore-stamp,
+	                   --allow-backing */
+	CMD_SHOW = 2,   /* only looks: -U; prints for people unless --output says otherwise */
 	CMD_CHANGE = 4, /* --dry-run */
-	CMD_JOB = 8,   /* --progress, --no-progress */
+	CMD_JOB = 8,    /* --progress, --no-progress */
 };
 
 struct cmd {
@@ -74,8 +74,7 @@ void cmd_catch_signals(struct cmd *c);
 int cmd_begin(struct cmd *c, struct tide_error *err);
 
 /* The whole of a command that takes IMAGE NAME and nothing else. */
-int cmd_run_bitmap(struct cmd *c,
-                   int (*action)(struct tide_txn *, const struct tide_bitmap_ref *, struct tide_error *),
+int cmd_run_bitmap(struct cmd *c, int (*action)(struct tide_txn *, const struct tide_bitmap_ref *, struct tide_error *),
                    struct tide_error *err);
 
 /* What a --output option chose; every list of outputs starts with the one for people. */

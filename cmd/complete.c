@@ -101,7 +101,8 @@ static void print_bitmaps(const struct opt_line *line, const char *before, const
 	tide_session_free(session);
 }
 
-static void complete_value(const struct typed *t, const struct poptOption *option, const char *before, const char *typed)
+static void complete_value(const struct typed *t, const struct poptOption *option, const char *before,
+                           const char *typed)
 {
 	const char *kind = option && option->argDescrip ? option->argDescrip : "";
 

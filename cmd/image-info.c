@@ -4,10 +4,9 @@
 
 #include "cmd.h"
 
-static const struct poptOption options[] = {
-	{ "output", 0, POPT_ARG_STRING, NULL, OPT_OUTPUT, "in words, or the reply (default: human)", "human|json" },
-	POPT_TABLEEND
-};
+static const struct poptOption options[] = { { "output", 0, POPT_ARG_STRING, NULL, OPT_OUTPUT,
+	                                       "in words, or the reply (default: human)", "human|json" },
+	                                     POPT_TABLEEND };
 
 static void print_text(const char *key, const char *text)
 {

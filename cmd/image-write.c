@@ -5,12 +5,12 @@
 
 enum { ZERO = 1, DISCARD, PATTERN };
 
-static const struct poptOption options[] = {
-	{ "zero", 0, POPT_ARG_NONE, NULL, ZERO, "write zeroes", NULL },
-	{ "discard", 0, POPT_ARG_NONE, NULL, DISCARD, "discard the range: it reads as zeroes and takes no space", NULL },
-	{ "pattern", 0, POPT_ARG_STRING, NULL, PATTERN, "write this byte, 0 to 255, over the range", "BYTE" },
-	POPT_TABLEEND
-};
+static const struct poptOption options[] = { { "zero", 0, POPT_ARG_NONE, NULL, ZERO, "write zeroes", NULL },
+	                                     { "discard", 0, POPT_ARG_NONE, NULL, DISCARD,
+	                                       "discard the range: it reads as zeroes and takes no space", NULL },
+	                                     { "pattern", 0, POPT_ARG_STRING, NULL, PATTERN,
+	                                       "write this byte, 0 to 255, over the range", "BYTE" },
+	                                     POPT_TABLEEND };
 
 static int parse_pattern(const char *text, struct tide_image_write *args, struct tide_error *err)
 {

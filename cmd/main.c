@@ -198,8 +198,7 @@ int cmd_begin(struct cmd *c, struct tide_error *err)
 	return 0;
 }
 
-int cmd_run_bitmap(struct cmd *c,
-                   int (*action)(struct tide_txn *, const struct tide_bitmap_ref *, struct tide_error *),
+int cmd_run_bitmap(struct cmd *c, int (*action)(struct tide_txn *, const struct tide_bitmap_ref *, struct tide_error *),
                    struct tide_error *err)
 {
 	struct tide_bitmap_ref args = { .name = c->args[1] };
@@ -343,8 +342,9 @@ int main(int argc, char **argv)
 	set_up(&c);
 	status = popt_error ? -1 : answer(&line);
 	if (status < 0)
-		status = serve(&c, popt_error, bad, popt_error ? !(command.flags & CMD_SHOW) || asks_for_json(argc, argv)
-		                                               : !is_for_people(&line));
+		status = serve(&c, popt_error, bad,
+		               popt_error ? !(command.flags & CMD_SHOW) || asks_for_json(argc, argv)
+		                          : !is_for_people(&line));
 	if (close_stdout(&c) && status == 0)
 		status = 1;
 	opt_line_release(&line);

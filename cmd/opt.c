@@ -20,15 +20,12 @@ static const struct poptOption image_options[] = {
 	POPT_TABLEEND
 };
 
-static const struct poptOption show_options[] = {
-	{ "force-share", 'U', POPT_ARG_NONE, NULL, OPT_FORCE_SHARE, "look although another program may be writing",
-	  NULL },
-	POPT_TABLEEND
-};
+static const struct poptOption show_options[] = { { "force-share", 'U', POPT_ARG_NONE, NULL, OPT_FORCE_SHARE,
+	                                            "look although another program may be writing", NULL },
+	                                          POPT_TABLEEND };
 
 static const struct poptOption change_options[] = {
-	{ "dry-run", 0, POPT_ARG_NONE, NULL, OPT_DRY_RUN, "check everything, change nothing", NULL },
-	POPT_TABLEEND
+	{ "dry-run", 0, POPT_ARG_NONE, NULL, OPT_DRY_RUN, "check everything, change nothing", NULL }, POPT_TABLEEND
 };
 
 static const struct poptOption job_options[] = {
@@ -51,9 +48,8 @@ static const struct poptOption other_options[] = {
 
 static void include(struct opt_line *line, size_t *n, const struct poptOption *table, const char *title)
 {
-	line->tables[(*n)++] = (struct poptOption){
-		.argInfo = POPT_ARG_INCLUDE_TABLE, .arg = (void *)table, .descrip = title
-	};
+	line->tables[(*n)++] =
+	        (struct poptOption){ .argInfo = POPT_ARG_INCLUDE_TABLE, .arg = (void *)table, .descrip = title };
 }
 
 static void include_all(struct opt_line *line)
@@ -230,7 +226,8 @@ int opt_flags(const struct opt_line *line, int val, unsigned *flags, struct tide
 			unsigned flag = flag_of(option->argDescrip, text, len);
 
 			if (!flag)
-				return opt_usage(err, "Parameter '%s' does not accept value '%.*s'", option->longName, (int)len, text);
+				return opt_usage(err, "Parameter '%s' does not accept value '%.*s'", option->longName,
+				                 (int)len, text);
 			*flags |= flag;
 			text = text[len] ? text + len + 1 : NULL;
 		}
@@ -300,14 +297,14 @@ int opt_seconds(const struct opt_line *line, int val, uint32_t *seconds, struct 
 	if (opt_size(line, val, &given, NULL, err))
 		return -1;
 	if (given > UINT32_MAX)
-		return opt_usage(err, "--%s: %s is more than %u seconds", own(line, val)->longName,
-		                 opt_text(line, val), UINT32_MAX);
+		return opt_usage(err, "--%s: %s is more than %u seconds", own(line, val)->longName, opt_text(line, val),
+		                 UINT32_MAX);
 	*seconds = (uint32_t)given;
 	return 0;
 }
 
-__attribute__((format(printf, 3, 0)))
-static int fail(struct tide_error *err, enum tide_code code, const char *fmt, va_list ap)
+__attribute__((format(printf, 3, 0))) static int fail(struct tide_error *err, enum tide_code code, const char *fmt,
+                                                      va_list ap)
 {
 	char *msg;
 

@@ -44,9 +44,11 @@ enum {
 };
 
 /* For the tables of commands that open chains and have no IMAGE. */
-#define OPT_ALLOW_BACKING_ENTRY                                                                                        \
-	{ "allow-backing", 0, POPT_ARG_STRING, NULL, OPT_ALLOW_BACKING,                                                \
-	  "names in the images of a chain to trust; a list with commas", "outside|protocol|probe|any" }
+#define OPT_ALLOW_BACKING_ENTRY                                                                                     \
+	{                                                                                                           \
+		"allow-backing", 0, POPT_ARG_STRING, NULL, OPT_ALLOW_BACKING,                                       \
+		        "names in the images of a chain to trust; a list with commas", "outside|protocol|probe|any" \
+	}
 
 struct opt_given {
 	int val;
@@ -64,8 +66,7 @@ struct opt_line {
 };
 
 /* argv[0] is skipped.  Returns 0 or popt's error, with *bad the offending word (owned by popt). */
-int opt_line_parse(struct opt_line *line, const struct command *command, int argc, const char **argv,
-                   const char **bad);
+int opt_line_parse(struct opt_line *line, const struct command *command, int argc, const char **argv, const char **bad);
 void opt_line_release(struct opt_line *line);
 
 /* What --help prints (help.c). */
@@ -85,7 +86,8 @@ char *opt_join(const struct opt_line *line, int val);
 /* *choice becomes the place of the given word among those accepted; it stays as it is when none was given. */
 int opt_choice(const struct opt_line *line, int val, int *choice, struct tide_error *err);
 
-/* A list with commas, the options adding up: a bit for each word, in the order of those accepted; the last one is all. */
+/* A list with commas, the options adding up: a bit for each word, in the order of those accepted; the last one is all.
+ */
 int opt_flags(const struct opt_line *line, int val, unsigned *flags, struct tide_error *err);
 
 /* *size becomes the given number, and *has (may be NULL) true; both stay when none was given. */

@@ -35,7 +35,9 @@ static int find_node(struct cmd *c, struct refs *refs, size_t i, struct tide_err
 {
 	const char *path = refs->paths[i];
 	struct tide_drive drive = {
-		.path = path, .ignore_stamp = opt_has(c->opt, OPT_IGNORE_STAMP), .allow = c->allow,
+		.path = path,
+		.ignore_stamp = opt_has(c->opt, OPT_IGNORE_STAMP),
+		.allow = c->allow,
 	};
 	char *id;
 	int rc;

@@ -9,15 +9,16 @@
 enum { DRIVE = 1, RETRY_AFTER };
 
 static const struct poptOption options[] = {
-        {"drive", 0, POPT_ARG_STRING, NULL, DRIVE, "an image, and the name that commands use for it; may be repeated",
-         "ID=PATH[,format=FORMAT][,sidecar=PATH]"},
-        {"ignore-stamp", 0, POPT_ARG_NONE, NULL, OPT_IGNORE_STAMP,
-         "trust the bitmaps although the images changed around them", NULL},
-        OPT_ALLOW_BACKING_ENTRY,
-        {"retry-after", 0, POPT_ARG_STRING, NULL, RETRY_AFTER,
-         "how long an error may stop a job before it tries again (default: until SIGCONT)", "SECONDS"},
-        {"job-events", 0, POPT_ARG_NONE, NULL, OPT_JOB_EVENTS, "print the event JOB_STATUS_CHANGE too", NULL},
-        POPT_TABLEEND};
+	{ "drive", 0, POPT_ARG_STRING, NULL, DRIVE, "an image, and the name that commands use for it; may be repeated",
+	  "ID=PATH[,format=FORMAT][,sidecar=PATH]" },
+	{ "ignore-stamp", 0, POPT_ARG_NONE, NULL, OPT_IGNORE_STAMP,
+	  "trust the bitmaps although the images changed around them", NULL },
+	OPT_ALLOW_BACKING_ENTRY,
+	{ "retry-after", 0, POPT_ARG_STRING, NULL, RETRY_AFTER,
+	  "how long an error may stop a job before it tries again (default: until SIGCONT)", "SECONDS" },
+	{ "job-events", 0, POPT_ARG_NONE, NULL, OPT_JOB_EVENTS, "print the event JOB_STATUS_CHANGE too", NULL },
+	POPT_TABLEEND
+};
 
 /* ID=PATH[,format=FORMAT][,sidecar=PATH]; `text` is taken apart in place. */
 static int parse_drive(char *text, struct tide_drive *drive, struct tide_error *err)
@@ -34,7 +35,7 @@ static int parse_drive(char *text, struct tide_drive *drive, struct tide_error *
 static int add_drives(struct cmd *c, struct tide_error *err)
 {
 	for (size_t i = 0; i < c->opt->n; i++) {
-		struct tide_drive drive = {.ignore_stamp = opt_has(c->opt, OPT_IGNORE_STAMP), .allow = c->allow};
+		struct tide_drive drive = { .ignore_stamp = opt_has(c->opt, OPT_IGNORE_STAMP), .allow = c->allow };
 		CMD_AUTOFREE char *text = NULL;
 
 		if (c->opt->given[i].val != DRIVE)
@@ -80,7 +81,7 @@ static int run(struct cmd *c, struct tide_error *err)
 	const char *name = c->n_args ? c->args[0] : "-";
 	bool from_stdin = strcmp(name, "-") == 0;
 	CMD_CLEANUP(close_file) int fd = from_stdin ? STDIN_FILENO : open(name, O_RDONLY | O_CLOEXEC);
-	struct tide_stream_options stream_options = {.dry_run = opt_has(c->opt, OPT_DRY_RUN), .allow = c->allow};
+	struct tide_stream_options stream_options = { .dry_run = opt_has(c->opt, OPT_DRY_RUN), .allow = c->allow };
 	struct tide_stream *stream;
 	int rc;
 
@@ -101,13 +102,13 @@ static int run(struct cmd *c, struct tide_error *err)
 }
 
 const struct command command = {
-        .name = "txn-apply",
-        .summary = "Run QMP commands, transactions among them, on images that no machine uses",
-        .arguments = "[FILE|-]",
-        .completes = "f",
-        .options = options,
-        .min_args = 0,
-        .max_args = 1,
-        .flags = CMD_CHANGE | CMD_JOB,
-        .run = run,
+	.name = "txn-apply",
+	.summary = "Run QMP commands, transactions among them, on images that no machine uses",
+	.arguments = "[FILE|-]",
+	.completes = "f",
+	.options = options,
+	.min_args = 0,
+	.max_args = 1,
+	.flags = CMD_CHANGE | CMD_JOB,
+	.run = run,
 };

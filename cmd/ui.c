@@ -11,7 +11,7 @@
 #include "cmd.h"
 #include "ui.h"
 
-#define NS_PER_S 1000000000ull
+#define NS_PER_S  1000000000ull
 #define REDRAW_NS (NS_PER_S / 10)
 
 /* Code points that move, hide or reorder what stands around them. */
@@ -25,7 +25,11 @@ static bool is_unprintable(uint32_t c)
 static size_t printable(const unsigned char *s)
 {
 	static const uint32_t smallest[] = { 0, 0, 0x80, 0x800, 0x10000 };
-	size_t len = s[0] < 0x80 ? 1 : (s[0] & 0xe0) == 0xc0 ? 2 : (s[0] & 0xf0) == 0xe0 ? 3 : (s[0] & 0xf8) == 0xf0 ? 4 : 0;
+	size_t len = s[0] < 0x80             ? 1
+	             : (s[0] & 0xe0) == 0xc0 ? 2
+	             : (s[0] & 0xf0) == 0xe0 ? 3
+	             : (s[0] & 0xf8) == 0xf0 ? 4
+	                                     : 0;
 	uint32_t c;
 
 	if (len == 0)
@@ -167,7 +171,8 @@ static void amount(char *text, size_t room, const struct tide_progress *p)
 	size_t unit = unit_of(p->len);
 	double done = in_unit(p->offset, unit);
 
-	snprintf(text, room, "%.*f of %.3g %s", unit > 0 && done < 10 ? 2 : 0, done, in_unit(p->len, unit), units[unit]);
+	snprintf(text, room, "%.*f of %.3g %s", unit > 0 && done < 10 ? 2 : 0, done, in_unit(p->len, unit),
+	         units[unit]);
 }
 
 static void report_line(struct ui *ui, const struct tide_progress *p)

@@ -18,8 +18,9 @@
 struct raw_image {
 	int fd;
 	uint64_t size;
-	/* Data seen last, [from, to): asking the file system costs in proportion to its length, and those who come for small
-	 * pieces of it would ask as often.  What has become a hole meanwhile may still be called data: it reads as zeroes. */
+	/* Data seen last, [from, to): asking the file system costs in proportion to its length, and those who come for
+	 * small pieces of it would ask as often.  What has become a hole meanwhile may still be called data: it reads
+	 * as zeroes. */
 	pthread_mutex_t lock;
 	uint64_t data_from, data_to;
 };

@@ -60,7 +60,10 @@ struct tide_error {
 	char *hint; /* a way on, or NULL; not part of QMP's reply */
 };
 
-#define TIDE_ERROR_INIT { TIDE_E_NONE, 0, NULL, NULL }
+#define TIDE_ERROR_INIT                    \
+	{                                  \
+		TIDE_E_NONE, 0, NULL, NULL \
+	}
 
 /* Frees the texts and sets the error back to its initial state. */
 void tide_error_release(struct tide_error *err);
@@ -103,7 +106,8 @@ void tide_session_free(struct tide_session *session);
 /* Cancels every job of the session, now running or started later.  Async-signal-safe. */
 void tide_session_cancel(struct tide_session *session);
 
-/* Wakes every job that an error stopped (on_error stop, enospc, auto): it tries the same piece again.  Async-signal-safe. */
+/* Wakes every job that an error stopped (on_error stop, enospc, auto): it tries the same piece again.
+ * Async-signal-safe. */
 void tide_session_resume(struct tide_session *session);
 
 /* Delivers {"error": …} for err unless this request has had its reply already. */
@@ -204,8 +208,9 @@ struct tide_bitmap_mark {
 	const char *node;
 	const char *name;
 	bool unset;
-	bool clamp; /* what lies beyond the disk is left out, with a warning, not refused */
-	uint64_t covers; /* the ranges come from a list that speaks of this many bytes of the disk: fewer warn; 0: it does not say */
+	bool clamp;      /* what lies beyond the disk is left out, with a warning, not refused */
+	uint64_t covers; /* the ranges come from a list that speaks of this many bytes of the disk: fewer warn; 0: it
+	                    does not say */
 	size_t n_ranges;
 	const struct tide_range *ranges;
 };
@@ -243,7 +248,8 @@ enum tide_sync_mode {
 	TIDE_SYNC_NONE,
 	/*
 	 * tide_txn_backup only: incremental if the bitmap is sound, else full with a bitmap that begins anew.  The
-	 * transaction holds nothing else, and its reply says which and why: {"return": {"sync": "full", "reason": "..."}}.
+	 * transaction holds nothing else, and its reply says which and why: {"return": {"sync": "full", "reason":
+	 * "..."}}.
 	 */
 	TIDE_SYNC_AUTO,
 };
@@ -277,15 +283,16 @@ struct tide_backup {
 	const char *bitmap; /* NULL: none */
 	enum tide_bitmap_mode bitmap_mode;
 	enum tide_store_kind store; /* where sync auto puts a bitmap that it makes */
-	bool fresh; /* sync full, mode on-success: the bitmap may be disabled or inconsistent, and is as good as new afterwards */
+	bool fresh; /* sync full, mode on-success: the bitmap may be disabled or inconsistent, and is as good as new
+	               afterwards */
 	const char *backing;        /* the new target's backing image; NULL: none (sync top: the source's) */
 	const char *backing_format; /* NULL: probed, qcow2 or refused */
-	const char *settings;       /* of a new target, "cluster_size=64K,compression_type=zstd"; NULL: the format's own */
-	const char *job_id;         /* NULL: the device id */
-	uint64_t speed;             /* bytes a second; 0: unlimited */
-	bool compress;              /* the same file each time, if source and target were the same */
-	bool detect_zeroes;         /* no data is shared or copied by the kernel, where zero bytes are not noticed */
-	const char *filter_node_name; /* checked as QEMU checks it, and otherwise unused; NULL: none */
+	const char *settings; /* of a new target, "cluster_size=64K,compression_type=zstd"; NULL: the format's own */
+	const char *job_id;   /* NULL: the device id */
+	uint64_t speed;       /* bytes a second; 0: unlimited */
+	bool compress;        /* the same file each time, if source and target were the same */
+	bool detect_zeroes;   /* no data is shared or copied by the kernel, where zero bytes are not noticed */
+	const char *filter_node_name;        /* checked as QEMU checks it, and otherwise unused; NULL: none */
 	bool has_max_workers, has_max_chunk; /* the same for x-perf */
 	int64_t max_workers, max_chunk;
 	enum tide_on_error on_source_error;
@@ -308,11 +315,11 @@ struct tide_image_create {
 struct tide_chain_restore {
 	const char *device; /* the top image */
 	const char *target;
-	const char *format; /* NULL: raw */
-	bool overwrite;     /* replace what stands under the target's name */
-	bool in_place;      /* write into the image or block device that stands there, only what differs */
-	uint64_t *written;  /* NULL, or gets the bytes that differed, where the target was there before */
-	bool compress;      /* a new target only */
+	const char *format;   /* NULL: raw */
+	bool overwrite;       /* replace what stands under the target's name */
+	bool in_place;        /* write into the image or block device that stands there, only what differs */
+	uint64_t *written;    /* NULL, or gets the bytes that differed, where the target was there before */
+	bool compress;        /* a new target only */
 	const char *settings; /* the same, as tide_image_create's; or NULL */
 };
 
@@ -418,16 +425,16 @@ void tide_image_info_free(struct tide_image_info *info);
 /* ---- chains ------------------------------------------------------------------------ */
 
 enum tide_finding_kind {
-	TIDE_FINDING_LEAK = 0,  /* space that nothing refers to counts as used: harmless but for the space */
-	TIDE_FINDING_REFCOUNT,  /* used more often than it is counted: the next write may destroy it */
-	TIDE_FINDING_OVERLAP,   /* two structures in one place, whatever its count */
-	TIDE_FINDING_BOUNDS,    /* leads out of the file */
-	TIDE_FINDING_ENTRY,     /* a table's entry that the format does not allow */
-	TIDE_FINDING_COPIED,    /* the flag "used once" does not fit the reference count */
-	TIDE_FINDING_HEADER,    /* the header, snapshot table or bitmap directory */
-	TIDE_FINDING_LINK,      /* the backing image is not there, or not what it was */
-	TIDE_FINDING_DOUBT,     /* may be in order, but should be known; no damage */
-	TIDE_FINDING_UNKNOWN,   /* what could not be checked, and why */
+	TIDE_FINDING_LEAK = 0, /* space that nothing refers to counts as used: harmless but for the space */
+	TIDE_FINDING_REFCOUNT, /* used more often than it is counted: the next write may destroy it */
+	TIDE_FINDING_OVERLAP,  /* two structures in one place, whatever its count */
+	TIDE_FINDING_BOUNDS,   /* leads out of the file */
+	TIDE_FINDING_ENTRY,    /* a table's entry that the format does not allow */
+	TIDE_FINDING_COPIED,   /* the flag "used once" does not fit the reference count */
+	TIDE_FINDING_HEADER,   /* the header, snapshot table or bitmap directory */
+	TIDE_FINDING_LINK,     /* the backing image is not there, or not what it was */
+	TIDE_FINDING_DOUBT,    /* may be in order, but should be known; no damage */
+	TIDE_FINDING_UNKNOWN,  /* what could not be checked, and why */
 	TIDE_FINDING_KINDS,
 };
 
@@ -451,15 +458,15 @@ struct tide_chain_image {
 	char *path;     /* absolute, symbolic links resolved */
 	char *format;   /* NULL: it could not be opened, and what follows up to `bitmaps` is not known */
 	uint64_t virtual_size;
-	uint64_t cluster_size;         /* 0: the format has none */
-	uint64_t data, zeroes;         /* bytes of the disk that this image says itself; not with `verify` */
-	bool is_remote;                /* no file here: its sizes and time are not known */
-	uint64_t file_size;            /* bytes */
-	uint64_t actual_size;          /* bytes allocated by the file system */
-	int64_t modified_s;            /* seconds since 1970 */
-	uint32_t modified_ns;          /* and nanoseconds */
-	char *backing_filename;        /* as written in the image, or NULL */
-	char *backing_format;          /* or NULL */
+	uint64_t cluster_size;            /* 0: the format has none */
+	uint64_t data, zeroes;            /* bytes of the disk that this image says itself; not with `verify` */
+	bool is_remote;                   /* no file here: its sizes and time are not known */
+	uint64_t file_size;               /* bytes */
+	uint64_t actual_size;             /* bytes allocated by the file system */
+	int64_t modified_s;               /* seconds since 1970 */
+	uint32_t modified_ns;             /* and nanoseconds */
+	char *backing_filename;           /* as written in the image, or NULL */
+	char *backing_format;             /* or NULL */
 	struct tide_bitmap_list *bitmaps; /* inside, and for the top image those of its sidecar */
 	enum tide_verdict verdict;
 	uint64_t counts[TIDE_FINDING_KINDS]; /* all findings */
@@ -475,22 +482,22 @@ struct tide_chain {
 	bool verified;                   /* the images' metadata was looked at */
 	bool compared;                   /* with another image, to the end */
 	enum tide_verdict verdict;
-	uint64_t size;                   /* compared: bytes */
-	uint64_t differing;              /* bytes */
+	uint64_t size;      /* compared: bytes */
+	uint64_t differing; /* bytes */
 	size_t n_differences;
-	struct tide_range *differences;  /* ascending, disjoint, not touching; in units of `unit` bytes */
+	struct tide_range *differences; /* ascending, disjoint, not touching; in units of `unit` bytes */
 	uint64_t unit;
 };
 
 struct tide_chain_options {
-	bool verify;                /* check each image's metadata too */
-	const char *against;        /* verify: a path; what has to hold the same bytes, the top of a chain; NULL: nothing */
+	bool verify;         /* check each image's metadata too */
+	const char *against; /* verify: a path; what has to hold the same bytes, the top of a chain; NULL: nothing */
 	const char *against_format; /* NULL: probed, and then raw is refused */
 };
 
 /*
- * The chain as far as it can be followed.  What is wrong with it is in the answer; -1 when the top image cannot be looked
- * at, or the comparison ended early.
+ * The chain as far as it can be followed.  What is wrong with it is in the answer; -1 when the top image cannot be
+ * looked at, or the comparison ended early.
  */
 int tide_query_chain(struct tide_session *session, const char *node, const struct tide_chain_options *options,
                      struct tide_chain **chain, struct tide_error *err);
@@ -506,8 +513,8 @@ int tide_reply_image(struct tide_session *session, const struct tide_image_info 
 /* ---- tracking writes ---------------------------------------------------------------- */
 
 /*
- * An image that is open for long, as a server of disks has it.  Whatever is written through it is recorded, before it is
- * written, in every bitmap of the node that records.  The image is locked as by any writer until it is closed;
+ * An image that is open for long, as a server of disks has it.  Whatever is written through it is recorded, before it
+ * is written, in every bitmap of the node that records.  The image is locked as by any writer until it is closed;
  * meanwhile tide_query_bitmaps and tide_query_dump, of any program, show what is dirty at the moment.  A program that
  * dies loses no bit.
  *
@@ -517,8 +524,9 @@ int tide_reply_image(struct tide_session *session, const struct tide_image_info 
 struct tide_tracker;
 
 enum tide_durability {
-	TIDE_DURABILITY_CRASH = 0, /* no bit is lost when the program dies; after a power loss all of the disk counts as dirty */
-	TIDE_DURABILITY_POWER,     /* a bit is on stable storage before what it stands for is written */
+	TIDE_DURABILITY_CRASH =
+	        0, /* no bit is lost when the program dies; after a power loss all of the disk counts as dirty */
+	TIDE_DURABILITY_POWER, /* a bit is on stable storage before what it stands for is written */
 };
 
 struct tide_tracker_options {
@@ -534,8 +542,8 @@ struct tide_tracker_info {
 	uint64_t size;         /* of the disk, bytes */
 	uint64_t cluster_size; /* requests that are aligned to it are the cheapest; 0: none */
 	bool read_only;
-	bool recording;        /* a bitmap records what is written */
-	bool fast_zero;        /* zeroing whole clusters never writes them */
+	bool recording; /* a bitmap records what is written */
+	bool fast_zero; /* zeroing whole clusters never writes them */
 	const char *format;
 };
 
@@ -546,8 +554,8 @@ enum tide_tracker_flags {
 };
 
 enum tide_extent_flags {
-	TIDE_EXTENT_IS_HOLE = 1 << 0,   /* takes no space */
-	TIDE_EXTENT_IS_ZERO = 1 << 1,   /* reads as zeroes */
+	TIDE_EXTENT_IS_HOLE = 1 << 0, /* takes no space */
+	TIDE_EXTENT_IS_ZERO = 1 << 1, /* reads as zeroes */
 };
 
 int tide_tracker_open(const struct tide_drive *drive, const struct tide_tracker_options *options,
@@ -604,7 +612,8 @@ int tide_stream_next(struct tide_stream *stream, struct tide_error *err);
 struct tide_range_list {
 	size_t n;
 	struct tide_range *ranges;
-	uint64_t covers; /* the bytes of the disk, from 0 on, that the input says something about; 0: it does not tell */
+	uint64_t
+	        covers; /* the bytes of the disk, from 0 on, that the input says something about; 0: it does not tell */
 };
 
 /*
@@ -613,7 +622,8 @@ struct tide_range_list {
  */
 struct tide_ranges_options {
 	const char *format;  /* one of tide_ranges_format; NULL: found out */
-	uint64_t block_size; /* of lists that count in blocks and do not say their size: blocks, era-invalidate; 0: not given */
+	uint64_t block_size; /* of lists that count in blocks and do not say their size: blocks, era-invalidate; 0: not
+	                        given */
 };
 
 /* The names of the formats, from 0 up; NULL behind the last one. */

@@ -13,8 +13,8 @@
 
 /* What one request moves: large enough for the wire, small enough for several to be under way. */
 #define REQUEST_SIZE (UINT64_C(256) << 10)
-#define BATCH_MAX 16u
-#define ZERO_MAX (UINT64_C(1) << 30)
+#define BATCH_MAX    16u
+#define ZERO_MAX     (UINT64_C(1) << 30)
 
 /* ---- opening ------------------------------------------------------------------------ */
 
@@ -98,8 +98,11 @@ static int check_uri(const char *uri, struct tide_error *err)
 
 	if (!rest || strncmp(rest, "://", 3)) {
 		tide_error_set(err, TIDE_E_REFUSED, "It is not the URI of an NBD export");
-		return tide_error_hint(err, "such URIs begin with nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH; a file of "
-		                            "this name is ./%s", uri);
+		return tide_error_hint(
+		        err,
+		        "such URIs begin with nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH; a file of "
+		        "this name is ./%s",
+		        uri);
 	}
 	if (strchr(uri, '#')) {
 		tide_error_set(err, TIDE_E_REFUSED, "A '#' and what follows it name a bitmap, not an NBD export");
@@ -192,7 +195,8 @@ static void whole_blocks(const struct tide_nbd *nbd, uint64_t off, uint64_t len,
 static int change_part(struct tide_nbd *nbd, bool write, void *buf, uint64_t off, uint64_t len, uint64_t *n,
                        struct tide_error *err)
 {
-	uint64_t start = tide_range_align_down(off, nbd->block_min), whole = TIDE_MIN(nbd->block_min, nbd->size - start);
+	uint64_t start = tide_range_align_down(off, nbd->block_min),
+	         whole = TIDE_MIN(nbd->block_min, nbd->size - start);
 	TIDE_AUTOFREE uint8_t *block = tide_mem_alloc(whole, 1, err);
 	int rc;
 
@@ -268,7 +272,8 @@ static int nbd_driver_zero(void *state, uint64_t off, uint64_t len, bool may_unm
 	struct tide_nbd *nbd = state;
 
 	while (len) {
-		struct tide_nbd_request r = { .command = TIDE_NBD_ZERO, .flags = may_unmap ? 0 : LIBNBD_CMD_FLAG_NO_HOLE };
+		struct tide_nbd_request r = { .command = TIDE_NBD_ZERO,
+			                      .flags = may_unmap ? 0 : LIBNBD_CMD_FLAG_NO_HOLE };
 		uint64_t start, end, n;
 		int rc;
 
@@ -310,7 +315,8 @@ static int nbd_driver_flush(void *state, struct tide_error *err)
 	if (nbd->can_flush && !atomic_load(&nbd->lost) && tide_nbd_run(nbd, &r, 1, false, err) < 0)
 		return -1;
 	if (atomic_load(&nbd->lost)) {
-		tide_error_set_sys(err, EIO, "The connection to the NBD server broke before what it had taken was safe");
+		tide_error_set_sys(err, EIO,
+		                   "The connection to the NBD server broke before what it had taken was safe");
 		return tide_error_hint(err, "it may have lost some of it; write it again");
 	}
 	atomic_store(&nbd->unflushed, false);

@@ -24,10 +24,10 @@
 #include "image/image_driver.h"
 #include "nbd_lib.h"
 
-#define TIDE_NBD_CONNS_MAX 4u
-#define TIDE_NBD_BITMAPS_MAX 64u
+#define TIDE_NBD_CONNS_MAX     4u
+#define TIDE_NBD_BITMAPS_MAX   64u
 #define TIDE_NBD_BITMAP_PREFIX "qemu:dirty-bitmap:"
-#define TIDE_NBD_TICK_MS 40
+#define TIDE_NBD_TICK_MS       40
 
 enum tide_nbd_command {
 	TIDE_NBD_READ,
@@ -49,7 +49,7 @@ struct tide_nbd_request {
 	enum tide_nbd_command command;
 	void *buf;
 	uint64_t off, len;
-	uint32_t flags; /* LIBNBD_CMD_FLAG_* */
+	uint32_t flags;              /* LIBNBD_CMD_FLAG_* */
 	nbd_extent_callback extents; /* STATUS */
 	/* tide_nbd_run's own: */
 	struct tide_nbd_batch *batch;
@@ -64,10 +64,10 @@ struct tide_nbd_conn {
 	int wake; /* eventfd: the thread has something to look at */
 	/* Under the lock: */
 	bool connecting, has_thread;
-	bool alive; /* takes requests */
-	bool kill;  /* is to end at once */
+	bool alive;                            /* takes requests */
+	bool kill;                             /* is to end at once */
 	struct tide_nbd_request *first, *last; /* not issued yet */
-	struct nbd_handle *h; /* the thread's while it is alive */
+	struct nbd_handle *h;                  /* the thread's while it is alive */
 	pthread_t thread;
 };
 
@@ -80,7 +80,7 @@ struct tide_nbd_extent {
 struct tide_nbd {
 	struct tide_nbd_lib lib;
 	char *uri;
-	unsigned flags; /* TIDE_OPEN_* */
+	unsigned flags;            /* TIDE_OPEN_* */
 	const atomic_bool *cancel; /* NULL: never */
 
 	/* What the server said first, and has to say again after a reconnect. */

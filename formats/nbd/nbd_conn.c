@@ -296,13 +296,14 @@ void tide_nbd_conns_release(struct tide_nbd *nbd)
 static int explain(const struct tide_nbd_batch *batch, enum tide_nbd_command command, struct tide_error *err)
 {
 	static const char *const words[] = {
-		[TIDE_NBD_READ] = "read",  [TIDE_NBD_WRITE] = "write", [TIDE_NBD_ZERO] = "zero",
-		[TIDE_NBD_TRIM] = "trim",  [TIDE_NBD_FLUSH] = "flush", [TIDE_NBD_STATUS] = "look",
+		[TIDE_NBD_READ] = "read", [TIDE_NBD_WRITE] = "write", [TIDE_NBD_ZERO] = "zero",
+		[TIDE_NBD_TRIM] = "trim", [TIDE_NBD_FLUSH] = "flush", [TIDE_NBD_STATUS] = "look",
 	};
 
 	if (batch->sys == ENOTCONN)
 		return tide_error_set_sys(err, EIO, "The connection to the NBD server broke");
-	return tide_error_set_sys(err, batch->sys, "The NBD server could not %s at %" PRIu64, words[command], batch->failed);
+	return tide_error_set_sys(err, batch->sys, "The NBD server could not %s at %" PRIu64, words[command],
+	                          batch->failed);
 }
 
 /* Lock held.  false: cancelled, and the connection with it. */

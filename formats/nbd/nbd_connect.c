@@ -150,8 +150,10 @@ static int learn(struct tide_nbd *nbd, struct nbd_handle *h, struct tide_error *
 		return fail(nbd, err, "The NBD server does not say how large the export is");
 	if (nbd->known) {
 		if ((uint64_t)size != nbd->size)
-			return tide_error_set(err, TIDE_E_IO, "The NBD export has another size than before: %" PRId64
-			                                      " bytes, not %" PRIu64, size, nbd->size);
+			return tide_error_set(err, TIDE_E_IO,
+			                      "The NBD export has another size than before: %" PRId64
+			                      " bytes, not %" PRIu64,
+			                      size, nbd->size);
 		return 0;
 	}
 	nbd->size = (uint64_t)size;
@@ -159,7 +161,8 @@ static int learn(struct tide_nbd *nbd, struct nbd_handle *h, struct tide_error *
 	nbd->block_pref = block_size(nbd, h, LIBNBD_SIZE_PREFERRED, 4096);
 	nbd->block_max = TIDE_MIN(block_size(nbd, h, LIBNBD_SIZE_MAXIMUM, UINT64_C(32) << 20), UINT64_C(32) << 20);
 	if (!tide_range_is_pow2(nbd->block_min) || nbd->block_min > 65536)
-		return tide_error_set(err, TIDE_E_UNSUPPORTED, "The NBD server asks for requests in blocks of %" PRIu64 " bytes",
+		return tide_error_set(err, TIDE_E_UNSUPPORTED,
+		                      "The NBD server asks for requests in blocks of %" PRIu64 " bytes",
 		                      nbd->block_min);
 	nbd->block_max = TIDE_MAX(tide_range_align_down(nbd->block_max, nbd->block_min), nbd->block_min);
 	nbd->read_only = nbd->lib.is_read_only(h) > 0;

@@ -22,8 +22,8 @@
 /* Ranges as they come in. */
 struct answer {
 	const char *context;
-	uint64_t off, end; /* what has been said so far ends at off; end: of what was asked */
-	uint32_t mask;     /* flags that matter */
+	uint64_t off, end;             /* what has been said so far ends at off; end: of what was asked */
+	uint32_t mask;                 /* flags that matter */
 	struct tide_nbd_extent *items; /* zero: one of the flags is set; those without too, if all */
 	size_t n, room;
 	bool all, failed, too_many;
@@ -90,11 +90,13 @@ static int ask(struct tide_nbd *nbd, struct answer *a, uint64_t len, bool first_
 	if (tide_nbd_run(nbd, &request, 1, first_only, err) < 0)
 		return -1;
 	if (a->too_many)
-		return tide_error_set(err, TIDE_E_CORRUPT, "The NBD server describes more than %" PRIu64 " ranges", RANGES_MAX);
+		return tide_error_set(err, TIDE_E_CORRUPT, "The NBD server describes more than %" PRIu64 " ranges",
+		                      RANGES_MAX);
 	if (a->failed)
 		return tide_error_set_nomem(err);
 	if (a->off == off)
-		return tide_error_set(err, TIDE_E_CORRUPT, "The NBD server says nothing about the range at %" PRIu64, off);
+		return tide_error_set(err, TIDE_E_CORRUPT, "The NBD server says nothing about the range at %" PRIu64,
+		                      off);
 	return 0;
 }
 

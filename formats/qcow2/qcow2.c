@@ -87,7 +87,8 @@ static int open_state(struct tide_qcow2 *q, struct tide_error *err)
 	q->data_is_raw = q->has_data_file && (q->header.autoclear & TIDE_QCOW2_AUTOCLEAR_DATA_FILE_RAW);
 	q->data_fd = q->has_data_file ? -1 : q->fd;
 	if (tide_qcow2_bitmap_open(q, err) < 0 || (q->writable && !q->late && tide_qcow2_check_writable(q, err) < 0) ||
-	    tide_qcow2_l1_open(q, err) < 0 || tide_qcow2_cache_init(&q->l2, q->header.l1_entries, q->cluster_size, err) < 0)
+	    tide_qcow2_l1_open(q, err) < 0 ||
+	    tide_qcow2_cache_init(&q->l2, q->header.l1_entries, q->cluster_size, err) < 0)
 		return -1;
 	if (q->writable && tide_qcow2_refcount_open(q, err) < 0)
 		return -1;
@@ -117,29 +118,29 @@ static int open_image(int fd, const char *dir, unsigned flags, struct tide_drive
 }
 
 const struct tide_image_driver tide_qcow2_driver = {
-        .name = "qcow2",
-        .has_backing = true,
-        .probe = tide_qcow2_header_probe,
-        .create = tide_qcow2_create_image,
-        .open = open_image,
-        .set_data_file = tide_qcow2_data_set_file,
-        .close = close_image,
-        .flush = tide_qcow2_flush_image,
-        .extent = tide_qcow2_read_extent,
-        .read = tide_qcow2_compressed_read,
-        .write_begin = tide_qcow2_write_begin,
-        .write_commit = tide_qcow2_write_commit,
-        .write_abort = tide_qcow2_write_abort,
-        .zero = tide_qcow2_zero_range,
-        .can_zero_fast = tide_qcow2_can_zero_fast,
-        .packer_new = tide_qcow2_pack_new,
-        .packer_free = tide_qcow2_pack_free,
-        .pack = tide_qcow2_pack_cluster,
-        .write_packed = tide_qcow2_pack_write,
-        .check = tide_qcow2_check,
-        .bitmap_reclaim = tide_qcow2_bitmap_reclaim,
-        .bitmap_read = tide_qcow2_bitmap_read,
-        .bitmaps_stage = tide_qcow2_stage_bitmaps,
-        .bitmaps_commit = tide_qcow2_stage_commit,
-        .bitmaps_abort = tide_qcow2_stage_abort,
+	.name = "qcow2",
+	.has_backing = true,
+	.probe = tide_qcow2_header_probe,
+	.create = tide_qcow2_create_image,
+	.open = open_image,
+	.set_data_file = tide_qcow2_data_set_file,
+	.close = close_image,
+	.flush = tide_qcow2_flush_image,
+	.extent = tide_qcow2_read_extent,
+	.read = tide_qcow2_compressed_read,
+	.write_begin = tide_qcow2_write_begin,
+	.write_commit = tide_qcow2_write_commit,
+	.write_abort = tide_qcow2_write_abort,
+	.zero = tide_qcow2_zero_range,
+	.can_zero_fast = tide_qcow2_can_zero_fast,
+	.packer_new = tide_qcow2_pack_new,
+	.packer_free = tide_qcow2_pack_free,
+	.pack = tide_qcow2_pack_cluster,
+	.write_packed = tide_qcow2_pack_write,
+	.check = tide_qcow2_check,
+	.bitmap_reclaim = tide_qcow2_bitmap_reclaim,
+	.bitmap_read = tide_qcow2_bitmap_read,
+	.bitmaps_stage = tide_qcow2_stage_bitmaps,
+	.bitmaps_commit = tide_qcow2_stage_commit,
+	.bitmaps_abort = tide_qcow2_stage_abort,
 };

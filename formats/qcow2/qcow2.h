@@ -78,7 +78,7 @@ enum {
 	TIDE_QCOW2_EXT_FINGERPRINT = 0x54494446,
 };
 
-#define TIDE_QCOW2_FINGERPRINT_BYTES 72u
+#define TIDE_QCOW2_FINGERPRINT_BYTES   72u
 #define TIDE_QCOW2_FINGERPRINT_2_BYTES 112u
 
 /* Where the fields of the header that are rewritten stand. */
@@ -104,11 +104,11 @@ struct tide_qcow2_header {
 	uint32_t snapshots;
 	uint64_t snapshots_offset;
 	uint64_t incompatible, compatible, autoclear;
-	char *backing, *backing_format; /* or NULL */
-	char *data_file;                /* given when there is an external data file, else NULL */
+	char *backing, *backing_format;      /* or NULL */
+	char *data_file;                     /* given when there is an external data file, else NULL */
 	struct tide_fingerprint fingerprint; /* of the backing image; its digits may be empty */
 	uint32_t fingerprint_name;           /* the CRC-32C of the backing name that it is for */
-	uint32_t n_bitmaps;             /* 0: none, or not to be relied on */
+	uint32_t n_bitmaps;                  /* 0: none, or not to be relied on */
 	bool bitmaps_lost; /* a program that knows nothing of them has changed the image: they count as gone */
 	uint64_t bitmap_dir_offset, bitmap_dir_size;
 };
@@ -181,7 +181,7 @@ struct tide_qcow2_stage;
 struct tide_qcow2 {
 	int fd;
 	bool writable, is_new;
-	bool late; /* whether it may be written is asked before the first change */
+	bool late;      /* whether it may be written is asked before the first change */
 	bool is_device; /* the file cannot grow */
 	struct tide_qcow2_header header;
 	unsigned cluster_bits;
@@ -192,14 +192,14 @@ struct tide_qcow2 {
 	uint64_t size;       /* of the disk */
 	bool has_backing;
 	bool has_data_file, data_is_raw; /* data_is_raw: that file alone is the disk, too */
-	int data_fd;                     /* where the disk's bytes stand: fd, or the data file's, -1 until that is set */
+	int data_fd; /* where the disk's bytes stand: fd, or the data file's, -1 until that is set */
 	size_t n_bitmaps;
 	struct tide_qcow2_bitmap *bitmaps;
 
 	pthread_mutex_t lock;
-	uint64_t file_size; /* with all that is allocated; may be ahead of the file system's */
-	uint64_t data_size; /* of the external data file */
-	uint64_t *l1;       /* header.l1_entries of them, in the host's byte order; for qcow2_l1.c only */
+	uint64_t file_size;          /* with all that is allocated; may be ahead of the file system's */
+	uint64_t data_size;          /* of the external data file */
+	uint64_t *l1;                /* header.l1_entries of them, in the host's byte order; for qcow2_l1.c only */
 	uint8_t *l1_read, *l1_dirty; /* of each page of them: is it here, has it changed */
 	struct tide_qcow2_cache l2;
 
@@ -208,15 +208,15 @@ struct tide_qcow2 {
 	bool touched;  /* something may have changed since the last flush */
 	bool failed;
 	struct tide_error failure; /* why, if nobody has been told */
-	uint64_t *reftable; /* offsets of blocks */
+	uint64_t *reftable;        /* offsets of blocks */
 	uint64_t reftable_entries;
 	uint64_t reftable_offset;
 	uint64_t reftable_dirty_from, reftable_dirty_to; /* entries; empty when equal */
 	bool reftable_moved;
 	struct tide_qcow2_cache blocks;
-	uint64_t pack_at;            /* where the next compressed cluster goes, within a cluster of the file; 0: a new one */
-	uint64_t cursor;             /* where the search for free clusters goes on; new: the end of what is dealt out */
-	struct tide_qcow2_runs free; /* new: clusters that were given back, ascending */
+	uint64_t pack_at; /* where the next compressed cluster goes, within a cluster of the file; 0: a new one */
+	uint64_t cursor;  /* where the search for free clusters goes on; new: the end of what is dealt out */
+	struct tide_qcow2_runs free;     /* new: clusters that were given back, ascending */
 	struct tide_qcow2_runs deferred; /* in place: to be given up by the next flush */
 	struct tide_qcow2_meta meta;
 	struct tide_qcow2_stage *stage; /* a staged change of the bitmaps, or NULL */

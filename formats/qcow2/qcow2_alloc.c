@@ -31,7 +31,7 @@ int tide_qcow2_runs_add(struct tide_qcow2_runs *runs, uint64_t first, uint64_t n
 	}
 	if (tide_qcow2_runs_reserve(runs, 1, err) < 0)
 		return -1;
-	runs->run[runs->n++] = (struct tide_qcow2_run){first, n, false};
+	runs->run[runs->n++] = (struct tide_qcow2_run){ first, n, false };
 	return 0;
 }
 
@@ -71,7 +71,7 @@ void tide_qcow2_alloc_drop(struct tide_qcow2 *q, uint64_t first, uint64_t n, boo
 		last->n += n;
 	else
 		/* NOLINTNEXTLINE(clang-analyzer-core.NullDereference): reserved before */
-		d->run[d->n++] = (struct tide_qcow2_run){first, n, punch};
+		d->run[d->n++] = (struct tide_qcow2_run){ first, n, punch };
 }
 
 /* The clusters of the file that hold the disk's cluster; a whole number of them, also for compressed data. */

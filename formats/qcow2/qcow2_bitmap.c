@@ -54,7 +54,8 @@ static bool is_sound(const struct tide_qcow2 *q, const struct entry *e)
 		return false;
 	if ((uint64_t)e->table_entries << q->cluster_bits > TIDE_QCOW2_BITMAP_DATA_MAX)
 		return false;
-	return (e->flags & TIDE_QCOW2_BITMAP_IN_USE) || tide_qcow2_bitmap_entries(q, e->granularity_bits) <= e->table_entries;
+	return (e->flags & TIDE_QCOW2_BITMAP_IN_USE) ||
+	       tide_qcow2_bitmap_entries(q, e->granularity_bits) <= e->table_entries;
 }
 
 /* The entry at *off: 1 and *off moves on, 0 when the directory does not hold it whole. */
@@ -169,7 +170,8 @@ uint64_t *tide_qcow2_bitmap_table(const struct tide_qcow2 *q, const struct tide_
 	for (uint32_t i = 0; i < b->table_entries; i++) {
 		uint64_t e = table[i] = tide_get_be64(&table[i]), off = e & TIDE_QCOW2_BITMAP_OFFSET;
 
-		if ((e & TIDE_QCOW2_BITMAP_RESERVED) || (off & (q->cluster_size - 1)) || (off && (e & TIDE_QCOW2_BITMAP_ALL_ONES))) {
+		if ((e & TIDE_QCOW2_BITMAP_RESERVED) || (off & (q->cluster_size - 1)) ||
+		    (off && (e & TIDE_QCOW2_BITMAP_ALL_ONES))) {
 			tide_error_set(err, TIDE_E_CORRUPT,
 			               "Could not read bitmap_table table from image for bitmap '%s': Invalid argument",
 			               b->name);
@@ -189,13 +191,15 @@ static int check_table(const struct tide_qcow2 *q, const struct tide_qcow2_bitma
 
 	if (bytes > *left)
 		return tide_error_set(err, TIDE_E_CORRUPT,
-		                      "The table of bitmap '%s' does not fit into the file beside those before it", b->name);
+		                      "The table of bitmap '%s' does not fit into the file beside those before it",
+		                      b->name);
 	*left -= bytes;
 	TIDE_AUTOFREE uint64_t *table = tide_qcow2_bitmap_table(q, b, err);
 	if (!table)
 		return -1;
 	if (b->table_entries != tide_qcow2_bitmap_entries(q, b->granularity_bits))
-		return tide_error_set(err, TIDE_E_CORRUPT, "Could not read bitmap '%s' from image: Invalid argument", b->name);
+		return tide_error_set(err, TIDE_E_CORRUPT, "Could not read bitmap '%s' from image: Invalid argument",
+		                      b->name);
 	return 0;
 }
 

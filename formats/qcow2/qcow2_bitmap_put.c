@@ -44,11 +44,11 @@ static int check_constraints(const struct tide_qcow2 *q, const struct tide_drive
 /* What the caller must have right. */
 static int check_source(const struct tide_qcow2 *q, const struct tide_driver_bitmap_put *p, struct tide_error *err)
 {
-	if (p->keep && (p->index >= q->n_bitmaps || q->bitmaps[p->index].granularity_bits !=
-	                                                    tide_range_shift(p->granularity)))
+	if (p->keep &&
+	    (p->index >= q->n_bitmaps || q->bitmaps[p->index].granularity_bits != tide_range_shift(p->granularity)))
 		return tide_error_set(err, TIDE_E_REFUSED,
-		                      "Bitmap '%s' cannot keep the contents of number %zu of the %zu stored ones", p->name,
-		                      p->index, q->n_bitmaps);
+		                      "Bitmap '%s' cannot keep the contents of number %zu of the %zu stored ones",
+		                      p->name, p->index, q->n_bitmaps);
 	if (!p->keep && (!p->contents || tide_bitmap_size(p->contents) != q->size ||
 	                 tide_bitmap_granularity(p->contents) != p->granularity))
 		return tide_error_set(err, TIDE_E_REFUSED,
@@ -80,7 +80,8 @@ static int check_unique(const struct tide_qcow2 *q, const struct tide_driver_bit
 		names[i] = put[i].name;
 		if (put[i].keep && kept[put[i].index])
 			return tide_error_set(err, TIDE_E_REFUSED,
-			                      "Bitmap '%s' cannot keep contents that another bitmap keeps", put[i].name);
+			                      "Bitmap '%s' cannot keep contents that another bitmap keeps",
+			                      put[i].name);
 		if (put[i].keep)
 			kept[put[i].index] = true;
 	}
@@ -186,7 +187,8 @@ static bool fetch(const struct tide_bitmap *bm, uint64_t off, uint8_t *buf, uint
 		uint64_t within = off % TIDE_BITMAP_CHUNK_BYTES, n = TIDE_MIN(len, TIDE_BITMAP_CHUNK_BYTES - within);
 		const uint8_t *data;
 
-		any |= tide_bitmap_get_chunk(bm, off / TIDE_BITMAP_CHUNK_BYTES, chunk, &data) != TIDE_BITMAP_CHUNK_CLEAN;
+		any |= tide_bitmap_get_chunk(bm, off / TIDE_BITMAP_CHUNK_BYTES, chunk, &data) !=
+		       TIDE_BITMAP_CHUNK_CLEAN;
 		memcpy(buf, data + within, n);
 		buf += n;
 		off += n;
@@ -219,7 +221,7 @@ static int put_piece(struct writer *w, const struct tide_bitmap *bm, uint64_t in
 static int put_data(struct tide_qcow2 *q, const struct tide_bitmap *bm, uint8_t *table, uint64_t entries,
                     struct tide_qcow2_runs *used, struct tide_error *err)
 {
-	struct writer w = {.q = q, .used = used, .room = TIDE_MAX(WRITE_BYTES, q->cluster_size)};
+	struct writer w = { .q = q, .used = used, .room = TIDE_MAX(WRITE_BYTES, q->cluster_size) };
 	TIDE_AUTOFREE uint8_t *buf = tide_mem_aligned(4096, w.room, err);
 	TIDE_AUTOFREE uint8_t *piece = tide_mem_alloc(1, q->cluster_size, err);
 	uint64_t per_chunk = TIDE_MAX(TIDE_BITMAP_CHUNK_BYTES >> q->cluster_bits, 1);

@@ -39,7 +39,7 @@ void tide_qcow2_cache_release(struct tide_qcow2_cache *c)
 	free_list(&c->clean);
 	free_list(&c->dirty);
 	free(c->slot);
-	*c = (struct tide_qcow2_cache){0};
+	*c = (struct tide_qcow2_cache){ 0 };
 }
 
 int tide_qcow2_cache_grow(struct tide_qcow2_cache *c, uint64_t n_slots, struct tide_error *err)
@@ -187,8 +187,8 @@ static size_t count_row(const struct tide_qcow2_cache *c, struct tide_qcow2_tabl
 }
 
 /* buf: room for them, or NULL, when there is no memory to write them at once. */
-static int write_row(const struct tide_qcow2_cache *c, int fd, struct tide_qcow2_table *const *table, size_t n, uint8_t *buf,
-                     struct tide_error *err)
+static int write_row(const struct tide_qcow2_cache *c, int fd, struct tide_qcow2_table *const *table, size_t n,
+                     uint8_t *buf, struct tide_error *err)
 {
 	for (size_t i = 0; i < n; i++) {
 		if (buf)

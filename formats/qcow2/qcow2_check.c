@@ -42,22 +42,22 @@
 enum {
 	HOLDS_META = 0x0f, /* one of meta_names */
 	HOLDS_DATA = 0x10,
-	HOLDS_TWO = 0x20,   /* told already */
-	COUNT_IS_1 = 0x40,  /* the reference count in the file */
-	ACTIVE_L2 = 0x80,   /* in use by the disk itself, not only by snapshots */
+	HOLDS_TWO = 0x20,  /* told already */
+	COUNT_IS_1 = 0x40, /* the reference count in the file */
+	ACTIVE_L2 = 0x80,  /* in use by the disk itself, not only by snapshots */
 };
 
 enum meta { DATA, HEADER, L1, L2, REFTABLE, REFBLOCK, SNAPSHOTS, BITMAPS };
 
 static const char *const meta_names[] = {
-        [DATA] = "data",
-        [HEADER] = "the header",
-        [L1] = "an L1 table",
-        [L2] = "an L2 table",
-        [REFTABLE] = "the refcount table",
-        [REFBLOCK] = "a refcount block",
-        [SNAPSHOTS] = "the snapshot table",
-        [BITMAPS] = "a bitmap",
+	[DATA] = "data",
+	[HEADER] = "the header",
+	[L1] = "an L1 table",
+	[L2] = "an L2 table",
+	[REFTABLE] = "the refcount table",
+	[REFBLOCK] = "a refcount block",
+	[SNAPSHOTS] = "the snapshot table",
+	[BITMAPS] = "a bitmap",
 };
 
 /* Who refers: an entry of a table, for messages. */
@@ -143,8 +143,8 @@ static int mark(struct state *s, uint64_t cell, enum meta what, unsigned times, 
 		return 0;
 	*holds |= HOLDS_TWO;
 	return tell(s, TIDE_FINDING_OVERLAP, cell << s->bits, s->cluster, err,
-	            "%s (entry %" PRIu64 " of %s at %" PRIu64 ") where %s stands", meta_names[what], who->entry, who->table,
-	            who->at, meta_names[was]);
+	            "%s (entry %" PRIu64 " of %s at %" PRIu64 ") where %s stands", meta_names[what], who->entry,
+	            who->table, who->at, meta_names[was]);
 }
 
 /* [off, off + len) of the file is referred to; what of it lies less than a cluster past the end is taken for zeroes. */
@@ -184,8 +184,8 @@ static int check_reserved(const struct state *s, uint64_t entry, uint64_t reserv
 	if (!(entry & reserved))
 		return 0;
 	return tell(s, TIDE_FINDING_ENTRY, who->at, 0, err,
-	            "entry %" PRIu64 " of %s at %" PRIu64 " has reserved bits set: %#018" PRIx64, who->entry, who->table,
-	            who->at, entry);
+	            "entry %" PRIu64 " of %s at %" PRIu64 " has reserved bits set: %#018" PRIx64, who->entry,
+	            who->table, who->at, entry);
 }
 
 static int check_copied(const struct state *s, uint64_t entry, uint64_t off, const struct who *who,
@@ -217,7 +217,8 @@ static int each_entry(struct state *s, uint64_t off, uint64_t n, struct who who,
 	for (uint64_t done = 0; done < n;) {
 		uint64_t part = TIDE_MIN(n - done, CHUNK / 8);
 
-		if (check_cancelled(s, err) < 0 || tide_sysio_pread(s->fd, chunk, part * 8, off + done * 8, false, err) < 0)
+		if (check_cancelled(s, err) < 0 ||
+		    tide_sysio_pread(s->fd, chunk, part * 8, off + done * 8, false, err) < 0)
 			return -1;
 		for (uint64_t i = 0; i < part; i++) {
 			uint64_t entry = tide_get_be64(chunk + 8 * i);
@@ -313,8 +314,8 @@ static int check_standard(struct state *s, uint64_t entry, uint64_t bitmap, cons
 		return -1;
 	if (zero && s->h.version < 3)
 		return tell(s, TIDE_FINDING_ENTRY, entry & PLACE, 0, err,
-		            "entry %" PRIu64 " of %s at %" PRIu64 " has the zero flag, in a version 2 image", who->entry,
-		            who->table, who->at);
+		            "entry %" PRIu64 " of %s at %" PRIu64 " has the zero flag, in a version 2 image",
+		            who->entry, who->table, who->at);
 	if (bitmap >> 32 & bitmap & UINT32_MAX)
 		return tell(s, TIDE_FINDING_ENTRY, entry & PLACE, 0, err,
 		            "entry %" PRIu64 " of %s at %" PRIu64 " says of a subcluster that it is allocated and zero",
@@ -336,8 +337,8 @@ static int see_standard(struct state *s, uint64_t entry, uint64_t bitmap, unsign
 		if (!(entry & COPIED) && !(bitmap & UINT32_MAX))
 			return 0;
 		return tell(s, TIDE_FINDING_ENTRY, 0, 0, err,
-		            "entry %" PRIu64 " of %s at %" PRIu64 " leads to data at offset 0, the header's", who->entry,
-		            who->table, who->at);
+		            "entry %" PRIu64 " of %s at %" PRIu64 " leads to data at offset 0, the header's",
+		            who->entry, who->table, who->at);
 	}
 	if (check_aligned(s, off, DATA, who, &good, err) < 0 || refer(s, off, s->cluster, DATA, times, who, err) < 0)
 		return -1;
@@ -409,12 +410,13 @@ static int check_snapshots(struct state *s, struct tide_error *err)
 		if (tide_sysio_pread(s->fd, head, sizeof(head), off, false, err) < 0 ||
 		    check_snapshot_extra(s, off, i, tide_get_be32(head + 36), err) < 0)
 			return -1;
-		off += tide_range_align_up(sizeof(head) + (uint64_t)tide_get_be16(head + 12) + tide_get_be16(head + 14) +
-		                                   tide_get_be32(head + 36),
+		off += tide_range_align_up(sizeof(head) + (uint64_t)tide_get_be16(head + 12) +
+		                                   tide_get_be16(head + 14) + tide_get_be32(head + 36),
 		                           8);
 		if (tide_get_be32(head + 8) * UINT64_C(8) > TIDE_QCOW2_L1_BYTES_MAX) {
-			if (tell(s, TIDE_FINDING_HEADER, off, 0, err, "snapshot %" PRIu32 " has an L1 table of %" PRIu32
-			         " entries, which is too large", i, tide_get_be32(head + 8)) < 0)
+			if (tell(s, TIDE_FINDING_HEADER, off, 0, err,
+			         "snapshot %" PRIu32 " has an L1 table of %" PRIu32 " entries, which is too large", i,
+			         tide_get_be32(head + 8)) < 0)
 				return -1;
 		} else if (check_l1(s, tide_get_be64(head), tide_get_be32(head + 8), &who, false, err) < 0) {
 			return -1;
@@ -432,7 +434,8 @@ static int see_bitmap_data(struct state *s, uint64_t entry, const struct who *wh
 		return -1;
 	if (off == 0)
 		return 0;
-	return check_aligned(s, off, BITMAPS, who, &good, err) < 0 ? -1 : refer(s, off, s->cluster, BITMAPS, 1, who, err);
+	return check_aligned(s, off, BITMAPS, who, &good, err) < 0 ? -1
+	                                                           : refer(s, off, s->cluster, BITMAPS, 1, who, err);
 }
 
 static int check_bitmap(struct state *s, const uint8_t *entry, const struct who *who, uint64_t *table_bytes,
@@ -468,7 +471,8 @@ static int check_bitmaps(struct state *s, struct tide_error *err)
 		uint64_t len = 24;
 
 		if (size - off >= len)
-			len = tide_range_align_up(len + tide_get_be16(dir + off + 18) + (uint64_t)tide_get_be32(dir + off + 20), 8);
+			len = tide_range_align_up(
+			        len + tide_get_be16(dir + off + 18) + (uint64_t)tide_get_be32(dir + off + 20), 8);
 		if (len > size - off)
 			break;
 		if (check_bitmap(s, dir + off, &who, &table_bytes, err) < 0)
@@ -478,7 +482,8 @@ static int check_bitmaps(struct state *s, struct tide_error *err)
 	if (who.entry == s->h.n_bitmaps && off == size)
 		return 0;
 	return tell(s, TIDE_FINDING_HEADER, start, size, err,
-	            "the bitmap directory of %" PRIu64 " bytes does not hold the %" PRIu32 " bitmaps that the header counts",
+	            "the bitmap directory of %" PRIu64 " bytes does not hold the %" PRIu32
+	            " bitmaps that the header counts",
 	            size, s->h.n_bitmaps);
 }
 
@@ -625,8 +630,8 @@ static int prepare(struct state *s, struct tide_error *err)
 	s->has_data_file = s->h.incompatible & TIDE_QCOW2_INCOMPAT_DATA_FILE;
 	if (s->clusters > CLUSTERS_MAX)
 		return tide_error_set(err, TIDE_E_UNSUPPORTED,
-		                      "The file has %" PRIu64 " clusters, and no more than %" PRIu64 " are checked", s->clusters,
-		                      CLUSTERS_MAX);
+		                      "The file has %" PRIu64 " clusters, and no more than %" PRIu64 " are checked",
+		                      s->clusters, CLUSTERS_MAX);
 	s->times = tide_mem_alloc(s->cells, sizeof(*s->times), err);
 	s->l2_times = tide_mem_alloc(s->cells, sizeof(*s->l2_times), err);
 	s->holds = tide_mem_alloc(s->cells, sizeof(*s->holds), err);

@@ -45,7 +45,8 @@ static int unpack(struct reader *r, void *out, const struct tide_qcow2_cluster *
 			return tide_error_set_nomem(err);
 	}
 	/* A NULL for the length of the result: it must be exactly one cluster. */
-	if (tide_qcow2_deflate.deflate_decompress(r->inflate, in, c->len, out, r->q->cluster_size, NULL) != LIBDEFLATE_SUCCESS)
+	if (tide_qcow2_deflate.deflate_decompress(r->inflate, in, c->len, out, r->q->cluster_size, NULL) !=
+	    LIBDEFLATE_SUCCESS)
 		return tide_error_set(err, TIDE_E_CORRUPT, "expected deflate data of a cluster of %" PRIu64 " bytes",
 		                      r->q->cluster_size);
 	return 0;
@@ -122,7 +123,7 @@ static int read_cluster(struct reader *r, const struct tide_qcow2_cluster *c, ui
 
 int tide_qcow2_compressed_read(void *state, void *buf, uint64_t off, uint64_t len, struct tide_error *err)
 {
-	TIDE_CLEANUP(reader_release) struct reader r = {.q = state};
+	TIDE_CLEANUP(reader_release) struct reader r = { .q = state };
 	struct tide_qcow2_cluster c[BATCH_CLUSTERS];
 	uint8_t *p = buf;
 

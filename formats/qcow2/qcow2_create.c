@@ -46,9 +46,9 @@ struct feature {
 
 /* What QEMU calls them, so that its messages about our images are its own. */
 static const struct feature features[] = {
-        {0, 0, "dirty bit"},        {0, 1, "corrupt bit"},         {0, 2, "external data file"},
-        {0, 3, "compression type"}, {0, 4, "extended L2 entries"}, {1, 0, "lazy refcounts"},
-        {2, 0, "bitmaps"},          {2, 1, "raw external data"},
+	{ 0, 0, "dirty bit" },        { 0, 1, "corrupt bit" },         { 0, 2, "external data file" },
+	{ 0, 3, "compression type" }, { 0, 4, "extended L2 entries" }, { 1, 0, "lazy refcounts" },
+	{ 2, 0, "bitmaps" },          { 2, 1, "raw external data" },
 };
 
 #define FEATURE_BYTES 48u
@@ -172,9 +172,10 @@ static int check_preallocation(const struct config *c, struct tide_error *err)
 	if (!c->preallocation[0] || !strcmp(c->preallocation, "off"))
 		return 0;
 	if (c->backing && !c->extended_l2)
-		return tide_error_set(err, TIDE_E_REFUSED,
-		                      "Backing file and preallocation can only be used at the same time if extended_l2 is "
-		                      "on");
+		return tide_error_set(
+		        err, TIDE_E_REFUSED,
+		        "Backing file and preallocation can only be used at the same time if extended_l2 is "
+		        "on");
 	return tide_error_set(err, TIDE_E_UNSUPPORTED, "Parameter 'preallocation=%s' is not supported by this version",
 	                      c->preallocation);
 }
@@ -219,7 +220,7 @@ static int read_config(const struct tide_driver_create *options, struct config *
 	char key[64], value[256];
 	int rc;
 
-	*c = (struct config){.version = 3, .refcount_bits = 16, .cluster_size = CLUSTER_DEFAULT};
+	*c = (struct config){ .version = 3, .refcount_bits = 16, .cluster_size = CLUSTER_DEFAULT };
 	if (options->cluster_size)
 		c->cluster_size = options->cluster_size;
 	while ((rc = tide_driver_next_setting(&settings, key, value, err)) > 0) {
@@ -250,7 +251,7 @@ static int plan(const struct config *c, struct layout *l, struct tide_error *err
 	unsigned bits = tide_range_shift(c->cluster_size), order = tide_range_shift(c->refcount_bits);
 	uint64_t per_block = c->cluster_size * 8 / c->refcount_bits;
 
-	*l = (struct layout){.cluster_bits = bits, .refcount_order = order, .blocks = 1};
+	*l = (struct layout){ .cluster_bits = bits, .refcount_order = order, .blocks = 1 };
 	l->l1_entries = TIDE_MAX(tide_range_div_up(c->size, UINT64_C(1) << (2 * bits - (c->extended_l2 ? 4 : 3))), 1);
 	if (c->size > INT64_MAX || l->l1_entries * 8 > TIDE_QCOW2_L1_BYTES_MAX)
 		return tide_error_set(
@@ -279,7 +280,7 @@ static uint8_t *put_extension(uint8_t *p, uint32_t type, const void *data, size_
 
 static uint8_t *put_features(uint8_t *p)
 {
-	uint8_t table[TIDE_ARRAY_SIZE(features) * FEATURE_BYTES] = {0};
+	uint8_t table[TIDE_ARRAY_SIZE(features) * FEATURE_BYTES] = { 0 };
 
 	for (size_t i = 0; i < TIDE_ARRAY_SIZE(features); i++) {
 		uint8_t *f = table + i * FEATURE_BYTES;
@@ -366,7 +367,8 @@ static size_t fingerprint_bytes(const struct tide_fingerprint *fp)
 	return fp->has_file ? TIDE_QCOW2_FINGERPRINT_2_BYTES : TIDE_QCOW2_FINGERPRINT_BYTES;
 }
 
-/* Only where QEMU, which writes the header anew, still has room for the features' names, a bitmap extension, and more. */
+/* Only where QEMU, which writes the header anew, still has room for the features' names, a bitmap extension, and more.
+ */
 static bool has_fingerprint(const struct config *c)
 {
 	return c->backing && c->fingerprint &&

@@ -10,7 +10,7 @@
 /* The file gets its length.  One that is to be the disk by itself gets all its clusters, so that it stays that. */
 static int start_new(struct tide_qcow2 *q, struct tide_error *err)
 {
-	struct tide_extent all = {.len = q->size, .kind = TIDE_EXTENT_DATA, .mapped = true, .map_fd = q->data_fd};
+	struct tide_extent all = { .len = q->size, .kind = TIDE_EXTENT_DATA, .mapped = true, .map_fd = q->data_fd };
 
 	if (tide_qcow2_data_prepare(q, err) < 0)
 		return -1;
@@ -33,7 +33,8 @@ int tide_qcow2_data_set_file(void *state, int fd, struct tide_error *err)
 int tide_qcow2_data_check(const struct tide_qcow2 *q, struct tide_error *err)
 {
 	if (q->data_fd < 0)
-		return tide_error_set(err, TIDE_E_REFUSED, "The external data file '%s' is not open", q->header.data_file);
+		return tide_error_set(err, TIDE_E_REFUSED, "The external data file '%s' is not open",
+		                      q->header.data_file);
 	return 0;
 }
 
@@ -51,7 +52,8 @@ int tide_qcow2_data_prepare(struct tide_qcow2 *q, struct tide_error *err)
 		return tide_error_set_sys(err, errno, "fstat");
 	if (!S_ISREG(st.st_mode))
 		return tide_error_set(err, TIDE_E_REFUSED,
-		                      "The external data file '%s' has %" PRIu64 " bytes, fewer than the disk's %" PRIu64,
+		                      "The external data file '%s' has %" PRIu64
+		                      " bytes, fewer than the disk's %" PRIu64,
 		                      q->header.data_file, q->data_size, q->size);
 	if (ftruncate(q->data_fd, (off_t)q->size) < 0)
 		return tide_error_set_sys(err, errno, "Could not extend the external data file to %" PRIu64 " bytes",

@@ -1,6 +1,6 @@
 /*
- * libdeflate, for those who inflate and deflate clusters.  Its functions are members of a structure, by their names without
- * "libdeflate_", and set once it has been loaded.
+ * libdeflate, for those who inflate and deflate clusters.  Its functions are members of a structure, by their names
+ * without "libdeflate_", and set once it has been loaded.
  */
 #ifndef TIDE_QCOW2_DEFLATE_H
 #define TIDE_QCOW2_DEFLATE_H
@@ -10,12 +10,12 @@
 #include "base/compiler.h"
 #include "tidemark.h"
 
-#define TIDE_QCOW2_DEFLATE_CALLS(CALL)                                                                                 \
-	CALL(alloc_compressor)                                                                                         \
-	CALL(deflate_compress)                                                                                         \
-	CALL(free_compressor)                                                                                          \
-	CALL(alloc_decompressor)                                                                                       \
-	CALL(deflate_decompress)                                                                                       \
+#define TIDE_QCOW2_DEFLATE_CALLS(CALL) \
+	CALL(alloc_compressor)         \
+	CALL(deflate_compress)         \
+	CALL(free_compressor)          \
+	CALL(alloc_decompressor)       \
+	CALL(deflate_decompress)       \
 	CALL(free_decompressor)
 
 struct tide_qcow2_deflate {

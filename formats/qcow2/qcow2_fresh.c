@@ -112,7 +112,7 @@ void tide_qcow2_fresh_free(struct tide_qcow2 *q, uint64_t first, uint64_t n)
 			return;
 		}
 		memmove(&f->run[i + 1], &f->run[i], (f->n - i) * sizeof(*f->run));
-		f->run[i] = (struct tide_qcow2_run){first, n, false};
+		f->run[i] = (struct tide_qcow2_run){ first, n, false };
 		f->n++;
 	}
 	cut_end(q);
@@ -131,7 +131,7 @@ static int plan(const struct tide_qcow2 *q, struct layout *l, struct tide_error 
 {
 	uint64_t per_block = UINT64_C(1) << q->block_bits;
 
-	*l = (struct layout){.old_blocks = count_old_blocks(q)};
+	*l = (struct layout){ .old_blocks = count_old_blocks(q) };
 	l->blocks = l->old_blocks;
 	for (;;) {
 		uint64_t need;

@@ -477,7 +477,7 @@ int tide_qcow2_header_read(int fd, uint64_t file_size, struct tide_qcow2_header 
 {
 	uint8_t base[TIDE_QCOW2_HEADER_V2];
 	TIDE_AUTOFREE uint8_t *data = NULL;
-	struct raw raw = {.file_size = file_size};
+	struct raw raw = { .file_size = file_size };
 
 	if (tide_sysio_pread(fd, base, sizeof(base), 0, true, err) < 0 || check_base(base, file_size, h, err) < 0)
 		return -1;

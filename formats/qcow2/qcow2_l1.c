@@ -1,7 +1,7 @@
 /*
- * The active L1 table.  A page of it is read when one of its entries is first asked for: the table grows with the disk, a
- * MiB for 64 TiB, and what is done to an image shall cost what it touches.  Only a change in place reads all of it, for it has
- * to know where the image's tables are (qcow2_meta.c).
+ * The active L1 table.  A page of it is read when one of its entries is first asked for: the table grows with the disk,
+ * a MiB for 64 TiB, and what is done to an image shall cost what it touches.  Only a change in place reads all of it,
+ * for it has to know where the image's tables are (qcow2_meta.c).
  *
  * All but opening is for the holder of the lock.
  */
@@ -55,7 +55,8 @@ static int check_empty(struct tide_qcow2 *q, struct tide_error *err)
 	if (tide_qcow2_l1_next(q, 0, n, &i, err) < 0)
 		return -1;
 	if (i < n)
-		return tide_error_set(err, TIDE_E_REFUSED, "The new image is not empty: L1 entry %" PRIu64 " is in use", i);
+		return tide_error_set(err, TIDE_E_REFUSED, "The new image is not empty: L1 entry %" PRIu64 " is in use",
+		                      i);
 	return 0;
 }
 

@@ -15,7 +15,7 @@ static int decode_compressed(const struct tide_qcow2 *q, uint64_t entry, uint64_
 	unsigned x = 62 - (q->cluster_bits - 8);
 	uint64_t sectors = (entry & ~(UINT64_C(3) << 62)) >> x;
 
-	*out = (struct tide_qcow2_cluster){.kind = TIDE_QCOW2_COMPRESSED};
+	*out = (struct tide_qcow2_cluster){ .kind = TIDE_QCOW2_COMPRESSED };
 	if (q->has_data_file)
 		return tide_error_set(err, TIDE_E_CORRUPT,
 		                      "L2 entry for the cluster at %" PRIu64
@@ -42,7 +42,8 @@ static int check_in_data_file(const struct tide_qcow2 *q, uint64_t off, uint64_t
 
 	if (host != start)
 		return tide_error_set(err, TIDE_E_CORRUPT,
-		                      "L2 entry for the cluster at %" PRIu64 ": the offset in the external data file, %" PRIu64
+		                      "L2 entry for the cluster at %" PRIu64
+		                      ": the offset in the external data file, %" PRIu64
 		                      ", does not match: expected %" PRIu64,
 		                      off, host, start);
 	return 0;
@@ -124,7 +125,7 @@ static int decode_standard(const struct tide_qcow2 *q, struct tide_qcow2_entry e
 int tide_qcow2_l2_decode(const struct tide_qcow2 *q, struct tide_qcow2_entry entry, uint64_t off,
                          struct tide_qcow2_cluster *out, struct tide_error *err)
 {
-	*out = (struct tide_qcow2_cluster){.kind = TIDE_QCOW2_HOLE};
+	*out = (struct tide_qcow2_cluster){ .kind = TIDE_QCOW2_HOLE };
 	if (!(entry.word & TIDE_QCOW2_ENTRY_COMPRESSED))
 		return entry.word || entry.bitmap ? decode_standard(q, entry, off, out, err) : 0;
 	if (entry.word & TIDE_QCOW2_ENTRY_COPIED)
@@ -149,7 +150,7 @@ struct tide_qcow2_entry tide_qcow2_l2_get(const struct tide_qcow2 *q, const stru
 {
 	const uint8_t *p = t->data + entry_at(q, off);
 
-	return (struct tide_qcow2_entry){tide_get_be64(p), q->extended ? tide_get_be64(p + 8) : 0};
+	return (struct tide_qcow2_entry){ tide_get_be64(p), q->extended ? tide_get_be64(p + 8) : 0 };
 }
 
 void tide_qcow2_l2_set(const struct tide_qcow2 *q, struct tide_qcow2_table *t, uint64_t off,
@@ -164,14 +165,14 @@ void tide_qcow2_l2_set(const struct tide_qcow2 *q, struct tide_qcow2_table *t, u
 
 struct tide_qcow2_entry tide_qcow2_l2_data_entry(const struct tide_qcow2 *q, uint64_t host)
 {
-	return (struct tide_qcow2_entry){host | TIDE_QCOW2_ENTRY_COPIED, q->extended ? TIDE_QCOW2_BITMAP_ALLOC : 0};
+	return (struct tide_qcow2_entry){ host | TIDE_QCOW2_ENTRY_COPIED, q->extended ? TIDE_QCOW2_BITMAP_ALLOC : 0 };
 }
 
 struct tide_qcow2_entry tide_qcow2_l2_zero_entry(const struct tide_qcow2 *q, uint64_t word)
 {
 	if (q->extended)
-		return (struct tide_qcow2_entry){word, TIDE_QCOW2_BITMAP_ZERO};
-	return (struct tide_qcow2_entry){word | TIDE_QCOW2_ENTRY_ZERO, 0};
+		return (struct tide_qcow2_entry){ word, TIDE_QCOW2_BITMAP_ZERO };
+	return (struct tide_qcow2_entry){ word | TIDE_QCOW2_ENTRY_ZERO, 0 };
 }
 
 static int check_l1_entry(const struct tide_qcow2 *q, uint64_t index, uint64_t entry, struct tide_error *err)
@@ -330,7 +331,7 @@ int tide_qcow2_l2_load_for_write(struct tide_qcow2 *q, uint64_t l1_index, struct
 int tide_qcow2_l2_lookup(struct tide_qcow2 *q, uint64_t off, struct tide_qcow2_cluster *out, struct tide_error *err)
 {
 	struct tide_qcow2_table *t;
-	struct tide_qcow2_entry entry = {0};
+	struct tide_qcow2_entry entry = { 0 };
 
 	if (tide_qcow2_l2_load(q, tide_qcow2_l1_index(q, off), &t, err) < 0)
 		return -1;

@@ -28,7 +28,7 @@ static size_t find_slot(const struct tide_qcow2_set *s, uint64_t key)
 
 static int grow_set(struct tide_qcow2_set *s, struct tide_error *err)
 {
-	struct tide_qcow2_set grown = {.cap = s->cap ? s->cap * 2 : 256, .n = s->n};
+	struct tide_qcow2_set grown = { .cap = s->cap ? s->cap * 2 : 256, .n = s->n };
 
 	grown.slot = tide_mem_alloc(grown.cap, sizeof(*grown.slot), err);
 	if (!grown.slot)
@@ -138,7 +138,7 @@ static int add_area(struct tide_qcow2 *q, uint64_t off, uint64_t bytes, const ch
 		m->area = area;
 		m->cap_areas = cap;
 	}
-	m->area[m->n_areas++] = (struct tide_qcow2_area){off >> q->cluster_bits, n, what};
+	m->area[m->n_areas++] = (struct tide_qcow2_area){ off >> q->cluster_bits, n, what };
 	return 0;
 }
 
@@ -232,7 +232,7 @@ static int add_bitmap(struct tide_qcow2 *q, const struct tide_qcow2_bitmap *b, s
 /* What was in use when a program died may be damaged; then it is no reason not to write, and none of it is known. */
 static int add_bitmap_in_use(struct tide_qcow2 *q, struct tide_qcow2_bitmap *b, struct tide_error *err)
 {
-	struct tide_qcow2_runs added = {0};
+	struct tide_qcow2_runs added = { 0 };
 	struct tide_error failure = TIDE_ERROR_INIT;
 	bool unknown;
 
@@ -341,7 +341,7 @@ void tide_qcow2_meta_release(struct tide_qcow2 *q)
 	free(q->meta.area);
 	free(q->meta.tables.slot);
 	free(q->meta.bitmaps.slot);
-	q->meta = (struct tide_qcow2_meta){0};
+	q->meta = (struct tide_qcow2_meta){ 0 };
 }
 
 const char *tide_qcow2_meta_find(const struct tide_qcow2 *q, uint64_t first, uint64_t n)

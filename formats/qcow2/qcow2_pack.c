@@ -25,7 +25,8 @@
 /* zstd's level is QEMU's. */
 #define ZSTD_LEVEL 3
 
-/* No larger than at zlib's default level, in a third of its time.  In large clusters the larger window makes up for effort. */
+/* No larger than at zlib's default level, in a third of its time.  In large clusters the larger window makes up for
+ * effort. */
 static int deflate_level(uint64_t cluster_size)
 {
 	return cluster_size < 32768 ? 5 : 3;
@@ -42,7 +43,8 @@ struct packer {
 static int check_supported(const struct tide_qcow2 *q, struct tide_error *err)
 {
 	if (q->has_data_file)
-		return tide_error_set(err, TIDE_E_REFUSED, "An image with an external data file holds no compressed clusters");
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "An image with an external data file holds no compressed clusters");
 	return 0;
 }
 
@@ -167,8 +169,9 @@ static int place_all(struct tide_qcow2 *q, const struct tide_packed *c, size_t n
 
 	for (size_t i = 0; i < n; i++) {
 		if (c[i].len == 0 || c[i].len >= q->cluster_size || (c[i].off & (q->cluster_size - 1)))
-			return tide_error_set(err, TIDE_E_REFUSED, "No compressed cluster: %zu bytes for the one at %" PRIu64,
-			                      c[i].len, c[i].off);
+			return tide_error_set(err, TIDE_E_REFUSED,
+			                      "No compressed cluster: %zu bytes for the one at %" PRIu64, c[i].len,
+			                      c[i].off);
 		/* The table first, so that where it stands does not depend on how many clusters come at once. */
 		if (tide_qcow2_l2_load_for_write(q, tide_qcow2_l1_index(q, c[i].off), &t, err) < 0 ||
 		    place(q, c[i].len, &host[i], err) < 0)
@@ -201,7 +204,7 @@ static int write_all(struct tide_qcow2 *q, const struct tide_packed *c, size_t n
 static int set_entry(struct tide_qcow2 *q, uint64_t off, uint64_t host, size_t len, struct tide_error *err)
 {
 	uint64_t sectors = ((host + len - 1) >> 9) - (host >> 9);
-	struct tide_qcow2_entry entry = {0};
+	struct tide_qcow2_entry entry = { 0 };
 	struct tide_qcow2_cluster old;
 	struct tide_qcow2_table *t;
 

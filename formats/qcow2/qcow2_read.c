@@ -11,7 +11,8 @@
 static enum tide_qcow2_kind narrow(const struct tide_qcow2 *q, const struct tide_qcow2_cluster *c, uint64_t within,
                                    struct tide_extent *out)
 {
-	unsigned shift = q->cluster_bits - TIDE_QCOW2_SUBCLUSTER_BITS, first = (unsigned)(within >> shift), end = first + 1;
+	unsigned shift = q->cluster_bits - TIDE_QCOW2_SUBCLUSTER_BITS, first = (unsigned)(within >> shift),
+	         end = first + 1;
 	bool alloc = c->alloc >> first & 1, zero = c->zero >> first & 1;
 
 	while (end < TIDE_QCOW2_SUBCLUSTERS && (c->alloc >> end & 1) == alloc && (c->zero >> end & 1) == zero)
@@ -33,7 +34,8 @@ static int piece_at(const struct tide_qcow2 *q, struct tide_qcow2_entry entry, u
 	if (tide_qcow2_l2_decode(q, entry, off, &c, err) < 0)
 		return -1;
 	*out = (struct tide_extent){
-	        .off = off, .len = q->cluster_size - within, .kind = TIDE_EXTENT_DATA, .map_fd = -1};
+		.off = off, .len = q->cluster_size - within, .kind = TIDE_EXTENT_DATA, .map_fd = -1
+	};
 	switch (c.kind == TIDE_QCOW2_MIXED ? narrow(q, &c, within, out) : c.kind) {
 	case TIDE_QCOW2_HOLE:
 		out->kind = TIDE_EXTENT_HOLE;
@@ -120,7 +122,9 @@ static int find_extent(struct tide_qcow2 *q, uint64_t end, struct tide_extent *e
 		if (skip_absent(q, at, end, &stop, e->len ? NULL : err) < 0)
 			return e->len ? 0 : -1;
 		if (stop > at) {
-			struct tide_extent hole = {.off = at, .len = stop - at, .kind = TIDE_EXTENT_HOLE, .map_fd = -1};
+			struct tide_extent hole = {
+				.off = at, .len = stop - at, .kind = TIDE_EXTENT_HOLE, .map_fd = -1
+			};
 
 			if (!join(e, &hole))
 				return 0;
@@ -139,7 +143,7 @@ static int find_extent(struct tide_qcow2 *q, uint64_t end, struct tide_extent *e
 int tide_qcow2_read_extent(void *state, uint64_t off, uint64_t len, struct tide_extent *out, struct tide_error *err)
 {
 	struct tide_qcow2 *q = state;
-	struct tide_extent e = {.off = off};
+	struct tide_extent e = { .off = off };
 	int rc;
 
 	if (len == 0 || !tide_range_is_within(off, len, q->size))

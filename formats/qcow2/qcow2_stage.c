@@ -127,7 +127,8 @@ static int guard_directory(const struct tide_qcow2 *q, struct tide_driver_switch
 	if (q->n_bitmaps == 0)
 		return 0;
 	dir = tide_mem_alloc(q->header.bitmap_dir_size, 1, err);
-	if (!dir || tide_sysio_pread(q->fd, dir, q->header.bitmap_dir_size, q->header.bitmap_dir_offset, false, err) < 0)
+	if (!dir ||
+	    tide_sysio_pread(q->fd, dir, q->header.bitmap_dir_size, q->header.bitmap_dir_offset, false, err) < 0)
 		return -1;
 	sw->guard_offset = q->header.bitmap_dir_offset;
 	sw->guard_len = q->header.bitmap_dir_size;
@@ -146,7 +147,9 @@ static int put_bitmap(struct tide_qcow2 *q, const struct tide_driver_bitmap_put 
 	b->granularity_bits = tide_range_shift(p->granularity);
 	b->in_use = p->in_use;
 	b->enabled = p->enabled;
-	*info = (struct tide_driver_bitmap){.granularity = p->granularity, .in_use = p->in_use, .enabled = p->enabled};
+	*info = (struct tide_driver_bitmap){ .granularity = p->granularity,
+		                             .in_use = p->in_use,
+		                             .enabled = p->enabled };
 	b->name = tide_mem_strdup(p->name, err);
 	info->name = tide_mem_strdup(p->name, err);
 	s->n++;
@@ -187,7 +190,7 @@ static int stage(struct tide_qcow2 *q, const struct tide_driver_bitmap_put *put,
 		return tide_error_set(err, TIDE_E_REFUSED, "The image has a staged change of its bitmaps already");
 	/* Refusals come before the first change. */
 	if (tide_qcow2_put_check(q, put, n, err) < 0 ||
-	    tide_qcow2_switch_check(q, &(struct tide_qcow2_extension){.n = (uint32_t)n}, err) < 0 ||
+	    tide_qcow2_switch_check(q, &(struct tide_qcow2_extension){ .n = (uint32_t)n }, err) < 0 ||
 	    tide_qcow2_flush_prepare(q, err) < 0)
 		return -1;
 	q->stage = s = tide_mem_alloc(1, sizeof(*s), err);
@@ -195,8 +198,7 @@ static int stage(struct tide_qcow2 *q, const struct tide_driver_bitmap_put *put,
 		return -1;
 	/* The counts go first, so that the switch is worked out on a header that stays. */
 	if (list_old(q, put, n, err) == 0 && put_all(q, put, n, err) == 0 && tide_qcow2_flush_locked(q, err) == 0 &&
-	    tide_qcow2_switch_plan(q, &s->ext, &s->sw, &s->names, err) == 0 &&
-	    guard_directory(q, &s->sw, err) == 0) {
+	    tide_qcow2_switch_plan(q, &s->ext, &s->sw, &s->names, err) == 0 && guard_directory(q, &s->sw, err) == 0) {
 		*sw = s->sw;
 		return 0;
 	}

@@ -43,10 +43,11 @@ enum { AT_BACKING = 8, AT_BACKING_LEN = 16, AT_HEADER_LENGTH = 100 };
 struct head {
 	uint8_t *data;
 	uint64_t size;
-	uint64_t length;             /* of the header itself */
-	uint64_t name, name_len;     /* of the backing file; 0, 0: none */
-	uint64_t end;                /* behind the extensions and their end mark */
-	uint64_t bitmaps, n_bitmaps; /* where the (last) bitmaps extension's data stand, and how many of these there are */
+	uint64_t length;         /* of the header itself */
+	uint64_t name, name_len; /* of the backing file; 0, 0: none */
+	uint64_t end;            /* behind the extensions and their end mark */
+	uint64_t bitmaps,
+	        n_bitmaps; /* where the (last) bitmaps extension's data stand, and how many of these there are */
 };
 
 static uint64_t padded(uint64_t len)
@@ -123,8 +124,7 @@ static int copy_name(const struct tide_qcow2 *q, const struct head *h, uint64_t 
 
 	tide_put_be64(buf, to);
 	if (tide_sysio_pwrite(q->fd, h->data + h->name, h->name_len, to, err) < 0 ||
-	    tide_sysio_fdatasync(q->fd, err) < 0 ||
-	    tide_sysio_pwrite(q->fd, buf, sizeof(buf), AT_BACKING, err) < 0)
+	    tide_sysio_fdatasync(q->fd, err) < 0 || tide_sysio_pwrite(q->fd, buf, sizeof(buf), AT_BACKING, err) < 0)
 		return -1;
 	return tide_sysio_fdatasync(q->fd, err);
 }
@@ -263,7 +263,7 @@ static enum way choose(const struct tide_qcow2 *q, const struct head *h, const s
 int tide_qcow2_switch_check(const struct tide_qcow2 *q, const struct tide_qcow2_extension *to, struct tide_error *err)
 {
 	TIDE_AUTOFREE uint8_t *data = tide_mem_alloc(1, q->cluster_size, err);
-	struct head h = {.data = data};
+	struct head h = { .data = data };
 	uint8_t sector[SECTOR];
 	uint64_t at, end;
 
@@ -280,10 +280,10 @@ int tide_qcow2_switch_plan(struct tide_qcow2 *q, const struct tide_qcow2_extensi
                            struct tide_qcow2_names *names, struct tide_error *err)
 {
 	TIDE_AUTOFREE uint8_t *data = tide_mem_alloc(1, q->cluster_size, err);
-	struct head h = {.data = data};
+	struct head h = { .data = data };
 	enum way way;
 
-	*sw = (struct tide_driver_switch){0};
+	*sw = (struct tide_driver_switch){ 0 };
 	if (!data)
 		return -1;
 	if (q->header.version < 3)
@@ -306,7 +306,7 @@ void tide_qcow2_switch_restore_names(struct tide_qcow2 *q, const struct tide_qco
 {
 	TIDE_AUTOFREE uint8_t *buf = names->data ? tide_mem_alloc(1, names->len + EXTENSION_HEAD, NULL) : NULL;
 	TIDE_AUTOFREE uint8_t *data = tide_mem_alloc(1, q->cluster_size, NULL);
-	struct head h = {.data = data};
+	struct head h = { .data = data };
 	uint64_t limit;
 
 	if (!buf || !data || read_head(q, &h, NULL) < 0)

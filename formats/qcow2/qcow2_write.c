@@ -125,8 +125,11 @@ static int begin(struct tide_qcow2 *q, uint64_t off, uint64_t len, struct tide_e
 		                      "Cannot write %" PRIu64 " bytes at %" PRIu64 " of a disk of %" PRIu64, len, off,
 		                      q->size);
 	len = TIDE_MIN(len, (CLUSTERS_MAX << q->cluster_bits) - within);
-	*out = (struct tide_extent){.off = off, .len = len, .kind = TIDE_EXTENT_DATA, .mapped = true, .map_fd = q->data_fd};
-	if (tide_qcow2_flush_prepare(q, err) < 0 || tide_qcow2_data_prepare(q, err) < 0 || choose(q, off - within, &how, &host, err) < 0)
+	*out = (struct tide_extent){
+		.off = off, .len = len, .kind = TIDE_EXTENT_DATA, .mapped = true, .map_fd = q->data_fd
+	};
+	if (tide_qcow2_flush_prepare(q, err) < 0 || tide_qcow2_data_prepare(q, err) < 0 ||
+	    choose(q, off - within, &how, &host, err) < 0)
 		return -1;
 	if (how == IN_PLACE) {
 		if (count_same(q, off - within, tide_qcow2_clusters(q, within + len), how, host, &n, err) < 0)

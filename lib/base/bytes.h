@@ -10,17 +10,17 @@
 #include <stdint.h>
 #include <string.h>
 
-#define TIDE_BYTES_DEFINE(order, bits)                                                                                 \
-	static inline uint##bits##_t tide_get_##order##bits(const void *p)                                             \
-	{                                                                                                              \
-		uint##bits##_t v;                                                                                      \
-		memcpy(&v, p, sizeof(v));                                                                              \
-		return order##bits##toh(v);                                                                            \
-	}                                                                                                              \
-	static inline void tide_put_##order##bits(void *p, uint##bits##_t v)                                           \
-	{                                                                                                              \
-		v = hto##order##bits(v);                                                                               \
-		memcpy(p, &v, sizeof(v));                                                                              \
+#define TIDE_BYTES_DEFINE(order, bits)                                       \
+	static inline uint##bits##_t tide_get_##order##bits(const void *p)   \
+	{                                                                    \
+		uint##bits##_t v;                                            \
+		memcpy(&v, p, sizeof(v));                                    \
+		return order##bits##toh(v);                                  \
+	}                                                                    \
+	static inline void tide_put_##order##bits(void *p, uint##bits##_t v) \
+	{                                                                    \
+		v = hto##order##bits(v);                                     \
+		memcpy(p, &v, sizeof(v));                                    \
 	}
 
 TIDE_BYTES_DEFINE(be, 16)

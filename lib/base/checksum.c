@@ -26,7 +26,8 @@ static uint32_t crc_bytes(uint32_t crc, const uint8_t *p, size_t len)
 #if defined(__x86_64__)
 #if __has_include(<sys/platform/x86.h>)
 #include <sys/platform/x86.h>
-/* What the C library has found out already: to ask the processor anew takes a virtual machine dozens of microseconds. */
+/* What the C library has found out already: to ask the processor anew takes a virtual machine dozens of microseconds.
+ */
 #define HAS_SSE4_2 CPU_FEATURE_ACTIVE(SSE4_2)
 #else
 #define HAS_SSE4_2 __builtin_cpu_supports("sse4.2")
@@ -99,11 +100,11 @@ static const uint32_t sha_k[64] = {
 };
 
 /* One round; instead of moving the eight words along, the next round takes them in another order. */
-#define ROUND(a, b, c, d, e, f, g, h, i)                                                                       \
-	do {                                                                                                   \
+#define ROUND(a, b, c, d, e, f, g, h, i)                                                                        \
+	do {                                                                                                    \
 		uint32_t t = h + (ror(e, 6) ^ ror(e, 11) ^ ror(e, 25)) + (g ^ (e & (f ^ g))) + sha_k[i] + w[i]; \
-		d += t;                                                                                        \
-		h = t + (ror(a, 2) ^ ror(a, 13) ^ ror(a, 22)) + ((a & b) | (c & (a | b)));                     \
+		d += t;                                                                                         \
+		h = t + (ror(a, 2) ^ ror(a, 13) ^ ror(a, 22)) + ((a & b) | (c & (a | b)));                      \
 	} while (0)
 
 static void sha_block(uint32_t state[8], const uint8_t *block)

@@ -7,16 +7,16 @@
 #include "library.h"
 #include "mem.h"
 
-#define CALLS(CALL)                                                                                                    \
-	CALL(zstd, ZSTD_, compress)                                                                                    \
-	CALL(zstd, ZSTD_, compressCCtx)                                                                                \
-	CALL(zstd, ZSTD_, createCCtx)                                                                                  \
-	CALL(zstd, ZSTD_, createDCtx)                                                                                  \
-	CALL(zstd, ZSTD_, decompressStream)                                                                            \
-	CALL(zstd, ZSTD_, freeCCtx)                                                                                    \
-	CALL(zstd, ZSTD_, freeDCtx)                                                                                    \
-	CALL(zstd, ZSTD_, getErrorCode)                                                                                \
-	CALL(zstd, ZSTD_, getErrorName)                                                                                \
+#define CALLS(CALL)                         \
+	CALL(zstd, ZSTD_, compress)         \
+	CALL(zstd, ZSTD_, compressCCtx)     \
+	CALL(zstd, ZSTD_, createCCtx)       \
+	CALL(zstd, ZSTD_, createDCtx)       \
+	CALL(zstd, ZSTD_, decompressStream) \
+	CALL(zstd, ZSTD_, freeCCtx)         \
+	CALL(zstd, ZSTD_, freeDCtx)         \
+	CALL(zstd, ZSTD_, getErrorCode)     \
+	CALL(zstd, ZSTD_, getErrorName)     \
 	CALL(zstd, ZSTD_, isError)
 
 TIDE_LIBRARY_DOOR(zstd, CALLS, "libzstd.so.1", "zstd compression", "libzstd1");

@@ -25,10 +25,11 @@ static int parse_setting(const char *setting, struct tide_drive *drive, struct t
 	else if (strncmp(setting, "sidecar=", 8) == 0)
 		drive->sidecar = setting + 8;
 	else
-		return tide_error_set(err, TIDE_E_USAGE,
-		                      "'%s' is neither format=FORMAT nor sidecar=PATH nor, with its comma doubled, part of "
-		                      "the path",
-		                      setting);
+		return tide_error_set(
+		        err, TIDE_E_USAGE,
+		        "'%s' is neither format=FORMAT nor sidecar=PATH nor, with its comma doubled, part of "
+		        "the path",
+		        setting);
 	return 0;
 }
 

@@ -77,7 +77,7 @@ static void set_msg(struct tide_error *err, char *msg)
 	err->msg = msg ? msg : (char *)nomem_text;
 }
 
-int (tide_error_set)(struct tide_error *err, enum tide_code code, const char *fmt, ...)
+int(tide_error_set)(struct tide_error *err, enum tide_code code, const char *fmt, ...)
 {
 	va_list ap;
 
@@ -90,7 +90,7 @@ int (tide_error_set)(struct tide_error *err, enum tide_code code, const char *fm
 	return -1;
 }
 
-int (tide_error_set_sys)(struct tide_error *err, int sys, const char *fmt, ...)
+int(tide_error_set_sys)(struct tide_error *err, int sys, const char *fmt, ...)
 {
 	va_list ap;
 	char buf[64];
@@ -107,7 +107,7 @@ int (tide_error_set_sys)(struct tide_error *err, int sys, const char *fmt, ...)
 	return -1;
 }
 
-int (tide_error_wrap)(struct tide_error *err, const char *fmt, ...)
+int(tide_error_wrap)(struct tide_error *err, const char *fmt, ...)
 {
 	va_list ap;
 
@@ -124,7 +124,7 @@ int (tide_error_wrap)(struct tide_error *err, const char *fmt, ...)
 	return -1;
 }
 
-int (tide_error_hint)(struct tide_error *err, const char *fmt, ...)
+int(tide_error_hint)(struct tide_error *err, const char *fmt, ...)
 {
 	va_list ap;
 
@@ -136,7 +136,7 @@ int (tide_error_hint)(struct tide_error *err, const char *fmt, ...)
 	return -1;
 }
 
-int (tide_error_set_nomem)(struct tide_error *err)
+int(tide_error_set_nomem)(struct tide_error *err)
 {
 	if (err && err->code == TIDE_E_NONE) {
 		err->code = TIDE_E_NOMEM;
@@ -146,7 +146,7 @@ int (tide_error_set_nomem)(struct tide_error *err)
 	return -1;
 }
 
-int (tide_error_move)(struct tide_error *dst, struct tide_error *src)
+int(tide_error_move)(struct tide_error *dst, struct tide_error *src)
 {
 	if (dst && dst->code == TIDE_E_NONE) {
 		*dst = *src;

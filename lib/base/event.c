@@ -37,8 +37,9 @@ static int deliver(struct tide_sink *sink, struct tide_strbuf *sb)
 {
 	TIDE_AUTOFREE char *text = tide_strbuf_steal(sb, NULL);
 
-	return text ? tide_event_line(sink, text) : tide_event_line(sink, "{\"error\": {\"class\": \"GenericError\", "
-	                                                                   "\"desc\": \"Out of memory\"}}");
+	return text ? tide_event_line(sink, text)
+	            : tide_event_line(sink, "{\"error\": {\"class\": \"GenericError\", "
+	                                    "\"desc\": \"Out of memory\"}}");
 }
 
 int tide_event_return(struct tide_sink *sink, const char *json)

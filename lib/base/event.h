@@ -18,8 +18,8 @@ struct tide_sink {
 	pthread_mutex_t lock;
 	atomic_bool cancelled;
 	atomic_uint resumed; /* counts tide_session_resume */
-	bool failed; /* a line could not be delivered */
-	const char *id; /* JSON: the "id" of the request at hand, which its reply repeats; or NULL */
+	bool failed;         /* a line could not be delivered */
+	const char *id;      /* JSON: the "id" of the request at hand, which its reply repeats; or NULL */
 };
 
 void tide_event_init(struct tide_sink *sink, const struct tide_session_options *to);
@@ -28,7 +28,7 @@ void tide_event_release(struct tide_sink *sink);
 /* A finished line of JSON. */
 int tide_event_line(struct tide_sink *sink, const char *json);
 int tide_event_return(struct tide_sink *sink, const char *json); /* {"return": json} */
-int tide_event_return_empty(struct tide_sink *sink); /* {"return": {}} */
+int tide_event_return_empty(struct tide_sink *sink);             /* {"return": {}} */
 int tide_event_error_reply(struct tide_sink *sink, const struct tide_error *error);
 void tide_event_warning(struct tide_sink *sink, const char *image, const char *fmt, ...) TIDE_PRINTF(3, 4);
 

@@ -145,27 +145,27 @@ void tide_json_raw(struct tide_json_writer *w, const char *key, const char *json
 
 enum { MAX_DEPTH = 128 };
 
-#define CALLS(CALL)                                                                                                    \
-	CALL(json_c, json_, object_array_get_idx)                                                                      \
-	CALL(json_c, json_, object_array_length)                                                                       \
-	CALL(json_c, json_, object_get_boolean)                                                                        \
-	CALL(json_c, json_, object_get_double)                                                                         \
-	CALL(json_c, json_, object_get_int64)                                                                          \
-	CALL(json_c, json_, object_get_object)                                                                         \
-	CALL(json_c, json_, object_get_string)                                                                         \
-	CALL(json_c, json_, object_get_string_len)                                                                     \
-	CALL(json_c, json_, object_get_type)                                                                           \
-	CALL(json_c, json_, object_get_uint64)                                                                         \
-	CALL(json_c, json_, object_is_type)                                                                            \
-	CALL(json_c, json_, object_object_get_ex)                                                                      \
-	CALL(json_c, json_, object_object_length)                                                                      \
-	CALL(json_c, json_, object_put)                                                                                \
-	CALL(json_c, json_, tokener_error_desc)                                                                        \
-	CALL(json_c, json_, tokener_free)                                                                              \
-	CALL(json_c, json_, tokener_get_error)                                                                         \
-	CALL(json_c, json_, tokener_get_parse_end)                                                                     \
-	CALL(json_c, json_, tokener_new_ex)                                                                            \
-	CALL(json_c, json_, tokener_parse_ex)                                                                          \
+#define CALLS(CALL)                                \
+	CALL(json_c, json_, object_array_get_idx)  \
+	CALL(json_c, json_, object_array_length)   \
+	CALL(json_c, json_, object_get_boolean)    \
+	CALL(json_c, json_, object_get_double)     \
+	CALL(json_c, json_, object_get_int64)      \
+	CALL(json_c, json_, object_get_object)     \
+	CALL(json_c, json_, object_get_string)     \
+	CALL(json_c, json_, object_get_string_len) \
+	CALL(json_c, json_, object_get_type)       \
+	CALL(json_c, json_, object_get_uint64)     \
+	CALL(json_c, json_, object_is_type)        \
+	CALL(json_c, json_, object_object_get_ex)  \
+	CALL(json_c, json_, object_object_length)  \
+	CALL(json_c, json_, object_put)            \
+	CALL(json_c, json_, tokener_error_desc)    \
+	CALL(json_c, json_, tokener_free)          \
+	CALL(json_c, json_, tokener_get_error)     \
+	CALL(json_c, json_, tokener_get_parse_end) \
+	CALL(json_c, json_, tokener_new_ex)        \
+	CALL(json_c, json_, tokener_parse_ex)      \
 	CALL(json_c, json_, tokener_set_flags)
 
 TIDE_LIBRARY_DOOR(json_c, CALLS, "libjson-c.so.5", "JSON", "libjson-c5");

@@ -12,8 +12,9 @@ static int find_all(struct tide_library *library, void *handle, struct tide_erro
 		void *found = dlsym(handle, call->name);
 
 		if (!found)
-			return tide_error_set(err, TIDE_E_UNSUPPORTED, "%s needs the function '%s', which %s does not have",
-			                      library->what, call->name, library->file);
+			return tide_error_set(err, TIDE_E_UNSUPPORTED,
+			                      "%s needs the function '%s', which %s does not have", library->what,
+			                      call->name, library->file);
 		/* POSIX has it that a pointer to data, as dlsym gives it, can be one to a function. */
 		memcpy(call->to, &found, sizeof(found));
 	}

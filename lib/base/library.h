@@ -5,8 +5,8 @@
  *	#define CALLS(CALL) CALL(zstd, ZSTD_, compress) CALL(zstd, ZSTD_, isError)
  *	TIDE_LIBRARY_DOOR(zstd, CALLS, "libzstd.so.1", "zstd compression", "libzstd1");
  *
- * makes of the functions that the library's header declares the members zstd.compress and zstd.isError, to be called after
- * tide_library_load(&zstd_library, err).
+ * makes of the functions that the library's header declares the members zstd.compress and zstd.isError, to be called
+ *after tide_library_load(&zstd_library, err).
  */
 #ifndef TIDE_LIBRARY_H
 #define TIDE_LIBRARY_H
@@ -32,17 +32,19 @@ struct tide_library {
 	_Atomic bool loaded;
 };
 
-#define TIDE_LIBRARY(file, what, package, calls)                                                                       \
-	{ file, what, package, calls, TIDE_ARRAY_SIZE(calls), PTHREAD_MUTEX_INITIALIZER, false }
+#define TIDE_LIBRARY(file, what, package, calls)                                                     \
+	{                                                                                            \
+		file, what, package, calls, TIDE_ARRAY_SIZE(calls), PTHREAD_MUTEX_INITIALIZER, false \
+	}
 
 #define TIDE_LIBRARY_MEMBER(var, prefix, name) __typeof__(&prefix##name) name;
 #define TIDE_LIBRARY_CALL(var, prefix, name)   { #prefix #name, &(var).name },
 
-#define TIDE_LIBRARY_DOOR(var, CALLS, file, what, package)                                                             \
-	static struct {                                                                                                \
-		CALLS(TIDE_LIBRARY_MEMBER)                                                                             \
-	} var;                                                                                                         \
-	static const struct tide_library_call var##_calls[] = { CALLS(TIDE_LIBRARY_CALL) };                            \
+#define TIDE_LIBRARY_DOOR(var, CALLS, file, what, package)                                  \
+	static struct {                                                                     \
+		CALLS(TIDE_LIBRARY_MEMBER)                                                  \
+	} var;                                                                              \
+	static const struct tide_library_call var##_calls[] = { CALLS(TIDE_LIBRARY_CALL) }; \
 	static struct tide_library var##_library = TIDE_LIBRARY(file, what, package, var##_calls)
 
 /* Loads it, if it is not loaded, and keeps it; its calls are set then.  From any thread. */

@@ -258,8 +258,8 @@ int tide_lock_bitmaps(int fd, unsigned timeout_ms, const char *path, struct tide
 		if (job < 0)
 			return -1;
 		if (job || now_ms() >= deadline) {
-			tide_error_set(err, TIDE_E_LOCKED, "The bitmaps inside '%s' are going to be changed by another program",
-			               path);
+			tide_error_set(err, TIDE_E_LOCKED,
+			               "The bitmaps inside '%s' are going to be changed by another program", path);
 			return tide_error_hint(err, "wait until it has ended: it is a backup that uses one of them");
 		}
 		nanosleep(&(struct timespec){ .tv_nsec = (long)pause_ms * 1000000 }, NULL);

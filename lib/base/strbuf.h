@@ -16,7 +16,10 @@ struct tide_strbuf {
 	bool failed;
 };
 
-#define TIDE_STRBUF_INIT { NULL, 0, 0, false }
+#define TIDE_STRBUF_INIT          \
+	{                         \
+		NULL, 0, 0, false \
+	}
 
 void tide_strbuf_add(struct tide_strbuf *sb, const void *data, size_t len);
 void tide_strbuf_adds(struct tide_strbuf *sb, const char *s);

@@ -145,7 +145,8 @@ int tide_sysio_real_path(const char *path, char **real, struct tide_error *err)
 	if (!buf)
 		return -1;
 	if (!realpath(path, buf))
-		return leads_nowhere(errno) ? 0 : tide_error_set_sys(err, errno, "Could not tell where '%s' leads", path);
+		return leads_nowhere(errno) ? 0
+		                            : tide_error_set_sys(err, errno, "Could not tell where '%s' leads", path);
 	*real = tide_mem_strdup(buf, err);
 	return *real ? 0 : -1;
 }

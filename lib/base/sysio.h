@@ -30,15 +30,16 @@ int tide_sysio_fsync_dir(const char *path, struct tide_error *err); /* the direc
 
 /* The name of the directory that holds path; the caller frees it. */
 char *tide_sysio_dir_name(const char *path, struct tide_error *err) TIDE_MUST_CHECK;
-/* Path, or the directory that holds it, absolute and without symbolic links, for the caller to free; *real is NULL when it
- * leads nowhere.  -1 when that cannot be told. */
+/* Path, or the directory that holds it, absolute and without symbolic links, for the caller to free; *real is NULL when
+ * it leads nowhere.  -1 when that cannot be told. */
 int tide_sysio_real_path(const char *path, char **real, struct tide_error *err) TIDE_MUST_CHECK;
 int tide_sysio_real_dir(const char *path, char **real, struct tide_error *err) TIDE_MUST_CHECK;
 
 /* Size in bytes of a regular file or block device. */
 int tide_sysio_size(int fd, uint64_t *size, struct tide_error *err);
 
-/* The next data or hole at off: *data says which, *len how long it lasts (at most limit). Never fails: in doubt, data. */
+/* The next data or hole at off: *data says which, *len how long it lasts (at most limit). Never fails: in doubt, data.
+ */
 void tide_sysio_extent(int fd, uint64_t off, uint64_t limit, bool *data, uint64_t *len);
 
 /*
@@ -58,15 +59,18 @@ bool tide_sysio_is_zero(const void *buf, size_t len);
  * until release; a caller that wants to keep it sets it to -1 after the commit.
  */
 struct tide_staged {
-	int fd;         /* -1 when there is none */
-	char *path;     /* the final name */
-	char *tmp;      /* the temporary name, or NULL while it has none */
+	int fd;     /* -1 when there is none */
+	char *path; /* the final name */
+	char *tmp;  /* the temporary name, or NULL while it has none */
 	char *dir;
 	bool synced; /* by sync: nothing was written since */
 	bool kept;   /* release leaves the file under its temporary name: somebody else will give it the final one */
 };
 
-#define TIDE_STAGED_INIT { -1, NULL, NULL, NULL, false, false }
+#define TIDE_STAGED_INIT                           \
+	{                                          \
+		-1, NULL, NULL, NULL, false, false \
+	}
 
 int tide_staged_begin(struct tide_staged *st, const char *path, mode_t mode, struct tide_error *err);
 /*

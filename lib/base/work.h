@@ -27,17 +27,17 @@ struct tide_work {
 	/* What the engine says. */
 	void (*run)(struct tide_work *work, uint8_t *buf); /* one worker: takes pieces until there are no more */
 	const struct tide_work_share *share;               /* with whom; NULL: with nobody */
-	bool alone;           /* not worth a thread: the caller's does it; for one worker */
-	size_t buf_size;      /* bytes for each worker; aligned for direct transfers */
+	bool alone;      /* not worth a thread: the caller's does it; for one worker */
+	size_t buf_size; /* bytes for each worker; aligned for direct transfers */
 	struct tide_sink *sink;
-	const char *device;   /* for progress; NULL: none is reported */
-	uint64_t len;         /* for progress: bytes to do, and */
+	const char *device;     /* for progress; NULL: none is reported */
+	uint64_t len;           /* for progress: bytes to do, and */
 	const uint64_t *offset; /* where the engine counts those done, under the lock */
 
 	pthread_mutex_t lock;
 	/* Under the lock: */
 	unsigned workers; /* at most TIDE_WORK_MAX; 0: nothing to do; may grow while they run */
-	bool stop; /* no worker takes another piece */
+	bool stop;        /* no worker takes another piece */
 	struct tide_error error;
 
 	/* Its own. */
@@ -57,8 +57,8 @@ void tide_work_share_leave(struct tide_work_share *share);
 /* This engine's part of n, rounded up; share may be NULL. */
 unsigned tide_work_share_of(const struct tide_work_share *share, unsigned n);
 /*
- * What a worker's buffer may be, a power of two, at most `most`, which is one too.  workers: of one engine that is alone.
- * It is the same for all who entered, whoever has left.
+ * What a worker's buffer may be, a power of two, at most `most`, which is one too.  workers: of one engine that is
+ * alone. It is the same for all who entered, whoever has left.
  */
 size_t tide_work_share_buffer(const struct tide_work_share *share, unsigned workers, size_t most);
 

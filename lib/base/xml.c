@@ -8,17 +8,17 @@
 
 #define PIECE ((size_t)1 << 20)
 
-#define CALLS(CALL)                                                                                                    \
-	CALL(expat, XML_, ErrorString)                                                                                 \
-	CALL(expat, XML_, GetCurrentLineNumber)                                                                        \
-	CALL(expat, XML_, GetErrorCode)                                                                                \
-	CALL(expat, XML_, Parse)                                                                                       \
-	CALL(expat, XML_, ParserCreate)                                                                                \
-	CALL(expat, XML_, ParserFree)                                                                                  \
-	CALL(expat, XML_, SetCharacterDataHandler)                                                                     \
-	CALL(expat, XML_, SetElementHandler)                                                                           \
-	CALL(expat, XML_, SetStartDoctypeDeclHandler)                                                                  \
-	CALL(expat, XML_, SetUserData)                                                                                 \
+#define CALLS(CALL)                                   \
+	CALL(expat, XML_, ErrorString)                \
+	CALL(expat, XML_, GetCurrentLineNumber)       \
+	CALL(expat, XML_, GetErrorCode)               \
+	CALL(expat, XML_, Parse)                      \
+	CALL(expat, XML_, ParserCreate)               \
+	CALL(expat, XML_, ParserFree)                 \
+	CALL(expat, XML_, SetCharacterDataHandler)    \
+	CALL(expat, XML_, SetElementHandler)          \
+	CALL(expat, XML_, SetStartDoctypeDeclHandler) \
+	CALL(expat, XML_, SetUserData)                \
 	CALL(expat, XML_, StopParser)
 
 TIDE_LIBRARY_DOOR(expat, CALLS, "libexpat.so.1", "XML", "libexpat1");

@@ -19,7 +19,8 @@
 /* -1 and an error end the reading; the line is put before the message. */
 struct tide_xml_handler {
 	/* attributes: name, value, name, value, ... NULL.  depth: 0 for the root. */
-	int (*start)(void *data, unsigned depth, const char *name, const char *const *attributes, struct tide_error *err);
+	int (*start)(void *data, unsigned depth, const char *name, const char *const *attributes,
+	             struct tide_error *err);
 	int (*end)(void *data, unsigned depth, const char *name, struct tide_error *err);
 	int (*text)(void *data, const char *text, size_t len, struct tide_error *err); /* in pieces; may be NULL */
 };

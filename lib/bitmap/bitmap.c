@@ -14,8 +14,8 @@
 #define CHUNK_BITS TIDE_BITMAP_CHUNK_BITS
 
 /*
- * More would make the table itself larger than 256 MiB.  A sidecar or an image may claim any size of its disk; 512 TiB can
- * be had with the finest granularity, 64 PiB with the usual one.
+ * More would make the table itself larger than 256 MiB.  A sidecar or an image may claim any size of its disk; 512 TiB
+ * can be had with the finest granularity, 64 PiB with the usual one.
  */
 #define CHUNKS_MAX (UINT64_C(1) << 25)
 
@@ -24,7 +24,7 @@ struct tide_bitmap {
 	unsigned shift;
 	uint64_t bits, chunks, count;
 	struct tide_bitmap_slot *table;
-	uint64_t *summary; /* one bit a chunk: not clean */
+	uint64_t *summary;    /* one bit a chunk: not clean */
 	pthread_mutex_t lock; /* of all slots that hold no block */
 };
 
@@ -84,7 +84,8 @@ static int chunk_set(struct tide_bitmap *bm, uint64_t index, unsigned lo, unsign
 static int chunk_reset(struct tide_bitmap *bm, uint64_t index, unsigned lo, unsigned hi, struct tide_error *err)
 {
 	uint64_t removed = 0;
-	int rc = tide_bitmap_slot_reset(&bm->table[index], lo, hi >= chunk_bits(bm, index) ? CHUNK_BITS : hi, &removed, err);
+	int rc = tide_bitmap_slot_reset(&bm->table[index], lo, hi >= chunk_bits(bm, index) ? CHUNK_BITS : hi, &removed,
+	                                err);
 
 	bm->count -= removed;
 	summary_renew(bm, index);
@@ -124,7 +125,8 @@ struct tide_bitmap *tide_bitmap_new(uint64_t disk_size, uint64_t granularity, st
 		tide_error_set(err, TIDE_E_REFUSED,
 		               "A disk of %" PRIu64 " bytes is too large for a bitmap of granularity %" PRIu64,
 		               disk_size, granularity);
-		tide_error_hint(err, "a bitmap has at most %" PRIu64 " granules: choose larger ones", CHUNKS_MAX * CHUNK_BITS);
+		tide_error_hint(err, "a bitmap has at most %" PRIu64 " granules: choose larger ones",
+		                CHUNKS_MAX * CHUNK_BITS);
 		return NULL;
 	}
 
@@ -420,8 +422,8 @@ static int check_index(const struct tide_bitmap *bm, uint64_t index, struct tide
 {
 	if (index < bm->chunks)
 		return 0;
-	return tide_error_set(err, TIDE_E_REFUSED, "Chunk %" PRIu64 " is not within the bitmap of %" PRIu64 " chunks", index,
-	                      bm->chunks);
+	return tide_error_set(err, TIDE_E_REFUSED, "Chunk %" PRIu64 " is not within the bitmap of %" PRIu64 " chunks",
+	                      index, bm->chunks);
 }
 
 /* Puts what was made in the place of what is there. */

@@ -3,9 +3,9 @@
  *
  * Two levels: a table of chunks of 32768 bits (4096 bytes).  A chunk that is all clean is
  * absent, one that is all dirty is a shared constant, and one with few dirty bits a list of
- * them, so memory and time follow the dirty part of the disk, not its size; a summary (one bit a chunk) keeps the search for the next
- * dirty granule fast over an empty 64 TiB.  The last bit covers the partial granule at the
- * end of the disk; bits past the end are never set, and no call sets them.
+ * them, so memory and time follow the dirty part of the disk, not its size; a summary (one bit a chunk) keeps the
+ * search for the next dirty granule fast over an empty 64 TiB.  The last bit covers the partial granule at the end of
+ * the disk; bits past the end are never set, and no call sets them.
  *
  * Offsets and lengths are bytes of the disk and need no alignment: set covers every granule
  * it touches, reset only granules it covers whole (the last, partial one counts as whole
@@ -26,9 +26,9 @@
 
 #define TIDE_BITMAP_GRANULARITY_MIN 512u
 #define TIDE_BITMAP_GRANULARITY_MAX (UINT64_C(1) << 31)
-#define TIDE_BITMAP_CHUNK_BYTES 4096u
-#define TIDE_BITMAP_CHUNK_BITS (TIDE_BITMAP_CHUNK_BYTES * 8u)
-#define TIDE_BITMAP_LIST_MAX 254u /* so many dirty bits of a chunk take an eighth of its bytes */
+#define TIDE_BITMAP_CHUNK_BYTES     4096u
+#define TIDE_BITMAP_CHUNK_BITS      (TIDE_BITMAP_CHUNK_BYTES * 8u)
+#define TIDE_BITMAP_LIST_MAX        254u /* so many dirty bits of a chunk take an eighth of its bytes */
 
 struct tide_bitmap;
 
@@ -55,7 +55,8 @@ bool tide_bitmap_test(const struct tide_bitmap *bm, uint64_t off);
  * The first dirty run at or after off: 1 and [*start, *start + *len), clipped to off and to
  * the end of the disk; 0 when there is none.  len_max bounds how far a run is followed.
  */
-int tide_bitmap_next_dirty(const struct tide_bitmap *bm, uint64_t off, uint64_t len_max, uint64_t *start, uint64_t *len);
+int tide_bitmap_next_dirty(const struct tide_bitmap *bm, uint64_t off, uint64_t len_max, uint64_t *start,
+                           uint64_t *len);
 
 /* dst := dst ∪ src.  Sizes must be equal (else QEMU's text, nothing changed). Same bitmap twice: no effect. */
 int tide_bitmap_merge(struct tide_bitmap *dst, const struct tide_bitmap *src, struct tide_error *err);
@@ -73,8 +74,8 @@ uint64_t tide_bitmap_chunks(const struct tide_bitmap *bm);
 /* The first chunk at or after index that is not clean; tide_bitmap_chunks() when there is none. */
 uint64_t tide_bitmap_next_chunk(const struct tide_bitmap *bm, uint64_t index);
 /*
- * *data: 4096 bytes, valid until the bitmap changes, or in buf (aligned to 8).  The disk's last chunk is FULL when all bits
- * that exist are set.
+ * *data: 4096 bytes, valid until the bitmap changes, or in buf (aligned to 8).  The disk's last chunk is FULL when all
+ * bits that exist are set.
  */
 enum tide_bitmap_chunk tide_bitmap_get_chunk(const struct tide_bitmap *bm, uint64_t index,
                                              uint8_t buf[TIDE_BITMAP_CHUNK_BYTES], const uint8_t **data);

@@ -5,8 +5,8 @@
 
 #include "base/mem.h"
 
-#define LIST_MAX TIDE_BITMAP_LIST_MAX
-#define LIST_MIN 6u
+#define LIST_MAX   TIDE_BITMAP_LIST_MAX
+#define LIST_MIN   6u
 #define CHUNK_BITS TIDE_BITMAP_CHUNK_BITS
 
 const uint64_t tide_bitmap_slot_ones[TIDE_BITMAP_BLOCK_WORDS] = { [0 ... TIDE_BITMAP_BLOCK_WORDS - 1] = UINT64_MAX };

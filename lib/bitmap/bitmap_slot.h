@@ -65,7 +65,8 @@ const uint64_t *tide_bitmap_slot_words(struct tide_bitmap_slot slot, uint64_t bu
 
 /* Changes: how many bits became dirty or clean is added to *n.  Out of memory, nothing has changed. */
 int tide_bitmap_slot_set(struct tide_bitmap_slot *slot, unsigned lo, unsigned hi, uint64_t *n, struct tide_error *err);
-int tide_bitmap_slot_reset(struct tide_bitmap_slot *slot, unsigned lo, unsigned hi, uint64_t *n, struct tide_error *err);
+int tide_bitmap_slot_reset(struct tide_bitmap_slot *slot, unsigned lo, unsigned hi, uint64_t *n,
+                           struct tide_error *err);
 int tide_bitmap_slot_merge(struct tide_bitmap_slot *slot, struct tide_bitmap_slot from, uint64_t *n,
                            struct tide_error *err);
 /* The smallest form of these bits; the slot has to be clean. */

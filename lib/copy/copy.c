@@ -12,7 +12,7 @@
 
 #define PIECE_MAX (UINT64_C(1) << 20)
 /* Compressed pieces are stored in order, and whoever is early waits: the less often, the better. */
-#define PACK_MAX (UINT64_C(4) << 20)
+#define PACK_MAX  (UINT64_C(4) << 20)
 #define BATCH_LEN (UINT64_C(2) << 20)
 #define NAP_NS    10000000u
 
@@ -179,7 +179,8 @@ static void do_batch(struct tide_copy_worker *w, const struct tide_copy_batch *b
 		finish_piece(w->e, &b->piece[i], true, false, &err);
 	for (size_t i = 0; i < b->n && !done; i++) {
 		wait_paused(w->e);
-		if (!tide_copy_throttle(w->e, b->piece[i].number, 0)) /* one of them has ended the copy, or somebody else */
+		if (!tide_copy_throttle(w->e, b->piece[i].number,
+		                        0)) /* one of them has ended the copy, or somebody else */
 			break;
 		do_piece(w, &b->piece[i]);
 	}
@@ -214,8 +215,9 @@ static void work(struct tide_work *work, uint8_t *buf)
 	struct tide_copy_batch b;
 
 	share_first(e);
-	w.moves = !c->detect_zeroes && (c->way == TIDE_COPY_WAY_KERNEL ||
-	                                (c->way == TIDE_COPY_WAY_AUTO && tide_copy_way_is_remote(tide_image_fd(c->target))));
+	w.moves = !c->detect_zeroes &&
+	          (c->way == TIDE_COPY_WAY_KERNEL ||
+	           (c->way == TIDE_COPY_WAY_AUTO && tide_copy_way_is_remote(tide_image_fd(c->target))));
 	tide_copy_move_init(&w.mover, c->target, TIDE_COPY_WAY_KERNEL, c->target_reads_zero);
 	if (c->compress && !(w.pack = tide_copy_pack_new(c->target, e->piece, &err))) {
 		pthread_mutex_lock(&work->lock);
@@ -237,7 +239,8 @@ static unsigned workers_most(const struct tide_copy *c)
 {
 	cpu_set_t set;
 	unsigned cpus = sched_getaffinity(0, sizeof(set), &set) == 0 ? (unsigned)CPU_COUNT(&set) : 1;
-	unsigned most = c->compress ? TIDE_MIN(TIDE_MAX(cpus + 2, TIDE_COPY_WORKERS), TIDE_WORK_MAX) : TIDE_COPY_WORKERS;
+	unsigned most =
+	        c->compress ? TIDE_MIN(TIDE_MAX(cpus + 2, TIDE_COPY_WORKERS), TIDE_WORK_MAX) : TIDE_COPY_WORKERS;
 
 	return c->workers ? TIDE_MIN(most, c->workers) : most;
 }
@@ -275,8 +278,13 @@ static void plan_work(struct tide_copy_engine *e, unsigned workers)
 int tide_copy_run(struct tide_copy *copy, struct tide_error *err)
 {
 	struct tide_copy_engine e = {
-		.workers_direct = copy->workers ? TIDE_MIN(copy->workers, TIDE_COPY_WORKERS_DIRECT) : TIDE_COPY_WORKERS_DIRECT,
-		.work = { .run = work, .share = copy->share, .sink = copy->sink, .device = copy->device, .offset = &copy->offset },
+		.workers_direct =
+		        copy->workers ? TIDE_MIN(copy->workers, TIDE_COPY_WORKERS_DIRECT) : TIDE_COPY_WORKERS_DIRECT,
+		.work = { .run = work,
+		          .share = copy->share,
+		          .sink = copy->sink,
+		          .device = copy->device,
+		          .offset = &copy->offset },
 		.copy = copy,
 		.align = TIDE_MAX(tide_image_info(copy->target)->cluster_size, 4096),
 		.batch = copy->speed || copy->compress ? 1 : TIDE_COPY_BATCH,

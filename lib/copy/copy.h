@@ -28,19 +28,19 @@
 struct tide_copy {
 	/* What to do. */
 	struct tide_image *source, *target;
-	uint64_t unit;             /* bytes, a power of two, at least the target's cluster size */
-	struct tide_bitmap *todo;  /* over the target's disk, granularity `unit`; unit by unit reset once copied */
-	bool target_reads_zero;    /* what is not written reads as zeroes */
-	uint64_t speed;            /* bytes a second; 0: no limit */
-	uint64_t piece_max;        /* bytes a worker takes at once; 0: no limit but the engine's */
-	unsigned workers;          /* at most so many; 0: as many as is best */
+	uint64_t unit;                 /* bytes, a power of two, at least the target's cluster size */
+	struct tide_bitmap *todo;      /* over the target's disk, granularity `unit`; unit by unit reset once copied */
+	bool target_reads_zero;        /* what is not written reads as zeroes */
+	uint64_t speed;                /* bytes a second; 0: no limit */
+	uint64_t piece_max;            /* bytes a worker takes at once; 0: no limit but the engine's */
+	unsigned workers;              /* at most so many; 0: as many as is best */
 	struct tide_work_share *share; /* with copies that run at the same time; NULL: there are none */
-	bool compress;             /* the target's format can: tide_image_can_compress */
-	enum tide_copy_way way;    /* TIDE_COPY_WAY_AUTO: the best for each stretch */
-	bool detect_zeroes;        /* all data passes through here and is looked at, whatever the way */
-	const char *device;        /* for progress; NULL: none is reported */
-	struct tide_sink *sink;    /* cancels, and hears of progress */
-	atomic_bool stop;          /* set from elsewhere: end soon, as cancelled */
+	bool compress;                 /* the target's format can: tide_image_can_compress */
+	enum tide_copy_way way;        /* TIDE_COPY_WAY_AUTO: the best for each stretch */
+	bool detect_zeroes;            /* all data passes through here and is looked at, whatever the way */
+	const char *device;            /* for progress; NULL: none is reported */
+	struct tide_sink *sink;        /* cancels, and hears of progress */
+	atomic_bool stop;              /* set from elsewhere: end soon, as cancelled */
 	/*
 	 * Asked when a piece fails, by one worker at a time: true to try it again, which may be after a wait.
 	 * tries counts the failures of this piece.  NULL: never.

@@ -9,10 +9,10 @@
 #include "copy_impl.h"
 #include "base/range.h"
 
-#define WINDOW     (UINT64_C(16) << 20)
-#define STEP       (UINT64_C(1) << 20)
-#define AT_HAND    64u /* when so many ranges were in memory, only one in LOOK_EACH is looked at */
-#define LOOK_EACH  16u
+#define WINDOW    (UINT64_C(16) << 20)
+#define STEP      (UINT64_C(1) << 20)
+#define AT_HAND   64u /* when so many ranges were in memory, only one in LOOK_EACH is looked at */
+#define LOOK_EACH 16u
 
 /* False when all of it was in memory. */
 static bool fetch(struct tide_copy_engine *e, const struct tide_extent *x)

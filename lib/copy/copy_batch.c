@@ -19,8 +19,8 @@ static bool gather(struct tide_copy_worker *w, const struct tide_copy_batch *b)
 	for (size_t i = 0; i < b->n; i++) {
 		const struct tide_copy_piece *p = &b->piece[i];
 
-		if (tide_copy_look(source, w->e->align, p->off, p->len, &w->stretch, NULL) < 0 || w->stretch.len != p->len ||
-		    tide_copy_get(w->e, &w->stretch, buf, NULL) < 0)
+		if (tide_copy_look(source, w->e->align, p->off, p->len, &w->stretch, NULL) < 0 ||
+		    w->stretch.len != p->len || tide_copy_get(w->e, &w->stretch, buf, NULL) < 0)
 			return false;
 		buf += p->len;
 	}
@@ -34,7 +34,8 @@ static void abort_from(struct tide_copy_worker *w, const struct tide_extent *pla
 }
 
 /* Places for all of it, in order; *n of them. */
-static bool find_places(struct tide_copy_worker *w, const struct tide_copy_batch *b, struct tide_extent *place, size_t *n)
+static bool find_places(struct tide_copy_worker *w, const struct tide_copy_batch *b, struct tide_extent *place,
+                        size_t *n)
 {
 	struct tide_image *target = w->e->copy->target;
 	bool found = true;
@@ -45,7 +46,8 @@ static bool find_places(struct tide_copy_worker *w, const struct tide_copy_batch
 		const struct tide_copy_piece *p = &b->piece[i];
 
 		for (uint64_t done = 0; done < p->len && found; done += place[(*n)++].len) {
-			found = *n < PLACES && tide_image_write_begin(target, p->off + done, p->len - done, &place[*n], NULL) == 0;
+			found = *n < PLACES &&
+			        tide_image_write_begin(target, p->off + done, p->len - done, &place[*n], NULL) == 0;
 			if (!found)
 				break;
 		}
@@ -64,7 +66,8 @@ static bool fill_places(struct tide_copy_worker *w, const struct tide_extent *pl
 	for (size_t i = 0, k; i < n; i = k) {
 		uint64_t len = place[i].len;
 
-		for (k = i + 1; k < n && place[k].map_fd == place[i].map_fd && place[k].map_off == place[i].map_off + len; k++)
+		for (k = i + 1;
+		     k < n && place[k].map_fd == place[i].map_fd && place[k].map_off == place[i].map_off + len; k++)
 			len += place[k].len;
 		if (tide_copy_put(w->e, place[i].map_fd, buf, len, place[i].map_off, NULL) < 0)
 			return false;

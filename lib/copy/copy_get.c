@@ -3,8 +3,8 @@
  *
  * What is in memory is read from there.  What is not, in a large copy, is read around the page cache (O_DIRECT): nobody
  * has asked for it to be kept, and to find it a place in the cache, copy it out and give the place back costs more than
- * the disk's own time.  A direct read waits for the disk, and nothing is read ahead of it: it takes more workers to keep
- * the disk busy, which the first one asks for.
+ * the disk's own time.  A direct read waits for the disk, and nothing is read ahead of it: it takes more workers to
+ * keep the disk busy, which the first one asks for.
  */
 #include <errno.h>
 #include <fcntl.h>

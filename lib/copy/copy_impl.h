@@ -18,10 +18,11 @@
 #include "copy_move.h"
 #include "copy_pack.h"
 
-#define TIDE_COPY_LARGE (UINT64_C(16) << 20) /* bytes; a copy of less is done before larger buffers and direct writes pay */
-#define TIDE_COPY_BATCH 32 /* pieces that a worker takes at once, at most */
-#define TIDE_COPY_FILES 16 /* of a source's chain that can be read directly */
-#define TIDE_COPY_SENT  4  /* stretches of the target that are on their way to the disk */
+#define TIDE_COPY_LARGE \
+	(UINT64_C(16) << 20) /* bytes; a copy of less is done before larger buffers and direct writes pay */
+#define TIDE_COPY_BATCH 32   /* pieces that a worker takes at once, at most */
+#define TIDE_COPY_FILES 16   /* of a source's chain that can be read directly */
+#define TIDE_COPY_SENT  4    /* stretches of the target that are on their way to the disk */
 
 struct tide_copy_piece {
 	uint64_t number; /* its place in the order in which they begin */
@@ -64,11 +65,11 @@ struct tide_copy_get {
 struct tide_copy_engine {
 	struct tide_work work;
 	struct tide_copy *copy;
-	uint64_t piece;           /* most bytes a worker takes at once */
-	uint64_t align;           /* of what goes to the target */
-	size_t batch;             /* pieces that a worker takes at once */
-	unsigned workers_direct;  /* when the source is read directly */
-	struct tide_bitmap *plan; /* todo as it was at the start, without what was shared */
+	uint64_t piece;              /* most bytes a worker takes at once */
+	uint64_t align;              /* of what goes to the target */
+	size_t batch;                /* pieces that a worker takes at once */
+	unsigned workers_direct;     /* when the source is read directly */
+	struct tide_bitmap *plan;    /* todo as it was at the start, without what was shared */
 	struct tide_bitmap *brought; /* what was read into memory for this copy and is to leave it again */
 	pthread_mutex_t retry_lock;
 	pthread_mutex_t place_lock; /* so that the places of a batch are in a row */
@@ -83,7 +84,7 @@ struct tide_copy_engine {
 	uint64_t ahead_bytes; /* how much it has seen; of that */
 	uint64_t taken_bytes; /* so much was taken */
 	unsigned at_hand;     /* reading ahead, the ranges in a row that were in memory already */
-	uint64_t issued; /* bytes handed out, for the speed limit */
+	uint64_t issued;      /* bytes handed out, for the speed limit */
 	uint64_t taken, turn; /* pieces that have begun, that have ended; a piece's number is its place in that order */
 	uint64_t broken;      /* those after this one will not get their turn */
 	pthread_cond_t turned;
@@ -94,8 +95,8 @@ struct tide_copy_worker {
 	uint8_t *buf;
 	struct tide_copy_pack *pack; /* or NULL */
 	struct tide_copy_mover mover;
-	bool moves;                  /* by the mover, what it can */
-	bool batches;                /* several pieces at once, where that can be */
+	bool moves;   /* by the mover, what it can */
+	bool batches; /* several pieces at once, where that can be */
 	struct tide_copy_stretch stretch;
 };
 

@@ -6,7 +6,8 @@
 #include "base/range.h"
 #include "base/sysio.h"
 
-static int extent_at(struct tide_image *source, uint64_t off, uint64_t len, struct tide_extent *x, struct tide_error *err)
+static int extent_at(struct tide_image *source, uint64_t off, uint64_t len, struct tide_extent *x,
+                     struct tide_error *err)
 {
 	uint64_t size = tide_image_size(source);
 
@@ -33,7 +34,10 @@ static int zeroes_end(struct tide_image *source, uint64_t off, uint64_t end, uin
 static void add(struct tide_copy_stretch *s, const struct tide_extent *x, uint64_t len)
 {
 	struct tide_copy_part p = {
-		.off = x->off, .len = len, .zero = x->kind != TIDE_EXTENT_DATA, .fd = -1,
+		.off = x->off,
+		.len = len,
+		.zero = x->kind != TIDE_EXTENT_DATA,
+		.fd = -1,
 	};
 	struct tide_copy_part *last = s->n ? &s->part[s->n - 1] : NULL;
 

@@ -15,8 +15,8 @@
 struct tide_copy_part {
 	uint64_t off, len; /* bytes of the disk */
 	bool zero;
-	int fd;            /* where its plain bytes are; -1: nowhere */
-	uint64_t at;       /* in that file */
+	int fd;      /* where its plain bytes are; -1: nowhere */
+	uint64_t at; /* in that file */
 };
 
 struct tide_copy_stretch {
@@ -27,11 +27,13 @@ struct tide_copy_stretch {
 	struct tide_copy_part part[TIDE_COPY_PARTS_MAX];
 };
 
-/* At least one block, and at most len, of which the last one may be short.  Behind the source's end there are zeroes. */
+/* At least one block, and at most len, of which the last one may be short.  Behind the source's end there are zeroes.
+ */
 int tide_copy_look(struct tide_image *source, uint64_t block, uint64_t off, uint64_t len, struct tide_copy_stretch *s,
                    struct tide_error *err);
 
 /* What a part holds into buf. */
-int tide_copy_look_read(struct tide_image *source, const struct tide_copy_part *p, uint8_t *buf, struct tide_error *err);
+int tide_copy_look_read(struct tide_image *source, const struct tide_copy_part *p, uint8_t *buf,
+                        struct tide_error *err);
 
 #endif

@@ -60,11 +60,13 @@ static bool move_data(struct tide_copy_mover *m, const struct tide_copy_part *p,
 		                                         : tide_copy_way_kernel(p->fd, from, len - rest, target, to);
 	if (answer == TIDE_COPY_NEVER && m->n_refused < TIDE_COPY_REFUSED_MAX)
 		m->refused[m->n_refused++] = p->fd;
-	return answer == TIDE_COPY_DONE && (!rest || copy_bytes(p->fd, from + len - rest, rest, target, to + len - rest));
+	return answer == TIDE_COPY_DONE &&
+	       (!rest || copy_bytes(p->fd, from + len - rest, rest, target, to + len - rest));
 }
 
 /* The parts from part[*i] on that lie in this place; *i: where to go on. */
-static bool fill(struct tide_copy_mover *m, const struct tide_copy_stretch *s, const struct tide_extent *place, size_t *i)
+static bool fill(struct tide_copy_mover *m, const struct tide_copy_stretch *s, const struct tide_extent *place,
+                 size_t *i)
 {
 	uint64_t pos = place->off, end = place->off + place->len;
 

@@ -71,7 +71,8 @@ int tide_copy_store(struct tide_copy_worker *w, const uint8_t *buf, uint64_t off
 			zero = z;
 			end += n;
 		}
-		if ((zero ? zero_run(w, off + pos, end - pos, err) : write_run(w, buf + pos, off + pos, end - pos, err)) < 0)
+		if ((zero ? zero_run(w, off + pos, end - pos, err)
+		          : write_run(w, buf + pos, off + pos, end - pos, err)) < 0)
 			return -1;
 		pos = end;
 	}

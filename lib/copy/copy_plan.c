@@ -47,7 +47,8 @@ void tide_copy_plan_skip_zeroes(struct tide_copy_engine *e)
 	while (tide_bitmap_next_dirty(e->plan, off, UINT64_MAX, &start, &len)) {
 		for (off = start; off < start + len; off += x.len) {
 			x = (struct tide_extent){ .off = off, .len = start + len - off, .kind = TIDE_EXTENT_ZERO };
-			if (off < size && tide_image_extent(c->source, off, TIDE_MIN(start + len, size) - off, &x, NULL) < 0)
+			if (off < size &&
+			    tide_image_extent(c->source, off, TIDE_MIN(start + len, size) - off, &x, NULL) < 0)
 				return;
 			if (x.kind != TIDE_EXTENT_DATA && (tide_bitmap_reset(e->plan, off, x.len, NULL) < 0 ||
 			                                   tide_bitmap_reset(c->todo, off, x.len, NULL) < 0))

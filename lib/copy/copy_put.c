@@ -25,7 +25,8 @@ void tide_copy_put_begin(struct tide_copy_engine *e)
 	e->put = (struct tide_copy_put){
 		.direct = -1,
 		.fd = -1,
-		.wants_direct = c->way == TIDE_COPY_WAY_DIRECT || (c->way == TIDE_COPY_WAY_AUTO && c->len >= TIDE_COPY_LARGE),
+		.wants_direct =
+		        c->way == TIDE_COPY_WAY_DIRECT || (c->way == TIDE_COPY_WAY_AUTO && c->len >= TIDE_COPY_LARGE),
 	};
 	pthread_mutex_init(&e->put.lock, NULL);
 }

@@ -17,7 +17,8 @@ static void note_done(struct tide_copy_engine *e, uint64_t off, uint64_t len)
 }
 
 /* A run of the plan; false: sharing is pointless, or it is the end of the copy. */
-static bool share_run(struct tide_copy_engine *e, struct tide_copy_mover *m, uint64_t off, uint64_t len, unsigned *misses)
+static bool share_run(struct tide_copy_engine *e, struct tide_copy_mover *m, uint64_t off, uint64_t len,
+                      unsigned *misses)
 {
 	struct tide_copy *c = e->copy;
 	struct tide_copy_stretch s;
@@ -51,7 +52,6 @@ void tide_copy_share(struct tide_copy_engine *e)
 	if (c->compress || c->detect_zeroes || (c->way != TIDE_COPY_WAY_AUTO && c->way != TIDE_COPY_WAY_REFLINK))
 		return;
 	tide_copy_move_init(&m, c->target, TIDE_COPY_WAY_REFLINK, c->target_reads_zero);
-	while (tide_bitmap_next_dirty(e->plan, off, UINT64_MAX, &start, &len) &&
-	       share_run(e, &m, start, len, &misses))
+	while (tide_bitmap_next_dirty(e->plan, off, UINT64_MAX, &start, &len) && share_run(e, &m, start, len, &misses))
 		off = start + len;
 }

@@ -20,11 +20,8 @@ int tide_copy_way_wanted(enum tide_copy_way *way, struct tide_error *err)
 		const char *name;
 		enum tide_copy_way way;
 	} names[] = {
-		{ "reflink", TIDE_COPY_WAY_REFLINK },
-		{ "kernel", TIDE_COPY_WAY_KERNEL },
-		{ "rw", TIDE_COPY_WAY_RW },
-		{ "direct", TIDE_COPY_WAY_DIRECT },
-		{ "uring", TIDE_COPY_WAY_DIRECT },
+		{ "reflink", TIDE_COPY_WAY_REFLINK }, { "kernel", TIDE_COPY_WAY_KERNEL }, { "rw", TIDE_COPY_WAY_RW },
+		{ "direct", TIDE_COPY_WAY_DIRECT },   { "uring", TIDE_COPY_WAY_DIRECT },
 	};
 	const char *wanted = getenv("TIDE_COPY");
 
@@ -43,7 +40,8 @@ int tide_copy_way_wanted(enum tide_copy_way *way, struct tide_error *err)
 
 bool tide_copy_way_is_remote(int fd)
 {
-	static const unsigned types[] = { 0x6969 /* NFS */, 0xff534d42 /* CIFS */, 0xfe534d42 /* SMB2 */, 0x00c36400 /* Ceph */ };
+	static const unsigned types[] = { 0x6969 /* NFS */, 0xff534d42 /* CIFS */, 0xfe534d42 /* SMB2 */,
+		                          0x00c36400 /* Ceph */ };
 	struct statfs fs;
 
 	if (fstatfs(fd, &fs) < 0)

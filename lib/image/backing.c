@@ -34,7 +34,7 @@ bool tide_backing_has_protocol(const char *name)
 
 bool tide_backing_is_uri(const char *name)
 {
-	static const char *const schemes[] = { "nbd:",          "nbds:",       "nbd+unix:", "nbds+unix:",
+	static const char *const schemes[] = { "nbd:",       "nbds:",       "nbd+unix:", "nbds+unix:",
 		                               "nbd+vsock:", "nbds+vsock:", "nbd+ssh:",  "nbds+ssh:" };
 
 	for (size_t i = 0; i < TIDE_ARRAY_SIZE(schemes); i++) {
@@ -67,8 +67,10 @@ static bool is_word(const char *word, const char *const *list)
 /* Options that say how a file is opened, not what is in it. */
 static bool is_harmless(const char *key)
 {
-	static const char *const keys[] = { "node-name", "read-only", "auto-read-only", "discard", "detect-zeroes", "locking",
-		                            "aio", "cache", "cache.direct", "cache.no-flush", "force-share", NULL };
+	static const char *const keys[] = {
+		"node-name", "read-only", "auto-read-only", "discard",        "detect-zeroes", "locking",
+		"aio",       "cache",     "cache.direct",   "cache.no-flush", "force-share",   NULL
+	};
 
 	return is_word(key, keys);
 }
@@ -94,7 +96,8 @@ static int take_protocol(const char *key, const struct tide_json *json, struct t
 		return -1;
 	if (is_word(driver, drivers))
 		return 0;
-	return tide_error_set(err, TIDE_E_UNSUPPORTED, "it needs the driver '%s', which this version does not support", driver);
+	return tide_error_set(err, TIDE_E_UNSUPPORTED, "it needs the driver '%s', which this version does not support",
+	                      driver);
 }
 
 /* {"driver": "file", "filename": "…"} */
@@ -113,8 +116,8 @@ static int take_file(struct plain *plain, const struct tide_json *file, struct t
 		else if (!strcmp(key, "filename"))
 			rc = take_string(&plain->path, key, value, err);
 		else if (!is_harmless(key))
-			rc = tide_error_set(err, TIDE_E_UNSUPPORTED, "it needs the option '%s', which this version does not support",
-			                    key);
+			rc = tide_error_set(err, TIDE_E_UNSUPPORTED,
+			                    "it needs the option '%s', which this version does not support", key);
 	}
 	return rc;
 }
@@ -144,7 +147,8 @@ static int take_member(struct plain *plain, const char *key, const struct tide_j
 		return take_string(&plain->path, key, value, err);
 	if (is_harmless(flat ? key + 5 : key))
 		return 0;
-	return tide_error_set(err, TIDE_E_UNSUPPORTED, "it needs the option '%s', which this version does not support", key);
+	return tide_error_set(err, TIDE_E_UNSUPPORTED, "it needs the option '%s', which this version does not support",
+	                      key);
 }
 
 static int take_json(struct plain *plain, const char *text, struct tide_error *err)
@@ -176,7 +180,8 @@ static int unwrap(struct plain *plain, const char *name, struct tide_error *err)
 		return plain->path ? 0 : -1;
 	}
 	if (strncmp(name, "file:", 5)) {
-		tide_error_set(err, TIDE_E_UNSUPPORTED, "it needs the driver '%.*s', which this version does not support",
+		tide_error_set(err, TIDE_E_UNSUPPORTED,
+		               "it needs the driver '%.*s', which this version does not support",
 		               (int)strcspn(name, ":"), name);
 		return tide_error_hint(err, "a file of that name is './%s'", name);
 	}
@@ -201,15 +206,16 @@ static bool climbs(const char *name)
 	return name[0] == '/';
 }
 
-/* Fills in real and outside.  A path that leads nowhere is judged as far as it goes, then by its words; where nobody can tell
- * where it leads, it is not followed. */
+/* Fills in real and outside.  A path that leads nowhere is judged as far as it goes, then by its words; where nobody
+ * can tell where it leads, it is not followed. */
 static int judge(struct tide_backing *backing, const char *image, const char *name, struct tide_error *err)
 {
 	TIDE_AUTOFREE char *home = NULL;
 	TIDE_AUTOFREE char *dir = NULL;
 
 	backing->outside = true;
-	if (tide_sysio_real_path(backing->path, &backing->real, err) < 0 || tide_sysio_real_dir(image, &home, err) < 0 ||
+	if (tide_sysio_real_path(backing->path, &backing->real, err) < 0 ||
+	    tide_sysio_real_dir(image, &home, err) < 0 ||
 	    tide_sysio_real_dir(backing->real ? backing->real : backing->path, &dir, err) < 0)
 		return -1;
 	backing->outside = !home || (dir ? !is_below(dir, home) : climbs(name));
@@ -231,7 +237,9 @@ static int refuse_wrapped(struct tide_error *err, const char *image, const char 
 	if (!strncmp(name, "json:", 5) || !strncmp(name, "file:", 5) || strstr(name, "://"))
 		return refuse(err, image, what, name, why, "protocol");
 	tide_error_set(err, TIDE_E_REFUSED, "The %s '%s' that '%s' names %s", what, name, image, why);
-	return tide_error_hint(err, "a file of that name is './%s'; else give --allow-backing=protocol if you trust '%s'", name, image);
+	return tide_error_hint(err,
+	                       "a file of that name is './%s'; else give --allow-backing=protocol if you trust '%s'",
+	                       name, image);
 }
 
 int tide_backing_find(const char *image, const char *what, const char *name, unsigned allow, struct tide_backing *out,

@@ -25,13 +25,17 @@
 #include "tidemark.h"
 
 struct tide_backing {
-	char *path;   /* where the name leads, as it is to be shown: relative to where the image's path is */
-	char *real;   /* the same without symbolic links: what is to be opened; NULL when there is no such file, or a URI */
+	char *path; /* where the name leads, as it is to be shown: relative to where the image's path is */
+	char *real; /* the same without symbolic links: what is to be opened; NULL when there is no such file, or a URI
+	             */
 	char *format; /* that the name itself gives, or NULL */
 	bool outside; /* it leads out of the image's directory */
 };
 
-#define TIDE_BACKING_INIT { NULL, NULL, NULL, false }
+#define TIDE_BACKING_INIT               \
+	{                               \
+		NULL, NULL, NULL, false \
+	}
 
 /*
  * image: the path of the image that holds the name, symbolic links resolved.  what: "backing

@@ -144,8 +144,8 @@ static bool is_equal(const uint8_t *x, const uint8_t *y, uint64_t len)
 }
 
 /* x and y (NULL: zeroes) are what the sides hold at off; *next is where to go on, which may lie behind them. */
-static int compare_block(struct piece *p, const uint8_t *x, const uint8_t *y, uint64_t off, uint64_t len, uint64_t *next,
-                         struct tide_error *err)
+static int compare_block(struct piece *p, const uint8_t *x, const uint8_t *y, uint64_t off, uint64_t len,
+                         uint64_t *next, struct tide_error *err)
 {
 	uint64_t unit = p->e->compare->unit, pos = off;
 
@@ -280,7 +280,11 @@ static void work(struct tide_work *work, uint8_t *buf)
 int tide_compare_run(struct tide_compare *c, struct tide_error *err)
 {
 	struct engine e = {
-		.work = { .run = work, .buf_size = 2 * BLOCK, .sink = c->sink, .device = c->device, .offset = &c->offset },
+		.work = { .run = work,
+		          .buf_size = 2 * BLOCK,
+		          .sink = c->sink,
+		          .device = c->device,
+		          .offset = &c->offset },
 		.compare = c,
 		.piece = TIDE_MAX(PIECE, c->unit),
 		.cursor = c->start,

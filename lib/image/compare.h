@@ -27,11 +27,11 @@
 
 struct tide_compare {
 	/* What to do. */
-	struct tide_image *a, *b;  /* open for reading at least; each with its chain */
-	uint64_t start, end;       /* bytes of the disks; see above for what may lie past an end */
-	uint64_t unit;             /* bytes, a power of two */
-	const char *device;        /* for progress; NULL: none is reported */
-	struct tide_sink *sink;    /* cancels, and hears of progress */
+	struct tide_image *a, *b; /* open for reading at least; each with its chain */
+	uint64_t start, end;      /* bytes of the disks; see above for what may lie past an end */
+	uint64_t unit;            /* bytes, a power of two */
+	const char *device;       /* for progress; NULL: none is reported */
+	struct tide_sink *sink;   /* cancels, and hears of progress */
 	/*
 	 * [off, off + len) differs: whole units, clipped to the range, each told once.  Neighbours are told together as
 	 * far as one worker saw them, in NO particular order.  One call at a time, from any thread.  -1 ends it all.
@@ -40,8 +40,8 @@ struct tide_compare {
 	void *data; /* the caller's */
 
 	/* How it went. */
-	uint64_t len, offset;   /* bytes: of the range, done */
-	uint64_t differing;     /* bytes told to `differs` */
+	uint64_t len, offset; /* bytes: of the range, done */
+	uint64_t differing;   /* bytes told to `differs` */
 	bool cancelled;
 };
 

@@ -55,9 +55,12 @@ static const struct tide_image_driver *probe(int fd, struct tide_error *err)
 		return NULL;
 	foreign = tide_driver_foreign(head, n);
 	if (foreign) {
-		/* Its bytes are not the disk's: a backup of them as of a raw disk may lack what stands in other files. */
-		tide_error_set(err, TIDE_E_UNSUPPORTED, "The image looks like one of format '%s', which this version does not "
-		               "support", foreign);
+		/* Its bytes are not the disk's: a backup of them as of a raw disk may lack what stands in other files.
+		 */
+		tide_error_set(err, TIDE_E_UNSUPPORTED,
+		               "The image looks like one of format '%s', which this version does not "
+		               "support",
+		               foreign);
 		tide_error_hint(err, "if it is a raw disk that only begins like one, say that its format is raw");
 		return NULL;
 	}
@@ -212,13 +215,14 @@ char *tide_image_find_data_file(const char *image, const char *name, unsigned al
 	if (tide_backing_find(image, "data file", name, allow, &found, err) < 0)
 		return NULL;
 	if (tide_backing_is_uri(found.path)) {
-		tide_error_set(err, TIDE_E_UNSUPPORTED, "The data file '%s' that '%s' names cannot be followed: it is no file", name,
-		               image);
+		tide_error_set(err, TIDE_E_UNSUPPORTED,
+		               "The data file '%s' that '%s' names cannot be followed: it is no file", name, image);
 		return NULL;
 	}
 	if (stat(found.path, &a) == 0 && stat(name, &b) == 0 && (a.st_dev != b.st_dev || a.st_ino != b.st_ino)) {
-		tide_error_set(err, TIDE_E_REFUSED, "The data file '%s' could be '%s' or the one in the current directory",
-		               name, found.path);
+		tide_error_set(err, TIDE_E_REFUSED,
+		               "The data file '%s' could be '%s' or the one in the current directory", name,
+		               found.path);
 		tide_error_hint(err, "say which with an absolute path: qemu-img amend -o data_file=PATH '%s'", image);
 		return NULL;
 	}
@@ -240,7 +244,8 @@ static int check_data_file(const struct tide_image *image, struct tide_error *er
 
 static int open_data_file(struct tide_image *image, const struct tide_image_options *options, struct tide_error *err)
 {
-	bool write = (image->flags & TIDE_OPEN_WRITE) && !image->write_later; /* what is written later is not the disk */
+	bool write =
+	        (image->flags & TIDE_OPEN_WRITE) && !image->write_later; /* what is written later is not the disk */
 
 	image->data_path = tide_image_find_data_file(image->path, image->info.data_file, options->allow, err);
 	if (!image->data_path)
@@ -250,9 +255,9 @@ static int open_data_file(struct tide_image *image, const struct tide_image_opti
 		return tide_error_hint(err, "it is the image's external data file, without which nothing can be read");
 	if (check_data_file(image, err) < 0)
 		return tide_error_wrap(err, "Could not open data file '%s'", image->data_path);
-	if (!options->force_share && tide_lock_acquire(image->data_fd, write ? TIDE_LOCK_WRITE_HELD : TIDE_LOCK_READ_HELD,
-	                                      write ? TIDE_LOCK_WRITE_UNSHARED : TIDE_LOCK_READ_UNSHARED,
-	                                      image->data_path, err) < 0)
+	if (!options->force_share &&
+	    tide_lock_acquire(image->data_fd, write ? TIDE_LOCK_WRITE_HELD : TIDE_LOCK_READ_HELD,
+	                      write ? TIDE_LOCK_WRITE_UNSHARED : TIDE_LOCK_READ_UNSHARED, image->data_path, err) < 0)
 		return -1;
 	return image->driver->set_data_file(image->state, image->data_fd, err);
 }
@@ -284,8 +289,10 @@ static int check_recording(const struct tide_image *image, struct tide_error *er
 		if (!b->enabled || b->in_use)
 			continue;
 		tide_error_set(err, TIDE_E_UNSUPPORTED,
-		               "The bitmap '%s' inside the image records writes, which this version cannot do for it", b->name);
-		return tide_error_hint(err, "disable or remove it first: qemu-img bitmap --disable IMAGE '%s'", b->name);
+		               "The bitmap '%s' inside the image records writes, which this version cannot do for it",
+		               b->name);
+		return tide_error_hint(err, "disable or remove it first: qemu-img bitmap --disable IMAGE '%s'",
+		                       b->name);
 	}
 	return 0;
 }
@@ -307,10 +314,11 @@ static int choose_backing_format(const struct tide_image *image, const struct ti
 	if (*format || (allow & TIDE_ALLOW_PROBE))
 		return 0;
 	tide_error_set(err, TIDE_E_REFUSED, "Backing file '%s' specified without backing format", image->info.backing);
-	return tide_error_hint(err,
-	                       "state it: qemu-img rebase -u -b '%s' -F FORMAT '%s'; or, if you trust both images, have it "
-	                       "probed: --allow-backing=probe",
-	                       image->info.backing, image->path);
+	return tide_error_hint(
+	        err,
+	        "state it: qemu-img rebase -u -b '%s' -F FORMAT '%s'; or, if you trust both images, have it "
+	        "probed: --allow-backing=probe",
+	        image->info.backing, image->path);
 }
 
 /* trusted: the name was given by a person just now; what stands below is judged all the same. */
@@ -329,14 +337,16 @@ static int open_backing(struct tide_image *image, const struct tide_image_option
 
 	if (!name || options->no_backing)
 		return 0;
-	if (tide_backing_find(image->path, "backing file", name, trusted ? TIDE_ALLOW_ANY : options->allow, &found, err) < 0)
+	if (tide_backing_find(image->path, "backing file", name, trusted ? TIDE_ALLOW_ANY : options->allow, &found,
+	                      err) < 0)
 		return -1;
 	image->backing_outside = found.outside;
 	if (choose_backing_format(image, &found, options->allow, &below.format, err) < 0)
 		return -1;
 	if (here.depth > TIDE_IMAGE_DEPTH_MAX) {
 		tide_error_set(err, TIDE_E_REFUSED, "The backing chain is deeper than %d images", TIDE_IMAGE_DEPTH_MAX);
-		return tide_error_hint(err, "begin a new chain with a full backup; qemu-img convert makes one image of an old chain");
+		return tide_error_hint(
+		        err, "begin a new chain with a full backup; qemu-img convert makes one image of an old chain");
 	}
 	below.path = found.path;
 	if (open_link(&below, found.real, &here, &image->backing, err) < 0)
@@ -354,7 +364,8 @@ static int open_checked(struct tide_image *image, const struct tide_image_option
 		return -1;
 	if (!options->force_share &&
 	    tide_lock_acquire(image->fd, options->write ? TIDE_LOCK_WRITE_HELD : TIDE_LOCK_READ_HELD,
-	                      options->write ? TIDE_LOCK_WRITE_UNSHARED : TIDE_LOCK_READ_UNSHARED, image->path, err) < 0)
+	                      options->write ? TIDE_LOCK_WRITE_UNSHARED : TIDE_LOCK_READ_UNSHARED, image->path,
+	                      err) < 0)
 		return -1;
 	/* What counts is how the file is now that nobody else writes to it. */
 	if (tide_stamp_take(image->fd, &image->stamp, err) < 0)
@@ -377,12 +388,14 @@ static int open_uri(const struct tide_image_options *options, const struct chain
 	image->fd = options->has_lock_fd ? options->lock_fd : -1;
 	image->flags = (writes ? TIDE_OPEN_WRITE : 0) | (above ? TIDE_OPEN_UNTRUSTED : 0);
 	if (options->format && strcmp(options->format, "nbd") && strcmp(options->format, "raw")) {
-		tide_error_set(err, TIDE_E_UNSUPPORTED, "An NBD export is raw: a %s image in it cannot be used", options->format);
+		tide_error_set(err, TIDE_E_UNSUPPORTED, "An NBD export is raw: a %s image in it cannot be used",
+		               options->format);
 		return tide_error_hint(err, "let the server read the image: qemu-nbd -f %s", options->format);
 	}
 	if (image->fd >= 0 && !options->force_share &&
 	    tide_lock_acquire(image->fd, options->write ? TIDE_LOCK_WRITE_HELD : TIDE_LOCK_READ_HELD,
-	                      options->write ? TIDE_LOCK_WRITE_UNSHARED : TIDE_LOCK_READ_UNSHARED, image->path, err) < 0)
+	                      options->write ? TIDE_LOCK_WRITE_UNSHARED : TIDE_LOCK_READ_UNSHARED, image->path,
+	                      err) < 0)
 		return -1;
 	image->driver = tide_image_find_driver("nbd");
 	if (!image->driver)
@@ -408,7 +421,8 @@ static int open_file(const struct tide_image_options *options, const char *real,
 	image->locks = !options->force_share;
 	if (open_checked(image, options, above, err) < 0)
 		/* QEMU says no more than which lock. */
-		return err && err->code == TIDE_E_LOCKED ? -1 : tide_error_wrap(err, "Could not open '%s'", options->path);
+		return err && err->code == TIDE_E_LOCKED ? -1
+		                                         : tide_error_wrap(err, "Could not open '%s'", options->path);
 	return 0;
 }
 
@@ -422,12 +436,16 @@ static int open_link(const struct tide_image_options *options, const char *real,
 		return -1;
 	if (tide_backing_is_uri(options->path)) {
 		if (open_uri(options, above, image, err) < 0)
-			return err && err->code == TIDE_E_LOCKED ? -1 : tide_error_wrap(err, "Could not open '%s'", options->path);
+			return err && err->code == TIDE_E_LOCKED
+			               ? -1
+			               : tide_error_wrap(err, "Could not open '%s'", options->path);
 	} else if (open_file(options, real, above, image, err) < 0) {
 		return -1;
 	}
-	if (open_backing(image, options, above, false, options->partial ? &image->broken : err) < 0 && !options->partial)
-		return above && above->depth >= TOLD_MAX ? -1 : tide_error_wrap(err, "Could not open '%s'", options->path);
+	if (open_backing(image, options, above, false, options->partial ? &image->broken : err) < 0 &&
+	    !options->partial)
+		return above && above->depth >= TOLD_MAX ? -1
+		                                         : tide_error_wrap(err, "Could not open '%s'", options->path);
 	*out = image;
 	image = NULL;
 	return 0;
@@ -440,7 +458,8 @@ int tide_image_open(const struct tide_image_options *options, struct tide_image 
 	return open_link(options, real, NULL, image, err);
 }
 
-/* The image and its data file get their names together: until then the image layer knows the one from its descriptor. */
+/* The image and its data file get their names together: until then the image layer knows the one from its descriptor.
+ */
 static int take_new_data_file(struct tide_image *image, int data_fd, struct tide_error *err)
 {
 	if (!image->info.data_file)
@@ -467,8 +486,8 @@ int tide_image_create(int fd, int data_fd, const char *path, const struct tide_i
 	image->fd = fd;
 	image->flags = TIDE_OPEN_WRITE | TIDE_OPEN_NEW;
 	image->driver = driver;
-	if (remember_file(image, err) < 0 || open_driver(image, err) < 0 || take_new_data_file(image, data_fd, err) < 0 ||
-	    open_backing(image, &follow, NULL, true, err) < 0)
+	if (remember_file(image, err) < 0 || open_driver(image, err) < 0 ||
+	    take_new_data_file(image, data_fd, err) < 0 || open_backing(image, &follow, NULL, true, err) < 0)
 		return -1;
 	*out = image;
 	image = NULL;
@@ -681,8 +700,8 @@ int tide_image_lock_write(struct tide_image *image, struct tide_error *err)
 		return 0;
 	if (check_recording(image, err) < 0)
 		return -1;
-	if (image->locks && tide_lock_raise(image->fd, TIDE_LOCK_WRITE_HELD & ~TIDE_LOCK_READ_HELD, LOCK_WAIT_MS,
-	                                    image->path, err) < 0)
+	if (image->locks &&
+	    tide_lock_raise(image->fd, TIDE_LOCK_WRITE_HELD & ~TIDE_LOCK_READ_HELD, LOCK_WAIT_MS, image->path, err) < 0)
 		return -1;
 	image->write_locked = true;
 	return 0;

@@ -35,15 +35,15 @@ struct tide_image_options {
 	const char *path;
 	const char *format; /* NULL: probe */
 	bool write;
-	bool write_later;      /* open the file for writing, lock it for reading: see tide_image_lock_write */
-	bool records_bitmaps;  /* the caller records its writes in the enabled bitmaps inside the image */
-	bool force_share;      /* take no locks */
-	bool no_backing;  /* open this image only; what it does not hold reads as zeroes */
-	unsigned allow;   /* enum tide_allow: names in the images of the chain that may be followed */
+	bool write_later;          /* open the file for writing, lock it for reading: see tide_image_lock_write */
+	bool records_bitmaps;      /* the caller records its writes in the enabled bitmaps inside the image */
+	bool force_share;          /* take no locks */
+	bool no_backing;           /* open this image only; what it does not hold reads as zeroes */
+	unsigned allow;            /* enum tide_allow: names in the images of the chain that may be followed */
 	const atomic_bool *cancel; /* set to end what waits for a server; NULL: never.  Outlives the image */
-	int lock_fd;      /* URIs: a file that is locked in the image's place, if has_lock_fd; stays the caller's */
+	int lock_fd; /* URIs: a file that is locked in the image's place, if has_lock_fd; stays the caller's */
 	bool has_lock_fd;
-	bool partial;     /* where a backing image cannot be opened the chain ends, and tide_image_broken says why */
+	bool partial; /* where a backing image cannot be opened the chain ends, and tide_image_broken says why */
 };
 
 /* The error names the path, as QEMU's does: Could not open 'PATH': … */
@@ -72,7 +72,8 @@ char *tide_image_resolve(const char *path, const char *name, struct tide_error *
 /* The same for an external data file; a name that may not be followed is refused (backing.h). */
 char *tide_image_find_data_file(const char *path, const char *name, unsigned allow, struct tide_error *err);
 
-/* Where the backing name of an image leads, for showing: relative to where path is, the path that the image was opened by. */
+/* Where the backing name of an image leads, for showing: relative to where path is, the path that the image was opened
+ * by. */
 char *tide_image_backing_path(const struct tide_image *image, const char *path, struct tide_error *err);
 
 const char *tide_image_path(const struct tide_image *image); /* symbolic links resolved */
@@ -142,7 +143,8 @@ int tide_image_read_bitmap(struct tide_image *image, size_t index, struct tide_b
 int tide_image_reclaim_bitmap(struct tide_image *image, size_t index, struct tide_error *err);
 /* Does the format have them? */
 bool tide_image_can_store_bitmaps(const struct tide_image *image);
-/* Changing them, in an image that is open for writing: see image_driver.h.  After the commit tide_image_info has them. */
+/* Changing them, in an image that is open for writing: see image_driver.h.  After the commit tide_image_info has them.
+ */
 int tide_image_stage_bitmaps(struct tide_image *image, const struct tide_driver_bitmap_put *put, size_t n,
                              struct tide_driver_switch *sw, struct tide_error *err);
 int tide_image_commit_bitmaps(struct tide_image *image, struct tide_error *err);

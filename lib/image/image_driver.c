@@ -75,7 +75,8 @@ static const struct {
 const char *tide_driver_foreign(const uint8_t *head, size_t len)
 {
 	for (size_t i = 0; i < sizeof(foreign) / sizeof(*foreign); i++) {
-		if (len >= foreign[i].off + foreign[i].len && !memcmp(head + foreign[i].off, foreign[i].magic, foreign[i].len))
+		if (len >= foreign[i].off + foreign[i].len &&
+		    !memcmp(head + foreign[i].off, foreign[i].magic, foreign[i].len))
 			return foreign[i].name;
 	}
 	return NULL;
@@ -107,7 +108,8 @@ int tide_driver_next_setting(const char **settings, char key[64], char value[256
 		return 0;
 	s = take_word(s, "=,", key, 64);
 	if (!s)
-		return tide_error_set(err, TIDE_E_REFUSED, "A setting's name is longer than 63 bytes in '%s'", *settings);
+		return tide_error_set(err, TIDE_E_REFUSED, "A setting's name is longer than 63 bytes in '%s'",
+		                      *settings);
 	if (*s != '=' || !key[0])
 		return tide_error_set(err, TIDE_E_REFUSED, "Expected 'name=value' in '%s'", *settings);
 	s = take_word(s + 1, ",", value, 256);

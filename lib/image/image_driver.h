@@ -72,7 +72,7 @@
 
 enum {
 	TIDE_OPEN_WRITE = 1 << 0,
-	TIDE_OPEN_NEW = 1 << 1, /* just created by this driver, not visible to anybody yet; implies WRITE */
+	TIDE_OPEN_NEW = 1 << 1,   /* just created by this driver, not visible to anybody yet; implies WRITE */
 	TIDE_OPEN_LATER = 1 << 2, /* with WRITE: what forbids to write is an error of the first change, not of open */
 	TIDE_OPEN_UNTRUSTED = 1 << 3, /* open_uri: an image names it, not a person */
 };
@@ -90,8 +90,8 @@ struct tide_driver_bitmap_put {
 	const char *name;
 	uint64_t granularity;
 	bool in_use, enabled;
-	bool keep;    /* contents (table and clusters) stay those of the stored bitmap `index` */
-	size_t index; /* of tide_driver_info.bitmaps */
+	bool keep;                          /* contents (table and clusters) stay those of the stored bitmap `index` */
+	size_t index;                       /* of tide_driver_info.bitmaps */
 	const struct tide_bitmap *contents; /* !keep */
 };
 
@@ -137,12 +137,12 @@ struct tide_driver_info {
 
 struct tide_driver_create {
 	uint64_t size;
-	uint64_t cluster_size;      /* 0: the format's default */
-	const char *backing;        /* stored as it stands, or NULL */
-	const char *backing_format; /* given when backing is */
+	uint64_t cluster_size;                      /* 0: the format's default */
+	const char *backing;                        /* stored as it stands, or NULL */
+	const char *backing_format;                 /* given when backing is */
 	const struct tide_fingerprint *fingerprint; /* of the backing image, kept if there is room; or NULL */
-	const char *settings;       /* "key=value,key=value" or NULL; unknown keys are refused by name */
-	unsigned allow;             /* for the dispatcher: enum tide_allow, of the names in the images below */
+	const char *settings; /* "key=value,key=value" or NULL; unknown keys are refused by name */
+	unsigned allow;       /* for the dispatcher: enum tide_allow, of the names in the images below */
 };
 
 /* A compressed cluster of the disk. */
@@ -205,8 +205,8 @@ struct tide_image_driver {
 	int (*write_packed)(void *state, const struct tide_packed *clusters, size_t n, struct tide_error *err);
 
 	/*
-	 * Looks whether the image's own structures hold together, and tells each finding.  Reads the file itself, so what
-	 * is found does not depend on the code that wrote it.  -1: it could not look.  NULL: nothing to check.
+	 * Looks whether the image's own structures hold together, and tells each finding.  Reads the file itself, so
+	 * what is found does not depend on the code that wrote it.  -1: it could not look.  NULL: nothing to check.
 	 */
 	int (*check)(int fd, const struct tide_check *check, struct tide_error *err);
 

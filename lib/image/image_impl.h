@@ -33,6 +33,7 @@ struct tide_image {
 
 /* May the image be written now? */
 int tide_image_check_write(const struct tide_image *image, struct tide_error *err);
-int tide_image_check_range(const struct tide_image *image, uint64_t off, uint64_t len, bool write, struct tide_error *err);
+int tide_image_check_range(const struct tide_image *image, uint64_t off, uint64_t len, bool write,
+                           struct tide_error *err);
 
 #endif

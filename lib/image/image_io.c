@@ -14,11 +14,13 @@ int tide_image_check_write(const struct tide_image *image, struct tide_error *er
 	return 0;
 }
 
-int tide_image_check_range(const struct tide_image *image, uint64_t off, uint64_t len, bool write, struct tide_error *err)
+int tide_image_check_range(const struct tide_image *image, uint64_t off, uint64_t len, bool write,
+                           struct tide_error *err)
 {
 	if (!tide_range_is_within(off, len, image->info.size))
 		return tide_error_set(err, TIDE_E_REFUSED,
-		                      "The range %" PRIu64 "+%" PRIu64 " does not lie within the disk of %" PRIu64 " bytes",
+		                      "The range %" PRIu64 "+%" PRIu64 " does not lie within the disk of %" PRIu64
+		                      " bytes",
 		                      off, len, image->info.size);
 	return write ? tide_image_check_write(image, err) : 0;
 }
@@ -150,8 +152,9 @@ static int write_whole(struct tide_image *image, const uint8_t *buf, uint64_t of
 		int rc = tide_image_write_begin(image, off, len, &place, err);
 
 		if (rc > 0)
-			return tide_error_set(err, TIDE_E_CORRUPT, "'%s': whole clusters at %" PRIu64 " cannot be written",
-			                      image->path, off);
+			return tide_error_set(err, TIDE_E_CORRUPT,
+			                      "'%s': whole clusters at %" PRIu64 " cannot be written", image->path,
+			                      off);
 		if (rc < 0 || write_place(image, &place, buf, err) < 0)
 			return -1;
 		buf += place.len;
@@ -250,8 +253,9 @@ int tide_image_zero(struct tide_image *image, uint64_t off, uint64_t len, bool m
 	if (start < end) {
 		rc = image->driver->zero(image->state, start, end - start, may_unmap, err);
 		if (rc > 0)
-			return tide_error_set(err, TIDE_E_CORRUPT, "'%s': whole clusters at %" PRIu64 " cannot be zeroed",
-			                      image->path, start);
+			return tide_error_set(err, TIDE_E_CORRUPT,
+			                      "'%s': whole clusters at %" PRIu64 " cannot be zeroed", image->path,
+			                      start);
 		if (rc < 0)
 			return tide_error_wrap(err, "'%s'", image->path);
 	}
@@ -272,7 +276,9 @@ int tide_image_discard(struct tide_image *image, uint64_t off, uint64_t len, str
 	if (len == 0)
 		return 0;
 	if (image->driver->discard)
-		return image->driver->discard(image->state, off, len, err) < 0 ? tide_error_wrap(err, "'%s'", image->path) : 0;
+		return image->driver->discard(image->state, off, len, err) < 0
+		               ? tide_error_wrap(err, "'%s'", image->path)
+		               : 0;
 	whole_clusters(image, off, len, &start, &end);
 	return start < end ? tide_image_zero(image, start, end - start, true, err) : 0;
 }

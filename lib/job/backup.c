@@ -29,11 +29,12 @@ static void wait_stopped(struct tide_backup_job *job, const struct tide_error *e
 
 	tide_event_job_status(job->sink, job->id, "paused");
 	if (naps)
-		tide_event_warning(job->sink, job->node->path, "job '%s' is stopped: %s; it goes on in %u s, or with SIGCONT",
-		                   job->id, err->msg, job->retry_after);
+		tide_event_warning(job->sink, job->node->path,
+		                   "job '%s' is stopped: %s; it goes on in %u s, or with SIGCONT", job->id, err->msg,
+		                   job->retry_after);
 	else
-		tide_event_warning(job->sink, job->node->path, "job '%s' is stopped: %s; SIGCONT lets it go on", job->id,
-		                   err->msg);
+		tide_event_warning(job->sink, job->node->path, "job '%s' is stopped: %s; SIGCONT lets it go on",
+		                   job->id, err->msg);
 	for (uint64_t n = 0; !tide_copy_is_stopped(&job->copy) && atomic_load(&job->sink->resumed) == seen; n++) {
 		if (naps && n >= naps)
 			break;
@@ -143,14 +144,15 @@ static struct tide_bitmap *begin_anew(struct tide_backup_job *job, struct tide_s
 }
 
 /* What the bitmap holds, cleared or as it is. */
-static struct tide_bitmap *contents(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry, bool ok, bool clears,
-                                    struct tide_error *err)
+static struct tide_bitmap *contents(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry, bool ok,
+                                    bool clears, struct tide_error *err)
 {
 	if (ok && job->fresh)
 		return begin_anew(job, entry, err);
 	if (clears)
 		return tide_node_bitmap_clear(job->node, entry, err);
-	return job->is_inside ? tide_node_bitmap(job->node, entry, err) : tide_node_bitmap_for_change(job->node, entry, err);
+	return job->is_inside ? tide_node_bitmap(job->node, entry, err)
+	                      : tide_node_bitmap_for_change(job->node, entry, err);
 }
 
 /* ok: the job succeeded.  kept: it did not, but its partial target was kept (always). */
@@ -171,7 +173,7 @@ static int settle_entry(struct tide_backup_job *job, bool ok, bool kept, struct 
 		return -1;
 	if (kept) {
 		TIDE_AUTOBITMAP struct tide_bitmap *rest =
-			tide_copy_plan(tide_bitmap_size(bm), entry->granularity, job->copy.todo, err);
+		        tide_copy_plan(tide_bitmap_size(bm), entry->granularity, job->copy.todo, err);
 
 		if (!rest || tide_bitmap_merge(bm, rest, err) < 0)
 			return -1;
@@ -276,15 +278,16 @@ static bool keep_partial(struct tide_backup_job *job)
 {
 	struct tide_error err = TIDE_ERROR_INIT;
 
-	if (job->bitmap_mode != TIDE_BITMAP_MODE_ALWAYS || job->unsound || tide_image_check_unchanged(job->node->image, &err) < 0 ||
-	    tide_target_commit(&job->target, &err) < 0) {
+	if (job->bitmap_mode != TIDE_BITMAP_MODE_ALWAYS || job->unsound ||
+	    tide_image_check_unchanged(job->node->image, &err) < 0 || tide_target_commit(&job->target, &err) < 0) {
 		tide_error_release(&err);
 		return false;
 	}
-	tide_event_warning(job->sink, job->node->path,
-	                   "the backup ended early (%s); its partial target is kept, and the next backup from bitmap '%s' "
-	                   "must be chained on it",
-	                   job->cause.msg, job->bitmap);
+	tide_event_warning(
+	        job->sink, job->node->path,
+	        "the backup ended early (%s); its partial target is kept, and the next backup from bitmap '%s' "
+	        "must be chained on it",
+	        job->cause.msg, job->bitmap);
 	return true;
 }
 
@@ -314,7 +317,10 @@ static const char *error_text(const struct tide_error *cause)
 int tide_backup_conclude(struct tide_backup_job *job, struct tide_error *err)
 {
 	struct tide_job_result r = {
-		.device = job->id, .len = job->copy.len, .offset = job->copy.offset, .speed = job->copy.speed,
+		.device = job->id,
+		.len = job->copy.len,
+		.offset = job->copy.offset,
+		.speed = job->copy.speed,
 	};
 
 	if (job->cause.code)

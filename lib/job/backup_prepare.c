@@ -9,7 +9,7 @@
 #include "node/node_inside.h"
 #include "base/range.h"
 
-#define UNIT_MIN 65536u
+#define UNIT_MIN      65536u
 #define NODE_NAME_MAX 31
 
 static const char *const sync_names[] = {
@@ -50,11 +50,12 @@ static int check_bitmap_args(struct tide_backup_job *job, const struct tide_back
 	if (!*entry)
 		return -1;
 	if (job->sync == TIDE_SYNC_NONE)
-		return tide_error_set(err, TIDE_E_REFUSED, "sync mode 'none' does not produce meaningful bitmap outputs");
-	if (job->bitmap_mode == TIDE_BITMAP_MODE_NEVER && !wants)
 		return tide_error_set(err, TIDE_E_REFUSED,
-		                      "Bitmap sync mode 'never' has no meaningful effect when combined with sync mode '%s'",
-		                      sync);
+		                      "sync mode 'none' does not produce meaningful bitmap outputs");
+	if (job->bitmap_mode == TIDE_BITMAP_MODE_NEVER && !wants)
+		return tide_error_set(
+		        err, TIDE_E_REFUSED,
+		        "Bitmap sync mode 'never' has no meaningful effect when combined with sync mode '%s'", sync);
 	return 0;
 }
 
@@ -63,8 +64,9 @@ static int check_supported(const struct tide_backup_job *job, const struct tide_
                            struct tide_error *err)
 {
 	if (job->sync == TIDE_SYNC_NONE) {
-		tide_error_set(err, TIDE_E_REFUSED, "sync mode 'none' copies what a running guest overwrites: an image "
-		                                    "without one has nothing to copy");
+		tide_error_set(err, TIDE_E_REFUSED,
+		               "sync mode 'none' copies what a running guest overwrites: an image "
+		               "without one has nothing to copy");
 		return tide_error_hint(err, "use full, top or incremental");
 	}
 	if (args->compress && !tide_image_can_compress(job->target.image))
@@ -77,8 +79,9 @@ static bool is_id(const char *id)
 {
 	const char *letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
 
-	return *id && strchr(letters, *id) && !id[1 + strspn(id + 1, "abcdefghijklmnopqrstuvwxyz"
-	                                                              "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")];
+	return *id && strchr(letters, *id) &&
+	       !id[1 + strspn(id + 1, "abcdefghijklmnopqrstuvwxyz"
+	                              "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")];
 }
 
 /* What QEMU says once all else is right. */
@@ -120,7 +123,8 @@ static const char *probe_backing(const char *path, const char *name, struct tide
 	}
 	if (strcmp(tide_image_format(image), "raw"))
 		return tide_image_find_driver(tide_image_format(image))->name;
-	tide_error_set(err, TIDE_E_REFUSED, "The format of the backing image '%s' cannot be told from its content", name);
+	tide_error_set(err, TIDE_E_REFUSED, "The format of the backing image '%s' cannot be told from its content",
+	               name);
 	tide_error_hint(err, "say it: --backing '%s',format=raw", name);
 	return NULL;
 }
@@ -148,7 +152,9 @@ static int create_target(struct tide_backup_job *job, const struct tide_backup *
 	struct tide_image *source = job->node->image;
 	const struct tide_driver_info *info = tide_image_info(source);
 	struct tide_driver_create create = {
-		.size = tide_image_exact_size(source), .allow = job->node->allow, .settings = args->settings,
+		.size = tide_image_exact_size(source),
+		.allow = job->node->allow,
+		.settings = args->settings,
 	};
 	const char *own = tide_image_is_file(source) ? tide_image_format(source) : "raw";
 	const char *format = args->format ? args->format : own;
@@ -164,7 +170,7 @@ static int create_target(struct tide_backup_job *job, const struct tide_backup *
 		if (!backing)
 			return -1;
 		create.backing_format =
-			args->backing_format ? args->backing_format : probe_backing(args->target, backing, err);
+		        args->backing_format ? args->backing_format : probe_backing(args->target, backing, err);
 		if (!create.backing_format)
 			return -1;
 	} else if (job->sync == TIDE_SYNC_TOP && tide_image_backing(source)) {
@@ -177,9 +183,10 @@ static int create_target(struct tide_backup_job *job, const struct tide_backup *
 	if (tide_target_create(&job->target, args->target, format, &create, source, false, err) < 0)
 		return -1;
 	tide_target_warn_outside(&job->target, job->sink, args->target);
-	/* A target that something else may be chained under, or that stays when it is not whole, must say where zeroes are. */
+	/* A target that something else may be chained under, or that stays when it is not whole, must say where zeroes
+	 * are. */
 	job->copy.target_reads_zero = !strcmp(format, "raw") || (!backing && job->sync == TIDE_SYNC_FULL &&
-	                                                          job->bitmap_mode != TIDE_BITMAP_MODE_ALWAYS);
+	                                                         job->bitmap_mode != TIDE_BITMAP_MODE_ALWAYS);
 	return 0;
 }
 
@@ -190,11 +197,13 @@ static int open_target(struct tide_backup_job *job, const struct tide_backup *ar
 	if (args->mode == TIDE_MODE_ABSOLUTE_PATHS)
 		return create_target(job, args, err);
 	if (args->backing)
-		return tide_error_set(err, TIDE_E_REFUSED, "A backing image can be given to a new target only, not with "
-		                                           "mode 'existing'");
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "A backing image can be given to a new target only, not with "
+		                      "mode 'existing'");
 	if (args->settings)
-		return tide_error_set(err, TIDE_E_REFUSED, "Settings of the format can be given to a new target only, not "
-		                                           "with mode 'existing'");
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "Settings of the format can be given to a new target only, not "
+		                      "with mode 'existing'");
 	if (tide_target_bitmaps_find(&job->bitmaps, args->target, job->onto ? job->onto->sidecar : NULL, err) < 0 ||
 	    tide_target_bitmaps_format(&job->bitmaps, args->target, &format, err) < 0 ||
 	    tide_target_open(&job->target, args->target, format, job->node->allow, &job->sink->cancelled, err) < 0)
@@ -292,7 +301,7 @@ static int freeze(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry
                   struct tide_error *err)
 {
 	struct tide_sidecar_bitmap *successor =
-		tide_sidecar_bitmap_new(NULL, tide_image_size(job->node->image), entry->granularity, err);
+	        tide_sidecar_bitmap_new(NULL, tide_image_size(job->node->image), entry->granularity, err);
 
 	if (!successor)
 		return -1;
@@ -332,8 +341,8 @@ static int prepare(struct tide_backup_job *job, const struct tide_backup *args, 
 	struct tide_sidecar_bitmap *entry = NULL;
 
 	if (job->node->job)
-		return tide_error_set(err, TIDE_E_REFUSED, "Node '%s' is busy: block device is in use by block job: backup",
-		                      job->node->id);
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "Node '%s' is busy: block device is in use by block job: backup", job->node->id);
 	if (open_target(job, args, err) < 0 || check_bitmap_args(job, args, &entry, err) < 0 ||
 	    check_supported(job, args, onto, err) < 0 || check_perf(args, err) < 0 || check_sizes(job, err) < 0 ||
 	    check_chunk(job, args, err) < 0 || check_job(job, args, err) < 0)
@@ -344,8 +353,8 @@ static int prepare(struct tide_backup_job *job, const struct tide_backup *args, 
 	return entry && !tide_node_is_foreign(job->node, entry) ? freeze(job, entry, group, err) : 0;
 }
 
-int tide_backup_prepare(struct tide_node *node, const struct tide_backup *args, struct tide_node *onto, const char *group,
-                        struct tide_sink *sink, struct tide_backup_job **out, struct tide_error *err)
+int tide_backup_prepare(struct tide_node *node, const struct tide_backup *args, struct tide_node *onto,
+                        const char *group, struct tide_sink *sink, struct tide_backup_job **out, struct tide_error *err)
 {
 	struct tide_backup_job *job = tide_mem_alloc(1, sizeof(*job), err);
 

@@ -81,7 +81,8 @@ static int create(struct tide_target *target, const struct tide_image_create *ar
 	if (!driver)
 		return tide_error_set(err, TIDE_E_REFUSED, "Unknown file format '%s'", args->format);
 	if (args->backing && !driver->has_backing)
-		return tide_error_set(err, TIDE_E_REFUSED, "Backing file not supported for file format '%s'", args->format);
+		return tide_error_set(err, TIDE_E_REFUSED, "Backing file not supported for file format '%s'",
+		                      args->format);
 	if (check_backing(args, err) < 0)
 		return -1;
 	if (args->backing) {

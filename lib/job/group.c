@@ -164,7 +164,8 @@ static int point_all(struct group *g, struct tide_sink *sink, struct tide_error 
 		tide_node_unpoint(node);
 		if (node->inside_staged)
 			return tide_error_move(err, &why);
-		tide_event_warning(sink, node->path, "a crash in the next moment may leave the group half done: %s", why.msg);
+		tide_event_warning(sink, node->path, "a crash in the next moment may leave the group half done: %s",
+		                   why.msg);
 		tide_error_release(&why);
 	}
 	return 0;
@@ -177,7 +178,8 @@ static int decide(struct group *g, const char *path, struct tide_record *record,
 	struct tide_error late = TIDE_ERROR_INIT;
 	bool named = record->text.len > 0;
 
-	if (named && (point_all(g, sink, err) < 0 || sync_names(record, err) < 0 || tide_record_commit(record, path, err) < 0))
+	if (named &&
+	    (point_all(g, sink, err) < 0 || sync_names(record, err) < 0 || tide_record_commit(record, path, err) < 0))
 		return -1;
 	for (size_t i = 0; named && i < g->n + g->plan->n_nodes; i++) {
 		if (i < g->n)

@@ -8,8 +8,9 @@
 static int open_other(const struct tide_bitmap_rescan *args, unsigned allow, struct tide_sink *sink,
                       struct tide_image **other, struct tide_error *err)
 {
-	struct tide_image_options options = { .path = args->against, .format = args->against_format, .allow = allow,
-		                            .cancel = &sink->cancelled };
+	struct tide_image_options options = {
+		.path = args->against, .format = args->against_format, .allow = allow, .cancel = &sink->cancelled
+	};
 
 	if (tide_image_open(&options, other, err) < 0)
 		return -1;
@@ -28,9 +29,9 @@ static int check_apart(const struct tide_image *image, struct tide_image *other,
 		return tide_error_set(err, TIDE_E_REFUSED, "'%s' is the image itself: nothing could differ", name);
 	while ((other = tide_image_backing(other))) {
 		if (tide_image_is_same_file(image, other))
-			return tide_error_set(err, TIDE_E_REFUSED,
-			                      "'%s' is chained on the image itself: what it does not hold could not differ",
-			                      name);
+			return tide_error_set(
+			        err, TIDE_E_REFUSED,
+			        "'%s' is chained on the image itself: what it does not hold could not differ", name);
 	}
 	return 0;
 }
@@ -56,7 +57,8 @@ int tide_rescan_run(struct tide_node *node, const struct tide_bitmap_rescan *arg
 		.data = dirty,
 	};
 
-	if (!dirty || open_other(args, node->allow, sink, &other, err) < 0 || check_apart(node->image, other, args->against, err) < 0)
+	if (!dirty || open_other(args, node->allow, sink, &other, err) < 0 ||
+	    check_apart(node->image, other, args->against, err) < 0)
 		return -1;
 	compare.b = other;
 	if (tide_compare_run(&compare, err) < 0 || tide_image_check_unchanged(node->image, err) < 0 ||

@@ -12,8 +12,8 @@
 
 /*
  * Compares the node, which is open and so locked, with args->against and its chain.  *out: a new bitmap of the
- * granularity, over the node's disk; what the disk is longer is dirty where it is not zero.  Both images are as they were
- * when it returns 0.
+ * granularity, over the node's disk; what the disk is longer is dirty where it is not zero.  Both images are as they
+ * were when it returns 0.
  */
 int tide_rescan_run(struct tide_node *node, const struct tide_bitmap_rescan *args, uint64_t granularity,
                     struct tide_sink *sink, struct tide_bitmap **out, struct tide_error *err);

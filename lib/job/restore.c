@@ -90,7 +90,8 @@ static int check_apart(const struct tide_restore *restore, const char *path, str
 
 		if (!tide_image_is_file(link) || restore->is_uri) {
 			if (!tide_image_is_file(link) && restore->is_uri && !strcmp(tide_image_path(link), path))
-				return tide_error_set(err, TIDE_E_REFUSED, "'%s' is an image of the chain itself", path);
+				return tide_error_set(err, TIDE_E_REFUSED, "'%s' is an image of the chain itself",
+				                      path);
 			continue;
 		}
 		if (fstat(tide_image_fd(link), &st) < 0)
@@ -108,7 +109,8 @@ static int open_existing(struct tide_restore *restore, const struct tide_chain_r
 	const char *format = args->format;
 
 	if (tide_target_bitmaps_format(&restore->bitmaps, args->target, &format, err) < 0 ||
-	    tide_target_open(&restore->target, args->target, format, restore->node->allow, &restore->sink->cancelled, err) < 0)
+	    tide_target_open(&restore->target, args->target, format, restore->node->allow, &restore->sink->cancelled,
+	                     err) < 0)
 		return -1;
 	if (format || restore->is_uri || !strcmp(tide_image_format(restore->target.image), "raw"))
 		return 0;
@@ -131,11 +133,11 @@ static int check_size(const struct tide_restore *restore, const char *path, stru
 		                   restore->is_uri ? "export" : "device", have, need);
 		return 0;
 	}
-	tide_error_set(err, TIDE_E_REFUSED, "'%s' has a size of %" PRIu64 " bytes, the disk to restore %" PRIu64, path, have,
-	               need);
-	return tide_error_hint(err, restore->is_uri ? "an export has to be as large as the disk, or larger"
+	tide_error_set(err, TIDE_E_REFUSED, "'%s' has a size of %" PRIu64 " bytes, the disk to restore %" PRIu64, path,
+	               have, need);
+	return tide_error_hint(err, restore->is_uri      ? "an export has to be as large as the disk, or larger"
 	                            : restore->is_device ? "a device has to be as large as the disk, or larger"
-	                                               : "resize it, or replace it with --overwrite");
+	                                                 : "resize it, or replace it with --overwrite");
 }
 
 /* A device that is mounted, or part of another one, must not change under its user. */
@@ -154,14 +156,18 @@ static int use_target(struct tide_restore *restore, const struct tide_chain_rest
 	restore->is_device = restore->is_uri || S_ISBLK(st->st_mode);
 	restore->blindly = !args->in_place;
 	if (!restore->is_device && !S_ISREG(st->st_mode))
-		return tide_error_set(err, TIDE_E_REFUSED, "'%s' is neither a regular file nor a block device", args->target);
-	if (restore->blindly && !restore->is_uri && args->format && strcmp(args->format, "raw"))
-		return tide_error_set(err, TIDE_E_REFUSED, "Could not create '%s': a new image on a block device is raw",
+		return tide_error_set(err, TIDE_E_REFUSED, "'%s' is neither a regular file nor a block device",
 		                      args->target);
+	if (restore->blindly && !restore->is_uri && args->format && strcmp(args->format, "raw"))
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "Could not create '%s': a new image on a block device is raw", args->target);
 	if (check_apart(restore, args->target, *st, err) < 0 || claim_device(restore, args->target, err) < 0 ||
-	    tide_target_bitmaps_find(&restore->bitmaps, args->target, NULL, err) < 0 || open_existing(restore, args, err) < 0)
+	    tide_target_bitmaps_find(&restore->bitmaps, args->target, NULL, err) < 0 ||
+	    open_existing(restore, args, err) < 0)
 		return -1;
-	return check_size(restore, args->target, err) < 0 ? -1 : tide_target_bitmaps_check(&restore->bitmaps, args->target, err);
+	return check_size(restore, args->target, err) < 0
+	               ? -1
+	               : tide_target_bitmaps_check(&restore->bitmaps, args->target, err);
 }
 
 /* ---- preparing --------------------------------------------------------------------- */

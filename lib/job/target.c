@@ -39,8 +39,8 @@ static int check_no_sidecar(int fd, const char *path, struct tide_error *err)
 	if (tide_sysio_pread(fd, head, sizeof(head), 0, true, err) < 0)
 		return -1;
 	if (tide_sidecar_is_one(head, sizeof(head)))
-		return tide_error_set(err, TIDE_E_REFUSED, "Could not create '%s': what stands there holds an image's bitmaps",
-		                      path);
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "Could not create '%s': what stands there holds an image's bitmaps", path);
 	return 0;
 }
 
@@ -56,11 +56,13 @@ static int lock_old(struct tide_target *target, const char *path, bool exclusive
 	}
 	if (exclusive) {
 		tide_error_set_sys(err, EEXIST, "Could not create '%s'", path);
-		return tide_error_hint(err, "it was left as it is; give another name, replace it with --overwrite, or write "
-		                            "what differs into it with --in-place");
+		return tide_error_hint(err,
+		                       "it was left as it is; give another name, replace it with --overwrite, or write "
+		                       "what differs into it with --in-place");
 	}
 	if (!S_ISREG(st.st_mode))
-		return tide_error_set(err, TIDE_E_REFUSED, "Could not create '%s': it is there and no regular file", path);
+		return tide_error_set(err, TIDE_E_REFUSED, "Could not create '%s': it is there and no regular file",
+		                      path);
 	target->old_fd = tide_sysio_open(path, O_RDONLY, err);
 	if (target->old_fd < 0 || check_no_sidecar(target->old_fd, path, err) < 0)
 		return -1;
@@ -130,7 +132,8 @@ static int begin_data_file(struct tide_target *target, const struct tide_image_d
 	if (!where)
 		return -1;
 	if (!strcmp(where, path))
-		return tide_error_set(err, TIDE_E_REFUSED, "The image and its data file cannot be the same file, '%s'", path);
+		return tide_error_set(err, TIDE_E_REFUSED, "The image and its data file cannot be the same file, '%s'",
+		                      path);
 	if (lstat(where, &st) == 0) {
 		tide_error_set_sys(err, EEXIST, "Could not create '%s'", where);
 		return tide_error_hint(err, "it was left as it is; give another name for the data file, or remove it");
@@ -151,15 +154,17 @@ static bool take_fingerprint(const char *path, const struct tide_driver_create *
 }
 
 /* Only what is there can be written through a server. */
-static int check_can_create(const char *path, const char *format, const struct tide_image_driver *driver, bool exclusive,
-                            struct tide_error *err)
+static int check_can_create(const char *path, const char *format, const struct tide_image_driver *driver,
+                            bool exclusive, struct tide_error *err)
 {
 	if (!driver)
 		return tide_error_set(err, TIDE_E_REFUSED, "Unknown file format '%s'", format);
 	if (tide_image_is_uri(path)) {
-		tide_error_set(err, TIDE_E_REFUSED, "Could not create '%s': an NBD export cannot be created, only written", path);
-		return tide_error_hint(err, "%s", exclusive ? "--in-place writes what differs into it, --overwrite all of it"
-		                                            : "write into the export that is there with --mode existing");
+		tide_error_set(err, TIDE_E_REFUSED,
+		               "Could not create '%s': an NBD export cannot be created, only written", path);
+		return tide_error_hint(err, "%s",
+		                       exclusive ? "--in-place writes what differs into it, --overwrite all of it"
+		                                 : "write into the export that is there with --mode existing");
 	}
 	if (driver->create)
 		return 0;
@@ -201,7 +206,11 @@ int tide_target_open(struct tide_target *target, const char *path, const char *f
                      const atomic_bool *cancel, struct tide_error *err)
 {
 	struct tide_image_options options = {
-		.path = path, .format = format, .write = true, .allow = allow, .cancel = cancel,
+		.path = path,
+		.format = format,
+		.write = true,
+		.allow = allow,
+		.cancel = cancel,
 	};
 
 	if (format && !tide_image_find_driver(format))
@@ -217,7 +226,8 @@ static int check_name(const struct tide_target *target, struct tide_error *err)
 	bool taken = lstat(target->staged.path, &now) == 0;
 
 	if (target->old_fd < 0 ? !(target->exclusive && taken)
-	                       : fstat(target->old_fd, &old) == 0 && (!taken || (old.st_dev == now.st_dev && old.st_ino == now.st_ino)))
+	                       : fstat(target->old_fd, &old) == 0 &&
+	                                 (!taken || (old.st_dev == now.st_dev && old.st_ino == now.st_ino)))
 		return 0;
 	tide_error_set_sys(err, EEXIST, "Could not create '%s'", target->staged.path);
 	return tide_error_hint(err, "another program made it meanwhile, and it was left as it is; give another name");
@@ -339,8 +349,9 @@ char *tide_target_backing_name(const char *path, const char *backing, struct tid
 	have_a = stat(beside, &a) == 0;
 	have_b = stat(backing, &b) == 0;
 	if (have_a && have_b && (a.st_dev != b.st_dev || a.st_ino != b.st_ino)) {
-		tide_error_set(err, TIDE_E_REFUSED, "The backing image '%s' could be '%s' or the one in the current directory",
-		               backing, beside);
+		tide_error_set(err, TIDE_E_REFUSED,
+		               "The backing image '%s' could be '%s' or the one in the current directory", backing,
+		               beside);
 		tide_error_hint(err, "say which with an absolute path");
 		return NULL;
 	}

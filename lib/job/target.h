@@ -23,7 +23,10 @@ struct tide_target {
 	bool exclusive;
 };
 
-#define TIDE_TARGET_INIT { TIDE_STAGED_INIT, TIDE_STAGED_INIT, NULL, -1, false, false }
+#define TIDE_TARGET_INIT                                                   \
+	{                                                                  \
+		TIDE_STAGED_INIT, TIDE_STAGED_INIT, NULL, -1, false, false \
+	}
 
 /* like: whose owner and mode the new file gets; NULL: the usual ones of a new file. exclusive: refuse a taken name. */
 int tide_target_create(struct tide_target *target, const char *path, const char *format,
@@ -54,7 +57,8 @@ bool tide_target_collides(const struct tide_target *a, const struct tide_target 
  */
 char *tide_target_backing_name(const char *path, const char *backing, struct tide_error *err);
 
-/* A name that leads to the file from the directory of path: its own, when it stands there too, else the absolute one. */
+/* A name that leads to the file from the directory of path: its own, when it stands there too, else the absolute one.
+ */
 char *tide_target_name_from(const char *path, const char *file, struct tide_error *err);
 
 #endif

@@ -39,7 +39,8 @@ int tide_target_bitmaps_format(const struct tide_target_bitmaps *tb, const char 
 	if (!pinned) {
 		rc = tide_error_set(err, TIDE_E_REFUSED, "Unknown file format '%s'", sc->format);
 	} else if (*format && strcmp(*format, pinned->name)) {
-		tide_error_set(err, TIDE_E_REFUSED, "The format of '%s' is pinned as '%s', not '%s'", path, pinned->name, *format);
+		tide_error_set(err, TIDE_E_REFUSED, "The format of '%s' is pinned as '%s', not '%s'", path,
+		               pinned->name, *format);
 		rc = tide_error_hint(err, "it was pinned in '%s' when the first bitmap was added", tb->sidecar);
 	} else {
 		*format = pinned->name;
@@ -64,7 +65,9 @@ int tide_target_bitmaps_check(const struct tide_target_bitmaps *tb, const char *
 			continue;
 		rc = tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' of '%s' would not record what is written over it",
 		                    entry->name, path);
-		tide_error_hint(err, "disable it before, with bitmap-disable, and make it right again after, with bitmap-rescan");
+		tide_error_hint(
+		        err,
+		        "disable it before, with bitmap-disable, and make it right again after, with bitmap-rescan");
 	}
 	tide_sidecar_free(sc);
 	return rc;
@@ -91,8 +94,8 @@ int tide_target_bitmaps_distrust(const struct tide_target_bitmaps *tb, const str
 		if (rc == 0)
 			rc = tide_store_commit(&store, err);
 		if (rc == 0)
-			tide_event_warning(sink, tide_image_path(target), "its bitmaps do not record %s and are inconsistent now",
-			                   what);
+			tide_event_warning(sink, tide_image_path(target),
+			                   "its bitmaps do not record %s and are inconsistent now", what);
 	}
 	tide_sidecar_free(sc);
 	tide_store_release(&store);

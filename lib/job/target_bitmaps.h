@@ -15,18 +15,21 @@
 #include "image/image.h"
 
 struct tide_target_bitmaps {
-	char *sidecar; /* where they belong; NULL: nowhere */
+	char *sidecar;  /* where they belong; NULL: nowhere */
 	bool is_device; /* or like one, an export: nothing tells of writes */
 };
 
-#define TIDE_TARGET_BITMAPS_INIT { NULL, false }
+#define TIDE_TARGET_BITMAPS_INIT \
+	{                        \
+		NULL, false      \
+	}
 
 /* override: a sidecar in place of the usual one, or NULL. A target that is not there has none. */
 int tide_target_bitmaps_find(struct tide_target_bitmaps *tb, const char *path, const char *override,
                              struct tide_error *err);
 /*
- * What to open the target as.  *format: what was asked for, or NULL; becomes what the sidecar pins, or stays NULL where the
- * target has to be probed.
+ * What to open the target as.  *format: what was asked for, or NULL; becomes what the sidecar pins, or stays NULL where
+ * the target has to be probed.
  */
 int tide_target_bitmaps_format(const struct tide_target_bitmaps *tb, const char *path, const char **format,
                                struct tide_error *err);

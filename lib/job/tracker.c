@@ -25,7 +25,7 @@ struct tide_tracker {
 	struct tide_sink sink;
 	struct tide_node *node;
 	struct tide_image *image;
-	bool recording;  /* the log is active */
+	bool recording; /* the log is active */
 	bool clustered;
 	pthread_mutex_t flush;
 	pthread_rwlock_t stripes[STRIPES];
@@ -195,8 +195,8 @@ static int check(const struct tide_tracker *t, uint64_t off, uint64_t len, bool 
 	if (within)
 		return tide_error_set_sys(err, EROFS, "The image is open for reading only");
 	return tide_error_set_sys(err, write ? ENOSPC : EINVAL,
-	                          "The range %" PRIu64 "+%" PRIu64 " does not lie within the disk of %" PRIu64 " bytes", off, len,
-	                          size);
+	                          "The range %" PRIu64 "+%" PRIu64 " does not lie within the disk of %" PRIu64 " bytes",
+	                          off, len, size);
 }
 
 /* Bit i: stripe i is wanted for the clusters of the range. */

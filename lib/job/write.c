@@ -16,10 +16,10 @@
 #include "base/sysio.h"
 #include "store/write_log.h"
 
-#define BUFFER_SIZE (UINT64_C(4) << 20)
+#define BUFFER_SIZE  (UINT64_C(4) << 20)
 #define FIRST_WINDOW (UINT64_C(64) << 20)
-#define CANCEL_MS 50
-#define ZERO_STEP (UINT64_C(1) << 30)
+#define CANCEL_MS    50
+#define ZERO_STEP    (UINT64_C(1) << 30)
 
 struct tide_write {
 	struct tide_node *node;
@@ -29,17 +29,18 @@ struct tide_write {
 	bool inside;                        /* and bitmaps inside the image record themselves: */
 	struct tide_sidecar *before_inside; /* those without this write */
 	struct tide_bitmap *fresh;          /* what the log did not have before */
-	uint64_t recorded; /* bytes from the offset that are dirty on disk */
-	uint64_t done;     /* bytes from the offset that may have changed */
+	uint64_t recorded;                  /* bytes from the offset that are dirty on disk */
+	uint64_t done;                      /* bytes from the offset that may have changed */
 	uint8_t *buf;
-	uint64_t ready;    /* bytes of input in buf */
+	uint64_t ready; /* bytes of input in buf */
 };
 
 static int beyond(const struct tide_write *w, struct tide_error *err)
 {
 	uint64_t size = tide_image_size(w->node->image);
 
-	tide_error_set(err, TIDE_E_REFUSED, "The write reaches past the end of the disk, which has %" PRIu64 " bytes", size);
+	tide_error_set(err, TIDE_E_REFUSED, "The write reaches past the end of the disk, which has %" PRIu64 " bytes",
+	               size);
 	return tide_error_hint(err, "at offset %" PRIu64 " there is room for %" PRIu64 " bytes", w->args.offset,
 	                       w->args.offset < size ? size - w->args.offset : 0);
 }
@@ -89,8 +90,8 @@ static int look_at_input(struct tide_write *w, struct tide_error *err)
 		return -1;
 	eof = w->ready < want;
 	if (eof && w->args.has_length)
-		return tide_error_set(err, TIDE_E_REFUSED, "The input ended after %" PRIu64 " of %" PRIu64 " bytes", w->ready,
-		                      w->args.length);
+		return tide_error_set(err, TIDE_E_REFUSED, "The input ended after %" PRIu64 " of %" PRIu64 " bytes",
+		                      w->ready, w->args.length);
 	if (eof) {
 		w->args.has_length = true;
 		w->args.length = w->ready;
@@ -214,7 +215,8 @@ static int begin(struct tide_write *w, struct tide_error *err)
 		if (!w->fresh)
 			return -1;
 	}
-	return record_ahead(w, w->args.has_length ? w->args.length : TIDE_MIN(FIRST_WINDOW, size - w->args.offset), err);
+	return record_ahead(w, w->args.has_length ? w->args.length : TIDE_MIN(FIRST_WINDOW, size - w->args.offset),
+	                    err);
 }
 
 static int write_input(struct tide_write *w, struct tide_error *err)
@@ -321,7 +323,8 @@ static int settle(struct tide_write *w, struct tide_error *err)
 {
 	if (w->inside && w->recorded != w->done) {
 		settle_inside(w);
-		if (tide_node_inside_record(w->node, w->args.offset, w->done, err) < 0 || commit_inside(w->node, err) < 0)
+		if (tide_node_inside_record(w->node, w->args.offset, w->done, err) < 0 ||
+		    commit_inside(w->node, err) < 0)
 			return -1;
 	}
 	if (!w->logged)

@@ -42,7 +42,9 @@ struct tide_node *tide_node_new(const struct tide_drive *drive, struct tide_erro
 	node->path = dup_or_null(drive->path, &failed, err);
 	/* A sidecar pins one name for it. */
 	node->format = dup_or_null(tide_image_is_uri(drive->path) && drive->format && !strcmp(drive->format, "raw")
-	                                   ? "nbd" : drive->format, &failed, err);
+	                                   ? "nbd"
+	                                   : drive->format,
+	                           &failed, err);
 	node->sidecar = dup_or_null(drive->sidecar, &failed, err);
 	node->id = drive->id ? tide_mem_strdup(drive->id, err) : default_id(drive->path, err);
 	node->ignore_stamp = drive->ignore_stamp;
@@ -155,14 +157,17 @@ static int check_inconsistent(struct tide_node *node, struct tide_sidecar_bitmap
 	tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' is inconsistent and cannot be used", entry->name);
 	if (entry->untracked) {
 		bool lost = node->sidecar_path && !node->log_there;
-		return tide_error_hint(err, "'%s' was changed without being tracked%s%s%s; say what was written with bitmap-mark, "
-		                            "compare it with the last backup (bitmap-rescan), or, if its content did not change, "
-		                            "use --ignore-stamp",
-		                       node->path, lost ? ", or was renamed without its log, '" : "",
-		                       lost ? node->sidecar_path : "", lost ? ".log'" : "");
+		return tide_error_hint(
+		        err,
+		        "'%s' was changed without being tracked%s%s%s; say what was written with bitmap-mark, "
+		        "compare it with the last backup (bitmap-rescan), or, if its content did not change, "
+		        "use --ignore-stamp",
+		        node->path, lost ? ", or was renamed without its log, '" : "", lost ? node->sidecar_path : "",
+		        lost ? ".log'" : "");
 	}
-	return tide_error_hint(err, "a program died while it used the bitmap; bitmap-rescan against the last backup makes it "
-	                            "usable again");
+	return tide_error_hint(
+	        err, "a program died while it used the bitmap; bitmap-rescan against the last backup makes it "
+	             "usable again");
 }
 
 bool tide_node_is_foreign(const struct tide_node *node, const struct tide_sidecar_bitmap *entry)
@@ -229,8 +234,8 @@ struct tide_bitmap *tide_node_bitmap_for_change(struct tide_node *node, struct t
 struct tide_bitmap *tide_node_bitmap_clear(struct tide_node *node, struct tide_sidecar_bitmap *entry,
                                            struct tide_error *err)
 {
-	struct tide_bitmap *bm = entry->inside ? tide_node_bitmap(node, entry, err)
-	                                       : tide_sidecar_bitmap_clear(node->sc, entry, err);
+	struct tide_bitmap *bm =
+	        entry->inside ? tide_node_bitmap(node, entry, err) : tide_sidecar_bitmap_clear(node->sc, entry, err);
 
 	if (!bm)
 		return NULL;
@@ -282,8 +287,7 @@ uint64_t tide_node_default_granularity(const struct tide_node *node)
 
 int tide_node_mark_removed(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_error *err)
 {
-	struct tide_sidecar_bitmap **grown =
-		tide_mem_realloc(node->removed, node->n_removed + 1, sizeof(*grown), err);
+	struct tide_sidecar_bitmap **grown = tide_mem_realloc(node->removed, node->n_removed + 1, sizeof(*grown), err);
 
 	if (!grown)
 		return -1;
@@ -340,7 +344,8 @@ int tide_node_commit(struct tide_node *node, struct tide_error *err)
 	if (node->inside_staged && tide_node_inside_commit(node, err) < 0)
 		return -1;
 	/* Not while bitmaps inside the image still need it. */
-	if (node->mode != TIDE_NODE_LOOK && !node->log_pending && !node->log_active && !node->dirty && !node->inside_dirty)
+	if (node->mode != TIDE_NODE_LOOK && !node->log_pending && !node->log_active && !node->dirty &&
+	    !node->inside_dirty)
 		tide_node_log_remove(node);
 	return 0;
 }

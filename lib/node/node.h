@@ -40,13 +40,13 @@ enum tide_node_mode {
 struct tide_backup_job;
 
 struct tide_node {
-	char *id; /* device id */
+	char *id;                      /* device id */
 	char *path, *format, *sidecar; /* as given; format and sidecar may be NULL */
 	bool ignore_stamp, force_share;
 	bool look_live; /* to look at, one that is being written by who records it in the write log is shared */
 	unsigned allow; /* enum tide_allow */
-	bool is_node; /* not a device: blockdev-add made it */
-	bool partial; /* a chain that is broken further down is opened as far as that goes, for looking */
+	bool is_node;   /* not a device: blockdev-add made it */
+	bool partial;   /* a chain that is broken further down is opened as far as that goes, for looking */
 
 	/* How the transaction at hand is going to use it (tide_node_want). */
 	bool wanted, want_create, want_inside;
@@ -58,27 +58,27 @@ struct tide_node {
 	enum tide_node_mode mode;
 	struct tide_image *image;
 	struct tide_store store;
-	char *sidecar_path; /* NULL: there is no place for one: of a URI, or the mode is TIDE_NODE_LOOK */
-	int lock_fd;        /* URIs: SIDECAR.lock, or -1 */
-	bool lock_made;     /* by us: it goes when there is no sidecar in the end */
+	char *sidecar_path;      /* NULL: there is no place for one: of a URI, or the mode is TIDE_NODE_LOOK */
+	int lock_fd;             /* URIs: SIDECAR.lock, or -1 */
+	bool lock_made;          /* by us: it goes when there is no sidecar in the end */
 	struct tide_sidecar *sc; /* never NULL while open; without a sidecar it is empty and has_sidecar false */
 	bool has_sidecar;
-	bool dirty;     /* sc differs from what is on disk */
-	bool untracked; /* the stamp did not match */
+	bool dirty;                  /* sc differs from what is on disk */
+	bool untracked;              /* the stamp did not match */
 	struct tide_sidecar *inside; /* the bitmaps inside the image: node_inside.h */
 	bool inside_dirty;           /* they differ from what the image holds */
 	bool inside_staged, inside_marked;
-	bool recorded; /* what is staged stands in a group's record: it is carried out, now or by whoever finds it */
+	bool recorded;    /* what is staged stands in a group's record: it is carried out, now or by whoever finds it */
 	bool inside_held; /* a job uses one of them */
-	uint64_t disk_writer; /* the living writer token that the sidecar on disk has */
-	struct tide_write_log *log;  /* node_log.h */
-	bool log_there;              /* a file stands under its name */
-	bool log_pending;            /* its bits are not in the bitmaps of memory yet */
-	bool log_active;             /* this node is its writer, */
-	uint64_t log_token;          /* by this token */
-	bool log_vouches;            /* whatever the image's stamp is now */
+	uint64_t disk_writer;                    /* the living writer token that the sidecar on disk has */
+	struct tide_write_log *log;              /* node_log.h */
+	bool log_there;                          /* a file stands under its name */
+	bool log_pending;                        /* its bits are not in the bitmaps of memory yet */
+	bool log_active;                         /* this node is its writer, */
+	uint64_t log_token;                      /* by this token */
+	bool log_vouches;                        /* whatever the image's stamp is now */
 	struct tide_driver_switch inside_switch; /* what makes the staged ones real */
-	struct tide_error inside_error;          /* why they cannot be changed, where the image is of a kind that holds some */
+	struct tide_error inside_error; /* why they cannot be changed, where the image is of a kind that holds some */
 	size_t n_removed;
 	struct tide_sidecar_bitmap **removed; /* gone with the commit; until then their names are taken */
 
@@ -156,8 +156,9 @@ int tide_node_begin_settling(struct tide_node *node, struct tide_sink *sink, str
 
 /*
  * Changes that are made on disk only when a group has succeeded.  defer: from now on, called before the first change.
- * begin: in place of the commit, makes the bitmaps of before busy on disk (those that jobs own already, or all of them),
- * group being the path of the record.  load_deferred: locks the sidecar, and sc is what it will be.  drop_deferred: the group failed.
+ * begin: in place of the commit, makes the bitmaps of before busy on disk (those that jobs own already, or all of
+ * them), group being the path of the record.  load_deferred: locks the sidecar, and sc is what it will be.
+ * drop_deferred: the group failed.
  */
 int tide_node_defer(struct tide_node *node, struct tide_error *err);
 int tide_node_begin_deferred(struct tide_node *node, const char *group, struct tide_error *err);

@@ -20,7 +20,7 @@ static int make_busy(struct tide_node *node, struct tide_sidecar_bitmap *entry, 
                      const char *group, struct tide_error *err)
 {
 	struct tide_sidecar_bitmap *successor =
-		tide_sidecar_bitmap_new(NULL, node->base->disk_size, entry->granularity, err);
+	        tide_sidecar_bitmap_new(NULL, node->base->disk_size, entry->granularity, err);
 
 	if (!successor)
 		return -1;
@@ -75,7 +75,8 @@ int tide_node_load_deferred(struct tide_node *node, struct tide_sink *sink, stru
 		return -1;
 	if (node->has_sidecar != had || (had && node->sc->generation != generation))
 		return tide_error_set(err, TIDE_E_REFUSED,
-		                      "The bitmaps of '%s' were changed by another program while the group ran", node->path);
+		                      "The bitmaps of '%s' were changed by another program while the group ran",
+		                      node->path);
 	tide_sidecar_free(node->sc);
 	node->sc = node->after;
 	node->after = NULL;
@@ -94,7 +95,8 @@ void tide_node_drop_deferred(struct tide_node *node, struct tide_sink *sink)
 	if (node->has_sidecar && node->token) {
 		tide_lock_token_drop(tide_image_fd(node->image), node->token);
 		tide_node_drop_sidecar(node);
-		if (tide_store_lock(&node->store, node->sidecar_path, false, &err) == 0 && tide_node_load_sidecar(node, &err) == 0) {
+		if (tide_store_lock(&node->store, node->sidecar_path, false, &err) == 0 &&
+		    tide_node_load_sidecar(node, &err) == 0) {
 			for (size_t i = 0; i < node->sc->n; i++) {
 				if (node->sc->items[i]->token == node->token)
 					tide_node_roll_back(node, node->sc->items[i], NULL, &err);

@@ -93,8 +93,8 @@ int tide_node_inside_check(const struct tide_node *node, struct tide_error *err)
 	const struct tide_error *why = &node->inside_error;
 
 	if (!tide_image_can_store_bitmaps(node->image))
-		return tide_error_set(err, TIDE_E_REFUSED, "Can't store persistent bitmaps to %s: Operation not supported",
-		                      node->id);
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "Can't store persistent bitmaps to %s: Operation not supported", node->id);
 	if (!why->code)
 		return 0;
 	tide_error_set(err, why->code, "%s", why->msg);
@@ -121,7 +121,8 @@ static bool is_dirty(const struct tide_bitmap *bm, uint64_t off, uint64_t len)
 {
 	uint64_t start, run;
 
-	return len == 0 || (tide_bitmap_next_dirty(bm, off, len, &start, &run) && start <= off && start + run >= off + len);
+	return len == 0 ||
+	       (tide_bitmap_next_dirty(bm, off, len, &start, &run) && start <= off && start + run >= off + len);
 }
 
 int tide_node_inside_record(struct tide_node *node, uint64_t off, uint64_t len, struct tide_error *err)
@@ -177,8 +178,8 @@ static int lock_again(struct tide_node *node, struct tide_error *err)
 	generation = now ? now->generation : 0;
 	tide_sidecar_free(now);
 	if (generation != node->sc->generation)
-		return tide_error_set(err, TIDE_E_REFUSED, "The bitmaps of '%s' were changed by another program meanwhile",
-		                      node->path);
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "The bitmaps of '%s' were changed by another program meanwhile", node->path);
 	return 0;
 }
 
@@ -311,7 +312,8 @@ int tide_node_inside_commit(struct tide_node *node, struct tide_error *err)
 	}
 	if (rc == 0)
 		node->inside_dirty = false;
-	/* Before the sidecar learns what they are.  Should it fail, they may be older ones after a power cut, which is noticed. */
+	/* Before the sidecar learns what they are.  Should it fail, they may be older ones after a power cut, which is
+	 * noticed. */
 	tide_image_sync_times(node->image, NULL);
 	end_change(node);
 	return rc;
@@ -343,7 +345,8 @@ static int compare_switch(int fd, const struct tide_driver_switch *sw, const str
 
 	if (tide_sysio_size(fd, &size, err) < 0 || tide_stamp_take(fd, &taken, err) < 0)
 		return -1;
-	if (!tide_range_is_within(sw->offset, sw->len, size) || !tide_range_is_within(sw->guard_offset, sw->guard_len, size))
+	if (!tide_range_is_within(sw->offset, sw->len, size) ||
+	    !tide_range_is_within(sw->guard_offset, sw->guard_len, size))
 		return 0;
 	if (tide_sysio_pread(fd, now, sw->len, sw->offset, false, err) < 0)
 		return -1;
@@ -368,8 +371,9 @@ static int carry_out(const char *path, const struct tide_driver_switch *sw, cons
 	if (rc < 0)
 		return tide_error_wrap(err, "Could not finish a grouped transaction on '%s'", path);
 	if (rc == 0)
-		tide_event_warning(sink, path, "another program changed the image after a grouped transaction had died; the "
-		                               "bitmaps inside it are those of before the transaction");
+		tide_event_warning(sink, path,
+		                   "another program changed the image after a grouped transaction had died; the "
+		                   "bitmaps inside it are those of before the transaction");
 	if (rc != 1)
 		return 0;
 	if (tide_sysio_pwrite(fd, sw->after, sw->len, sw->offset, err) < 0)

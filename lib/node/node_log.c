@@ -174,7 +174,8 @@ static int was_replaced(const struct tide_node *node, struct tide_error *err)
 static int take_damaged(struct tide_node *node, const struct tide_error *why, struct tide_sink *sink,
                         struct tide_error *err)
 {
-	tide_event_warning(sink, node->path, "%s; what it recorded is not known: all of the disk counts as dirty", why->msg);
+	tide_event_warning(sink, node->path, "%s; what it recorded is not known: all of the disk counts as dirty",
+	                   why->msg);
 	node->log_vouches = true;
 	return take(node, true, true, false, err);
 }
@@ -192,10 +193,11 @@ static int take_live(struct tide_node *node, struct tide_error *err)
 
 static int take_dead(struct tide_node *node, bool lost, struct tide_sink *sink, struct tide_error *err)
 {
-	tide_event_warning(sink, node->path,
-	                   lost ? "the machine went down while writes were being recorded, and not all may have been kept: all of "
-	                          "the disk counts as dirty" :
-	                          "a tracked write died; what it may have written is dirty");
+	tide_event_warning(
+	        sink, node->path,
+	        lost ? "the machine went down while writes were being recorded, and not all may have been kept: all of "
+	               "the disk counts as dirty"
+	             : "a tracked write died; what it may have written is dirty");
 	node->log_vouches = true;
 	return take(node, lost, true, true, err);
 }
@@ -209,7 +211,8 @@ static int take_ended(struct tide_node *node, struct tide_sink *sink, struct tid
 	if (node->has_sidecar && h->id == node->sc->log) /* its bits are there, but for those of the image perhaps */
 		return take(node, lost, false, h->state.token, err);
 	if (!is_of_this_sidecar(node, h)) {
-		tide_event_warning(sink, node->path, "the write log goes with another sidecar; what it recorded is dirty");
+		tide_event_warning(sink, node->path,
+		                   "the write log goes with another sidecar; what it recorded is dirty");
 		return take(node, lost, true, h->state.token, err);
 	}
 	if (h->state.token || lost)
@@ -368,8 +371,8 @@ int tide_node_log_begin(struct tide_node *node, bool durable, bool take_inside, 
 	int fd = tide_image_fd(node->image);
 	uint64_t token;
 
-	if (node->log_pending &&
-	    (take_inside || tide_write_log_header(node->log)->shift != finest(node, false)) && settle_pending(node, err) < 0)
+	if (node->log_pending && (take_inside || tide_write_log_header(node->log)->shift != finest(node, false)) &&
+	    settle_pending(node, err) < 0)
 		return -1;
 	if (!node->log_pending)
 		tide_node_log_remove(node);
@@ -377,8 +380,8 @@ int tide_node_log_begin(struct tide_node *node, bool durable, bool take_inside, 
 		return -1;
 	node->log_token = token;
 	node->log_active = true;
-	if (node->log_pending ? tide_write_log_activate(node->log, token, durable, err) < 0 :
-	                        create(node, durable, take_inside, err) < 0)
+	if (node->log_pending ? tide_write_log_activate(node->log, token, durable, err) < 0
+	                      : create(node, durable, take_inside, err) < 0)
 		return -1;
 	node->log_there = true;
 	node->log_pending = false;

@@ -34,8 +34,8 @@ void tide_node_log_remove(struct tide_node *node);
 bool tide_node_log_is_live(const struct tide_node *node);
 
 /*
- * From now on the log records for this node.  take_inside: the enabled bitmaps inside the image too, which are marked there
- * as in use.  Everything else has been committed.
+ * From now on the log records for this node.  take_inside: the enabled bitmaps inside the image too, which are marked
+ * there as in use.  Everything else has been committed.
  */
 int tide_node_log_begin(struct tide_node *node, bool durable, bool take_inside, struct tide_error *err);
 /* The write that has ended is all there, durable, and the image's stamp is that of now; the next one may go on. */

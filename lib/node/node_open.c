@@ -53,7 +53,8 @@ static int open_shared(struct tide_node *node, struct tide_image_options *option
 
 	if (tide_image_open(options, &node->image, &why) == 0)
 		return 0;
-	if (why.code != TIDE_E_LOCKED || !node->look_live || node->mode != TIDE_NODE_LOOK || !tide_node_log_is_live(node))
+	if (why.code != TIDE_E_LOCKED || !node->look_live || node->mode != TIDE_NODE_LOOK ||
+	    !tide_node_log_is_live(node))
 		return tide_error_move(err, &why);
 	tide_error_release(&why);
 	options->force_share = true;
@@ -79,8 +80,8 @@ static int open_image(struct tide_node *node, struct tide_sink *sink, struct tid
 	options.has_lock_fd = node->lock_fd >= 0;
 	if (node->has_sidecar) {
 		if (node->format && strcmp(node->format, node->sc->format)) {
-			tide_error_set(err, TIDE_E_REFUSED, "The format of '%s' is pinned as '%s', not '%s'", node->path,
-			               node->sc->format, node->format);
+			tide_error_set(err, TIDE_E_REFUSED, "The format of '%s' is pinned as '%s', not '%s'",
+			               node->path, node->sc->format, node->format);
 			return tide_error_hint(err, "it was pinned in '%s' when the first bitmap was added",
 			                       node->sidecar_path);
 		}
@@ -89,9 +90,10 @@ static int open_image(struct tide_node *node, struct tide_sink *sink, struct tid
 	if (open_shared(node, &options, err) < 0)
 		return -1;
 	if (tide_image_info(node->image)->bitmaps_lost && sink)
-		tide_event_warning(sink, node->path, "a program lacking bitmap support modified this file, so all bitmaps are now "
-		                                     "considered inconsistent; some clusters may be leaked, 'qemu-img check -r leaks' "
-		                                     "gives them back");
+		tide_event_warning(sink, node->path,
+		                   "a program lacking bitmap support modified this file, so all bitmaps are now "
+		                   "considered inconsistent; some clusters may be leaked, 'qemu-img check -r leaks' "
+		                   "gives them back");
 	if (open_for_bitmaps(node, &options, err) < 0 || tide_node_inside_open(node, err) < 0)
 		return -1;
 	if (!node->has_sidecar) {
@@ -103,13 +105,14 @@ static int open_image(struct tide_node *node, struct tide_sink *sink, struct tid
 
 /* The job that owned this bitmap died: what its successor recorded goes back. */
 int tide_node_roll_back(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_sink *sink,
-                     struct tide_error *err)
+                        struct tide_error *err)
 {
 	if (tide_sidecar_bitmap_thaw(node->sc, entry, err) < 0)
 		return -1;
 	node->dirty = true;
 	if (sink)
-		tide_event_warning(sink, node->path, "the job that used bitmap '%s' died; the bitmap is as after a failed job",
+		tide_event_warning(sink, node->path,
+		                   "the job that used bitmap '%s' died; the bitmap is as after a failed job",
 		                   entry->name);
 	return 0;
 }
@@ -187,7 +190,8 @@ static int follow_size(struct tide_node *node, struct tide_error *err)
 	return 0;
 }
 
-/* What a group that died left beside an image whose sidecar could not tell.  1: it had succeeded, and is finished now. */
+/* What a group that died left beside an image whose sidecar could not tell.  1: it had succeeded, and is finished now.
+ */
 static int recover_pointer(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
 {
 	TIDE_AUTOFREE char *pointer = NULL;
@@ -258,7 +262,8 @@ static int open_parts(struct tide_node *node, bool create, struct tide_sink *sin
 	if (!real && !is_uri)
 		return tide_error_set_sys(err, errno, "Could not open '%s'", node->path);
 	if (is_uri && !node->sidecar && create) {
-		tide_error_set(err, TIDE_E_REFUSED, "The bitmaps of '%s' are the server's: there is no place for others", node->path);
+		tide_error_set(err, TIDE_E_REFUSED,
+		               "The bitmaps of '%s' are the server's: there is no place for others", node->path);
 		return tide_error_hint(err, "others can be kept in a file here: --sidecar PATH");
 	}
 	if (real || node->sidecar)

@@ -43,7 +43,8 @@ int tide_node_uri_lock(struct tide_node *node, struct tide_error *err)
 
 void tide_node_uri_unmake_lock(struct tide_node *node)
 {
-	TIDE_AUTOFREE char *path = node->lock_made && !node->has_sidecar ? tide_mem_printf(NULL, "%s.lock", node->sidecar_path) : NULL;
+	TIDE_AUTOFREE char *path =
+	        node->lock_made && !node->has_sidecar ? tide_mem_printf(NULL, "%s.lock", node->sidecar_path) : NULL;
 
 	if (path)
 		unlink(path);

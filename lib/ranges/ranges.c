@@ -10,7 +10,7 @@
 #include "base/sysio.h"
 
 /* Far more than any real list; keeps a wrong file from filling the memory. */
-#define MAX_INPUT ((size_t)256 << 20)
+#define MAX_INPUT  ((size_t)256 << 20)
 #define FIRST_READ ((size_t)64 << 10)
 
 void tide_range_list_free(struct tide_range_list *list)
@@ -65,7 +65,8 @@ int tide_ranges_collect_blocks(struct tide_ranges_collector *c, uint64_t first, 
 
 	if (__builtin_mul_overflow(first, unit, &off) || __builtin_mul_overflow(count, unit, &len))
 		return tide_error_set(err, TIDE_E_REFUSED,
-		                      "%" PRIu64 " blocks of %" PRIu64 " bytes from block %" PRIu64 " on reach beyond 2^63 - 1",
+		                      "%" PRIu64 " blocks of %" PRIu64 " bytes from block %" PRIu64
+		                      " on reach beyond 2^63 - 1",
 		                      count, unit, first);
 	return tide_ranges_collect(c, off, len, err);
 }
@@ -76,8 +77,8 @@ bool tide_ranges_is_written(const char *description, bool *written)
 		const char *description;
 		bool written;
 	} known[] = {
-		{ "clean", false }, { "dirty", true },       { "data", true },     { "hole", false },
-		{ "zero", true },   { "hole,zero", false },  { "absent", false },  { "local", true },
+		{ "clean", false }, { "dirty", true },      { "data", true },    { "hole", false },
+		{ "zero", true },   { "hole,zero", false }, { "absent", false }, { "local", true },
 	};
 
 	for (size_t i = 0; i < TIDE_ARRAY_SIZE(known); i++) {
@@ -114,8 +115,8 @@ int tide_ranges_parse_size(const char *word, uint64_t *v, struct tide_error *err
 	return -1;
 }
 
-int tide_ranges_each_line(struct tide_ranges_input *in, int (*fn)(void *data, char *line, struct tide_error *err), void *data,
-                          struct tide_error *err)
+int tide_ranges_each_line(struct tide_ranges_input *in, int (*fn)(void *data, char *line, struct tide_error *err),
+                          void *data, struct tide_error *err)
 {
 	char *text = in->text, *end = text + in->len, *next;
 
@@ -225,7 +226,8 @@ static int read_all(struct tide_ranges_input *in, struct tide_error *err)
 {
 	for (size_t cap = FIRST_READ; in->len == cap;) {
 		if (cap >= MAX_INPUT)
-			return tide_error_set(err, TIDE_E_REFUSED, "The list of ranges has more than %zu bytes", MAX_INPUT);
+			return tide_error_set(err, TIDE_E_REFUSED, "The list of ranges has more than %zu bytes",
+			                      MAX_INPUT);
 		cap *= 2;
 		if (read_more(in, cap, err) < 0)
 			return -1;

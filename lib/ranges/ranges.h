@@ -23,7 +23,7 @@ struct tide_ranges_input {
 	int fd;
 	char *text; /* what has been read: all of it, but for rbd's files the beginning; a NUL follows */
 	size_t len;
-	const char *format; /* the one asked for, or NULL */
+	const char *format;  /* the one asked for, or NULL */
 	uint64_t block_size; /* 0: not said */
 };
 
@@ -46,8 +46,8 @@ bool tide_ranges_is_written(const char *description, bool *written);
 int tide_ranges_parse_size(const char *word, uint64_t *v, struct tide_error *err);
 
 /* Calls fn for each line, without its newline, until one fails; the line's number is put before the message. */
-int tide_ranges_each_line(struct tide_ranges_input *in, int (*fn)(void *data, char *line, struct tide_error *err), void *data,
-                          struct tide_error *err);
+int tide_ranges_each_line(struct tide_ranges_input *in, int (*fn)(void *data, char *line, struct tide_error *err),
+                          void *data, struct tide_error *err);
 /* Refuses text whose last line does not end, from programs that end every line. */
 int tide_ranges_check_ended(const struct tide_ranges_input *in, struct tide_error *err);
 

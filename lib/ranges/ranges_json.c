@@ -88,7 +88,8 @@ static int is_mapped_dirty(const struct tide_json *element, bool *written, struc
 	if (get_map_flags(element, &data, &zero, &present, &own, err) < 0)
 		return -1;
 	if (zero || !own)
-		return tide_error_set(err, TIDE_E_REFUSED, "\"zero\" is true or \"depth\" not 0: no map of an x-dirty-bitmap");
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "\"zero\" is true or \"depth\" not 0: no map of an x-dirty-bitmap");
 	*written = !data;
 	return 0;
 }
@@ -126,8 +127,8 @@ static int is_listed(const struct tide_json *element, bool *written, struct tide
 struct form {
 	const char *name;
 	const char *start, *mark; /* the members that tell this kind */
-	bool asked;        /* only when its name was given */
-	bool goes_through; /* tide_ranges_collector */
+	bool asked;               /* only when its name was given */
+	bool goes_through;        /* tide_ranges_collector */
 	int (*is_written)(const struct tide_json *element, bool *written, struct tide_error *err);
 };
 

@@ -151,7 +151,8 @@ static int collect_block(void *data, char *line, struct tide_error *err)
 		return 0;
 	char *more = tide_ranges_next_word(&line);
 	if (more)
-		return tide_error_set(err, TIDE_E_REFUSED, "expected the number of one block, found '%s' after it", more);
+		return tide_error_set(err, TIDE_E_REFUSED, "expected the number of one block, found '%s' after it",
+		                      more);
 	/* Not a size: 4K is the number of no block. */
 	if (strspn(word, "0123456789") != strlen(word) || strlen(word) > 19)
 		return tide_error_set(err, TIDE_E_REFUSED, "'%s' is not the number of a block", word);

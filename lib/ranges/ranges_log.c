@@ -58,7 +58,8 @@ static int check_export(struct log *log, const char *words, struct tide_error *e
 	}
 	if (strcmp(log->export, export) == 0)
 		return 0;
-	tide_error_set(err, TIDE_E_REFUSED, "the log is about several disks: the exports %s and %s", log->export, export);
+	tide_error_set(err, TIDE_E_REFUSED, "the log is about several disks: the exports %s and %s", log->export,
+	               export);
 	return tide_error_hint(err, "give the lines of one of them only");
 }
 
@@ -81,7 +82,8 @@ static int collect_request(void *data, char *line, struct tide_error *err)
 	if (!line[strspn(line, TIDE_RANGES_BLANKS)])
 		return 0;
 	if (!tide_ranges_is_log(line))
-		return tide_error_set(err, TIDE_E_REFUSED, "it does not begin with a date and a time, as nbdkit's log does");
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "it does not begin with a date and a time, as nbdkit's log does");
 	tide_ranges_next_word(&line);
 	tide_ranges_next_word(&line);
 	if (strncmp(line, "connection=", 11) == 0)

@@ -13,7 +13,7 @@
 #include "base/sysio.h"
 
 #define NAME_LEN_MAX 4096u
-#define SKIP 65536u
+#define SKIP         65536u
 
 static const char banner_v1[] = "rbd diff v1\n", banner_v2[] = "rbd diff v2\n";
 #define BANNER (sizeof(banner_v1) - 1)
@@ -105,7 +105,8 @@ static int unknown(struct rbd *r, uint8_t tag, uint64_t room, struct tide_error 
 	/* Version 2 can be read past metadata that came later; what stands among the changes may be one. */
 	if (r->v2 && !r->changes)
 		return skip(r, room, err);
-	return tide_error_set(err, TIDE_E_REFUSED, "A record of the unknown kind 0x%02x ends at %" PRIu64, tag, r->place);
+	return tide_error_set(err, TIDE_E_REFUSED, "A record of the unknown kind 0x%02x ends at %" PRIu64, tag,
+	                      r->place);
 }
 
 /* 0 at the end record. */

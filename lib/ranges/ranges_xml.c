@@ -9,7 +9,7 @@
 #include "ranges.h"
 #include "base/xml.h"
 
-#define SECTOR 512u
+#define SECTOR   512u
 #define TEXT_MAX 64u
 
 struct list;
@@ -17,7 +17,8 @@ struct list;
 /* A kind of list, told by its root element and an attribute of that. */
 struct kind {
 	const char *name, *root, *mark;
-	int (*start)(struct list *l, unsigned depth, const char *name, const char *const *attributes, struct tide_error *err);
+	int (*start)(struct list *l, unsigned depth, const char *name, const char *const *attributes,
+	             struct tide_error *err);
 	int (*end)(struct list *l, unsigned depth, const char *name, struct tide_error *err);
 	int (*over)(struct list *l, struct tide_error *err);
 };
@@ -26,9 +27,9 @@ struct list {
 	struct tide_ranges_collector *c;
 	const char *asked;
 	const struct kind *kind;
-	uint64_t unit;  /* bytes a block; 0: not known yet */
-	bool said;      /* what makes it a list has been seen */
-	int changed;    /* thin_delta: in an element of changed ranges; -1: in none */
+	uint64_t unit; /* bytes a block; 0: not known yet */
+	bool said;     /* what makes it a list has been seen */
+	int changed;   /* thin_delta: in an element of changed ranges; -1: in none */
 	char text[TEXT_MAX];
 	size_t text_len;
 	uint64_t size, mapped, listed; /* bmap: the image's bytes, its mapped blocks as said, and as listed */
@@ -63,7 +64,8 @@ static int get_unit(const char *const *attributes, const char *name, uint64_t *u
 	if (get_number(attributes, name, &sectors, err) < 0)
 		return -1;
 	if (sectors == 0 || sectors > UINT32_MAX)
-		return tide_error_set(err, TIDE_E_REFUSED, "%s=\"%" PRIu64 "\" is no size of a block in sectors", name, sectors);
+		return tide_error_set(err, TIDE_E_REFUSED, "%s=\"%" PRIu64 "\" is no size of a block in sectors", name,
+		                      sectors);
 	*unit = sectors * SECTOR;
 	return 0;
 }
@@ -126,19 +128,20 @@ static int era_start(struct list *l, unsigned depth, const char *name, const cha
 		if (l->unit)
 			return 0;
 		tide_error_set(err, TIDE_E_USAGE, "era_invalidate does not say how large a block is");
-		return tide_error_hint(err, "--block-size SIZE, or --era-dump FILE with what era_dump prints of the same metadata");
+		return tide_error_hint(
+		        err, "--block-size SIZE, or --era-dump FILE with what era_dump prints of the same metadata");
 	}
 	if (depth == 1 && !strcmp(name, "block"))
 		return get_number(attributes, "block", &begin, err) < 0
-		           ? -1
-		           : tide_ranges_collect_blocks(l->c, begin, 1, l->unit, err);
+		               ? -1
+		               : tide_ranges_collect_blocks(l->c, begin, 1, l->unit, err);
 	if (depth != 1 || strcmp(name, "range"))
 		return unknown(name, "era_invalidate", err);
 	if (get_number(attributes, "begin", &begin, err) < 0 || get_number(attributes, "end", &end, err) < 0)
 		return -1;
 	if (end < begin)
-		return tide_error_set(err, TIDE_E_REFUSED, "a range from %" PRIu64 " to %" PRIu64 " ends before it begins", begin,
-		                      end);
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "a range from %" PRIu64 " to %" PRIu64 " ends before it begins", begin, end);
 	return tide_ranges_collect_blocks(l->c, begin, end - begin, l->unit, err);
 }
 
@@ -228,8 +231,9 @@ static int bmap_over(struct list *l, struct tide_error *err)
 		return tide_error_set(err, TIDE_E_REFUSED, "It has no <BlockMap>");
 	if (l->has_mapped && l->mapped != l->listed)
 		return tide_error_set(err, TIDE_E_REFUSED,
-		                      "It says that %" PRIu64 " blocks are mapped, and lists %" PRIu64 ": it is not whole", l->mapped,
-		                      l->listed);
+		                      "It says that %" PRIu64 " blocks are mapped, and lists %" PRIu64
+		                      ": it is not whole",
+		                      l->mapped, l->listed);
 	l->c->list->covers = l->size;
 	return 0;
 }
@@ -252,9 +256,11 @@ static int find_kind(struct list *l, const char *root, const char *const *attrib
 		l->kind = k;
 		if (!l->asked || !strcmp(l->asked, k->name))
 			return 0;
-		return tide_error_set(err, TIDE_E_REFUSED, "<%s> begins a list of the kind %s, not %s", root, k->name, l->asked);
+		return tide_error_set(err, TIDE_E_REFUSED, "<%s> begins a list of the kind %s, not %s", root, k->name,
+		                      l->asked);
 	}
-	tide_error_set(err, TIDE_E_REFUSED, "<%s> begins no list that thin_delta, era_invalidate or bmaptool prints", root);
+	tide_error_set(err, TIDE_E_REFUSED, "<%s> begins no list that thin_delta, era_invalidate or bmaptool prints",
+	               root);
 	if (!strcmp(root, "superblock") && tide_xml_attribute(attributes, "block_size"))
 		tide_error_hint(err, "era_dump's output goes to --era-dump, and what era_invalidate prints to --from");
 	return -1;

@@ -23,8 +23,8 @@
 
 struct tide_step {
 	const struct tide_action *action;
-	void *args;   /* the action's argument structure, a copy */
-	void *state;  /* the action's own */
+	void *args;     /* the action's argument structure, a copy */
+	void *state;    /* the action's own */
 	size_t n_owned; /* strings and arrays that the copy of args points to */
 	void **owned;
 };
@@ -44,10 +44,10 @@ struct tide_action {
 };
 
 extern const struct tide_action tide_action_bitmap_add, tide_action_bitmap_remove, tide_action_bitmap_clear,
-	tide_action_bitmap_enable, tide_action_bitmap_disable, tide_action_bitmap_merge, tide_action_bitmap_mark,
-	tide_action_bitmap_rescan, tide_action_bitmap_import, tide_action_bitmap_export, tide_action_image_write,
-	tide_action_image_create,
-	tide_action_backup, tide_action_backup_auto, tide_action_chain_restore, tide_action_blockdev_backup, tide_action_abort;
+        tide_action_bitmap_enable, tide_action_bitmap_disable, tide_action_bitmap_merge, tide_action_bitmap_mark,
+        tide_action_bitmap_rescan, tide_action_bitmap_import, tide_action_bitmap_export, tide_action_image_write,
+        tide_action_image_create, tide_action_backup, tide_action_backup_auto, tide_action_chain_restore,
+        tide_action_blockdev_backup, tide_action_abort;
 
 /* The whole of bitmap-add's prepare, for the actions that make a bitmap on their way. */
 int tide_action_add_bitmap(struct tide_session *session, const struct tide_bitmap_add *args, struct tide_error *err);

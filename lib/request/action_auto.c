@@ -27,7 +27,8 @@ static int check_args(const struct tide_backup *args, struct tide_error *err)
 	if (!args->bitmap)
 		return tide_error_set(err, TIDE_E_REFUSED, "must provide a valid bitmap name for 'auto' sync mode");
 	if (args->bitmap_mode != TIDE_BITMAP_MODE_UNSET && args->bitmap_mode != TIDE_BITMAP_MODE_ON_SUCCESS)
-		return tide_error_set(err, TIDE_E_REFUSED, "Bitmap sync mode must be 'on-success' when using sync mode 'auto'");
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "Bitmap sync mode must be 'on-success' when using sync mode 'auto'");
 	return 0;
 }
 
@@ -95,9 +96,10 @@ static int add_incremental(struct tide_txn *txn, const char *path, struct tide_b
 {
 	args->sync = TIDE_SYNC_INCREMENTAL;
 	if (!args->backing && args->mode == TIDE_MODE_ABSOLUTE_PATHS)
-		tide_event_warning(&tide_txn_session(txn)->sink, path,
-		                   "the backup is an incremental one and has no backing image: '%s' holds only what has changed",
-		                   args->target);
+		tide_event_warning(
+		        &tide_txn_session(txn)->sink, path,
+		        "the backup is an incremental one and has no backing image: '%s' holds only what has changed",
+		        args->target);
 	return tide_txn_append(txn, &tide_action_backup, args, err);
 }
 

@@ -319,9 +319,9 @@ static int mark_range(struct tide_bitmap *bm, const struct tide_range *r, const 
 
 	if (r->off > size || len > size - r->off) {
 		if (!args->clamp)
-			return tide_error_set(err, TIDE_E_REFUSED,
-			                      "The range %llu+%llu does not lie within the disk of %llu bytes",
-			                      (unsigned long long)r->off, (unsigned long long)len, (unsigned long long)size);
+			return tide_error_set(
+			        err, TIDE_E_REFUSED, "The range %llu+%llu does not lie within the disk of %llu bytes",
+			        (unsigned long long)r->off, (unsigned long long)len, (unsigned long long)size);
 		++*clamped;
 		len = r->off > size ? 0 : size - r->off;
 	}
@@ -367,12 +367,13 @@ static int mark_prepare(struct tide_session *session, struct tide_step *step, st
 	}
 	if (clamped)
 		tide_event_warning(&session->sink, node->path,
-		                   "%zu of %zu ranges reach beyond the end of the disk at %llu, and were cut there", clamped,
-		                   args->n_ranges, (unsigned long long)tide_bitmap_size(bm));
+		                   "%zu of %zu ranges reach beyond the end of the disk at %llu, and were cut there",
+		                   clamped, args->n_ranges, (unsigned long long)tide_bitmap_size(bm));
 	if (args->covers && args->covers < tide_bitmap_size(bm))
-		tide_event_warning(&session->sink, node->path,
-		                   "the list ends at %llu, before the end of the disk at %llu: of the rest it says nothing",
-		                   (unsigned long long)args->covers, (unsigned long long)tide_bitmap_size(bm));
+		tide_event_warning(
+		        &session->sink, node->path,
+		        "the list ends at %llu, before the end of the disk at %llu: of the rest it says nothing",
+		        (unsigned long long)args->covers, (unsigned long long)tide_bitmap_size(bm));
 	if (!args->unset) /* the caller has said what was written around the tracking */
 		trust_again(session, node, entry);
 	return 0;
@@ -424,7 +425,8 @@ static int check_no_jobs(const struct tide_node *node, const char *name, struct 
 		busy = find_busy(node->inside);
 	if (!busy)
 		return 0;
-	tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' is currently in use by another operation and cannot be used", busy);
+	tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' is currently in use by another operation and cannot be used",
+	               busy);
 	return tide_error_hint(err, "bitmap '%s' can be compared anew once that is over", name);
 }
 

@@ -150,8 +150,8 @@ static int blockdev_prepare(struct tide_session *session, struct tide_step *step
 		return tide_error_set(err, TIDE_E_REFUSED, "Source and target cannot be the same");
 	/* Another action has it, or is going to. */
 	if (target->job || target->wanted)
-		return tide_error_set(err, TIDE_E_REFUSED, "Node '%s' is busy: block device is in use by block job: backup",
-		                      target->id);
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "Node '%s' is busy: block device is in use by block job: backup", target->id);
 	args->target = target->path;
 	args->format = target->format;
 	args->mode = TIDE_MODE_EXISTING;
@@ -305,7 +305,8 @@ const struct tide_action tide_action_image_write = {
 
 int tide_txn_backup(struct tide_txn *txn, const struct tide_backup *args, struct tide_error *err)
 {
-	return tide_txn_append(txn, args->sync == TIDE_SYNC_AUTO ? &tide_action_backup_auto : &tide_action_backup, args, err);
+	return tide_txn_append(txn, args->sync == TIDE_SYNC_AUTO ? &tide_action_backup_auto : &tide_action_backup, args,
+	                       err);
 }
 
 int tide_txn_blockdev_backup(struct tide_txn *txn, const struct tide_backup *args, struct tide_error *err)

@@ -31,8 +31,8 @@ static void transfer_touch(struct tide_session *session, const struct tide_step 
 		tide_node_want_inside(target);
 }
 
-static struct tide_node *open_node(struct tide_session *session, const char *id, enum tide_node_mode mode, bool may_create,
-                                   struct tide_error *err)
+static struct tide_node *open_node(struct tide_session *session, const char *id, enum tide_node_mode mode,
+                                   bool may_create, struct tide_error *err)
 {
 	struct tide_node *node = tide_session_find(session, id);
 
@@ -106,7 +106,8 @@ static int refuse_beyond(const struct tide_bitmap *source, const char *name, con
 
 	if (edge >= tide_bitmap_size(source) || !tide_bitmap_next_dirty(source, edge, 1, &start, &len))
 		return 0;
-	tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' is dirty at %llu, beyond the end of the disk '%s' of %llu bytes", name,
+	tide_error_set(err, TIDE_E_REFUSED,
+	               "Bitmap '%s' is dirty at %llu, beyond the end of the disk '%s' of %llu bytes", name,
 	               (unsigned long long)start, node->path, (unsigned long long)size);
 	return tide_error_hint(err, "the bitmap's own disk has %llu bytes: is it the right one?",
 	                       (unsigned long long)tide_bitmap_size(source));

@@ -69,73 +69,73 @@ static void release_arguments(struct arguments *args)
 
 #define NOWHERE    TIDE_QMP_NOWHERE
 #define AT(member) offsetof(struct arguments, member)
-#define STRING(n, req, member)                                                                                         \
-	{                                                                                                              \
-		.name = n, .kind = TIDE_QMP_STRING, .required = req, .to = AT(member), .has = NOWHERE                  \
+#define STRING(n, req, member)                                                                        \
+	{                                                                                             \
+		.name = n, .kind = TIDE_QMP_STRING, .required = req, .to = AT(member), .has = NOWHERE \
 	}
-#define BOOL(n, member)                                                                                                \
-	{                                                                                                              \
-		.name = n, .kind = TIDE_QMP_BOOL, .to = AT(member), .has = NOWHERE                                     \
+#define BOOL(n, member)                                                            \
+	{                                                                          \
+		.name = n, .kind = TIDE_QMP_BOOL, .to = AT(member), .has = NOWHERE \
 	}
-#define ENUM(n, req, member, list, least)                                                                              \
-	{                                                                                                              \
-		.name = n, .kind = TIDE_QMP_ENUM, .required = req, .to = AT(member), .has = NOWHERE, .words = list,    \
-		.first = least                                                                                         \
+#define ENUM(n, req, member, list, least)                                                                           \
+	{                                                                                                           \
+		.name = n, .kind = TIDE_QMP_ENUM, .required = req, .to = AT(member), .has = NOWHERE, .words = list, \
+		.first = least                                                                                      \
 	}
-#define STRUCT(n, table)                                                                                               \
-	{                                                                                                              \
-		.name = n, .kind = TIDE_QMP_STRUCT, .to = NOWHERE, .has = NOWHERE, .fields = table                     \
+#define STRUCT(n, table)                                                                           \
+	{                                                                                          \
+		.name = n, .kind = TIDE_QMP_STRUCT, .to = NOWHERE, .has = NOWHERE, .fields = table \
 	}
-#define OTHER(n, req, fn)                                                                                              \
-	{                                                                                                              \
-		.name = n, .kind = TIDE_QMP_OTHER, .required = req, .to = NOWHERE, .has = NOWHERE, .decode = fn        \
+#define OTHER(n, req, fn)                                                                                       \
+	{                                                                                                       \
+		.name = n, .kind = TIDE_QMP_OTHER, .required = req, .to = NOWHERE, .has = NOWHERE, .decode = fn \
 	}
-#define CHECKED(n, what)                                                                                               \
-	{                                                                                                              \
-		.name = n, .kind = what, .to = NOWHERE, .has = NOWHERE                                                 \
+#define CHECKED(n, what)                                               \
+	{                                                              \
+		.name = n, .kind = what, .to = NOWHERE, .has = NOWHERE \
 	}
-#define END                                                                                                            \
-	{                                                                                                              \
-		.kind = TIDE_QMP_END                                                                                   \
+#define END                          \
+	{                            \
+		.kind = TIDE_QMP_END \
 	}
 
-static const char *const stores[] = {"sidecar", "image", NULL};
-static const char *const syncs[] = {"full", "top", "incremental", "bitmap", "none", NULL};
-static const char *const bitmap_modes[] = {"on-success", "never", "always", NULL};
-static const char *const new_image_modes[] = {"absolute-paths", "existing", NULL};
-static const char *const on_errors[] = {"report", "ignore", "enospc", "stop", "auto", NULL};
-static const char *const completion_modes[] = {"individual", "grouped", NULL};
+static const char *const stores[] = { "sidecar", "image", NULL };
+static const char *const syncs[] = { "full", "top", "incremental", "bitmap", "none", NULL };
+static const char *const bitmap_modes[] = { "on-success", "never", "always", NULL };
+static const char *const new_image_modes[] = { "absolute-paths", "existing", NULL };
+static const char *const on_errors[] = { "report", "ignore", "enospc", "stop", "auto", NULL };
+static const char *const completion_modes[] = { "individual", "grouped", NULL };
 
-static const struct tide_qmp_field no_fields[] = {END};
+static const struct tide_qmp_field no_fields[] = { END };
 
 static const struct tide_qmp_field add_fields[] = {
-        STRING("node", true, add.node),
-        STRING("name", true, add.name),
-        {.name = "granularity", .kind = TIDE_QMP_UINT32, .to = AT(add.granularity), .has = AT(add.has_granularity)},
-        CHECKED("persistent", TIDE_QMP_BOOL),
-        BOOL("disabled", add.disabled),
-        ENUM("x-store", false, add.store, stores, TIDE_STORE_SIDECAR),
-        END,
+	STRING("node", true, add.node),
+	STRING("name", true, add.name),
+	{ .name = "granularity", .kind = TIDE_QMP_UINT32, .to = AT(add.granularity), .has = AT(add.has_granularity) },
+	CHECKED("persistent", TIDE_QMP_BOOL),
+	BOOL("disabled", add.disabled),
+	ENUM("x-store", false, add.store, stores, TIDE_STORE_SIDECAR),
+	END,
 };
 
 static const struct tide_qmp_field ref_fields[] = {
-        STRING("node", true, ref.node),
-        STRING("name", true, ref.name),
-        END,
+	STRING("node", true, ref.node),
+	STRING("name", true, ref.name),
+	END,
 };
 
 static const struct tide_qmp_field source_fields[] = {
-        {.name = "node",
-         .kind = TIDE_QMP_STRING,
-         .required = true,
-         .to = offsetof(struct tide_bitmap_ref, node),
-         .has = NOWHERE},
-        {.name = "name",
-         .kind = TIDE_QMP_STRING,
-         .required = true,
-         .to = offsetof(struct tide_bitmap_ref, name),
-         .has = NOWHERE},
-        END,
+	{ .name = "node",
+	  .kind = TIDE_QMP_STRING,
+	  .required = true,
+	  .to = offsetof(struct tide_bitmap_ref, node),
+	  .has = NOWHERE },
+	{ .name = "name",
+	  .kind = TIDE_QMP_STRING,
+	  .required = true,
+	  .to = offsetof(struct tide_bitmap_ref, name),
+	  .has = NOWHERE },
+	END,
 };
 
 static int decode_source(const struct tide_qmp_path *path, const struct tide_json *json, struct tide_bitmap_ref *ref,
@@ -166,7 +166,7 @@ static int decode_sources(const struct tide_qmp_path *path, const struct tide_js
 	args->merge.sources = refs;
 	args->merge.n_sources = n;
 	for (size_t i = 0; i < n; i++) {
-		struct tide_qmp_path element = {path, NULL, i};
+		struct tide_qmp_path element = { path, NULL, i };
 
 		if (decode_source(&element, tide_json_at(json, i), &refs[i], err) < 0)
 			return -1;
@@ -175,126 +175,126 @@ static int decode_sources(const struct tide_qmp_path *path, const struct tide_js
 }
 
 static const struct tide_qmp_field merge_fields[] = {
-        STRING("node", true, merge.node),
-        STRING("target", true, merge.target),
-        OTHER("bitmaps", true, decode_sources),
-        END,
+	STRING("node", true, merge.node),
+	STRING("target", true, merge.target),
+	OTHER("bitmaps", true, decode_sources),
+	END,
 };
 
 static const struct tide_qmp_field rescan_fields[] = {
-        STRING("node", true, rescan.node),
-        STRING("name", true, rescan.name),
-        STRING("against", true, rescan.against),
-        STRING("against-format", false, rescan.against_format),
-        END,
+	STRING("node", true, rescan.node),
+	STRING("name", true, rescan.name),
+	STRING("against", true, rescan.against),
+	STRING("against-format", false, rescan.against_format),
+	END,
 };
 
 static const struct tide_qmp_field transfer_source_fields[] = {
-        STRING("node", true, transfer.source.node),
-        STRING("name", true, transfer.source.name),
-        END,
+	STRING("node", true, transfer.source.node),
+	STRING("name", true, transfer.source.name),
+	END,
 };
 
 static const struct tide_qmp_field transfer_sink_fields[] = {
-        STRING("node", true, transfer.target.node),
-        STRING("name", true, transfer.target.name),
-        END,
+	STRING("node", true, transfer.target.node),
+	STRING("name", true, transfer.target.name),
+	END,
 };
 
 /* What a new bitmap is to be like, as block-dirty-bitmap-add says it. */
-#define NEW_BITMAP_FIELDS                                                                                              \
-	{.name = "granularity",                                                                                        \
-	 .kind = TIDE_QMP_UINT32,                                                                                      \
-	 .to = AT(transfer.granularity),                                                                               \
-	 .has = AT(transfer.has_granularity)},                                                                         \
-	        BOOL("disabled", transfer.disabled),                                                                   \
+#define NEW_BITMAP_FIELDS                            \
+	{ .name = "granularity",                     \
+	  .kind = TIDE_QMP_UINT32,                   \
+	  .to = AT(transfer.granularity),            \
+	  .has = AT(transfer.has_granularity) },     \
+	        BOOL("disabled", transfer.disabled), \
 	        ENUM("x-store", false, transfer.store, stores, TIDE_STORE_SIDECAR)
 
 static const struct tide_qmp_field import_fields[] = {
-        STRING("node", true, transfer.target.node),
-        STRING("name", true, transfer.target.name),
-        NEW_BITMAP_FIELDS,
-        {.name = "source",
-         .kind = TIDE_QMP_STRUCT,
-         .required = true,
-         .to = NOWHERE,
-         .has = NOWHERE,
-         .fields = transfer_source_fields},
-        END,
+	STRING("node", true, transfer.target.node),
+	STRING("name", true, transfer.target.name),
+	NEW_BITMAP_FIELDS,
+	{ .name = "source",
+	  .kind = TIDE_QMP_STRUCT,
+	  .required = true,
+	  .to = NOWHERE,
+	  .has = NOWHERE,
+	  .fields = transfer_source_fields },
+	END,
 };
 
 static const struct tide_qmp_field export_fields[] = {
-        STRING("node", true, transfer.source.node),
-        STRING("name", true, transfer.source.name),
-        NEW_BITMAP_FIELDS,
-        {.name = "sink",
-         .kind = TIDE_QMP_STRUCT,
-         .required = true,
-         .to = NOWHERE,
-         .has = NOWHERE,
-         .fields = transfer_sink_fields},
-        END,
+	STRING("node", true, transfer.source.node),
+	STRING("name", true, transfer.source.name),
+	NEW_BITMAP_FIELDS,
+	{ .name = "sink",
+	  .kind = TIDE_QMP_STRUCT,
+	  .required = true,
+	  .to = NOWHERE,
+	  .has = NOWHERE,
+	  .fields = transfer_sink_fields },
+	END,
 };
 
 static const struct tide_qmp_field perf_fields[] = {
-        CHECKED("use-copy-range", TIDE_QMP_BOOL),
-        {.name = "max-workers",
-         .kind = TIDE_QMP_INT64,
-         .to = AT(backup.max_workers),
-         .has = AT(backup.has_max_workers)},
-        {.name = "max-chunk", .kind = TIDE_QMP_INT64, .to = AT(backup.max_chunk), .has = AT(backup.has_max_chunk)},
-        END,
+	CHECKED("use-copy-range", TIDE_QMP_BOOL),
+	{ .name = "max-workers",
+	  .kind = TIDE_QMP_INT64,
+	  .to = AT(backup.max_workers),
+	  .has = AT(backup.has_max_workers) },
+	{ .name = "max-chunk", .kind = TIDE_QMP_INT64, .to = AT(backup.max_chunk), .has = AT(backup.has_max_chunk) },
+	END,
 };
 
 static const struct tide_qmp_field backing_fields[] = {
-        STRING("path", true, backup.backing),
-        STRING("format", false, backup.backing_format),
-        END,
+	STRING("path", true, backup.backing),
+	STRING("format", false, backup.backing_format),
+	END,
 };
 
 /* A negative speed is refused by the backup itself, as one that is too large. */
-#define BACKUP_FIELDS                                                                                                  \
-	STRING("job-id", false, backup.job_id), STRING("device", true, backup.device),                                 \
-	        ENUM("sync", true, backup.sync, syncs, TIDE_SYNC_FULL),                                                \
-	        {.name = "speed", .kind = TIDE_QMP_INT64, .to = AT(backup.speed), .has = NOWHERE},                     \
-	        STRING("bitmap", false, backup.bitmap),                                                                \
-	        ENUM("bitmap-mode", false, backup.bitmap_mode, bitmap_modes, TIDE_BITMAP_MODE_ON_SUCCESS),             \
-	        BOOL("compress", backup.compress),                                                                     \
-	        ENUM("on-source-error", false, backup.on_source_error, on_errors, TIDE_ON_ERROR_REPORT),               \
-	        ENUM("on-target-error", false, backup.on_target_error, on_errors, TIDE_ON_ERROR_REPORT),               \
-	        CHECKED("auto-finalize", TIDE_QMP_BOOL), CHECKED("auto-dismiss", TIDE_QMP_BOOL),                       \
-	        STRING("filter-node-name", false, backup.filter_node_name), STRUCT("x-perf", perf_fields),             \
+#define BACKUP_FIELDS                                                                                      \
+	STRING("job-id", false, backup.job_id), STRING("device", true, backup.device),                     \
+	        ENUM("sync", true, backup.sync, syncs, TIDE_SYNC_FULL),                                    \
+	        { .name = "speed", .kind = TIDE_QMP_INT64, .to = AT(backup.speed), .has = NOWHERE },       \
+	        STRING("bitmap", false, backup.bitmap),                                                    \
+	        ENUM("bitmap-mode", false, backup.bitmap_mode, bitmap_modes, TIDE_BITMAP_MODE_ON_SUCCESS), \
+	        BOOL("compress", backup.compress),                                                         \
+	        ENUM("on-source-error", false, backup.on_source_error, on_errors, TIDE_ON_ERROR_REPORT),   \
+	        ENUM("on-target-error", false, backup.on_target_error, on_errors, TIDE_ON_ERROR_REPORT),   \
+	        CHECKED("auto-finalize", TIDE_QMP_BOOL), CHECKED("auto-dismiss", TIDE_QMP_BOOL),           \
+	        STRING("filter-node-name", false, backup.filter_node_name), STRUCT("x-perf", perf_fields), \
 	        STRING("target", true, backup.target)
 
 static const struct tide_qmp_field drive_backup_fields[] = {
-        BACKUP_FIELDS,
-        STRING("format", false, backup.format),
-        ENUM("mode", false, backup.mode, new_image_modes, TIDE_MODE_ABSOLUTE_PATHS),
-        STRUCT("x-backing", backing_fields),
-        STRING("x-settings", false, backup.settings),
-        END,
+	BACKUP_FIELDS,
+	STRING("format", false, backup.format),
+	ENUM("mode", false, backup.mode, new_image_modes, TIDE_MODE_ABSOLUTE_PATHS),
+	STRUCT("x-backing", backing_fields),
+	STRING("x-settings", false, backup.settings),
+	END,
 };
 
-static const struct tide_qmp_field blockdev_backup_fields[] = {BACKUP_FIELDS, END};
+static const struct tide_qmp_field blockdev_backup_fields[] = { BACKUP_FIELDS, END };
 
-static const struct tide_qmp_field blockdev_del_fields[] = {STRING("node-name", true, drive.id), END};
+static const struct tide_qmp_field blockdev_del_fields[] = { STRING("node-name", true, drive.id), END };
 
-static const struct tide_qmp_field nodes_fields[] = {CHECKED("flat", TIDE_QMP_BOOL), END};
+static const struct tide_qmp_field nodes_fields[] = { CHECKED("flat", TIDE_QMP_BOOL), END };
 
 static int decode_enable(const struct tide_qmp_path *path, const struct tide_json *json, void *to,
                          struct tide_error *err)
 {
-	static const char *const capabilities[] = {"oob", NULL};
+	static const char *const capabilities[] = { "oob", NULL };
 	int place;
 
 	if (tide_json_kind(json) != TIDE_JSON_ARRAY)
 		return tide_qmp_decode_bad_type(path, "array", err);
 	for (size_t i = 0; i < tide_json_count(json); i++) {
-		struct tide_qmp_path element = {path, NULL, i};
+		struct tide_qmp_path element = { path, NULL, i };
 
 		if (tide_json_kind(tide_json_at(json, i)) != TIDE_JSON_STRING)
 			return tide_qmp_decode_bad_type(&element, "string", err);
-		element = (struct tide_qmp_path){NULL, path->name, 0};
+		element = (struct tide_qmp_path){ NULL, path->name, 0 };
 		if (tide_qmp_decode_word(&element, capabilities, tide_json_at(json, i), &place, err) < 0)
 			return -1;
 		return tide_error_set(err, TIDE_E_REFUSED,
@@ -303,7 +303,7 @@ static int decode_enable(const struct tide_qmp_path *path, const struct tide_jso
 	return 0;
 }
 
-static const struct tide_qmp_field capabilities_fields[] = {OTHER("enable", false, decode_enable), END};
+static const struct tide_qmp_field capabilities_fields[] = { OTHER("enable", false, decode_enable), END };
 
 /* ---- transaction ------------------------------------------------------------------- */
 
@@ -312,7 +312,7 @@ static const struct verb *find_verb(const char *name, bool action);
 static int find_action(const struct tide_qmp_path *up, const struct tide_json *json, const struct verb **verb,
                        struct tide_error *err)
 {
-	struct tide_qmp_path path = {up, "type", 0};
+	struct tide_qmp_path path = { up, "type", 0 };
 	const struct tide_json *type = tide_json_member(json, "type");
 	const char *name;
 
@@ -337,9 +337,9 @@ static int decode_data(const struct tide_qmp_path *path, const struct tide_json 
 }
 
 static const struct tide_qmp_field action_fields[] = {
-        CHECKED("type", TIDE_QMP_STRING),
-        OTHER("data", true, decode_data),
-        END,
+	CHECKED("type", TIDE_QMP_STRING),
+	OTHER("data", true, decode_data),
+	END,
 };
 
 static int decode_action(const struct tide_qmp_path *path, const struct tide_json *json, struct action *action,
@@ -365,7 +365,7 @@ static int decode_actions(const struct tide_qmp_path *path, const struct tide_js
 	if (!args->owned)
 		return -1;
 	for (size_t i = 0; i < n; i++) {
-		struct tide_qmp_path element = {path, NULL, i};
+		struct tide_qmp_path element = { path, NULL, i };
 
 		args->transaction.n = i + 1;
 		if (decode_action(&element, tide_json_at(json, i), &args->transaction.actions[i], err) < 0)
@@ -385,11 +385,11 @@ static int decode_completion(const struct tide_qmp_path *path, const struct tide
 	return 0;
 }
 
-static const struct tide_qmp_field properties_fields[] = {OTHER("completion-mode", false, decode_completion), END};
+static const struct tide_qmp_field properties_fields[] = { OTHER("completion-mode", false, decode_completion), END };
 static const struct tide_qmp_field transaction_fields[] = {
-        OTHER("actions", true, decode_actions),
-        STRUCT("properties", properties_fields),
-        END,
+	OTHER("actions", true, decode_actions),
+	STRUCT("properties", properties_fields),
+	END,
 };
 
 static int append_transaction(struct tide_txn *txn, const struct arguments *args, struct tide_error *err)
@@ -519,7 +519,10 @@ static int answer_nodes(struct tide_session *session, const struct arguments *ar
 static int check_there(struct tide_session *session, const struct tide_qmp_blockdev *blockdev, struct tide_error *err)
 {
 	struct tide_image_options options = {
-		.path = blockdev->path, .format = blockdev->format, .allow = session->allow, .cancel = &session->sink.cancelled,
+		.path = blockdev->path,
+		.format = blockdev->format,
+		.allow = session->allow,
+		.cancel = &session->sink.cancelled,
 	};
 	TIDE_AUTOIMAGE struct tide_image *image = NULL;
 
@@ -534,7 +537,10 @@ static int answer_blockdev_add(struct tide_session *session, const struct argume
 {
 	const struct tide_qmp_blockdev *blockdev = &args->blockdev;
 	struct tide_drive drive = {
-		.id = blockdev->node_name, .path = blockdev->path, .format = blockdev->format, .allow = session->allow,
+		.id = blockdev->node_name,
+		.path = blockdev->path,
+		.format = blockdev->format,
+		.allow = session->allow,
 	};
 	struct tide_node *other;
 
@@ -564,25 +570,25 @@ static int answer_blockdev_del(struct tide_session *session, const struct argume
 }
 
 static const struct verb verbs[] = {
-        {"abort", true, false, no_fields, append_abort, NULL},
-        {"block-dirty-bitmap-add", true, true, add_fields, append_add, NULL},
-        {"block-dirty-bitmap-remove", true, true, ref_fields, append_remove, NULL},
-        {"block-dirty-bitmap-clear", true, true, ref_fields, append_clear, NULL},
-        {"block-dirty-bitmap-enable", true, true, ref_fields, append_enable, NULL},
-        {"block-dirty-bitmap-disable", true, true, ref_fields, append_disable, NULL},
-        {"block-dirty-bitmap-merge", true, true, merge_fields, append_merge, NULL},
-        {"x-block-dirty-bitmap-rescan", true, true, rescan_fields, append_rescan, NULL},
-        {"x-block-dirty-bitmap-import", true, true, import_fields, append_import, NULL},
-        {"x-block-dirty-bitmap-export", true, true, export_fields, append_export, NULL},
-        {"drive-backup", true, true, drive_backup_fields, append_drive_backup, NULL},
-        {"blockdev-backup", true, true, blockdev_backup_fields, append_blockdev_backup, NULL},
-        {"transaction", false, true, transaction_fields, append_transaction, NULL},
-        {"x-debug-block-dirty-bitmap-sha256", false, true, ref_fields, NULL, answer_sha256},
-        {"query-block", false, true, no_fields, NULL, answer_devices},
-        {"query-named-block-nodes", false, true, nodes_fields, NULL, answer_nodes},
-        {"blockdev-add", false, true, NULL, NULL, answer_blockdev_add},
-        {"blockdev-del", false, true, blockdev_del_fields, NULL, answer_blockdev_del},
-        {"qmp_capabilities", false, true, capabilities_fields, NULL, answer_nothing},
+	{ "abort", true, false, no_fields, append_abort, NULL },
+	{ "block-dirty-bitmap-add", true, true, add_fields, append_add, NULL },
+	{ "block-dirty-bitmap-remove", true, true, ref_fields, append_remove, NULL },
+	{ "block-dirty-bitmap-clear", true, true, ref_fields, append_clear, NULL },
+	{ "block-dirty-bitmap-enable", true, true, ref_fields, append_enable, NULL },
+	{ "block-dirty-bitmap-disable", true, true, ref_fields, append_disable, NULL },
+	{ "block-dirty-bitmap-merge", true, true, merge_fields, append_merge, NULL },
+	{ "x-block-dirty-bitmap-rescan", true, true, rescan_fields, append_rescan, NULL },
+	{ "x-block-dirty-bitmap-import", true, true, import_fields, append_import, NULL },
+	{ "x-block-dirty-bitmap-export", true, true, export_fields, append_export, NULL },
+	{ "drive-backup", true, true, drive_backup_fields, append_drive_backup, NULL },
+	{ "blockdev-backup", true, true, blockdev_backup_fields, append_blockdev_backup, NULL },
+	{ "transaction", false, true, transaction_fields, append_transaction, NULL },
+	{ "x-debug-block-dirty-bitmap-sha256", false, true, ref_fields, NULL, answer_sha256 },
+	{ "query-block", false, true, no_fields, NULL, answer_devices },
+	{ "query-named-block-nodes", false, true, nodes_fields, NULL, answer_nodes },
+	{ "blockdev-add", false, true, NULL, NULL, answer_blockdev_add },
+	{ "blockdev-del", false, true, blockdev_del_fields, NULL, answer_blockdev_del },
+	{ "qmp_capabilities", false, true, capabilities_fields, NULL, answer_nothing },
 };
 
 static const struct verb *find_verb(const char *name, bool action)
@@ -678,7 +684,7 @@ static void release_inner(struct arguments *args)
 
 static int execute(struct tide_stream *stream, const struct tide_json *json, struct tide_error *err)
 {
-	AUTOARGUMENTS struct arguments args = {0};
+	AUTOARGUMENTS struct arguments args = { 0 };
 	const struct verb *verb = NULL;
 	int rc = decode_command(json, &verb, &args, err);
 
@@ -700,7 +706,7 @@ struct tide_stream *tide_stream_new(struct tide_session *session, int fd, const 
 
 	session->allow = options->allow;
 	if (stream)
-		*stream = (struct tide_stream){.session = session, .fd = fd, .options = *options};
+		*stream = (struct tide_stream){ .session = session, .fd = fd, .options = *options };
 	return stream;
 }
 
@@ -722,7 +728,7 @@ static int cancelled(struct tide_stream *stream, struct tide_error *err)
 /* A signal may come just before the wait begins, so none is longer than this. */
 static int wait_for_input(struct tide_stream *stream, struct tide_error *err)
 {
-	struct pollfd in = {.fd = stream->fd, .events = POLLIN};
+	struct pollfd in = { .fd = stream->fd, .events = POLLIN };
 
 	for (;;) {
 		int n = poll(&in, 1, WAIT_MS);
@@ -778,7 +784,7 @@ static int copy_id(const struct tide_json *json, char **id, struct tide_error *e
 {
 	const struct tide_json *value = tide_json_member(json, "id");
 	struct tide_strbuf sb = TIDE_STRBUF_INIT;
-	struct tide_json_writer w = {&sb, false};
+	struct tide_json_writer w = { &sb, false };
 
 	if (!value)
 		return 0;

@@ -28,34 +28,35 @@ struct parts {
 };
 
 #define AT(member) offsetof(struct parts, member)
-#define STRING(n, req, member)                                                                                         \
-	{                                                                                                              \
-		.name = n, .kind = TIDE_QMP_STRING, .required = req, .to = AT(member), .has = TIDE_QMP_NOWHERE         \
+#define STRING(n, req, member)                                                                                 \
+	{                                                                                                      \
+		.name = n, .kind = TIDE_QMP_STRING, .required = req, .to = AT(member), .has = TIDE_QMP_NOWHERE \
 	}
-#define WORD(n, list, member)                                                                                          \
-	{                                                                                                              \
-		.name = n, .kind = TIDE_QMP_ENUM, .required = true, .to = AT(member), .has = TIDE_QMP_NOWHERE,         \
-		.words = list                                                                                          \
+#define WORD(n, list, member)                                                                                  \
+	{                                                                                                      \
+		.name = n, .kind = TIDE_QMP_ENUM, .required = true, .to = AT(member), .has = TIDE_QMP_NOWHERE, \
+		.words = list                                                                                  \
 	}
-#define OTHER(n, fn)                                                                                                   \
-	{                                                                                                              \
-		.name = n, .kind = TIDE_QMP_OTHER, .required = true, .to = TIDE_QMP_NOWHERE, .has = TIDE_QMP_NOWHERE,  \
-		.decode = fn                                                                                           \
+#define OTHER(n, fn)                                                                                                  \
+	{                                                                                                             \
+		.name = n, .kind = TIDE_QMP_OTHER, .required = true, .to = TIDE_QMP_NOWHERE, .has = TIDE_QMP_NOWHERE, \
+		.decode = fn                                                                                          \
 	}
-#define NOT_HERE(n)                                                                                                    \
-	{                                                                                                              \
-		.name = n, .kind = TIDE_QMP_OTHER, .to = TIDE_QMP_NOWHERE, .has = TIDE_QMP_NOWHERE, .decode = refuse   \
+#define NOT_HERE(n)                                                                                                  \
+	{                                                                                                            \
+		.name = n, .kind = TIDE_QMP_OTHER, .to = TIDE_QMP_NOWHERE, .has = TIDE_QMP_NOWHERE, .decode = refuse \
 	}
-#define END                                                                                                            \
-	{                                                                                                              \
-		.kind = TIDE_QMP_END                                                                                   \
+#define END                          \
+	{                            \
+		.kind = TIDE_QMP_END \
 	}
 
 static int refuse(const struct tide_qmp_path *path, const struct tide_json *json, void *to, struct tide_error *err)
 {
 	tide_error_set(err, TIDE_E_UNSUPPORTED, "The option '%s' of driver 'nbd' is not supported", path->name);
 	if (!strncmp(path->name, "tls-", 4))
-		return tide_error_hint(err, "an export behind TLS can be a drive, by its URI: --drive ID=nbds://HOST/EXPORT");
+		return tide_error_hint(
+		        err, "an export behind TLS can be a drive, by its URI: --drive ID=nbds://HOST/EXPORT");
 	return -1;
 }
 
@@ -82,7 +83,8 @@ static const struct tide_qmp_field unix_fields[] = {
 	END,
 };
 
-static int decode_server(const struct tide_qmp_path *path, const struct tide_json *json, void *to, struct tide_error *err)
+static int decode_server(const struct tide_qmp_path *path, const struct tide_json *json, void *to,
+                         struct tide_error *err)
 {
 	struct tide_qmp_path type_path = { path, "type", 0 };
 	const struct tide_json *type;
@@ -96,15 +98,16 @@ static int decode_server(const struct tide_qmp_path *path, const struct tide_jso
 	if (tide_qmp_decode_word(&type_path, server_types, type, &place, err) < 0)
 		return -1;
 	if (place > UNIX)
-		return tide_error_set(err, TIDE_E_UNSUPPORTED, "A server of type '%s' is not supported", server_types[place]);
+		return tide_error_set(err, TIDE_E_UNSUPPORTED, "A server of type '%s' is not supported",
+		                      server_types[place]);
 	return tide_qmp_decode(path, place == UNIX ? unix_fields : inet_fields, json, NULL, to, err);
 }
 
 /* ---- drivers ------------------------------------------------------------------------ */
 
-#define NBD_FIELDS                                                                                                     \
-	OTHER("server", decode_server), STRING("export", false, export), NOT_HERE("tls-creds"),                        \
-	        NOT_HERE("tls-hostname"), NOT_HERE("x-dirty-bitmap"), NOT_HERE("reconnect-delay"),                     \
+#define NBD_FIELDS                                                                                 \
+	OTHER("server", decode_server), STRING("export", false, export), NOT_HERE("tls-creds"),    \
+	        NOT_HERE("tls-hostname"), NOT_HERE("x-dirty-bitmap"), NOT_HERE("reconnect-delay"), \
 	        NOT_HERE("open-timeout")
 
 static const struct tide_qmp_field file_fields[] = {
@@ -167,12 +170,14 @@ static int check_inet(const struct parts *parts, struct tide_error *err)
 	unsigned long port = digits && digits <= 5 && !parts->port[digits] ? strtoul(parts->port, NULL, 10) : 0;
 	const char *why = port == 0 || port > 65535 ? "Servname not supported for ai_socktype" : NULL;
 
-	if (!*parts->host || strspn(parts->host, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._:") !=
-	                             strlen(parts->host))
+	if (!*parts->host ||
+	    strspn(parts->host, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._:") !=
+	            strlen(parts->host))
 		why = "Name or service not known";
 	if (!why)
 		return 0;
-	return tide_error_set(err, TIDE_E_REFUSED, "address resolution failed for %s:%s: %s", parts->host, parts->port, why);
+	return tide_error_set(err, TIDE_E_REFUSED, "address resolution failed for %s:%s: %s", parts->host, parts->port,
+	                      why);
 }
 
 static int make_uri(const struct parts *parts, struct tide_qmp_blockdev *out, struct tide_error *err)

@@ -13,12 +13,15 @@
 struct tide_qmp_blockdev {
 	const char *node_name; /* NULL: none; like format, not owned */
 	const char *format;
-	char *path;   /* of a file, or a URI */
+	char *path; /* of a file, or a URI */
 	bool is_export;
 	const char *socket; /* the path of its server's Unix socket, or NULL; not owned */
 };
 
-#define TIDE_QMP_BLOCKDEV_INIT { NULL, NULL, NULL, false, NULL }
+#define TIDE_QMP_BLOCKDEV_INIT                \
+	{                                     \
+		NULL, NULL, NULL, false, NULL \
+	}
 
 /* object: the arguments; NULL: none. */
 int tide_qmp_blockdev_decode(const struct tide_json *object, struct tide_qmp_blockdev *out, struct tide_error *err);

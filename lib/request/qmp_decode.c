@@ -15,13 +15,13 @@ static void add_path(struct tide_strbuf *sb, const struct tide_qmp_path *path)
 }
 
 /* fmt has one %s, for the path. */
-#define REFUSE(path, err, fmt, ...)                                                                                    \
-	({                                                                                                             \
-		struct tide_strbuf sb_ = TIDE_STRBUF_INIT;                                                             \
-		TIDE_AUTOFREE char *text_ = NULL;                                                                      \
-		add_path(&sb_, path);                                                                                  \
-		text_ = tide_strbuf_steal(&sb_, err);                                                                  \
-		text_ ? tide_error_set(err, TIDE_E_REFUSED, fmt, text_, ##__VA_ARGS__) : -1;                           \
+#define REFUSE(path, err, fmt, ...)                                                          \
+	({                                                                                   \
+		struct tide_strbuf sb_ = TIDE_STRBUF_INIT;                                   \
+		TIDE_AUTOFREE char *text_ = NULL;                                            \
+		add_path(&sb_, path);                                                        \
+		text_ = tide_strbuf_steal(&sb_, err);                                        \
+		text_ ? tide_error_set(err, TIDE_E_REFUSED, fmt, text_, ##__VA_ARGS__) : -1; \
 	})
 
 int tide_qmp_decode_bad_type(const struct tide_qmp_path *path, const char *expected, struct tide_error *err)
@@ -155,7 +155,7 @@ static int refuse_unknown(const struct tide_qmp_path *up, const struct tide_qmp_
 	const char *name;
 
 	while (tide_json_next_member(object, &place, &name, &value)) {
-		struct tide_qmp_path path = {up, name, 0};
+		struct tide_qmp_path path = { up, name, 0 };
 
 		if (!is_known(fields, name) && (!but || strcmp(but, name)))
 			return REFUSE(&path, err, "Parameter '%s' is unexpected");
@@ -170,7 +170,7 @@ int tide_qmp_decode(const struct tide_qmp_path *up, const struct tide_qmp_field 
 		return tide_qmp_decode_bad_type(up, "object", err);
 	for (const struct tide_qmp_field *field = fields; field->kind != TIDE_QMP_END; field++) {
 		const struct tide_json *value = object ? tide_json_member(object, field->name) : NULL;
-		struct tide_qmp_path path = {up, field->name, 0};
+		struct tide_qmp_path path = { up, field->name, 0 };
 
 		if (!value && field->required)
 			return tide_qmp_decode_missing(&path, err);

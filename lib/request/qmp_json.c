@@ -20,7 +20,7 @@ void tide_qmp_json_release(struct tide_qmp_json *in)
 {
 	tide_strbuf_release(&in->text);
 	free(in->tokens);
-	*in = (struct tide_qmp_json){0};
+	*in = (struct tide_qmp_json){ 0 };
 }
 
 /* ---- tokens ------------------------------------------------------------------------ */
@@ -120,7 +120,7 @@ static int lex_decoration(struct lexer *lex)
 	static const struct {
 		const char *text;
 		int what;
-	} known[] = {{"->", SKIP}, {"<-", REPLY}, {"...", SKIP}};
+	} known[] = { { "->", SKIP }, { "<-", REPLY }, { "...", SKIP } };
 
 	for (size_t i = 0; i < TIDE_ARRAY_SIZE(known); i++) {
 		size_t n = strlen(known[i].text), have = n < lex->len ? n : lex->len;
@@ -321,7 +321,7 @@ static int parse_number(struct parser *p, const char *key)
 
 static int parse_keyword(struct parser *p, const char *key)
 {
-	static const char *const words[] = {"true", "false", "null"};
+	static const char *const words[] = { "true", "false", "null" };
 	const struct tide_qmp_token *token = peek(p);
 
 	p->at++;
@@ -413,8 +413,8 @@ static int parse_value(struct parser *p, const char *key)
 static int parse_message(const struct tide_qmp_json *in, struct tide_json **json, struct tide_error *err)
 {
 	struct tide_strbuf sb = TIDE_STRBUF_INIT;
-	struct tide_json_writer w = {&sb, false};
-	struct parser p = {.in = in, .out = &w, .err = err};
+	struct tide_json_writer w = { &sb, false };
+	struct parser p = { .in = in, .out = &w, .err = err };
 	struct tide_error strict = TIDE_ERROR_INIT;
 	TIDE_AUTOFREE char *text = NULL;
 
@@ -468,7 +468,7 @@ static int add_token(struct tide_qmp_json *in, char kind, size_t len, struct tid
 		in->tokens = grown;
 		in->room = room;
 	}
-	in->tokens[in->n++] = (struct tide_qmp_token){kind, in->at, len};
+	in->tokens[in->n++] = (struct tide_qmp_token){ kind, in->at, len };
 	return 0;
 }
 
@@ -558,7 +558,8 @@ int tide_qmp_json_next(struct tide_qmp_json *in, struct tide_json **json, struct
 			recover(in);
 		if (in->at == in->text.len)
 			return in->ended ? end_of_input(in, err) : 0;
-		lex = (struct lexer){(const unsigned char *)in->text.buf + in->at, in->text.len - in->at, 0, in->ended};
+		lex = (struct lexer){ (const unsigned char *)in->text.buf + in->at, in->text.len - in->at, 0,
+			              in->ended };
 		what = lex_token(&lex, in->n == 0 || in->skipping);
 		if (what == NEED_MORE && in->text.len > MAX_MESSAGE) {
 			in->at = in->text.len;

@@ -23,9 +23,9 @@
 #define UNITS_MAX (UINT64_C(1) << 30) /* of a comparison: 128 MiB for a bit each */
 
 static const char *const finding_names[] = {
-	[TIDE_FINDING_LEAK] = "leak",     [TIDE_FINDING_REFCOUNT] = "refcount", [TIDE_FINDING_OVERLAP] = "overlap",
-	[TIDE_FINDING_BOUNDS] = "bounds", [TIDE_FINDING_ENTRY] = "entry",       [TIDE_FINDING_COPIED] = "copied",
-	[TIDE_FINDING_HEADER] = "header", [TIDE_FINDING_LINK] = "link",         [TIDE_FINDING_DOUBT] = "doubt",
+	[TIDE_FINDING_LEAK] = "leak",       [TIDE_FINDING_REFCOUNT] = "refcount", [TIDE_FINDING_OVERLAP] = "overlap",
+	[TIDE_FINDING_BOUNDS] = "bounds",   [TIDE_FINDING_ENTRY] = "entry",       [TIDE_FINDING_COPIED] = "copied",
+	[TIDE_FINDING_HEADER] = "header",   [TIDE_FINDING_LINK] = "link",         [TIDE_FINDING_DOUBT] = "doubt",
 	[TIDE_FINDING_UNKNOWN] = "unknown",
 };
 
@@ -66,7 +66,7 @@ static int add_finding(void *data, enum tide_finding_kind kind, uint64_t off, ui
 		return 0;
 	if (!(to->n_findings & (to->n_findings - 1))) {
 		struct tide_finding *grown =
-			tide_mem_realloc(to->findings, TIDE_MAX(to->n_findings * 2, 1), sizeof(*grown), err);
+		        tide_mem_realloc(to->findings, TIDE_MAX(to->n_findings * 2, 1), sizeof(*grown), err);
 
 		if (!grown)
 			return -1;
@@ -234,7 +234,8 @@ static int explain_break(struct tide_chain *chain, const struct tide_image *abov
 
 static int check_sizes(struct tide_chain_image *to, const struct tide_chain_image *below, struct tide_error *err)
 {
-	uint64_t size = tide_range_align_up(to->virtual_size, 512), other = tide_range_align_up(below->virtual_size, 512);
+	uint64_t size = tide_range_align_up(to->virtual_size, 512),
+	         other = tide_range_align_up(below->virtual_size, 512);
 
 	if (size == other)
 		return 0;
@@ -317,9 +318,10 @@ static int check_content(struct tide_image *image, bool compared, struct tide_ch
 		           "the backing image is not what this one was made on: its disk has another content");
 	if (compared || !tide_fingerprint_is_written(recorded, &now))
 		return 0;
-	return say(to, TIDE_FINDING_UNKNOWN, err,
-	           "the backing image was written to since this one was made on it; --against tells whether its disk is "
-	           "still the same");
+	return say(
+	        to, TIDE_FINDING_UNKNOWN, err,
+	        "the backing image was written to since this one was made on it; --against tells whether its disk is "
+	        "still the same");
 }
 
 /* Where every image is there: one that is missing reads as zeroes. */
@@ -378,7 +380,8 @@ static int check_images(struct tide_image *image, struct tide_chain *chain, stru
 		struct tide_check check = { .found = on_found, .cancelled = on_cancelled, .data = &data };
 		struct tide_error cause = TIDE_ERROR_INIT;
 
-		if (tide_image_check(image, &check, &cause) < 0 && say_error(data.to, TIDE_FINDING_HEADER, &cause, err) < 0)
+		if (tide_image_check(image, &check, &cause) < 0 &&
+		    say_error(data.to, TIDE_FINDING_HEADER, &cause, err) < 0)
 			return -1;
 	}
 	chain->verified = true;
@@ -412,15 +415,16 @@ static int check_apart(struct tide_image *top, struct tide_image *other, const c
 {
 	for (struct tide_image *i = top; i; i = tide_image_backing(i)) {
 		if (tide_image_is_same_file(i, other))
-			return tide_error_set(err, TIDE_E_REFUSED,
-			                      "'%s' is an image of the chain itself: what the chain reads there could not differ",
-			                      name);
+			return tide_error_set(
+			        err, TIDE_E_REFUSED,
+			        "'%s' is an image of the chain itself: what the chain reads there could not differ",
+			        name);
 	}
 	for (struct tide_image *i = other; i; i = tide_image_backing(i)) {
 		if (tide_image_is_same_file(i, top))
-			return tide_error_set(err, TIDE_E_REFUSED,
-			                      "'%s' is chained on the image itself: what it does not hold could not differ",
-			                      name);
+			return tide_error_set(
+			        err, TIDE_E_REFUSED,
+			        "'%s' is chained on the image itself: what it does not hold could not differ", name);
 	}
 	return 0;
 }
@@ -517,7 +521,8 @@ static int verify_chain(struct tide_session *session, struct tide_node *node, co
 
 	if (check_images(node->image, chain, &session->sink, err) < 0)
 		return -1;
-	if (chain->images[chain->n - 1].format && check_contents(node->image, options->against, chain, &session->sink, err) < 0)
+	if (chain->images[chain->n - 1].format &&
+	    check_contents(node->image, options->against, chain, &session->sink, err) < 0)
 		return -1;
 	if (options->against && compare_with(node, options, &session->sink, chain, err) < 0)
 		return -1;

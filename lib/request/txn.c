@@ -206,7 +206,7 @@ static int name_late(struct tide_txn *txn, struct tide_error *err)
 		if (tide_lock_token_new(&token, err) < 0)
 			return -1;
 		txn->session->group =
-			tide_mem_printf(err, "%s.group-%" PRIx64, tide_backup_target(step->action->job(step)), token);
+		        tide_mem_printf(err, "%s.group-%" PRIx64, tide_backup_target(step->action->job(step)), token);
 		if (!txn->session->group)
 			return -1;
 	}
@@ -226,10 +226,12 @@ static int refuse_completed(struct tide_txn *txn, struct tide_error *err)
 		if (!node->completed)
 			continue;
 		tide_error_set(err, TIDE_E_REFUSED,
-		               "A grouped transaction on '%s' had died after it had succeeded; its targets are in place now, and "
+		               "A grouped transaction on '%s' had died after it had succeeded; its targets are in "
+		               "place now, and "
 		               "nothing else was done",
 		               node->path);
-		return tide_error_hint(err, "if this was it, do not repeat it: the next backup needs targets of its own");
+		return tide_error_hint(err,
+		                       "if this was it, do not repeat it: the next backup needs targets of its own");
 	}
 	return 0;
 }
@@ -241,7 +243,8 @@ static int decide(struct tide_txn *txn, struct tide_error *err)
 
 	for (size_t i = 0; i < txn->n; i++) {
 		if (txn->steps[i].action->decide && txn->n > 1)
-			return tide_error_set(err, TIDE_E_REFUSED, "A backup of sync mode 'auto' is a transaction of its own");
+			return tide_error_set(err, TIDE_E_REFUSED,
+			                      "A backup of sync mode 'auto' is a transaction of its own");
 	}
 	if (txn->n == 0 || !txn->steps[0].action->decide)
 		return 0;
@@ -255,7 +258,8 @@ static int decide(struct tide_txn *txn, struct tide_error *err)
 
 static int prepare_all(struct tide_txn *txn, struct tide_error *err)
 {
-	if (open_nodes(txn, err) < 0 || decide(txn, err) < 0 || refuse_completed(txn, err) < 0 || defer_changes(txn, err) < 0 || name_record(txn, err) < 0)
+	if (open_nodes(txn, err) < 0 || decide(txn, err) < 0 || refuse_completed(txn, err) < 0 ||
+	    defer_changes(txn, err) < 0 || name_record(txn, err) < 0)
 		return -1;
 	for (size_t i = 0; i < txn->n; i++) {
 		if (txn->steps[i].action->prepare(txn->session, &txn->steps[i], err) < 0)

@@ -15,7 +15,7 @@
 #include "base/mem.h"
 #include "base/sysio.h"
 
-#define MAGIC "tidemark group 1\n"
+#define MAGIC      "tidemark group 1\n"
 #define RECORD_MAX (16 << 20)
 
 int tide_record_add(struct tide_record *record, const char *from, const char *to, struct tide_error *err)
@@ -50,9 +50,9 @@ int tide_record_add_switch(struct tide_record *record, const char *image, const 
 	add_hex(&text, sw->before, sw->len);
 	tide_strbuf_adds(&text, " ");
 	add_hex(&text, sw->after, sw->len);
-	tide_strbuf_addf(&text, " %" PRIx64 " %" PRIx64 " %" PRIx32 " %x %" PRIx64 " %" PRIx64 " %" PRIx32, sw->guard_offset,
-	                 sw->guard_len, sw->guard_crc, stamp->valid, stamp->size, (uint64_t)stamp->mtime_sec,
-	                 stamp->mtime_nsec);
+	tide_strbuf_addf(&text, " %" PRIx64 " %" PRIx64 " %" PRIx32 " %x %" PRIx64 " %" PRIx64 " %" PRIx32,
+	                 sw->guard_offset, sw->guard_len, sw->guard_crc, stamp->valid, stamp->size,
+	                 (uint64_t)stamp->mtime_sec, stamp->mtime_nsec);
 	if (!record->text.len)
 		tide_strbuf_adds(&record->text, MAGIC);
 	tide_strbuf_add(&record->text, text.buf, text.len + 1);
@@ -169,8 +169,8 @@ static int read_record(const char *path, char **text, size_t *len, struct tide_e
 	return 1;
 }
 
-int tide_record_find_switch(const char *path, const char *image, struct tide_driver_switch *sw, struct tide_stamp *stamp,
-                            struct tide_error *err)
+int tide_record_find_switch(const char *path, const char *image, struct tide_driver_switch *sw,
+                            struct tide_stamp *stamp, struct tide_error *err)
 {
 	TIDE_AUTOFREE char *text = NULL;
 	TIDE_AUTOFREE char *done = tide_mem_printf(err, "%s.done", path);

@@ -21,7 +21,10 @@ struct tide_record {
 	struct tide_strbuf text;
 };
 
-#define TIDE_RECORD_INIT { TIDE_STRBUF_INIT }
+#define TIDE_RECORD_INIT         \
+	{                        \
+		TIDE_STRBUF_INIT \
+	}
 
 /* Absolute paths. */
 int tide_record_add(struct tide_record *record, const char *from, const char *to, struct tide_error *err);
@@ -29,8 +32,8 @@ int tide_record_add(struct tide_record *record, const char *from, const char *to
 int tide_record_add_switch(struct tide_record *record, const char *image, const struct tide_driver_switch *sw,
                            const struct tide_stamp *stamp, struct tide_error *err);
 /* That of this image, in a record that has been rolled forward or not: 1, or 0: there is none; -1 error. */
-int tide_record_find_switch(const char *path, const char *image, struct tide_driver_switch *sw, struct tide_stamp *stamp,
-                            struct tide_error *err);
+int tide_record_find_switch(const char *path, const char *image, struct tide_driver_switch *sw,
+                            struct tide_stamp *stamp, struct tide_error *err);
 /* Makes the decision: the record is at path, durable. */
 int tide_record_commit(struct tide_record *record, const char *path, struct tide_error *err);
 void tide_record_release(struct tide_record *record);

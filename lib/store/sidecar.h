@@ -1,7 +1,6 @@
 /*
- * The sidecar's codec: the bytes of IMAGE.bitmaps to structures and back.  No I/O but through the functions it is given.
- * The format is specified in man/tidemark-sidecar.5, field by field; this is its only
- * implementation.
+ * The sidecar's codec: the bytes of IMAGE.bitmaps to structures and back.  No I/O but through the functions it is
+ * given. The format is specified in man/tidemark-sidecar.5, field by field; this is its only implementation.
  *
  * Bitmaps are decoded when they are first needed.  Until then an entry keeps its encoded
  * chunks, checked, and encoding writes them out as they came, so that a command pays for
@@ -15,15 +14,15 @@
 #include "base/strbuf.h"
 
 struct tide_sidecar_bitmap {
-	char *name;      /* 1..1023 bytes and a NUL; NULL for a successor */
-	bool enabled;    /* records */
-	bool untracked;  /* the image was written around the tracking: shown as inconsistent */
-	uint64_t token;  /* not 0: busy, owned by the job that holds this lock token */
-	char *group;     /* busy in a group: the absolute path of the group's record (group.h); else NULL */
+	char *name;     /* 1..1023 bytes and a NUL; NULL for a successor */
+	bool enabled;   /* records */
+	bool untracked; /* the image was written around the tracking: shown as inconsistent */
+	uint64_t token; /* not 0: busy, owned by the job that holds this lock token */
+	char *group;    /* busy in a group: the absolute path of the group's record (group.h); else NULL */
 	uint64_t granularity;
-	uint64_t count;                        /* dirty granules; kept right by the codec on decode, by callers via _bitmap */
-	struct tide_bitmap *bitmap;            /* NULL while still encoded */
-	uint8_t *encoded;                      /* the chunk records; NULL once the bitmap has been decoded */
+	uint64_t count;             /* dirty granules; kept right by the codec on decode, by callers via _bitmap */
+	struct tide_bitmap *bitmap; /* NULL while still encoded */
+	uint8_t *encoded;           /* the chunk records; NULL once the bitmap has been decoded */
 	size_t encoded_len;
 	struct tide_sidecar_bitmap *successor; /* of a busy bitmap, else NULL */
 
@@ -39,14 +38,14 @@ struct tide_sidecar_bitmap {
 #define TIDE_SIDECAR_FORMAT_MAX 15
 
 struct tide_sidecar {
-	uint64_t compatible;                     /* unknown compatible feature bits, kept */
-	uint64_t generation;                     /* counts the replacements */
-	uint64_t disk_size;                      /* bytes */
+	uint64_t compatible;                      /* unknown compatible feature bits, kept */
+	uint64_t generation;                      /* counts the replacements */
+	uint64_t disk_size;                       /* bytes */
 	char format[TIDE_SIDECAR_FORMAT_MAX + 1]; /* of the image, pinned: "raw", "qcow2" */
 	struct tide_stamp stamp;
-	uint64_t log;    /* identity of the write log whose bits were added last (write_log.h), or 0 */
+	uint64_t log;      /* identity of the write log whose bits were added last (write_log.h), or 0 */
 	uint32_t checksum; /* of the header that it was decoded from; 0: it is not on disk */
-	uint64_t writer; /* not 0: a tracked write is under way, by the holder of this lock token */
+	uint64_t writer;   /* not 0: a tracked write is under way, by the holder of this lock token */
 	size_t n, room;
 	struct tide_sidecar_bitmap **items; /* newest first */
 };
@@ -62,7 +61,8 @@ struct tide_sidecar_bitmap *tide_sidecar_bitmap_new(const char *name, uint64_t d
 void tide_sidecar_bitmap_free(struct tide_sidecar_bitmap *entry);
 
 /* Puts an entry, now the sidecar's, at index (0: newest). */
-int tide_sidecar_insert(struct tide_sidecar *sc, size_t index, struct tide_sidecar_bitmap *entry, struct tide_error *err);
+int tide_sidecar_insert(struct tide_sidecar *sc, size_t index, struct tide_sidecar_bitmap *entry,
+                        struct tide_error *err);
 /* Takes it out; the entry is the caller's again. */
 struct tide_sidecar_bitmap *tide_sidecar_take(struct tide_sidecar *sc, size_t index);
 /* Its index, or -1. */

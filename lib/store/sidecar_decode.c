@@ -161,7 +161,8 @@ static int check_group(const struct decoder *d, size_t name_len, uint64_t left, 
 		return 0;
 	if (at + 2 > left)
 		return tide_error_set(err, TIDE_E_CORRUPT,
-		                      "bitmap entry at byte %" PRIu64 ": expected at least %" PRIu64 " bytes, found %" PRIu64,
+		                      "bitmap entry at byte %" PRIu64 ": expected at least %" PRIu64
+		                      " bytes, found %" PRIu64,
 		                      d->entry_at, at + 2, left);
 	*group_len = tide_get_le16(d->data + d->entry_at + at);
 	return tide_sidecar_format_check_range(err, "group path length", d->entry_at + at, 1, TIDE_SIDECAR_GROUP_MAX,
@@ -285,8 +286,8 @@ static int get_fields(struct decoder *d, struct tide_sidecar_bitmap *e, const st
 	e->untracked = *flags & TIDE_SIDECAR_UNTRACKED;
 	if (!parent && !(e->name = tide_mem_strndup((const char *)p + TIDE_SIDECAR_ENTRY_NAME, name_len, err)))
 		return -1;
-	if (group_len && !(e->group = tide_mem_strndup((const char *)p + TIDE_SIDECAR_ENTRY_NAME + name_len + 2, group_len,
-	                                               err)))
+	if (group_len &&
+	    !(e->group = tide_mem_strndup((const char *)p + TIDE_SIDECAR_ENTRY_NAME + name_len + 2, group_len, err)))
 		return -1;
 	if (get_data(d, e, err) < 0)
 		return -1;
@@ -370,7 +371,8 @@ static size_t directory_end(const uint8_t *head, size_t have, size_t len)
 {
 	if (have < TIDE_SIDECAR_HEADER_LEN)
 		return have;
-	return (size_t)TIDE_MIN((uint64_t)len, TIDE_SIDECAR_HEADER_LEN + (uint64_t)tide_get_le32(head + TIDE_SIDECAR_AT_DIR_LEN));
+	return (size_t)TIDE_MIN((uint64_t)len,
+	                        TIDE_SIDECAR_HEADER_LEN + (uint64_t)tide_get_le32(head + TIDE_SIDECAR_AT_DIR_LEN));
 }
 
 /* The beginning of the file, `have` bytes of it. */
@@ -411,6 +413,7 @@ uint32_t tide_sidecar_checksum(const void *head, size_t len)
 {
 	const uint8_t *p = head;
 
-	return len >= TIDE_SIDECAR_HEADER_LEN && tide_sidecar_is_one(head, len) ? tide_get_le32(p + TIDE_SIDECAR_AT_HEADER_CRC) :
-	                                                                          0;
+	return len >= TIDE_SIDECAR_HEADER_LEN && tide_sidecar_is_one(head, len)
+	               ? tide_get_le32(p + TIDE_SIDECAR_AT_HEADER_CRC)
+	               : 0;
 }

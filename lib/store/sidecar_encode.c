@@ -75,10 +75,10 @@ static int check_sidecar(const struct tide_sidecar *sc, struct tide_error *err)
 
 struct encoder {
 	struct tide_strbuf *out;
-	size_t base;  /* where the sidecar begins in out */
-	size_t entry; /* where the next directory entry goes, from there */
-	uint32_t n;   /* entries so far */
-	size_t head;  /* length of header and directory, which stay in out; */
+	size_t base;   /* where the sidecar begins in out */
+	size_t entry;  /* where the next directory entry goes, from there */
+	uint32_t n;    /* entries so far */
+	size_t head;   /* length of header and directory, which stay in out; */
 	uint64_t gone; /* of what follows them, so much has been written and is not there any more */
 	const struct tide_sidecar_writer *writer; /* or NULL: all of it stays */
 };

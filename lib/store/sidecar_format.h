@@ -54,16 +54,16 @@ enum tide_sidecar_entry {
 	TIDE_SIDECAR_ENTRY_NAME = 40, /* then the group's path, if any; then zeroes to a multiple of 8 */
 };
 
-#define TIDE_SIDECAR_ENABLED    0x01u
-#define TIDE_SIDECAR_UNTRACKED  0x02u
-#define TIDE_SIDECAR_BUSY       0x04u
-#define TIDE_SIDECAR_GROUP      0x08u /* behind the name: u16 length, path of the group's record */
-#define TIDE_SIDECAR_SUCCESSOR  0x10u /* the next entry is this one's successor */
-#define TIDE_SIDECAR_FLAGS_ALL  0x1fu
+#define TIDE_SIDECAR_ENABLED   0x01u
+#define TIDE_SIDECAR_UNTRACKED 0x02u
+#define TIDE_SIDECAR_BUSY      0x04u
+#define TIDE_SIDECAR_GROUP     0x08u /* behind the name: u16 length, path of the group's record */
+#define TIDE_SIDECAR_SUCCESSOR 0x10u /* the next entry is this one's successor */
+#define TIDE_SIDECAR_FLAGS_ALL 0x1fu
 
-#define TIDE_SIDECAR_NAME_MAX 1023u
+#define TIDE_SIDECAR_NAME_MAX  1023u
 #define TIDE_SIDECAR_GROUP_MAX 4095u
-#define TIDE_SIDECAR_DISK_MAX ((uint64_t)INT64_MAX)
+#define TIDE_SIDECAR_DISK_MAX  ((uint64_t)INT64_MAX)
 
 enum tide_sidecar_record {
 	TIDE_SIDECAR_RECORD_INDEX = 0,
@@ -125,8 +125,8 @@ int tide_sidecar_names_check(const struct tide_sidecar *sc, const char **twice, 
  * check: everything that needs no decompression; at is where data stands in the file, and
  * count the dirty granules that the entry at byte entry_at promises.
  * load: puts the chunks, checked before, into a clean bitmap.
- * add: appends the records of a bitmap from chunk *next on, until they are `enough` bytes; *next is then where to go on,
- * and it returns 1, or 0 when there are no more.
+ * add: appends the records of a bitmap from chunk *next on, until they are `enough` bytes; *next is then where to go
+ * on, and it returns 1, or 0 when there are no more.
  */
 int tide_sidecar_chunk_check(const uint8_t *data, size_t len, uint64_t at, uint64_t bits, uint64_t count,
                              uint64_t entry_at, struct tide_error *err);

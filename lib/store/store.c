@@ -19,7 +19,7 @@
 /* All of it is kept in memory. */
 #define SIDECAR_MAX (UINT64_C(1) << 30)
 /* What a sidecar holds that was locked before it was ever written; whoever finds it without its maker takes it over. */
-#define CLAIM "tidemark sidecar to come\n"
+#define CLAIM      "tidemark sidecar to come\n"
 #define DEVICE_DIR "/var/lib/tidemark"
 
 /* Device-mapper's name for a block device, or NULL. */
@@ -89,8 +89,8 @@ char *tide_store_path(const char *image_path, const char *override, bool *namele
 		name = by_id_name(st.st_rdev, err);
 	if (!name) {
 		*nameless = true;
-		tide_error_set(err, TIDE_E_REFUSED,
-		               "The device '%s' has no name that stays the same across reboots", image_path);
+		tide_error_set(err, TIDE_E_REFUSED, "The device '%s' has no name that stays the same across reboots",
+		               image_path);
 		tide_error_hint(err, "say where its bitmaps belong: --sidecar PATH");
 		return NULL;
 	}
@@ -127,8 +127,8 @@ static int load_fd(int fd, const char *path, struct tide_sidecar **sc, struct ti
 	if (!S_ISREG(st.st_mode))
 		return tide_error_set(err, TIDE_E_REFUSED, "The sidecar '%s' is not a regular file", path);
 	if ((uint64_t)st.st_size > SIDECAR_MAX)
-		return tide_error_set(err, TIDE_E_CORRUPT, "The sidecar '%s' has %lld bytes: no sidecar is that large", path,
-		                      (long long)st.st_size);
+		return tide_error_set(err, TIDE_E_CORRUPT, "The sidecar '%s' has %lld bytes: no sidecar is that large",
+		                      path, (long long)st.st_size);
 	if (st.st_size == (off_t)strlen(CLAIM) && tide_sysio_pread(fd, claim, strlen(CLAIM), 0, false, NULL) == 0 &&
 	    is_claim(claim, (uint64_t)st.st_size))
 		return 0;
@@ -137,8 +137,9 @@ static int load_fd(int fd, const char *path, struct tide_sidecar **sc, struct ti
 		return tide_error_wrap(err, "Could not read '%s'", path);
 	if (!*sc) {
 		tide_error_wrap(err, "The sidecar '%s' cannot be used", path);
-		return tide_error_hint(err, "nothing was changed; put a good copy in its place, or move it away, add the "
-		                            "bitmaps anew and begin the chain with a full backup");
+		return tide_error_hint(err,
+		                       "nothing was changed; put a good copy in its place, or move it away, add the "
+		                       "bitmaps anew and begin the chain with a full backup");
 	}
 	return 0;
 }

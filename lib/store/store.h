@@ -22,11 +22,14 @@ struct tide_store {
 	uint32_t checksum; /* of the header of what is staged */
 };
 
-#define TIDE_STORE_INIT { NULL, -1, false, TIDE_STAGED_INIT, 0 }
+#define TIDE_STORE_INIT                              \
+	{                                            \
+		NULL, -1, false, TIDE_STAGED_INIT, 0 \
+	}
 
 /*
- * Where the bitmaps of this image (symbolic links resolved) belong; the caller frees it. override NULL: the usual place.
- * *nameless: it fails because the image is a device without a lasting name, which has no usual place.
+ * Where the bitmaps of this image (symbolic links resolved) belong; the caller frees it. override NULL: the usual
+ * place. *nameless: it fails because the image is a device without a lasting name, which has no usual place.
  */
 char *tide_store_path(const char *image_path, const char *override, bool *nameless, struct tide_error *err);
 

@@ -225,7 +225,8 @@ static int fill_new(struct tide_write_log *log, int fd, struct tide_error *err)
 	write_in_place(fd);
 	tide_write_log_encode(&log->h, head);
 	if (ftruncate(fd, (off_t)(log->bits_at + log->bits_len)) < 0)
-		return tide_error_set_sys(err, errno, "Could not make it %" PRIu64 " bytes long", log->bits_at + log->bits_len);
+		return tide_error_set_sys(err, errno, "Could not make it %" PRIu64 " bytes long",
+		                          log->bits_at + log->bits_len);
 	return tide_sysio_pwrite(fd, head, log->bits_at, 0, err);
 }
 
@@ -385,7 +386,8 @@ static int set_bits(struct tide_write_log *log, uint64_t first, uint64_t last, s
                     struct tide_error *err)
 {
 	for (uint64_t w = first / 64; w <= last / 64; w++) {
-		uint64_t mask = mask_of(w, first, last), was = atomic_load_explicit(&log->bits[w], memory_order_relaxed);
+		uint64_t mask = mask_of(w, first, last),
+		         was = atomic_load_explicit(&log->bits[w], memory_order_relaxed);
 
 		if ((was & mask) == mask)
 			continue;
@@ -447,8 +449,9 @@ int tide_write_log_set(struct tide_write_log *log, uint64_t off, uint64_t len, s
 	if (len == 0)
 		return 0;
 	if (!log->bits || !tide_range_is_within(off, len, log->h.disk_size))
-		return tide_error_set(err, TIDE_E_REFUSED, "The write log '%s' has no place for %" PRIu64 " bytes at %" PRIu64,
-		                      log->path, len, off);
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "The write log '%s' has no place for %" PRIu64 " bytes at %" PRIu64, log->path,
+		                      len, off);
 	if (allocate(log, first, last, err) < 0 || set_bits(log, first, last, fresh, err) < 0)
 		return -1;
 	return log->durable ? make_durable(log, first, last, err) : 0;
@@ -469,11 +472,13 @@ void tide_write_log_unset(struct tide_write_log *log, uint64_t off, uint64_t len
 
 /* ---- reading ---- */
 
-/* The file's bits are chunks of bitmaps as they stand; in a bitmap of another size those beyond its end are left out. */
+/* The file's bits are chunks of bitmaps as they stand; in a bitmap of another size those beyond its end are left out.
+ */
 static int read_piece(struct tide_bitmap *bm, uint64_t first_chunk, const uint8_t *buf, uint64_t len,
                       struct tide_error *err)
 {
-	for (uint64_t at = 0; at < len && first_chunk < tide_bitmap_chunks(bm); at += TIDE_BITMAP_CHUNK_BYTES, first_chunk++) {
+	for (uint64_t at = 0; at < len && first_chunk < tide_bitmap_chunks(bm);
+	     at += TIDE_BITMAP_CHUNK_BYTES, first_chunk++) {
 		if (!tide_sysio_is_zero(buf + at, TIDE_BITMAP_CHUNK_BYTES) &&
 		    tide_bitmap_put_chunk(bm, first_chunk, buf + at, err) < 0)
 			return -1;

@@ -28,9 +28,9 @@
 /* Who writes now, or how the last one left it. */
 struct tide_write_log_state {
 	uint64_t sequence;
-	uint64_t token;   /* of who writes; 0: clean */
-	bool durable;     /* a bit is on stable storage before its data, so a power loss loses none */
-	uint8_t boot[16]; /* of the machine that it is written on; zeroes: not known */
+	uint64_t token;          /* of who writes; 0: clean */
+	bool durable;            /* a bit is on stable storage before its data, so a power loss loses none */
+	uint8_t boot[16];        /* of the machine that it is written on; zeroes: not known */
 	struct tide_stamp stamp; /* clean: the image's */
 };
 
@@ -41,17 +41,20 @@ struct tide_write_log_header {
 	uint32_t sidecar_crc; /* checksum of that sidecar's header; 0: there is none */
 	unsigned shift;       /* granularity, log2 */
 	uint64_t disk_size;
-	size_t n_inside;      /* bitmaps inside the image that are recorded here and are marked as in use there, */
-	uint64_t *inside;     /* by their tokens (node_inside.h) */
+	size_t n_inside;  /* bitmaps inside the image that are recorded here and are marked as in use there, */
+	uint64_t *inside; /* by their tokens (node_inside.h) */
 	struct tide_write_log_state state;
 };
 
-#define TIDE_WRITE_LOG_HEADER_INIT { 0 }
+#define TIDE_WRITE_LOG_HEADER_INIT \
+	{                          \
+		0                  \
+	}
 
-#define TIDE_WRITE_LOG_MAGIC "\x89TLOG\r\n\x1a"
-#define TIDE_WRITE_LOG_SLOT_LEN 512u
+#define TIDE_WRITE_LOG_MAGIC      "\x89TLOG\r\n\x1a"
+#define TIDE_WRITE_LOG_SLOT_LEN   512u
 #define TIDE_WRITE_LOG_SLOT_AT(i) (512u * (1 + (i)))
-#define TIDE_WRITE_LOG_TABLE_AT 1536u
+#define TIDE_WRITE_LOG_TABLE_AT   1536u
 #define TIDE_WRITE_LOG_INSIDE_MAX 65535u
 /* The longest part before the bits. */
 #define TIDE_WRITE_LOG_HEAD_MAX (((TIDE_WRITE_LOG_TABLE_AT + 8u * TIDE_WRITE_LOG_INSIDE_MAX) + 4095u) & ~4095u)
@@ -79,8 +82,8 @@ struct tide_write_log;
 /* 1: *out is the log that stands there; 0: there is none.  For a damaged one the error is TIDE_E_CORRUPT. */
 int tide_write_log_open(const char *path, struct tide_write_log **out, struct tide_error *err);
 /*
- * A new one, durable under its name, active for h->state.token.  h (copied but for `inside`, which is taken) has all but
- * id, sequence and boot; owner and mode become those of image_fd.
+ * A new one, durable under its name, active for h->state.token.  h (copied but for `inside`, which is taken) has all
+ * but id, sequence and boot; owner and mode become those of image_fd.
  */
 int tide_write_log_create(const char *path, struct tide_write_log_header *h, int image_fd, struct tide_write_log **out,
                           struct tide_error *err);

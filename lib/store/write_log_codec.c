@@ -44,12 +44,12 @@ enum {
 	SLOT_CRC = 508,
 };
 
-#define VERSION 1u
-#define FLAG_STAMP 0x1u
+#define VERSION      1u
+#define FLAG_STAMP   0x1u
 #define FLAG_DURABLE 0x2u
-#define FLAGS_ALL 0x3u
-#define PAGE UINT64_C(4096)
-#define DISK_MAX ((uint64_t)INT64_MAX)
+#define FLAGS_ALL    0x3u
+#define PAGE         UINT64_C(4096)
+#define DISK_MAX     ((uint64_t)INT64_MAX)
 
 uint64_t tide_write_log_bits_at(const struct tide_write_log_header *h)
 {
@@ -116,24 +116,27 @@ void tide_write_log_encode(const struct tide_write_log_header *h, uint8_t *out)
 
 static int bad(struct tide_error *err, const char *what, uint64_t at, uint64_t expected, uint64_t found)
 {
-	return tide_error_set(err, TIDE_E_CORRUPT, "%s at byte %" PRIu64 ": expected %" PRIu64 ", found %" PRIu64, what, at,
-	                      expected, found);
+	return tide_error_set(err, TIDE_E_CORRUPT, "%s at byte %" PRIu64 ": expected %" PRIu64 ", found %" PRIu64, what,
+	                      at, expected, found);
 }
 
 static int check_crc(struct tide_error *err, const char *what, uint64_t at, uint32_t expected, uint32_t found)
 {
 	if (expected == found)
 		return 0;
-	return tide_error_set(err, TIDE_E_CORRUPT, "%s checksum at byte %" PRIu64 ": expected 0x%08" PRIx32
-	                      ", found 0x%08" PRIx32, what, at, expected, found);
+	return tide_error_set(err, TIDE_E_CORRUPT,
+	                      "%s checksum at byte %" PRIu64 ": expected 0x%08" PRIx32 ", found 0x%08" PRIx32, what, at,
+	                      expected, found);
 }
 
-static int check_range(struct tide_error *err, const char *what, uint64_t at, uint64_t min, uint64_t max, uint64_t found)
+static int check_range(struct tide_error *err, const char *what, uint64_t at, uint64_t min, uint64_t max,
+                       uint64_t found)
 {
 	if (found >= min && found <= max)
 		return 0;
-	return tide_error_set(err, TIDE_E_CORRUPT, "%s at byte %" PRIu64 ": expected %" PRIu64 " to %" PRIu64
-	                      ", found %" PRIu64, what, at, min, max, found);
+	return tide_error_set(err, TIDE_E_CORRUPT,
+	                      "%s at byte %" PRIu64 ": expected %" PRIu64 " to %" PRIu64 ", found %" PRIu64, what, at,
+	                      min, max, found);
 }
 
 static int check_zeroes(struct tide_error *err, const uint8_t *head, uint64_t from, uint64_t to)
@@ -151,19 +154,20 @@ static int check_start(const uint8_t *p, size_t len, struct tide_error *err)
 	if (len < TIDE_WRITE_LOG_TABLE_AT)
 		return bad(err, "length of the header", 0, TIDE_WRITE_LOG_TABLE_AT, len);
 	if (memcmp(p, TIDE_WRITE_LOG_MAGIC, 8))
-		return tide_error_set(err, TIDE_E_CORRUPT, "magic at byte 0: expected 0x%016" PRIx64 ", found 0x%016" PRIx64,
+		return tide_error_set(err, TIDE_E_CORRUPT,
+		                      "magic at byte 0: expected 0x%016" PRIx64 ", found 0x%016" PRIx64,
 		                      tide_get_be64(TIDE_WRITE_LOG_MAGIC), tide_get_be64(p));
 	if (tide_get_le32(p + AT_VERSION) != VERSION)
-		return tide_error_set(err, TIDE_E_UNSUPPORTED, "version at byte %d: expected %u, found %" PRIu32, AT_VERSION,
-		                      VERSION, tide_get_le32(p + AT_VERSION));
+		return tide_error_set(err, TIDE_E_UNSUPPORTED, "version at byte %d: expected %u, found %" PRIu32,
+		                      AT_VERSION, VERSION, tide_get_le32(p + AT_VERSION));
 	if (tide_get_le32(p + AT_HEADER_LEN) != HEADER_LEN)
 		return bad(err, "length of the header", AT_HEADER_LEN, HEADER_LEN, tide_get_le32(p + AT_HEADER_LEN));
 	if (check_crc(err, "header", AT_CRC, tide_checksum_crc32c(0, p, AT_CRC), tide_get_le32(p + AT_CRC)) < 0)
 		return -1;
 	if (tide_get_le64(p + AT_INCOMPATIBLE))
 		return tide_error_set(err, TIDE_E_UNSUPPORTED,
-		                      "incompatible features at byte %d: expected none, found 0x%" PRIx64, AT_INCOMPATIBLE,
-		                      tide_get_le64(p + AT_INCOMPATIBLE));
+		                      "incompatible features at byte %d: expected none, found 0x%" PRIx64,
+		                      AT_INCOMPATIBLE, tide_get_le64(p + AT_INCOMPATIBLE));
 	return check_zeroes(err, p, AT_RESERVED, AT_CRC);
 }
 
@@ -179,8 +183,8 @@ static int get_fields(const uint8_t *p, struct tide_write_log_header *h, struct 
 	return check_range(err, "identity", AT_ID, 1, UINT64_MAX, h->id) < 0 ||
 	                       check_range(err, "granularity", AT_SHIFT, 9, 31, h->shift) < 0 ||
 	                       check_range(err, "size of the disk", AT_DISK_SIZE, 0, DISK_MAX, h->disk_size) < 0 ||
-	                       check_range(err, "number of bitmaps inside the image", AT_INSIDE, 0, TIDE_WRITE_LOG_INSIDE_MAX,
-	                                   h->n_inside) < 0
+	                       check_range(err, "number of bitmaps inside the image", AT_INSIDE, 0,
+	                                   TIDE_WRITE_LOG_INSIDE_MAX, h->n_inside) < 0
 	               ? -1
 	               : 0;
 }
@@ -195,8 +199,9 @@ static int check_lengths(const uint8_t *p, size_t len, uint64_t file_len, const 
 	if (tide_get_le64(p + AT_FILE_LEN) != expected)
 		return bad(err, "length of the file", AT_FILE_LEN, expected, tide_get_le64(p + AT_FILE_LEN));
 	if (file_len != expected)
-		return tide_error_set(err, TIDE_E_CORRUPT, "the file: expected %" PRIu64 " bytes, as byte %d says, found %" PRIu64,
-		                      expected, AT_FILE_LEN, file_len);
+		return tide_error_set(err, TIDE_E_CORRUPT,
+		                      "the file: expected %" PRIu64 " bytes, as byte %d says, found %" PRIu64, expected,
+		                      AT_FILE_LEN, file_len);
 	return len < bits_at ? bad(err, "bytes before the bits", 0, bits_at, len) : 0;
 }
 
@@ -215,7 +220,8 @@ static int get_inside(const uint8_t *p, struct tide_write_log_header *h, struct 
 }
 
 /* 1: *s is what the slot holds; 0: it was never written. */
-static int get_slot(const uint8_t *head, unsigned i, uint64_t id, struct tide_write_log_state *s, struct tide_error *err)
+static int get_slot(const uint8_t *head, unsigned i, uint64_t id, struct tide_write_log_state *s,
+                    struct tide_error *err)
 {
 	uint64_t at = TIDE_WRITE_LOG_SLOT_AT(i);
 	const uint8_t *p = head + at;
@@ -223,7 +229,8 @@ static int get_slot(const uint8_t *head, unsigned i, uint64_t id, struct tide_wr
 
 	if (tide_sysio_is_zero(p, TIDE_WRITE_LOG_SLOT_LEN))
 		return 0;
-	if (check_crc(err, "state", at + SLOT_CRC, tide_checksum_crc32c(0, p, SLOT_CRC), tide_get_le32(p + SLOT_CRC)) < 0)
+	if (check_crc(err, "state", at + SLOT_CRC, tide_checksum_crc32c(0, p, SLOT_CRC), tide_get_le32(p + SLOT_CRC)) <
+	    0)
 		return -1;
 	if (tide_get_le64(p + SLOT_ID) != id)
 		return bad(err, "identity of the state", at + SLOT_ID, id, tide_get_le64(p + SLOT_ID));
@@ -244,7 +251,8 @@ static int get_slot(const uint8_t *head, unsigned i, uint64_t id, struct tide_wr
 	    check_range(err, "nanoseconds of the stamp", at + SLOT_NSEC, 0, 999999999, s->stamp.mtime_nsec) < 0 ||
 	    check_zeroes(err, head, at + SLOT_RESERVED, at + SLOT_CRC) < 0)
 		return -1;
-	return (s->sequence & 1) == i ? 1 : bad(err, "sequence number of the state", at + SLOT_SEQUENCE, i, s->sequence);
+	return (s->sequence & 1) == i ? 1
+	                              : bad(err, "sequence number of the state", at + SLOT_SEQUENCE, i, s->sequence);
 }
 
 /* The newer of the two.  A torn one cannot be told from a damaged one, and a sector is not torn: both must be sound. */
@@ -259,7 +267,8 @@ static int get_state(const uint8_t *head, struct tide_write_log_header *h, struc
 			return -1;
 	}
 	if (!there[0] && !there[1])
-		return tide_error_set(err, TIDE_E_CORRUPT, "states at bytes %u and %u: expected at least one, found none",
+		return tide_error_set(err, TIDE_E_CORRUPT,
+		                      "states at bytes %u and %u: expected at least one, found none",
 		                      TIDE_WRITE_LOG_SLOT_AT(0), TIDE_WRITE_LOG_SLOT_AT(1));
 	h->state = !there[1] || (there[0] && s[0].sequence > s[1].sequence) ? s[0] : s[1];
 	return 0;

@@ -3,7 +3,7 @@
  * bitmaps.  All of it is struct tide_tracker of tidemark.h; this file says it in nbdkit's words.
  */
 #define NBDKIT_API_VERSION 2
-#define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
+#define THREAD_MODEL       NBDKIT_THREAD_MODEL_PARALLEL
 
 #include <errno.h>
 #include <fcntl.h>
@@ -137,12 +137,12 @@ static int tidemark_config_complete(void)
 	return -1;
 }
 
-#define CONFIG_HELP                                                                     \
+#define CONFIG_HELP                                                                           \
 	"file=IMAGE          (required) The raw or qcow2 image, or block device, to serve.\n" \
 	"sidecar=PATH        Where its bitmaps are, if not in the usual place.\n"             \
 	"format=raw|qcow2    Its format, if it has no bitmap yet that pins it.\n"             \
 	"durability=crash    A crash of the server loses no dirty bit (default); or\n"        \
-	"           power    neither does a power loss.\n"                                     \
+	"           power    neither does a power loss.\n"                                    \
 	"readonly=BOOL       Open it for reading only, as nbdkit's -r does.\n"                \
 	"ignore-stamp=BOOL   Trust bitmaps although the image changed around the tracking.\n" \
 	"allow-backing=LIST  Names in the image to follow: outside, protocol, probe, any."
@@ -313,7 +313,8 @@ static int yes(void *handle)
 
 static unsigned flags_of(uint32_t flags)
 {
-	return (flags & NBDKIT_FLAG_FUA ? TIDE_TRACKER_FUA : 0) | (flags & NBDKIT_FLAG_MAY_TRIM ? TIDE_TRACKER_MAY_TRIM : 0) |
+	return (flags & NBDKIT_FLAG_FUA ? TIDE_TRACKER_FUA : 0) |
+	       (flags & NBDKIT_FLAG_MAY_TRIM ? TIDE_TRACKER_MAY_TRIM : 0) |
 	       (flags & NBDKIT_FLAG_FAST_ZERO ? TIDE_TRACKER_FAST_ZERO : 0);
 }
 
@@ -368,10 +369,12 @@ static int tidemark_cache(void *handle, uint32_t count, uint64_t offset, uint32_
 
 static uint32_t extent_type(unsigned kind)
 {
-	return (kind & TIDE_EXTENT_IS_HOLE ? NBDKIT_EXTENT_HOLE : 0) | (kind & TIDE_EXTENT_IS_ZERO ? NBDKIT_EXTENT_ZERO : 0);
+	return (kind & TIDE_EXTENT_IS_HOLE ? NBDKIT_EXTENT_HOLE : 0) |
+	       (kind & TIDE_EXTENT_IS_ZERO ? NBDKIT_EXTENT_ZERO : 0);
 }
 
-static int tidemark_extents(void *handle, uint32_t count, uint64_t offset, uint32_t flags, struct nbdkit_extents *extents)
+static int tidemark_extents(void *handle, uint32_t count, uint64_t offset, uint32_t flags,
+                            struct nbdkit_extents *extents)
 {
 	struct tide_error err = TIDE_ERROR_INIT;
 

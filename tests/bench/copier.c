@@ -181,13 +181,27 @@ int main(int argc, char **argv)
 
 	while ((opt = getopt(argc, argv, "t:ulrwc")) != -1) {
 		switch (opt) {
-		case 't': threads = (unsigned)strtoul(optarg, NULL, 10); break;
-		case 'u': uring = true; break;
-		case 'l': share = true; break;
-		case 'r': read_flags |= O_DIRECT; break;
-		case 'w': write_flags |= O_DIRECT; break;
-		case 'c': check = true; write_flags = O_RDONLY; break;
-		default: return 2;
+		case 't':
+			threads = (unsigned)strtoul(optarg, NULL, 10);
+			break;
+		case 'u':
+			uring = true;
+			break;
+		case 'l':
+			share = true;
+			break;
+		case 'r':
+			read_flags |= O_DIRECT;
+			break;
+		case 'w':
+			write_flags |= O_DIRECT;
+			break;
+		case 'c':
+			check = true;
+			write_flags = O_RDONLY;
+			break;
+		default:
+			return 2;
 		}
 	}
 	if (argc - optind != 3)

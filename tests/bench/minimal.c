@@ -27,7 +27,8 @@ int main(int argc, char **argv)
 		return 2;
 	snprintf(temp, sizeof(temp), "%s.new", path);
 	fd = open(temp, O_WRONLY | O_CREAT | O_TRUNC, 0644);
-	if (dir < 0 || fd < 0 || write(fd, packed, len) != (ssize_t)len || fsync(fd) < 0 || rename(temp, path) < 0 || fsync(dir) < 0)
+	if (dir < 0 || fd < 0 || write(fd, packed, len) != (ssize_t)len || fsync(fd) < 0 || rename(temp, path) < 0 ||
+	    fsync(dir) < 0)
 		err(1, "%s", path);
 	puts(json_object_to_json_string(json_tokener_parse("{\"return\": {}}")));
 	poptFreeContext(context);

@@ -4,8 +4,8 @@
  *
  * FAULT_DIR     the directory; relative names count as in it
  * FAULT_COUNTS  a file: at exit, "CALL COUNT" lines
- * FAULT         CALL:N:WHAT, WHAT being an error's number, short, before or after (SIGKILL); with a + behind it, the Nth
- *               and every later one
+ * FAULT         CALL:N:WHAT, WHAT being an error's number, short, before or after (SIGKILL); with a + behind it, the
+ * Nth and every later one
  *
  * The kind "alloc" is each allocation that libtidemark asks for, whatever it is for; "any" is all other kinds in a row.
  */
@@ -25,8 +25,27 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#define CALLS(X) X(open) X(pread) X(pwrite) X(read) X(write) X(fsync) X(fdatasync) X(rename) X(link) X(unlink) \
-	X(ftruncate) X(fallocate) X(copy_file_range) X(mmap) X(msync) X(sync_file_range) X(ioctl) X(fcntl) X(close) X(alloc)
+#define CALLS(X)           \
+	X(open)            \
+	X(pread)           \
+	X(pwrite)          \
+	X(read)            \
+	X(write)           \
+	X(fsync)           \
+	X(fdatasync)       \
+	X(rename)          \
+	X(link)            \
+	X(unlink)          \
+	X(ftruncate)       \
+	X(fallocate)       \
+	X(copy_file_range) \
+	X(mmap)            \
+	X(msync)           \
+	X(sync_file_range) \
+	X(ioctl)           \
+	X(fcntl)           \
+	X(close)           \
+	X(alloc)
 #define ENUM(name) CALL_##name,
 #define NAME(name) #name,
 enum call { CALLS(ENUM) N_CALLS, ANY = N_CALLS };
@@ -64,7 +83,8 @@ static int what_of(const char *word)
 
 __attribute__((constructor)) static void begin(void)
 {
-	const char *fault = getenv("FAULT"), *n = fault ? strchr(fault, ':') : NULL, *what = n ? strchr(n + 1, ':') : NULL;
+	const char *fault = getenv("FAULT"), *n = fault ? strchr(fault, ':') : NULL,
+	           *what = n ? strchr(n + 1, ':') : NULL;
 
 	dl_iterate_phdr(find_lib, NULL);
 	if (what) {
@@ -116,29 +136,29 @@ static bool is_ours(int fd)
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 /* The call, unless it is the one: then it fails, or the process dies behind it. */
-#define FAIL_OR(call, ours, name, ...) \
-	__extension__({ \
+#define FAIL_OR(call, ours, name, ...)                               \
+	__extension__({                                              \
 		int what_ = (ours) ? come_to(CALL_##call) : NOTHING; \
-		__typeof__(name(__VA_ARGS__)) ret_ = -1; \
-		if (what_ > 0) \
-			errno = what_; \
-		else \
-			ret_ = REAL(name)(__VA_ARGS__); \
-		if (what_ == AFTER) \
-			kill(getpid(), SIGKILL); \
-		ret_; \
+		__typeof__(name(__VA_ARGS__)) ret_ = -1;             \
+		if (what_ > 0)                                       \
+			errno = what_;                               \
+		else                                                 \
+			ret_ = REAL(name)(__VA_ARGS__);              \
+		if (what_ == AFTER)                                  \
+			kill(getpid(), SIGKILL);                     \
+		ret_;                                                \
 	})
-#define MOVED(call, fd, name, n, ...) \
-	__extension__({ \
-		int moved_ = is_ours(fd) ? come_to(CALL_##call) : NOTHING; \
-		ssize_t got_ = -1; \
-		if (moved_ > 0) \
-			errno = moved_; \
-		else \
-			got_ = REAL(name)(fd, buf, moved_ == SHORT && (n) > 1 ? (n) / 2 : (n) __VA_ARGS__); \
-		if (moved_ == AFTER) \
-			kill(getpid(), SIGKILL); \
-		got_; \
+#define MOVED(call, fd, name, n, ...)                                                                      \
+	__extension__({                                                                                    \
+		int moved_ = is_ours(fd) ? come_to(CALL_##call) : NOTHING;                                 \
+		ssize_t got_ = -1;                                                                         \
+		if (moved_ > 0)                                                                            \
+			errno = moved_;                                                                    \
+		else                                                                                       \
+			got_ = REAL(name)(fd, buf, moved_ == SHORT && (n) > 1 ? (n) / 2 : (n)__VA_ARGS__); \
+		if (moved_ == AFTER)                                                                       \
+			kill(getpid(), SIGKILL);                                                           \
+		got_;                                                                                      \
 	})
 
 static int opened(int fd, const char *path)

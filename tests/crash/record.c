@@ -24,8 +24,18 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum op { NEW = 'n', WRITE = 'w', ZERO = 'z', SIZE = 's', SYNC = 'S', DATASYNC = 'D', DIRSYNC = 'd', LINK = 'l',
-	RENAME = 'r', UNLINK = 'u' };
+enum op {
+	NEW = 'n',
+	WRITE = 'w',
+	ZERO = 'z',
+	SIZE = 's',
+	SYNC = 'S',
+	DATASYNC = 'D',
+	DIRSYNC = 'd',
+	LINK = 'l',
+	RENAME = 'r',
+	UNLINK = 'u'
+};
 
 struct event {
 	uint64_t op, ino, off, len, size, sec, nsec; /* of the file, when all is done */
@@ -71,8 +81,13 @@ static const char *base(const char *path)
 static void tell(enum op op, const struct stat *st, uint64_t off, uint64_t len, const void *data, const char *from,
                  const char *to)
 {
-	struct event e = { .op = op, .ino = st->st_ino, .off = off, .len = len, .size = (uint64_t)st->st_size,
-		               .sec = (uint64_t)st->st_mtim.tv_sec, .nsec = (uint64_t)st->st_mtim.tv_nsec };
+	struct event e = { .op = op,
+		           .ino = st->st_ino,
+		           .off = off,
+		           .len = len,
+		           .size = (uint64_t)st->st_size,
+		           .sec = (uint64_t)st->st_mtim.tv_sec,
+		           .nsec = (uint64_t)st->st_mtim.tv_nsec };
 
 	snprintf(e.from, sizeof(e.from), "%s", base(from));
 	snprintf(e.to, sizeof(e.to), "%s", base(to));
@@ -213,8 +228,8 @@ int fallocate64(int fd, int mode, off64_t off, off64_t len)
 	enter();
 	int rc = REAL(fallocate64)(fd, mode, off, len);
 	if (rc == 0 && is_ours(fd, &st))
-		tell(mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE) ? ZERO : SIZE, &st, (uint64_t)off, (uint64_t)len, NULL,
-		     "", "");
+		tell(mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE) ? ZERO : SIZE, &st, (uint64_t)off,
+		     (uint64_t)len, NULL, "", "");
 	leave();
 	return rc;
 }

@@ -16,8 +16,8 @@ static void use(const struct tide_bitmap *bm, const struct tide_driver_bitmap *b
 	fuzz_must(tide_bitmap_count(bm) <= tide_bitmap_bits(bm));
 	if (tide_bitmap_bits(bm) < 1u << 20)
 		tide_bitmap_sha256(bm, sha256);
-	for (unsigned n = 0; n < RUNS_MAX && off < disk_size && tide_bitmap_next_dirty(bm, off, UINT64_MAX, &start, &len);
-	     n++) {
+	for (unsigned n = 0;
+	     n < RUNS_MAX && off < disk_size && tide_bitmap_next_dirty(bm, off, UINT64_MAX, &start, &len); n++) {
 		fuzz_must(start >= last && len > 0 && len <= disk_size && start <= disk_size - len);
 		last = off = start + len;
 	}
@@ -59,7 +59,8 @@ static int change_bitmaps(void *state, struct tide_driver_info *info, unsigned s
 	for (size_t i = 1; i < info->n_bitmaps && n < KEPT_MAX; i++) {
 		const struct tide_driver_bitmap *b = &info->bitmaps[i];
 
-		put[n++] = (struct tide_driver_bitmap_put){ b->name, b->granularity, b->in_use, b->enabled, true, i, NULL };
+		put[n++] = (struct tide_driver_bitmap_put){ b->name, b->granularity, b->in_use, b->enabled, true, i,
+			                                    NULL };
 	}
 	put[n++] = (struct tide_driver_bitmap_put){ "new", 65536, false, true, false, 0, bm };
 	if (tide_qcow2_driver.bitmaps_stage(state, put, seed % 5 ? n : 0, &sw, err) < 0)

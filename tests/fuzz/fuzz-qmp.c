@@ -84,7 +84,8 @@ static void run_stream(const uint8_t *data, size_t size)
 	struct tide_session_options options = { .line = on_line };
 	struct tide_stream_options stream_options = { .dry_run = true };
 	struct tide_session *session = tide_session_new(&options, NULL);
-	struct tide_drive a = { .id = "a", .path = "a.img", .format = "raw" }, b = { .id = "b", .path = "b.img", .format = "raw" };
+	struct tide_drive a = { .id = "a", .path = "a.img", .format = "raw" },
+	                  b = { .id = "b", .path = "b.img", .format = "raw" };
 	int fd = fuzz_file(data, size, 0);
 	struct tide_stream *stream;
 	unsigned n = 0;

@@ -139,4 +139,3 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	tide_sidecar_free(sc);
 	return 0;
 }
-

@@ -28,12 +28,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t room);
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t room, unsigned seed);
 
-#define fuzz_must(condition)                                                                                           \
-	do {                                                                                                           \
-		if (!(condition)) {                                                                                    \
-			fprintf(stderr, "%s:%d: must be: %s\n", __FILE__, __LINE__, #condition);                       \
-			abort();                                                                                       \
-		}                                                                                                      \
+#define fuzz_must(condition)                                                                     \
+	do {                                                                                     \
+		if (!(condition)) {                                                              \
+			fprintf(stderr, "%s:%d: must be: %s\n", __FILE__, __LINE__, #condition); \
+			abort();                                                                 \
+		}                                                                                \
 	} while (0)
 
 /* A failure has a code and a message, and is over. */
@@ -70,7 +70,8 @@ static inline int fuzz_read(const struct tide_image_driver *driver, void *state,
 
 			if (!e.mapped && driver->read(state, buf, off, len, err) < 0)
 				return -1;
-			/* Less when the file has been allocated further than it reaches yet: zeroes, to the dispatcher. */
+			/* Less when the file has been allocated further than it reaches yet: zeroes, to the dispatcher.
+			 */
 			fuzz_must(!e.mapped || pread(e.map_fd, buf, len, (off_t)e.map_off) >= 0);
 		}
 		off += e.len;
@@ -107,7 +108,8 @@ static inline uint64_t fuzz_entry(size_t size, uint32_t *state)
 
 	if (what % 8 == 0)
 		return values[what / 8 % (sizeof(values) / sizeof(*values))];
-	return ((fuzz_random(state) % (size + 1024)) & ~UINT64_C(511)) | flags[what / 8 % (sizeof(flags) / sizeof(*flags))];
+	return ((fuzz_random(state) % (size + 1024)) & ~UINT64_C(511)) |
+	       flags[what / 8 % (sizeof(flags) / sizeof(*flags))];
 }
 
 /* Half of the time libFuzzer's own change; else one to four aligned words, from `from` on, become entries. */

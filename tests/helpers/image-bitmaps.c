@@ -67,7 +67,7 @@ static int read_put(struct tide_image *image, struct tide_error *err)
 
 	if (n_put == PUT_MAX)
 		return tide_error_set(err, TIDE_E_REFUSED, "too many");
-	*p = (struct tide_driver_bitmap_put){.name = tide_mem_strdup(word(), err)};
+	*p = (struct tide_driver_bitmap_put){ .name = tide_mem_strdup(word(), err) };
 	n_put++;
 	p->granularity = number(word());
 	flags = word();
@@ -147,7 +147,7 @@ static int run_line(struct tide_image *image, char *line, struct tide_error *err
 
 static int run(const char *path, struct tide_error *err)
 {
-	struct tide_image_options options = {.path = path, .write_later = true, .records_bitmaps = true};
+	struct tide_image_options options = { .path = path, .write_later = true, .records_bitmaps = true };
 	TIDE_AUTOIMAGE struct tide_image *image = NULL;
 	TIDE_AUTOFREE char *line = NULL;
 	size_t cap = 0;

@@ -7,10 +7,10 @@
 #include "bitmap/bitmap.h"
 #include "unit.h"
 
-#define K UINT64_C(1024)
-#define M (K * K)
-#define G (K * M)
-#define T (K * G)
+#define K     UINT64_C(1024)
+#define M     (K * K)
+#define G     (K * M)
+#define T     (K * G)
 #define CHUNK TIDE_BITMAP_CHUNK_BITS
 
 static inline uint64_t rnd(uint64_t *state)

@@ -124,7 +124,7 @@ static inline void spew(const char *name, const void *data, uint64_t len)
 
 static inline int sample_open(struct sample *s, const char *name, unsigned flags, struct tide_error *err)
 {
-	*s = (struct sample){.fd = open(unit_path(name), (flags ? O_RDWR : O_RDONLY) | O_CLOEXEC), .data_fd = -1};
+	*s = (struct sample){ .fd = open(unit_path(name), (flags ? O_RDWR : O_RDONLY) | O_CLOEXEC), .data_fd = -1 };
 	if (qcow2->open(s->fd, unit_dir(), flags, &s->info, &s->state, err) == 0) {
 		if (!s->info.data_file)
 			return 0;
@@ -278,12 +278,13 @@ static inline int sample_pack(struct sample *s, const uint8_t *buf, uint64_t off
 
 		rc = qcow2->pack(packer, whole + i * cluster, out + used, &room, err);
 		if (rc == 0) {
-			packed[n_packed++] = (struct tide_packed){off + i * cluster, out + used, room};
+			packed[n_packed++] = (struct tide_packed){ off + i * cluster, out + used, room };
 			CHECK(room > 0 && room < cluster);
 			used += room;
 		} else if (rc > 0) {
 			(*n_plain)++;
-			rc = sample_write(s, buf + i * cluster, off + i * cluster, TIDE_MIN(cluster, len - i * cluster), err);
+			rc = sample_write(s, buf + i * cluster, off + i * cluster, TIDE_MIN(cluster, len - i * cluster),
+			                  err);
 		}
 	}
 	if (packer)

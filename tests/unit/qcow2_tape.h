@@ -28,7 +28,7 @@ static struct {
 	size_t n, cap;
 	struct event *event;
 	unsigned fail_in; /* the write or sync before which so many minus one went well fails; 0: none */
-} tape = {.fd = -1, .data_fd = -1};
+} tape = { .fd = -1, .data_fd = -1 };
 
 static inline bool fails(int fd)
 {
@@ -47,7 +47,7 @@ static inline void record(enum kind kind, uint64_t off, uint64_t len, const void
 		tape.event = realloc(tape.event, tape.cap * sizeof(*tape.event));
 	}
 	e = &tape.event[tape.n++];
-	*e = (struct event){.kind = kind, .off = off, .len = len, .op = op};
+	*e = (struct event){ .kind = kind, .off = off, .len = len, .op = op };
 	if (data) {
 		e->data = malloc(len);
 		memcpy(e->data, data, len);
@@ -174,7 +174,7 @@ static inline void apply_head(struct disk *d, const struct event *e, uint64_t se
 static inline void make_cut_image(const char *name, const uint8_t *file, uint64_t len, const struct cut *c,
                                   uint64_t *seed)
 {
-	struct disk d = {0};
+	struct disk d = { 0 };
 	size_t synced = 0;
 
 	for (size_t i = 0; i < c->at; i++) {

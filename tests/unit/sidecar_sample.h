@@ -11,10 +11,10 @@
 #include "store/sidecar.h"
 #include "unit.h"
 
-#define K UINT64_C(1024)
-#define M (K * K)
-#define G (K * M)
-#define T (K * G)
+#define K     UINT64_C(1024)
+#define M     (K * K)
+#define G     (K * M)
+#define T     (K * G)
 #define CHUNK TIDE_BITMAP_CHUNK_BITS
 
 enum { HEADER = 128, ENTRY_FIXED = 40, RECORD_FIXED = 16 };
@@ -33,7 +33,7 @@ static inline void sidecar_freep(struct tide_sidecar **sc)
 	tide_sidecar_free(*sc);
 }
 #define AUTOSIDECAR TIDE_CLEANUP(sidecar_freep)
-#define AUTOSTRBUF TIDE_CLEANUP(tide_strbuf_release)
+#define AUTOSTRBUF  TIDE_CLEANUP(tide_strbuf_release)
 
 static inline struct tide_sidecar *make(uint64_t disk_size)
 {

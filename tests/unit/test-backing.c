@@ -28,12 +28,15 @@ static void test_plain_names(void)
 		const char *name;
 		bool outside, there;
 	} rows[] = {
-		{ "base", false, true },      { "./base", false, true },       { "sub/base", false, true },
-		{ "sub/../base", false, true }, { "nosuch", false, false },    { "sub/nosuch", false, false },
-		{ "nosuch/x", false, false }, { "dangling", false, false },    { "../base", true, true },
-		{ "out", true, true },        { "../vm/base", false, true },   { "sub/../../base", true, true },
-		{ "/etc/passwd", true, true }, { "/nosuch/x", true, false },   { "../nosuch", true, false },
-		{ "nosuch/../../x", true, false }, { "..", true, true },       { "x..y/z", false, false },
+		{ "base", false, true },       { "./base", false, true },
+		{ "sub/base", false, true },   { "sub/../base", false, true },
+		{ "nosuch", false, false },    { "sub/nosuch", false, false },
+		{ "nosuch/x", false, false },  { "dangling", false, false },
+		{ "../base", true, true },     { "out", true, true },
+		{ "../vm/base", false, true }, { "sub/../../base", true, true },
+		{ "/etc/passwd", true, true }, { "/nosuch/x", true, false },
+		{ "../nosuch", true, false },  { "nosuch/../../x", true, false },
+		{ "..", true, true },          { "x..y/z", false, false },
 	};
 
 	for (size_t i = 0; i < TIDE_ARRAY_SIZE(rows); i++) {
@@ -43,11 +46,12 @@ static void test_plain_names(void)
 
 		UNIT_ROW("%s", rows[i].name);
 		CHECK_EQ_I64(rc, rows[i].outside ? -1 : 0);
-		CHECK(rc == 0 || (err.code == TIDE_E_REFUSED && strstr(err.msg, rows[i].name) && strstr(err.msg, "vm/top") &&
-		                  strstr(err.hint, "--allow-backing=outside")));
+		CHECK(rc == 0 || (err.code == TIDE_E_REFUSED && strstr(err.msg, rows[i].name) &&
+		                  strstr(err.msg, "vm/top") && strstr(err.hint, "--allow-backing=outside")));
 		tide_error_release(&err);
 		tide_backing_release(&found);
-		CHECK_OK(tide_backing_find(unit_path("vm/top"), "backing file", rows[i].name, TIDE_ALLOW_OUTSIDE, &found, &err),
+		CHECK_OK(tide_backing_find(unit_path("vm/top"), "backing file", rows[i].name, TIDE_ALLOW_OUTSIDE,
+		                           &found, &err),
 		         &err);
 		CHECK(found.outside == rows[i].outside && (found.real != NULL) == rows[i].there && !found.format);
 	}
@@ -66,7 +70,9 @@ static void test_judged_or_refused(void)
 	static const struct {
 		const char *name;
 		bool outside;
-	} rows[] = { { "base", false }, { "nosuch", false }, { "../base", true }, { "out", true }, { "/nosuch/x", true } };
+	} rows[] = {
+		{ "base", false }, { "nosuch", false }, { "../base", true }, { "out", true }, { "/nosuch/x", true }
+	};
 
 	for (size_t i = 0; i < TIDE_ARRAY_SIZE(rows); i++) {
 		int code = TIDE_E_NOMEM;
@@ -81,7 +87,8 @@ static void test_judged_or_refused(void)
 			int rc = tide_backing_find(unit_path("vm/top"), "data file", rows[i].name, 0, &found, &err);
 			tide_mem_set_hook(NULL);
 			code = rc < 0 ? (int)err.code : 0;
-			CHECK(rc == 0 || (!found.path && !found.real && (code == TIDE_E_NOMEM || code == TIDE_E_REFUSED)));
+			CHECK(rc == 0 ||
+			      (!found.path && !found.real && (code == TIDE_E_NOMEM || code == TIDE_E_REFUSED)));
 			CHECK(rc < 0 || allocs < fail_at);
 			tide_error_release(&err);
 		}
@@ -97,12 +104,14 @@ static void test_wrapped_names(void)
 	} rows[] = {
 		{ "file:base", NULL, NULL },
 		{ "json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"file\",\"filename\":\"base\"}}", "qcow2", NULL },
-		{ "json:{\"file\":{\"filename\":\"base\",\"driver\":\"host_device\"},\"driver\":\"raw\"}", "raw", NULL },
+		{ "json:{\"file\":{\"filename\":\"base\",\"driver\":\"host_device\"},\"driver\":\"raw\"}", "raw",
+		  NULL },
 		{ "json:{\"driver\":\"file\",\"filename\":\"base\"}", NULL, NULL },
 		{ "json:{\"file.driver\":\"file\",\"file.filename\":\"base\",\"file.locking\":\"off\"}", NULL, NULL },
 		{ "json:{}", NULL, "it has no file name" },
 		{ "json:", NULL, "" },
-		{ "json:{\"driver\":\"raw\",\"size\":1,\"file.filename\":\"base\"}", NULL, "it needs the option 'size'" },
+		{ "json:{\"driver\":\"raw\",\"size\":1,\"file.filename\":\"base\"}", NULL,
+		  "it needs the option 'size'" },
 		{ "json:{\"file\":{\"filename\":\"base\",\"x\":1}}", NULL, "it needs the option 'x'" },
 		{ "json:{\"driver\":null,\"file.filename\":\"base\"}", NULL, "'driver' is not a string" },
 		{ "rbd:pool/image", NULL, "it needs the driver 'rbd'" },
@@ -124,12 +133,14 @@ static void test_wrapped_names(void)
 		}
 		tide_error_release(&err);
 		tide_backing_release(&found);
-		CHECK_EQ_I64(tide_backing_find(top, "data file", rows[i].name, TIDE_ALLOW_OUTSIDE | TIDE_ALLOW_PROBE, &found, &err),
+		CHECK_EQ_I64(tide_backing_find(top, "data file", rows[i].name, TIDE_ALLOW_OUTSIDE | TIDE_ALLOW_PROBE,
+		                               &found, &err),
 		             -1);
 		CHECK(err.code == TIDE_E_REFUSED && strstr(err.hint, "--allow-backing=protocol"));
 		tide_error_release(&err);
 	}
-	CHECK(!tide_backing_has_protocol("a/b:c") && !tide_backing_has_protocol("abc") && tide_backing_has_protocol("a b:c"));
+	CHECK(!tide_backing_has_protocol("a/b:c") && !tide_backing_has_protocol("abc") &&
+	      tide_backing_has_protocol("a b:c"));
 }
 
 int main(void)

@@ -196,7 +196,8 @@ static void op_copy_chunks(struct machine *vm)
 		if (n)
 			CHECK_OK(tide_bitmap_put_list(to, i, positions, n, &err), &err);
 		else
-			CHECK_OK(tide_bitmap_put_chunk(to, i, kind == TIDE_BITMAP_CHUNK_FULL ? NULL : data, &err), &err);
+			CHECK_OK(tide_bitmap_put_chunk(to, i, kind == TIDE_BITMAP_CHUNK_FULL ? NULL : data, &err),
+			         &err);
 	}
 	tide_bitmap_free(vm->bm);
 	vm->bm = to;
@@ -255,7 +256,11 @@ static void step(struct machine *vm, unsigned op, uint64_t *seed)
 	case 4:
 		op_resize(vm, seed);
 		break;
-	case 5: case 6: case 7: case 8: case 9:
+	case 5:
+	case 6:
+	case 7:
+	case 8:
+	case 9:
 		reset(vm->bm, r.off, r.len);
 		model_reset(&vm->model, r.off, r.len);
 		break;

@@ -7,8 +7,10 @@
 static void test_granularity_limits(void)
 {
 	static const uint64_t good[] = { 512, 1024, 4096, 65536, 2 * G };
-	static const uint64_t bad[] = { 0, 1, 3, 256, 511, 513, 3000, 64000, 2 * G - 1, 2 * G + 1, 4 * G - 1, 4 * G,
-		                        UINT64_C(1) << 63, UINT64_MAX };
+	static const uint64_t bad[] = {
+		0,         1, 3, 256, 511, 513, 3000, 64000, 2 * G - 1, 2 * G + 1, 4 * G - 1, 4 * G, UINT64_C(1) << 63,
+		UINT64_MAX
+	};
 
 	for (size_t i = 0; i < TIDE_ARRAY_SIZE(good); i++) {
 		UNIT_ROW("%" PRIu64, good[i]);
@@ -214,7 +216,9 @@ static void test_sha256_as_qemu(void)
 		{ 66, 1, { 65 }, "c571327cb01ac1de6972713cbf6cc1fc3c2cab8b581ee0bc3fe6d8b56963fd5b" },
 		{ 160, 2, { 0, 144 }, "b2f3dbcfb925e91206e13903b7cf697a7fc146768f2a067d3bf078f3cf1816bd" },
 		{ 1024, 2, { 0, 1023 }, "fff2dcf70800e6fa77c0a6019d96c37ca6a020529bf02ce3ccd4994ab4188cf5" },
-		{ 1024, 7, { 0, 15, 16, 512, 513, 1022, 1023 },
+		{ 1024,
+		  7,
+		  { 0, 15, 16, 512, 513, 1022, 1023 },
 		  "7abe3d7e3c794cfaf9b08bc9ce599192c96a2206f07b42d9997ff78fdd7af744" },
 		{ 1024, 4, { 0, 16, 512, 1023 }, "3b7b88c192165a0a4640a3c1ef9226de9a5eb4530922c421157fb01ea35cb70a" },
 		{ 2048, 3, { 1, 128, 129 }, "f2ff072e23fe73b837297a8a95faa09235d86a22e69c5a7880426a7e8671118d" },
@@ -280,10 +284,8 @@ static void test_merge_run_ends_at_edge(void)
 	static const struct {
 		uint64_t off[2], end[2], count;
 	} rows[] = {
-		{ { 0, 66 * K }, { 64 * K, 67 * K }, 2 },
-		{ { 0, 64 * K + 512 }, { 64 * K, 65 * K }, 2 },
-		{ { 0, 129 * K }, { 128 * K, 130 * K }, 3 },
-		{ { 63 * K, 129 * K }, { 65 * K, 130 * K }, 3 },
+		{ { 0, 66 * K }, { 64 * K, 67 * K }, 2 },    { { 0, 64 * K + 512 }, { 64 * K, 65 * K }, 2 },
+		{ { 0, 129 * K }, { 128 * K, 130 * K }, 3 }, { { 63 * K, 129 * K }, { 65 * K, 130 * K }, 3 },
 		{ { 0, 65 * K }, { 1 * K, 128 * K }, 2 },
 	};
 
@@ -318,8 +320,8 @@ static void test_merge_full_chunks(void)
 	const uint64_t c = CHUNK * 512;
 	TIDE_AUTOBITMAP struct tide_bitmap *a = make(4 * c, 512), *b = make(4 * c, 512);
 
-	set(a, 0, c);             /* full over clean */
-	set(a, c, c);             /* full over mixed */
+	set(a, 0, c); /* full over clean */
+	set(a, c, c); /* full over mixed */
 	set(b, c + 512, 512);
 	set(a, 2 * c + 512, 512); /* mixed over full */
 	set(b, 2 * c, c);

@@ -46,9 +46,14 @@ static int compare(struct tide_image *a, struct tide_image *b, uint64_t start, u
 	int rc;
 
 	tide_event_init(&sink, &none);
-	*c = (struct tide_compare){
-		.a = a, .b = b, .start = start, .end = end, .unit = unit, .sink = &sink, .differs = remember, .data = told
-	};
+	*c = (struct tide_compare){ .a = a,
+		                    .b = b,
+		                    .start = start,
+		                    .end = end,
+		                    .unit = unit,
+		                    .sink = &sink,
+		                    .differs = remember,
+		                    .data = told };
 	told->n = end / unit + 1;
 	told->start = start;
 	told->end = end;
@@ -126,8 +131,8 @@ static void test_equals_a_loop_over_bytes(void)
 		struct tide_compare c;
 		struct told told = { 0 };
 
-		UNIT_ROW("%d: %" PRIu64 " and %" PRIu64 " bytes, from %" PRIu64 " to %" PRIu64 ", unit %" PRIu64, i, nx, ny,
-		         start, end, unit);
+		UNIT_ROW("%d: %" PRIu64 " and %" PRIu64 " bytes, from %" PRIu64 " to %" PRIu64 ", unit %" PRIu64, i, nx,
+		         ny, start, end, unit);
 		make_pair(&seed, x, nx, y, ny);
 		spew_sparse("x.raw", x, nx, i & 1);
 		spew_sparse("y.raw", y, ny, i & 2);
@@ -278,7 +283,8 @@ static void test_names_the_file_that_fails(void)
 	free(told.units);
 	tide_image_close(b);
 	/* An L2 entry that points past the end of the file's possible size. */
-	CHECK_EQ_I64(sh("printf '\\x80\\xff\\xff\\xff\\xff\\xff\\x00\\x01' | dd of=e.qcow2 bs=1 seek=$((0x40000)) conv=notrunc"),
+	CHECK_EQ_I64(sh("printf '\\x80\\xff\\xff\\xff\\xff\\xff\\x00\\x01' | dd of=e.qcow2 bs=1 seek=$((0x40000)) "
+	                "conv=notrunc"),
 	             0);
 	b = open_image("e.qcow2", "qcow2");
 	if (a && b && CHECK(compare(a, b, 0, M, 512, &told, &c, &err) < 0))

@@ -46,13 +46,15 @@ static const struct {
 	{ "plain /<&>'~ ", "plain /<&>'~ ", true },
 	{ "q\"b\\s/\b\f\n\r\t\x01\x1f", "q\\\"b\\\\s/\\b\\f\\n\\r\\t\\u0001\\u001F", true },
 	{ "\x7f\x01\"\\/", "\\u007F\\u0001\\\"\\\\/", true },
-	{ "\xc3\xa9\xc3\xbf" "AB", "\\u00E9\\u00FFAB", true },
+	{ "\xc3\xa9\xc3\xbf"
+	  "AB",
+	  "\\u00E9\\u00FFAB", true },
 	{ "\xdf\xbf\xe0\xa0\x80\xef\xbf\xbd", "\\u07FF\\u0800\\uFFFD", true },
 	{ "\xf0\x9f\x98\x80", "\\uD83D\\uDE00", true },
 	{ "\xf0\x90\x80\x80", "\\uD800\\uDC00", true },
 	{ "\xf4\x8f\xbf\xbd", "\\uDBFF\\uDFFD", true },
 	{ "\xef\xbb\xbf", "\\uFEFF", true },
-	{ "\xef\xbf\xbe", "\\uFFFD", true },     /* the noncharacters are UTF-8, but not to QEMU */
+	{ "\xef\xbf\xbe", "\\uFFFD", true }, /* the noncharacters are UTF-8, but not to QEMU */
 	{ "\xef\xb7\x90", "\\uFFFD", true },
 	{ "\xf0\x9f\xbf\xbf", "\\uFFFD", true },
 	{ "\xff\xfe", "\\uFFFD\\uFFFD", false },
@@ -104,8 +106,9 @@ static void test_read(void)
 {
 	struct tide_error err = TIDE_ERROR_INIT;
 	struct tide_json *json TIDE_AUTOJSON =
-		parse(" {\"b\": [1, -2, 18446744073709551615, 1.5, null, true, \"x\\u0000y\", \"\\u00e9\"],"
-	              "\r\n\t\"a\": {}} \n", &err);
+	        parse(" {\"b\": [1, -2, 18446744073709551615, 1.5, null, true, \"x\\u0000y\", \"\\u00e9\"],"
+	              "\r\n\t\"a\": {}} \n",
+	              &err);
 	const char *text;
 	size_t len;
 	uint64_t u;
@@ -164,7 +167,7 @@ static void test_top_values(void)
 		const char *text;
 		enum tide_json_kind kind;
 	} rows[] = {
-		{ "null", TIDE_JSON_NULL },   { "true", TIDE_JSON_BOOL }, { "12", TIDE_JSON_INTEGER },
+		{ "null", TIDE_JSON_NULL },    { "true", TIDE_JSON_BOOL }, { "12", TIDE_JSON_INTEGER },
 		{ " -0 ", TIDE_JSON_INTEGER }, { "1e3", TIDE_JSON_REAL },  { "\"\"", TIDE_JSON_STRING },
 		{ "[]\n", TIDE_JSON_ARRAY },
 	};
@@ -181,10 +184,45 @@ static void test_top_values(void)
 static void test_refused(void)
 {
 	static const char *const rows[] = {
-		"", " ", "{", "[1", "[1,]", "{\"a\":1,}", "{a:1}", "{'a':1}", "[1] [2]", "[1]x", "nul", "NULL", "True",
-		"\"a", "\"\n\"", "\"\\x\"", "\"\xff\"", "\"\xc3(\"", "01", "+1", "1.", "- 1", "0x10",
-		"18446744073709551616", "-9223372036854775809", "[1 2]", "{\"a\" 1}", "// x\n1", "/* x */ 1", "]", "NaN",
-		"[Infinity]", "-", "-Infinity", "1e", "1e+", "{\"a\": 1, \"b\": {}, \"a\": 2}", "[{\"\\u0061\": 1, \"a\": 2}]", "\"\\",
+		"",
+		" ",
+		"{",
+		"[1",
+		"[1,]",
+		"{\"a\":1,}",
+		"{a:1}",
+		"{'a':1}",
+		"[1] [2]",
+		"[1]x",
+		"nul",
+		"NULL",
+		"True",
+		"\"a",
+		"\"\n\"",
+		"\"\\x\"",
+		"\"\xff\"",
+		"\"\xc3(\"",
+		"01",
+		"+1",
+		"1.",
+		"- 1",
+		"0x10",
+		"18446744073709551616",
+		"-9223372036854775809",
+		"[1 2]",
+		"{\"a\" 1}",
+		"// x\n1",
+		"/* x */ 1",
+		"]",
+		"NaN",
+		"[Infinity]",
+		"-",
+		"-Infinity",
+		"1e",
+		"1e+",
+		"{\"a\": 1, \"b\": {}, \"a\": 2}",
+		"[{\"\\u0061\": 1, \"a\": 2}]",
+		"\"\\",
 	};
 	struct tide_error err = TIDE_ERROR_INIT;
 	char deep[2001];

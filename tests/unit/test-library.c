@@ -31,8 +31,9 @@ static void test_absent(void)
 
 		CHECK(tide_library_load(&library, &err) < 0);
 		CHECK_STR(err.hint, "install it; Debian has it in the package libabsent9");
-		CHECK_ERR(&err, TIDE_E_UNSUPPORTED, "Counting needs a library that cannot be loaded: libabsent.so.9: cannot open "
-		                                    "shared object file: No such file or directory");
+		CHECK_ERR(&err, TIDE_E_UNSUPPORTED,
+		          "Counting needs a library that cannot be loaded: libabsent.so.9: cannot open "
+		          "shared object file: No such file or directory");
 		CHECK(!nothing);
 	}
 }
@@ -44,7 +45,8 @@ static void test_without_function(void)
 	struct tide_error err = TIDE_ERROR_INIT;
 
 	CHECK(tide_library_load(&library, &err) < 0);
-	CHECK_ERR(&err, TIDE_E_UNSUPPORTED, "Counting needs the function 'strlen_of_nothing', which libc.so.6 does not have");
+	CHECK_ERR(&err, TIDE_E_UNSUPPORTED,
+	          "Counting needs the function 'strlen_of_nothing', which libc.so.6 does not have");
 }
 
 int main(void)

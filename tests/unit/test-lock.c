@@ -162,8 +162,8 @@ static void test_qemu_refuses(void)
 		UNIT_SKIP("no qemu-io or qemu-img");
 	for (size_t i = 0; i < TIDE_ARRAY_SIZE(rows); i++) {
 		const char *path = format_image(rows[i].format);
-		char *argv[] = { "qemu-io", "-f", (char *)rows[i].format, (char *)rows[i].mode, "-c", "read 0 512",
-			         (char *)path, NULL };
+		char *argv[] = { "qemu-io", "-f",         (char *)rows[i].format, (char *)rows[i].mode,
+			         "-c",      "read 0 512", (char *)path,           NULL };
 		const char *output = unit_path("output");
 		char text[4096] = "";
 		int input = -1;
@@ -206,12 +206,10 @@ static void test_refuses_qemu(void)
 	} rows[] = {
 		{ "qcow2", "-r", TIDE_LOCK_READ_HELD, TIDE_LOCK_READ_UNSHARED, NULL },
 		{ "qcow2", "-r", TIDE_LOCK_WRITE_HELD, TIDE_LOCK_WRITE_UNSHARED, "Failed to get \"write\" lock" },
-		{ "qcow2", "-n", TIDE_LOCK_READ_HELD, TIDE_LOCK_READ_UNSHARED,
-		  "Failed to get shared \"write\" lock" },
+		{ "qcow2", "-n", TIDE_LOCK_READ_HELD, TIDE_LOCK_READ_UNSHARED, "Failed to get shared \"write\" lock" },
 		{ "qcow2", "-n", TIDE_LOCK_WRITE_HELD, TIDE_LOCK_WRITE_UNSHARED, "Failed to get \"write\" lock" },
 		{ "raw", "-n", TIDE_LOCK_READ_HELD, TIDE_LOCK_READ_UNSHARED, "Failed to get shared \"write\" lock" },
-		{ "raw", "-n", TIDE_LOCK_WRITE_HELD, TIDE_LOCK_WRITE_UNSHARED,
-		  "Failed to get shared \"write\" lock" },
+		{ "raw", "-n", TIDE_LOCK_WRITE_HELD, TIDE_LOCK_WRITE_UNSHARED, "Failed to get shared \"write\" lock" },
 	};
 	struct tide_error err = TIDE_ERROR_INIT;
 

@@ -96,7 +96,7 @@ static void test_cut_at_every_length(void)
 
 static void test_every_header_byte_flipped(void)
 {
-	static const uint8_t flips[] = {0xff, 0x01, 0x80};
+	static const uint8_t flips[] = { 0xff, 0x01, 0x80 };
 	struct tide_error err = TIDE_ERROR_INIT;
 	uint64_t len, refused = 0;
 	uint8_t *data;
@@ -168,81 +168,75 @@ static const struct {
 	enum tide_code code;
 	const char *text;
 } header_rows[] = {
-        {{0, 4, 0x514649fa}, 0, TIDE_E_CORRUPT, "Image is not in qcow2 format"},
-        {{4, 4, 1}, 0, TIDE_E_UNSUPPORTED, "Unsupported qcow2 version 1"},
-        {{4, 4, 4}, 0, TIDE_E_UNSUPPORTED, "Unsupported qcow2 version 4"},
-        {{20, 4, 8}, 0, TIDE_E_UNSUPPORTED, "Unsupported cluster size: 2^8"},
-        {{20, 4, 22}, 0, TIDE_E_UNSUPPORTED, "Unsupported cluster size: 2^22"},
-        {{8, 8, 65537}, 0, TIDE_E_CORRUPT, "Invalid backing file offset: expected 112 to 65536, found 65537"},
-        {{8, 8, 50}, 0, TIDE_E_CORRUPT, "Invalid backing file offset: expected 112 to 65536, found 50"},
-        {{24, 8, UINT64_C(1) << 40},
-         0,
-         TIDE_E_CORRUPT,
-         "L1 table is too small: expected 2048 entries, found 1"},
-        {{24, 8, UINT64_MAX}, 0, TIDE_E_CORRUPT, "Image is too big: 18446744073709551104 bytes"},
-        {{32, 4, 1}, 0, TIDE_E_UNSUPPORTED, "The image is AES encrypted, which this version does not support"},
-        {{32, 4, 2}, 0, TIDE_E_UNSUPPORTED, "The image is LUKS encrypted, which this version does not support"},
-        {{32, 4, 3}, 0, TIDE_E_UNSUPPORTED, "Unsupported encryption method 3"},
-        {{36, 4, 4194305},
-         0,
-         TIDE_E_CORRUPT,
-         "Active L1 table too large: expected at most 33554432 bytes, found 33554440"},
-        {{40, 8, 512},
-         0,
-         TIDE_E_CORRUPT,
-         "Active L1 table offset invalid: expected a multiple of the cluster size, found 512"},
-        {{40, 8, UINT64_C(1) << 50},
-         0,
-         TIDE_E_CORRUPT,
-         "Active L1 table offset invalid: 8 bytes at 1125899906842624 do not lie within the file of 262144 "
-         "bytes"},
-        {{56, 4, 0}, 0, TIDE_E_CORRUPT, "Image does not contain a reference count table"},
-        {{56, 4, 129},
-         0,
-         TIDE_E_CORRUPT,
-         "Reference count table too large: expected at most 8388608 bytes, found 8454144"},
-        {{56, 4, UINT32_MAX},
-         0,
-         TIDE_E_CORRUPT,
-         "Reference count table too large: expected at most 8388608 bytes, found 281474976645120"},
-        {{60, 4, 65537},
-         0,
-         TIDE_E_CORRUPT,
-         "Snapshot table too large: expected at most 65536 snapshots, found 65537"},
-        {{72, 8, 0x20},
-         0,
-         TIDE_E_UNSUPPORTED,
-         "Unsupported qcow2 feature(s): Unknown incompatible feature: 20"},
-        {{72, 8, 0x60},
-         0,
-         TIDE_E_UNSUPPORTED,
-         "Unsupported qcow2 feature(s): Unknown incompatible feature: 20, Unknown incompatible feature: 40"},
-        {{72, 8, 4}, 0, TIDE_E_CORRUPT, "'data-file' is required for this image, and the image does not name it"},
-        {{88, 8, 2}, 0, TIDE_E_CORRUPT, "data-file-raw requires a data file"},
-        {{72, 8, 8}, 0, TIDE_E_CORRUPT, "qcow2: Compression type incompatible feature bit must not be set"},
-        {{104, 1, 1}, 0, TIDE_E_CORRUPT, "qcow2: Compression type incompatible feature bit must be set"},
-        {{104, 1, 7}, 0, TIDE_E_UNSUPPORTED, "qcow2: unknown compression type: 7"},
-        {{72, 8, 2}, TIDE_OPEN_WRITE, TIDE_E_CORRUPT, "qcow2: Image is corrupt; cannot be opened read/write"},
-        {{72, 8, 1},
-         TIDE_OPEN_WRITE,
-         TIDE_E_REFUSED,
-         "The image was not closed properly and its refcounts are not up to date: it cannot be written"},
-        {{72, 8, 3}, 0, TIDE_E_NONE, NULL},
-        {{80, 8, UINT64_MAX}, 0, TIDE_E_NONE, NULL},
-        {{88, 8, 0xf0}, TIDE_OPEN_WRITE, TIDE_E_NONE, NULL},
-        {{96, 4, 7}, 0, TIDE_E_CORRUPT, "Reference count entry width too large; may not exceed 64 bits"},
-        {{100, 4, 96}, 0, TIDE_E_CORRUPT, "qcow2 header too short: expected at least 104 bytes, found 96"},
-        {{100, 4, 65544}, 0, TIDE_E_CORRUPT, "qcow2 header exceeds cluster size: it has 65544 bytes"},
-        {{100, 4, 105}, 0, TIDE_E_CORRUPT, "qcow2 header length 105 is not a multiple of 8"},
-        {{116, 4, 65536},
-         0,
-         TIDE_E_CORRUPT,
-         "Header extension too large: extension 6803f857 has 65536 bytes, there is room for 65416"},
+	{ { 0, 4, 0x514649fa }, 0, TIDE_E_CORRUPT, "Image is not in qcow2 format" },
+	{ { 4, 4, 1 }, 0, TIDE_E_UNSUPPORTED, "Unsupported qcow2 version 1" },
+	{ { 4, 4, 4 }, 0, TIDE_E_UNSUPPORTED, "Unsupported qcow2 version 4" },
+	{ { 20, 4, 8 }, 0, TIDE_E_UNSUPPORTED, "Unsupported cluster size: 2^8" },
+	{ { 20, 4, 22 }, 0, TIDE_E_UNSUPPORTED, "Unsupported cluster size: 2^22" },
+	{ { 8, 8, 65537 }, 0, TIDE_E_CORRUPT, "Invalid backing file offset: expected 112 to 65536, found 65537" },
+	{ { 8, 8, 50 }, 0, TIDE_E_CORRUPT, "Invalid backing file offset: expected 112 to 65536, found 50" },
+	{ { 24, 8, UINT64_C(1) << 40 }, 0, TIDE_E_CORRUPT, "L1 table is too small: expected 2048 entries, found 1" },
+	{ { 24, 8, UINT64_MAX }, 0, TIDE_E_CORRUPT, "Image is too big: 18446744073709551104 bytes" },
+	{ { 32, 4, 1 }, 0, TIDE_E_UNSUPPORTED, "The image is AES encrypted, which this version does not support" },
+	{ { 32, 4, 2 }, 0, TIDE_E_UNSUPPORTED, "The image is LUKS encrypted, which this version does not support" },
+	{ { 32, 4, 3 }, 0, TIDE_E_UNSUPPORTED, "Unsupported encryption method 3" },
+	{ { 36, 4, 4194305 },
+	  0,
+	  TIDE_E_CORRUPT,
+	  "Active L1 table too large: expected at most 33554432 bytes, found 33554440" },
+	{ { 40, 8, 512 },
+	  0,
+	  TIDE_E_CORRUPT,
+	  "Active L1 table offset invalid: expected a multiple of the cluster size, found 512" },
+	{ { 40, 8, UINT64_C(1) << 50 },
+	  0,
+	  TIDE_E_CORRUPT,
+	  "Active L1 table offset invalid: 8 bytes at 1125899906842624 do not lie within the file of 262144 "
+	  "bytes" },
+	{ { 56, 4, 0 }, 0, TIDE_E_CORRUPT, "Image does not contain a reference count table" },
+	{ { 56, 4, 129 },
+	  0,
+	  TIDE_E_CORRUPT,
+	  "Reference count table too large: expected at most 8388608 bytes, found 8454144" },
+	{ { 56, 4, UINT32_MAX },
+	  0,
+	  TIDE_E_CORRUPT,
+	  "Reference count table too large: expected at most 8388608 bytes, found 281474976645120" },
+	{ { 60, 4, 65537 },
+	  0,
+	  TIDE_E_CORRUPT,
+	  "Snapshot table too large: expected at most 65536 snapshots, found 65537" },
+	{ { 72, 8, 0x20 }, 0, TIDE_E_UNSUPPORTED, "Unsupported qcow2 feature(s): Unknown incompatible feature: 20" },
+	{ { 72, 8, 0x60 },
+	  0,
+	  TIDE_E_UNSUPPORTED,
+	  "Unsupported qcow2 feature(s): Unknown incompatible feature: 20, Unknown incompatible feature: 40" },
+	{ { 72, 8, 4 }, 0, TIDE_E_CORRUPT, "'data-file' is required for this image, and the image does not name it" },
+	{ { 88, 8, 2 }, 0, TIDE_E_CORRUPT, "data-file-raw requires a data file" },
+	{ { 72, 8, 8 }, 0, TIDE_E_CORRUPT, "qcow2: Compression type incompatible feature bit must not be set" },
+	{ { 104, 1, 1 }, 0, TIDE_E_CORRUPT, "qcow2: Compression type incompatible feature bit must be set" },
+	{ { 104, 1, 7 }, 0, TIDE_E_UNSUPPORTED, "qcow2: unknown compression type: 7" },
+	{ { 72, 8, 2 }, TIDE_OPEN_WRITE, TIDE_E_CORRUPT, "qcow2: Image is corrupt; cannot be opened read/write" },
+	{ { 72, 8, 1 },
+	  TIDE_OPEN_WRITE,
+	  TIDE_E_REFUSED,
+	  "The image was not closed properly and its refcounts are not up to date: it cannot be written" },
+	{ { 72, 8, 3 }, 0, TIDE_E_NONE, NULL },
+	{ { 80, 8, UINT64_MAX }, 0, TIDE_E_NONE, NULL },
+	{ { 88, 8, 0xf0 }, TIDE_OPEN_WRITE, TIDE_E_NONE, NULL },
+	{ { 96, 4, 7 }, 0, TIDE_E_CORRUPT, "Reference count entry width too large; may not exceed 64 bits" },
+	{ { 100, 4, 96 }, 0, TIDE_E_CORRUPT, "qcow2 header too short: expected at least 104 bytes, found 96" },
+	{ { 100, 4, 65544 }, 0, TIDE_E_CORRUPT, "qcow2 header exceeds cluster size: it has 65544 bytes" },
+	{ { 100, 4, 105 }, 0, TIDE_E_CORRUPT, "qcow2 header length 105 is not a multiple of 8" },
+	{ { 116, 4, 65536 },
+	  0,
+	  TIDE_E_CORRUPT,
+	  "Header extension too large: extension 6803f857 has 65536 bytes, there is room for 65416" },
 };
 
 static void test_header_texts(void)
 {
-	struct tide_driver_create o = {.size = M};
+	struct tide_driver_create o = { .size = M };
 	struct tide_error err = TIDE_ERROR_INIT;
 	uint64_t len;
 	uint8_t *data;
@@ -267,10 +261,10 @@ static void test_header_texts(void)
 
 static void test_unknown_autoclear_is_cleared(void)
 {
-	struct tide_driver_create o = {.size = M};
+	struct tide_driver_create o = { .size = M };
 	struct tide_error err = TIDE_ERROR_INIT;
 	uint64_t len;
-	uint8_t *data, buf[512] = {1};
+	uint8_t *data, buf[512] = { 1 };
 	struct sample s;
 
 	CHECK_OK(sample_create("g.qcow2", &o, &err), &err);
@@ -298,59 +292,57 @@ static const struct {
 	bool write;
 	const char *text;
 } table_rows[] = {
-        {{3 * 65536, 8, COPIED | 0x40001}, false, "L1 entry 0: reserved bits are set: 0x8000000000040001"},
-        {{3 * 65536, 8, COPIED | 0x40200},
-         false,
-         "L1 entry 0: the offset 262656 is not a multiple of the cluster size"},
-        {{3 * 65536, 8, COPIED | 0x10000000},
-         false,
-         "L1 entry 0: the L2 table at 268435456 does not lie within the file of 393216 bytes"},
-        {{4 * 65536, 8, COPIED | 0x50002},
-         false,
-         "L2 entry for the cluster at 0: reserved bits are set: 0x8000000000050002"},
-        {{4 * 65536, 8, COPIED | 0x50200},
-         false,
-         "L2 entry for the cluster at 0: the offset 328192 is not a multiple of the cluster size"},
-        {{4 * 65536, 8, COPIED | 0x60000},
-         false,
-         "L2 entry for the cluster at 0: the offset 393216 lies beyond the end of the file at 393216"},
-        {{4 * 65536, 8, COPIED}, false, "L2 entry for the cluster at 0: data at offset 0, the header's"},
-        {{4 * 65536, 8, UINT64_C(3) << 62 | 0x50000},
-         false,
-         "L2 entry for the cluster at 0: compressed, but flagged as used once: 0xc000000000050000"},
-        {{4 * 65536, 8, UINT64_C(1) << 62 | 0x60000},
-         false,
-         "L2 entry for the cluster at 0: compressed data at 393216 does not lie within the file of 393216 "
-         "bytes"},
-        {{4 * 65536, 8, COPIED | 0x30000}, true, "A data cluster at 196608 overlaps with the image's L1 table"},
-        {{4 * 65536, 8, COPIED | 0x10000},
-         true,
-         "A data cluster at 65536 overlaps with the image's refcount table"},
-        {{4 * 65536, 8, COPIED | 0x20000},
-         true,
-         "A data cluster at 131072 overlaps with the image's L2 table or refcount block"},
-        {{4 * 65536, 8, COPIED | 0x40000},
-         true,
-         "A data cluster at 262144 overlaps with the image's L2 table or refcount block"},
-        {{3 * 65536, 8, COPIED | 0x20000},
-         true,
-         "The refcount block at 131072 overlaps with the image's L2 table or refcount block"},
-        {{3 * 65536, 8, COPIED | 0x30000}, true, "The L2 table at 196608 overlaps with the image's L1 table"},
-        {{2 * 65536 + 10, 2, 0},
-         true,
-         "The data cluster at 327680 has the reference count 0, expected at least 1"},
-        {{65536, 8, 0x20200},
-         true,
-         "Refcount table entry 0: the offset 131584 is not a multiple of the cluster size"},
-        {{65536, 8, 0x200000},
-         true,
-         "Refcount table entry 0: the refcount block at 2097152 does not lie within the file of 393216 bytes"},
-        {{40, 8, 0x10000}, true, "The refcount table at 65536 overlaps with the image's L1 table"},
+	{ { 3 * 65536, 8, COPIED | 0x40001 }, false, "L1 entry 0: reserved bits are set: 0x8000000000040001" },
+	{ { 3 * 65536, 8, COPIED | 0x40200 },
+	  false,
+	  "L1 entry 0: the offset 262656 is not a multiple of the cluster size" },
+	{ { 3 * 65536, 8, COPIED | 0x10000000 },
+	  false,
+	  "L1 entry 0: the L2 table at 268435456 does not lie within the file of 393216 bytes" },
+	{ { 4 * 65536, 8, COPIED | 0x50002 },
+	  false,
+	  "L2 entry for the cluster at 0: reserved bits are set: 0x8000000000050002" },
+	{ { 4 * 65536, 8, COPIED | 0x50200 },
+	  false,
+	  "L2 entry for the cluster at 0: the offset 328192 is not a multiple of the cluster size" },
+	{ { 4 * 65536, 8, COPIED | 0x60000 },
+	  false,
+	  "L2 entry for the cluster at 0: the offset 393216 lies beyond the end of the file at 393216" },
+	{ { 4 * 65536, 8, COPIED }, false, "L2 entry for the cluster at 0: data at offset 0, the header's" },
+	{ { 4 * 65536, 8, UINT64_C(3) << 62 | 0x50000 },
+	  false,
+	  "L2 entry for the cluster at 0: compressed, but flagged as used once: 0xc000000000050000" },
+	{ { 4 * 65536, 8, UINT64_C(1) << 62 | 0x60000 },
+	  false,
+	  "L2 entry for the cluster at 0: compressed data at 393216 does not lie within the file of 393216 "
+	  "bytes" },
+	{ { 4 * 65536, 8, COPIED | 0x30000 }, true, "A data cluster at 196608 overlaps with the image's L1 table" },
+	{ { 4 * 65536, 8, COPIED | 0x10000 },
+	  true,
+	  "A data cluster at 65536 overlaps with the image's refcount table" },
+	{ { 4 * 65536, 8, COPIED | 0x20000 },
+	  true,
+	  "A data cluster at 131072 overlaps with the image's L2 table or refcount block" },
+	{ { 4 * 65536, 8, COPIED | 0x40000 },
+	  true,
+	  "A data cluster at 262144 overlaps with the image's L2 table or refcount block" },
+	{ { 3 * 65536, 8, COPIED | 0x20000 },
+	  true,
+	  "The refcount block at 131072 overlaps with the image's L2 table or refcount block" },
+	{ { 3 * 65536, 8, COPIED | 0x30000 }, true, "The L2 table at 196608 overlaps with the image's L1 table" },
+	{ { 2 * 65536 + 10, 2, 0 }, true, "The data cluster at 327680 has the reference count 0, expected at least 1" },
+	{ { 65536, 8, 0x20200 },
+	  true,
+	  "Refcount table entry 0: the offset 131584 is not a multiple of the cluster size" },
+	{ { 65536, 8, 0x200000 },
+	  true,
+	  "Refcount table entry 0: the refcount block at 2097152 does not lie within the file of 393216 bytes" },
+	{ { 40, 8, 0x10000 }, true, "The refcount table at 65536 overlaps with the image's L1 table" },
 };
 
 static void test_table_texts(void)
 {
-	struct tide_driver_create o = {.size = M};
+	struct tide_driver_create o = { .size = M };
 	struct tide_error err = TIDE_ERROR_INIT;
 	uint8_t *data, *buf = malloc(65536);
 	uint64_t len;
@@ -382,7 +374,8 @@ static void test_table_texts(void)
 		free(copy);
 		rc = sample_open(&s, "bad.qcow2", table_rows[i].write ? TIDE_OPEN_WRITE : 0, &err);
 		if (rc == 0) {
-			rc = table_rows[i].write ? sample_write(&s, buf, 0, 512, &err) : sample_read(&s, got, 0, 65536, &err);
+			rc = table_rows[i].write ? sample_write(&s, buf, 0, 512, &err)
+			                         : sample_read(&s, got, 0, 65536, &err);
 			sample_close(&s);
 		}
 		CHECK_EQ_I64(rc, -1);
@@ -398,33 +391,34 @@ static const struct {
 	struct patch patch[2];
 	const char *text; /* or NULL: readable */
 } extended_rows[] = {
-        {{{4 * 65536 + 8, 8, 0xffffffff}}, NULL},
-        {{{4 * 65536 + 8, 8, UINT64_C(0x80000000ffffffff)}},
-         "L2 entry for the cluster at 0: subclusters are both allocated and zero: 0x80000000ffffffff"},
-        {{{4 * 65536 + 8, 8, UINT64_C(0x0000000100000001)}},
-         "L2 entry for the cluster at 0: subclusters are both allocated and zero: 0x0000000100000001"},
-        {{{4 * 65536, 8, 0}},
-         "L2 entry for the cluster at 0: subclusters are allocated, but no cluster is: 0x00000000ffffffff"},
-        {{{4 * 65536, 8, 0}, {4 * 65536 + 8, 8, UINT64_C(0xffffffff00000000)}}, NULL},
-        {{{4 * 65536, 8, COPIED | 0x50001}}, "L2 entry for the cluster at 0: reserved bits are set: 0x8000000000050001"},
-        {{{4 * 65536, 8, COPIED | 0x50200}},
-         "L2 entry for the cluster at 0: the offset 328192 is not a multiple of the cluster size"},
-        {{{4 * 65536, 8, COPIED}, {4 * 65536 + 8, 8, 0}},
-         "L2 entry for the cluster at 0: data at offset 0, the header's"},
-        {{{4 * 65536, 8, COPIED | 0x60000}, {4 * 65536 + 8, 8, UINT64_C(0xfffffffe00000001)}},
-         "L2 entry for the cluster at 0: the offset 393216 lies beyond the end of the file at 393216"},
-        {{{4 * 65536, 8, COPIED | 0x60000}, {4 * 65536 + 8, 8, UINT64_C(0xffffffff00000000)}}, NULL},
-        {{{4 * 65536, 8, COPIED | 0x60000}, {4 * 65536 + 8, 8, 0}}, NULL},
-        {{{4 * 65536, 8, UINT64_C(1) << 62 | 0x50000}},
-         "L2 entry for the cluster at 0: compressed, but with subclusters: 0x00000000ffffffff"},
-        {{{20, 4, 13}}, "Unsupported subcluster size: 256"},
-        {{{24, 8, UINT64_C(4096) << 17}}, "L1 table is too small: expected 2 entries, found 1"},
+	{ { { 4 * 65536 + 8, 8, 0xffffffff } }, NULL },
+	{ { { 4 * 65536 + 8, 8, UINT64_C(0x80000000ffffffff) } },
+	  "L2 entry for the cluster at 0: subclusters are both allocated and zero: 0x80000000ffffffff" },
+	{ { { 4 * 65536 + 8, 8, UINT64_C(0x0000000100000001) } },
+	  "L2 entry for the cluster at 0: subclusters are both allocated and zero: 0x0000000100000001" },
+	{ { { 4 * 65536, 8, 0 } },
+	  "L2 entry for the cluster at 0: subclusters are allocated, but no cluster is: 0x00000000ffffffff" },
+	{ { { 4 * 65536, 8, 0 }, { 4 * 65536 + 8, 8, UINT64_C(0xffffffff00000000) } }, NULL },
+	{ { { 4 * 65536, 8, COPIED | 0x50001 } },
+	  "L2 entry for the cluster at 0: reserved bits are set: 0x8000000000050001" },
+	{ { { 4 * 65536, 8, COPIED | 0x50200 } },
+	  "L2 entry for the cluster at 0: the offset 328192 is not a multiple of the cluster size" },
+	{ { { 4 * 65536, 8, COPIED }, { 4 * 65536 + 8, 8, 0 } },
+	  "L2 entry for the cluster at 0: data at offset 0, the header's" },
+	{ { { 4 * 65536, 8, COPIED | 0x60000 }, { 4 * 65536 + 8, 8, UINT64_C(0xfffffffe00000001) } },
+	  "L2 entry for the cluster at 0: the offset 393216 lies beyond the end of the file at 393216" },
+	{ { { 4 * 65536, 8, COPIED | 0x60000 }, { 4 * 65536 + 8, 8, UINT64_C(0xffffffff00000000) } }, NULL },
+	{ { { 4 * 65536, 8, COPIED | 0x60000 }, { 4 * 65536 + 8, 8, 0 } }, NULL },
+	{ { { 4 * 65536, 8, UINT64_C(1) << 62 | 0x50000 } },
+	  "L2 entry for the cluster at 0: compressed, but with subclusters: 0x00000000ffffffff" },
+	{ { { 20, 4, 13 } }, "Unsupported subcluster size: 256" },
+	{ { { 24, 8, UINT64_C(4096) << 17 } }, "L1 table is too small: expected 2 entries, found 1" },
 };
 
 /* A disk of one cluster of data in the layout of these rows; settings: of the image. */
 static uint8_t *make_one_cluster(const char *settings, uint64_t *len)
 {
-	struct tide_driver_create o = {.size = M, .settings = settings};
+	struct tide_driver_create o = { .size = M, .settings = settings };
 	struct tide_error err = TIDE_ERROR_INIT;
 	uint8_t *data, *buf = malloc(65536);
 	unsigned entry = strstr(settings, "extended") ? 16 : 8;
@@ -485,25 +479,26 @@ static const struct {
 	struct patch patch;
 	const char *text; /* or NULL: readable */
 } data_rows[] = {
-        {{4 * 65536, 8, COPIED}, NULL},
-        {{4 * 65536, 8, COPIED | 1}, NULL},
-        {{4 * 65536, 8, 1}, NULL},
-        {{4 * 65536, 8, 0}, NULL},
-        {{4 * 65536, 8, COPIED | 0x10000},
-         "L2 entry for the cluster at 0: the offset in the external data file, 65536, does not match: expected 0"},
-        {{4 * 65536, 8, 0x10001},
-         "L2 entry for the cluster at 0: the offset in the external data file, 65536, does not match: expected 0"},
-        {{4 * 65536 + 8, 8, COPIED},
-         "L2 entry for the cluster at 65536: the offset in the external data file, 0, does not match: expected 65536"},
-        {{4 * 65536 + 8, 8, 0x10000}, NULL},
-        {{4 * 65536, 8, COPIED | 0x200},
-         "L2 entry for the cluster at 0: the offset 512 is not a multiple of the cluster size"},
-        {{4 * 65536, 8, COPIED | 2}, "L2 entry for the cluster at 0: reserved bits are set: 0x8000000000000002"},
-        {{4 * 65536, 8, UINT64_C(1) << 62 | 0x10000},
-         "L2 entry for the cluster at 0: compressed, in an image with an external data file"},
-        {{112, 4, 0x12345678}, "'data-file' is required for this image, and the image does not name it"},
-        {{125, 1, 0}, "External data file name contains a NUL byte"},
-        {{72, 8, 0}, "L2 entry for the cluster at 0: data at offset 0, the header's"},
+	{ { 4 * 65536, 8, COPIED }, NULL },
+	{ { 4 * 65536, 8, COPIED | 1 }, NULL },
+	{ { 4 * 65536, 8, 1 }, NULL },
+	{ { 4 * 65536, 8, 0 }, NULL },
+	{ { 4 * 65536, 8, COPIED | 0x10000 },
+	  "L2 entry for the cluster at 0: the offset in the external data file, 65536, does not match: expected 0" },
+	{ { 4 * 65536, 8, 0x10001 },
+	  "L2 entry for the cluster at 0: the offset in the external data file, 65536, does not match: expected 0" },
+	{ { 4 * 65536 + 8, 8, COPIED },
+	  "L2 entry for the cluster at 65536: the offset in the external data file, 0, does not match: expected "
+	  "65536" },
+	{ { 4 * 65536 + 8, 8, 0x10000 }, NULL },
+	{ { 4 * 65536, 8, COPIED | 0x200 },
+	  "L2 entry for the cluster at 0: the offset 512 is not a multiple of the cluster size" },
+	{ { 4 * 65536, 8, COPIED | 2 }, "L2 entry for the cluster at 0: reserved bits are set: 0x8000000000000002" },
+	{ { 4 * 65536, 8, UINT64_C(1) << 62 | 0x10000 },
+	  "L2 entry for the cluster at 0: compressed, in an image with an external data file" },
+	{ { 112, 4, 0x12345678 }, "'data-file' is required for this image, and the image does not name it" },
+	{ { 125, 1, 0 }, "External data file name contains a NUL byte" },
+	{ { 72, 8, 0 }, "L2 entry for the cluster at 0: data at offset 0, the header's" },
 };
 
 static void test_data_file_entries(void)
@@ -561,7 +556,7 @@ static void test_data_file_not_given(void)
 {
 	struct tide_error err = TIDE_ERROR_INIT;
 	struct tide_extent e;
-	struct sample s = {.data_fd = -1};
+	struct sample s = { .data_fd = -1 };
 
 	if (!has_qemu())
 		UNIT_SKIP("no qemu-img or qemu-io");
@@ -623,7 +618,7 @@ static void test_subcluster_runs(void)
 /* A cluster that is counted as free and is in use as a table must not be dealt out. */
 static void test_free_count_of_metadata(void)
 {
-	struct tide_driver_create o = {.size = M};
+	struct tide_driver_create o = { .size = M };
 	struct tide_error err = TIDE_ERROR_INIT;
 	uint8_t *data, *buf = calloc(1, 65536);
 	uint64_t len;
@@ -646,7 +641,7 @@ static void test_free_count_of_metadata(void)
 /* A last cluster that the file lacks a part of reads as zeroes there. */
 static void test_short_last_cluster(void)
 {
-	struct tide_driver_create o = {.size = M};
+	struct tide_driver_create o = { .size = M };
 	struct tide_error err = TIDE_ERROR_INIT;
 	uint8_t *data, *buf = malloc(65536), *got = malloc(M);
 	uint64_t len;
@@ -696,53 +691,53 @@ static void test_create_refusals(void)
 		uint64_t size;
 		const char *settings, *text;
 	} rows[] = {
-	        {M, "cluster_size=3k", "Cluster size must be a power of two between 512 and 2048k"},
-	        {M, "cluster_size=256", "Cluster size must be a power of two between 512 and 2048k"},
-	        {M, "cluster_size=4M", "Cluster size must be a power of two between 512 and 2048k"},
-	        {M, "cluster_size=0", "Cluster size must be a power of two between 512 and 2048k"},
-	        {M, "cluster_size=xyz", "Parameter 'cluster_size' expects a non-negative number below 2^64"},
-	        {M, "cluster_size=4x", "Parameter 'cluster_size' expects a non-negative number below 2^64"},
-	        {M, "cluster_size=-1", "Parameter 'cluster_size' expects a non-negative number below 2^64"},
-	        {M, "cluster_size=99999999E", "Parameter 'cluster_size' expects a non-negative number below 2^64"},
-	        {M, "refcount_bits=3", "Refcount width must be a power of two and may not exceed 64 bits"},
-	        {M, "refcount_bits=0", "Refcount width must be a power of two and may not exceed 64 bits"},
-	        {M, "refcount_bits=128", "Refcount width must be a power of two and may not exceed 64 bits"},
-	        {M, "refcount_bits=abc", "Parameter 'refcount_bits' expects a number"},
-	        {M, "compression_type=lzo", "Parameter 'compression-type' does not accept value 'lzo'"},
-	        {M, "lazy_refcounts=maybe", "Parameter 'lazy_refcounts' expects 'on' or 'off'"},
-	        {M, "compat=1.2", "Parameter 'version' does not accept value '1.2'"},
-	        {M, "preallocation=foo", "Parameter 'preallocation' does not accept value 'foo'"},
-	        {M, "preallocation=full", "Parameter 'preallocation=full' is not supported by this version"},
-	        {M, "extended_l2=foo", "Parameter 'extended_l2' expects 'on' or 'off'"},
-	        {M, "extended_l2=on,cluster_size=8k",
-	         "Extended L2 entries are only supported with cluster sizes of at least 16384 bytes"},
-	        {M, "extended_l2=on,compat=0.10,lazy_refcounts=on",
-	         "Extended L2 entries are only supported with compatibility level 1.1 and above (use version=v3 or "
-	         "greater)"},
-	        {M, "data_file_raw=on", "data-file-raw requires data-file"},
-	        {M, "data_file_raw=1,data_file=x", "Parameter 'data_file_raw' expects 'on' or 'off'"},
-	        {M, "data_file=x,compat=0.10",
-	         "External data files are only supported with compatibility level 1.1 and above (use version=v3 or "
-	         "greater)"},
-	        {M, "encrypt.format=luks", "Parameter 'encrypt.format' is not supported by this version"},
-	        {M, "foo=bar", "Invalid parameter 'foo'"},
-	        {M, "compat=0.10,refcount_bits=8",
-	         "Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or "
-	         "greater)"},
-	        {M, "compat=0.10,lazy_refcounts=on",
-	         "Lazy refcounts only supported with compatibility level 1.1 and above (use version=v3 or greater)"},
-	        {M, "compat=0.10,compression_type=zstd",
-	         "Non-zlib compression type is only supported with compatibility level 1.1 and above (use version=v3 "
-	         "or greater)"},
-	        {129 * G, "cluster_size=512",
-	         "The image size is too large for file format 'qcow2' (try using a larger cluster size)"},
-	        {UINT64_MAX, "cluster_size=2M",
-	         "The image size is too large for file format 'qcow2' (try using a larger cluster size)"},
+		{ M, "cluster_size=3k", "Cluster size must be a power of two between 512 and 2048k" },
+		{ M, "cluster_size=256", "Cluster size must be a power of two between 512 and 2048k" },
+		{ M, "cluster_size=4M", "Cluster size must be a power of two between 512 and 2048k" },
+		{ M, "cluster_size=0", "Cluster size must be a power of two between 512 and 2048k" },
+		{ M, "cluster_size=xyz", "Parameter 'cluster_size' expects a non-negative number below 2^64" },
+		{ M, "cluster_size=4x", "Parameter 'cluster_size' expects a non-negative number below 2^64" },
+		{ M, "cluster_size=-1", "Parameter 'cluster_size' expects a non-negative number below 2^64" },
+		{ M, "cluster_size=99999999E", "Parameter 'cluster_size' expects a non-negative number below 2^64" },
+		{ M, "refcount_bits=3", "Refcount width must be a power of two and may not exceed 64 bits" },
+		{ M, "refcount_bits=0", "Refcount width must be a power of two and may not exceed 64 bits" },
+		{ M, "refcount_bits=128", "Refcount width must be a power of two and may not exceed 64 bits" },
+		{ M, "refcount_bits=abc", "Parameter 'refcount_bits' expects a number" },
+		{ M, "compression_type=lzo", "Parameter 'compression-type' does not accept value 'lzo'" },
+		{ M, "lazy_refcounts=maybe", "Parameter 'lazy_refcounts' expects 'on' or 'off'" },
+		{ M, "compat=1.2", "Parameter 'version' does not accept value '1.2'" },
+		{ M, "preallocation=foo", "Parameter 'preallocation' does not accept value 'foo'" },
+		{ M, "preallocation=full", "Parameter 'preallocation=full' is not supported by this version" },
+		{ M, "extended_l2=foo", "Parameter 'extended_l2' expects 'on' or 'off'" },
+		{ M, "extended_l2=on,cluster_size=8k",
+		  "Extended L2 entries are only supported with cluster sizes of at least 16384 bytes" },
+		{ M, "extended_l2=on,compat=0.10,lazy_refcounts=on",
+		  "Extended L2 entries are only supported with compatibility level 1.1 and above (use version=v3 or "
+		  "greater)" },
+		{ M, "data_file_raw=on", "data-file-raw requires data-file" },
+		{ M, "data_file_raw=1,data_file=x", "Parameter 'data_file_raw' expects 'on' or 'off'" },
+		{ M, "data_file=x,compat=0.10",
+		  "External data files are only supported with compatibility level 1.1 and above (use version=v3 or "
+		  "greater)" },
+		{ M, "encrypt.format=luks", "Parameter 'encrypt.format' is not supported by this version" },
+		{ M, "foo=bar", "Invalid parameter 'foo'" },
+		{ M, "compat=0.10,refcount_bits=8",
+		  "Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or "
+		  "greater)" },
+		{ M, "compat=0.10,lazy_refcounts=on",
+		  "Lazy refcounts only supported with compatibility level 1.1 and above (use version=v3 or greater)" },
+		{ M, "compat=0.10,compression_type=zstd",
+		  "Non-zlib compression type is only supported with compatibility level 1.1 and above (use version=v3 "
+		  "or greater)" },
+		{ 129 * G, "cluster_size=512",
+		  "The image size is too large for file format 'qcow2' (try using a larger cluster size)" },
+		{ UINT64_MAX, "cluster_size=2M",
+		  "The image size is too large for file format 'qcow2' (try using a larger cluster size)" },
 	};
 	struct tide_error err = TIDE_ERROR_INIT;
 
 	for (size_t i = 0; i < TIDE_ARRAY_SIZE(rows); i++) {
-		struct tide_driver_create o = {.size = rows[i].size, .settings = rows[i].settings};
+		struct tide_driver_create o = { .size = rows[i].size, .settings = rows[i].settings };
 
 		UNIT_ROW("%s", rows[i].settings);
 		CHECK_EQ_I64(sample_create("n.qcow2", &o, &err), -1);
@@ -779,10 +774,14 @@ static void check_created(const struct tide_driver_create *o)
 
 static void test_creates_clean_images(void)
 {
-	static const uint64_t clusters[] = {512, 1024, 4096, 65536, 2 * M};
-	static const uint64_t sizes[] = {0, 1, 512, 1000, M + 512, 100 * G, T, 64 * T};
-	static const char *const settings[] = {NULL, "refcount_bits=1", "refcount_bits=64", "compat=0.10",
-	                                       "compression_type=zstd,lazy_refcounts=on", "extended_l2=on"};
+	static const uint64_t clusters[] = { 512, 1024, 4096, 65536, 2 * M };
+	static const uint64_t sizes[] = { 0, 1, 512, 1000, M + 512, 100 * G, T, 64 * T };
+	static const char *const settings[] = { NULL,
+		                                "refcount_bits=1",
+		                                "refcount_bits=64",
+		                                "compat=0.10",
+		                                "compression_type=zstd,lazy_refcounts=on",
+		                                "extended_l2=on" };
 
 	if (!has_qemu())
 		UNIT_SKIP("no qemu-img or qemu-io");
@@ -790,8 +789,9 @@ static void test_creates_clean_images(void)
 	for (size_t c = 0; c < TIDE_ARRAY_SIZE(clusters); c++) {
 		for (size_t i = 0; i < TIDE_ARRAY_SIZE(sizes); i++) {
 			size_t which = (c + i) % TIDE_ARRAY_SIZE(settings);
-			struct tide_driver_create o = {
-			        .size = sizes[i], .cluster_size = clusters[c], .settings = settings[which]};
+			struct tide_driver_create o = { .size = sizes[i],
+				                        .cluster_size = clusters[c],
+				                        .settings = settings[which] };
 
 			if (clusters[c] < 16384 && which == 5)
 				continue;
@@ -810,10 +810,10 @@ static void test_creates_clean_images(void)
 
 static void test_info(void)
 {
-	struct tide_driver_create o = {.size = M,
-	                               .settings = "compression_type=zstd,lazy_refcounts=on,refcount_bits=1"};
-	static const char *const keys[] = {"compat",        "compression-type", "lazy-refcounts",
-	                                   "refcount-bits", "corrupt",          "extended-l2"};
+	struct tide_driver_create o = { .size = M,
+		                        .settings = "compression_type=zstd,lazy_refcounts=on,refcount_bits=1" };
+	static const char *const keys[] = { "compat",        "compression-type", "lazy-refcounts",
+		                            "refcount-bits", "corrupt",          "extended-l2" };
 	struct tide_error err = TIDE_ERROR_INIT;
 	struct sample s;
 

@@ -24,7 +24,7 @@ static unsigned n_sets;
 
 static int read_set(struct sample *s, struct set *out, struct tide_error *err)
 {
-	*out = (struct set){.n = s->info.n_bitmaps};
+	*out = (struct set){ .n = s->info.n_bitmaps };
 	for (size_t i = 0; i < out->n && i < BITMAPS_MAX; i++) {
 		const struct tide_driver_bitmap *b = &s->info.bitmaps[i];
 		struct tide_bitmap *bm = NULL;
@@ -47,9 +47,8 @@ static bool is_same(const struct set *a, const struct set *b)
 	bool same = a->n == b->n;
 
 	for (size_t i = 0; same && i < a->n; i++)
-		same = !strcmp(a->bitmap[i].name, b->bitmap[i].name) &&
-		       !strcmp(a->bitmap[i].hash, b->bitmap[i].hash) && a->bitmap[i].in_use == b->bitmap[i].in_use &&
-		       a->bitmap[i].enabled == b->bitmap[i].enabled;
+		same = !strcmp(a->bitmap[i].name, b->bitmap[i].name) && !strcmp(a->bitmap[i].hash, b->bitmap[i].hash) &&
+		       a->bitmap[i].in_use == b->bitmap[i].in_use && a->bitmap[i].enabled == b->bitmap[i].enabled;
 	return same;
 }
 
@@ -82,22 +81,22 @@ static size_t next_set(struct sample *s, struct tide_driver_bitmap_put *put, uin
 		if (rnd(seed) % 4 == 0)
 			continue;
 		snprintf(names[n], sizeof(names[0]), "%s", b->name);
-		put[n] = (struct tide_driver_bitmap_put){.name = names[n],
-		                                         .granularity = b->granularity,
-		                                         .in_use = b->in_use ? rnd(seed) % 2 : rnd(seed) % 4 == 0,
-		                                         .enabled = rnd(seed) % 2,
-		                                         .keep = true,
-		                                         .index = i};
+		put[n] = (struct tide_driver_bitmap_put){ .name = names[n],
+			                                  .granularity = b->granularity,
+			                                  .in_use = b->in_use ? rnd(seed) % 2 : rnd(seed) % 4 == 0,
+			                                  .enabled = rnd(seed) % 2,
+			                                  .keep = true,
+			                                  .index = i };
 		n++;
 	}
 	while (n < BITMAPS_MAX && (n == 0 || rnd(seed) % 2)) {
 		struct tide_bitmap *bm = make_bitmap(s->info.size, seed);
 
 		snprintf(names[n], sizeof(names[0]), "n%u", (unsigned)(rnd(seed) % 100000));
-		put[n] = (struct tide_driver_bitmap_put){.name = names[n],
-		                                         .granularity = tide_bitmap_granularity(bm),
-		                                         .enabled = rnd(seed) % 2,
-		                                         .contents = bm};
+		put[n] = (struct tide_driver_bitmap_put){ .name = names[n],
+			                                  .granularity = tide_bitmap_granularity(bm),
+			                                  .enabled = rnd(seed) % 2,
+			                                  .contents = bm };
 		n++;
 	}
 	return n;
@@ -154,7 +153,7 @@ static void run_program(const char *name, unsigned changes, uint64_t *seed)
 	tape.fd = s.fd;
 	for (unsigned i = 0; i < changes && good; i++) {
 		if (rnd(seed) % 3 == 0) {
-			uint8_t buf[4096] = {1};
+			uint8_t buf[4096] = { 1 };
 
 			CHECK_OK(sample_write(&s, buf, rnd(seed) % (s.info.size / 4096) * 4096, 4096, &err), &err);
 		}
@@ -180,7 +179,7 @@ static unsigned n_old, n_new; /* cuts within a commit, by what they left */
 static bool check_cut(const struct cut *c, bool with_qemu)
 {
 	struct tide_error err = TIDE_ERROR_INIT;
-	struct set got = {0};
+	struct set got = { 0 };
 	struct sample s;
 	unsigned from, to;
 	int rc = with_qemu ? sh("qemu-img check -f qcow2 cut.qcow2") : 0;
@@ -202,8 +201,8 @@ static bool check_cut(const struct cut *c, bool with_qemu)
 	if (!good) {
 		const struct event *e = &tape.event[c->at - 1];
 
-		printf("#   cut at %zu of %zu: event %d at %" PRIu64 " length %" PRIu64 ", sets %u to %u, torn %d %d\n", c->at,
-		       tape.n, (int)e->kind, e->off, e->len, from, to, c->torn, c->cut_last);
+		printf("#   cut at %zu of %zu: event %d at %" PRIu64 " length %" PRIu64 ", sets %u to %u, torn %d %d\n",
+		       c->at, tape.n, (int)e->kind, e->off, e->len, from, to, c->torn, c->cut_last);
 		show_output();
 	}
 	return good;
@@ -227,11 +226,11 @@ static void cut_everywhere(const uint8_t *file, uint64_t len, uint64_t *seed)
 		uint64_t sectors = e->kind == WRITE ? (e->off % SECTOR + e->len + SECTOR - 1) / SECTOR : 0;
 		uint64_t step = TIDE_MAX(sectors / 8, 1);
 
-		good = try_cut(file, len, &(struct cut){.at = at}, seed);
+		good = try_cut(file, len, &(struct cut){ .at = at }, seed);
 		for (uint64_t n = 1; n < sectors && good; n += step)
-			good = try_cut(file, len, &(struct cut){.at = at, .cut_last = true, .sectors = n}, seed);
+			good = try_cut(file, len, &(struct cut){ .at = at, .cut_last = true, .sectors = n }, seed);
 		for (int i = e->kind == WRITE && e->off < 4096 ? 8 : e->kind == WRITE; i > 0 && good; i--)
-			good = try_cut(file, len, &(struct cut){.at = at, .torn = true}, seed);
+			good = try_cut(file, len, &(struct cut){ .at = at, .torn = true }, seed);
 	}
 }
 
@@ -250,14 +249,14 @@ static const char qemus[] = "qemu-img bitmap --add -g 4096 p.qcow2 q1 && qemu-im
 static void test_survives_power_cuts(void)
 {
 	const struct setup rows[] = {
-	        {"cluster_size=512,refcount_bits=64", NULL, "true", 1 * M},
-	        {"cluster_size=512", "b.raw", qemus, 1 * M},
-	        {"cluster_size=512", LONG LONG LONG LONG ".raw", "true", 300 * K},
-	        {"cluster_size=1K", LONG ".raw", "true", 1 * M},
-	        {"cluster_size=4K", NULL, qemus, 2 * M},
-	        {"cluster_size=4K,refcount_bits=1", "b.raw", qemus, 2 * M + 512},
-	        {"cluster_size=4K", "b.raw", "true", 2 * M},
-	        {"cluster_size=64K", "b.raw", qemus, 2 * M},
+		{ "cluster_size=512,refcount_bits=64", NULL, "true", 1 * M },
+		{ "cluster_size=512", "b.raw", qemus, 1 * M },
+		{ "cluster_size=512", LONG LONG LONG LONG ".raw", "true", 300 * K },
+		{ "cluster_size=1K", LONG ".raw", "true", 1 * M },
+		{ "cluster_size=4K", NULL, qemus, 2 * M },
+		{ "cluster_size=4K,refcount_bits=1", "b.raw", qemus, 2 * M + 512 },
+		{ "cluster_size=4K", "b.raw", "true", 2 * M },
+		{ "cluster_size=64K", "b.raw", qemus, 2 * M },
 	};
 	uint64_t seed = 4711, len;
 
@@ -267,8 +266,8 @@ static void test_survives_power_cuts(void)
 		const struct setup *r = &rows[i];
 
 		UNIT_ROW("%s backing %s %s", r->options, r->backing, r->before);
-		CHECK_EQ_I64(sh("rm -f p.qcow2; truncate -s %" PRIu64 " %s; qemu-img create -q -f qcow2 -o %s %s%s p.qcow2 %" PRIu64
-		                " && %s",
+		CHECK_EQ_I64(sh("rm -f p.qcow2; truncate -s %" PRIu64
+		                " %s; qemu-img create -q -f qcow2 -o %s %s%s p.qcow2 %" PRIu64 " && %s",
 		                r->size, r->backing ? r->backing : "none", r->options, r->backing ? "-F raw -b " : "",
 		                r->backing ? r->backing : "", r->size, r->before),
 		             0);
@@ -304,7 +303,7 @@ static void test_notices_missing_syncs(void)
 			tape.event[i].len = tape.event[i].op = 0;
 	}
 	for (int i = 0; i < 20 && !bad; i++) {
-		make_cut_image("cut.qcow2", file, len, &(struct cut){.at = tape.n, .torn = true}, &seed);
+		make_cut_image("cut.qcow2", file, len, &(struct cut){ .at = tape.n, .torn = true }, &seed);
 		int rc = sh("qemu-img check -f qcow2 cut.qcow2");
 		bad += rc != 0 && rc != 3;
 	}
@@ -328,8 +327,9 @@ static int change_with_error(unsigned fail_in, struct set *old, struct set *new,
 	    !CHECK_OK(read_set(&s, old, &err), &err))
 		return 1;
 	put[0] = (struct tide_driver_bitmap_put){
-	        .name = "q2", .granularity = s.info.bitmaps[1].granularity, .enabled = true, .keep = true, .index = 1};
-	put[1] = (struct tide_driver_bitmap_put){.name = "n", .contents = make_bitmap(s.info.size, &seed)};
+		.name = "q2", .granularity = s.info.bitmaps[1].granularity, .enabled = true, .keep = true, .index = 1
+	};
+	put[1] = (struct tide_driver_bitmap_put){ .name = "n", .contents = make_bitmap(s.info.size, &seed) };
 	put[1].granularity = tide_bitmap_granularity(put[1].contents);
 	tape.fd = s.fd;
 	tape.fail_in = fail_in;
@@ -352,20 +352,21 @@ static int change_with_error(unsigned fail_in, struct set *old, struct set *new,
 static void test_errors(void)
 {
 	unsigned n_staged = 0, n_committed = 0, n;
-	struct set old, new = {0};
+	struct set old, new = { 0 };
 	uint64_t len;
 	uint8_t *file;
 
 	if (!has_qemu())
 		UNIT_SKIP("no qemu-img or qemu-io");
-	CHECK_EQ_I64(sh("rm -f p.qcow2; truncate -s 1M b.raw; qemu-img create -q -f qcow2 -o cluster_size=4K -b b.raw -F raw "
+	CHECK_EQ_I64(sh("rm -f p.qcow2; truncate -s 1M b.raw; qemu-img create -q -f qcow2 -o cluster_size=4K -b b.raw "
+	                "-F raw "
 	                "p.qcow2 && %s",
 	                qemus),
 	             0);
 	file = slurp("p.qcow2", &len);
 	for (n = 1; n < 200; n++) {
 		struct tide_error err = TIDE_ERROR_INIT;
-		struct set got = {0};
+		struct set got = { 0 };
 		int staged, committed, done, rc;
 		struct sample s;
 

@@ -47,7 +47,8 @@ static void scribble(struct tide_bitmap *bm, uint64_t *seed)
 	for (unsigned i = 0; how > 1 && i < 5; i++) {
 		uint64_t off = rnd(seed) % size, len = rnd(seed) % (size - off) / (how == 2 ? 1 : 50) + 1;
 
-		CHECK_OK(rnd(seed) % 3 ? tide_bitmap_set(bm, off, len, &err) : tide_bitmap_reset(bm, off, len, &err), &err);
+		CHECK_OK(rnd(seed) % 3 ? tide_bitmap_set(bm, off, len, &err) : tide_bitmap_reset(bm, off, len, &err),
+		         &err);
 	}
 	for (uint64_t off = rnd(seed) % size, i = 0; how == 5 && i < 2000 && off < size; i++, off += 2 * unit)
 		CHECK_OK(tide_bitmap_set(bm, off, 1, &err), &err);
@@ -65,8 +66,8 @@ struct kind {
 static void change(struct model *m, const struct kind *kind, uint64_t *seed, struct tide_driver_bitmap_put *put)
 {
 	struct tide_error err = TIDE_ERROR_INIT;
-	size_t at[SLOTS] = {0};
-	bool keep[SLOTS] = {false};
+	size_t at[SLOTS] = { 0 };
+	bool keep[SLOTS] = { false };
 
 	for (size_t i = 0; i < m->n; i++) {
 		at[i] = i;
@@ -102,13 +103,13 @@ static void change(struct model *m, const struct kind *kind, uint64_t *seed, str
 		keep[m->n++] = false;
 	}
 	for (size_t i = 0; i < m->n; i++)
-		put[i] = (struct tide_driver_bitmap_put){.name = m->slot[i].name,
-		                                         .granularity = tide_bitmap_granularity(m->slot[i].bm),
-		                                         .in_use = m->slot[i].in_use,
-		                                         .enabled = m->slot[i].enabled,
-		                                         .keep = keep[i],
-		                                         .index = at[i],
-		                                         .contents = keep[i] ? NULL : m->slot[i].bm};
+		put[i] = (struct tide_driver_bitmap_put){ .name = m->slot[i].name,
+			                                  .granularity = tide_bitmap_granularity(m->slot[i].bm),
+			                                  .in_use = m->slot[i].in_use,
+			                                  .enabled = m->slot[i].enabled,
+			                                  .keep = keep[i],
+			                                  .index = at[i],
+			                                  .contents = keep[i] ? NULL : m->slot[i].bm };
 }
 
 static void copy_model(struct model *to, const struct model *from)
@@ -235,7 +236,7 @@ static bool scribble_disk(struct sample *s, const struct kind *kind, uint64_t *s
 static void run_program(const struct kind *kind, unsigned steps, uint64_t *seed)
 {
 	struct tide_error err = TIDE_ERROR_INIT;
-	struct model m = {0};
+	struct model m = { 0 };
 	struct sample s;
 	bool good = true;
 
@@ -265,27 +266,28 @@ static void run_program(const struct kind *kind, unsigned steps, uint64_t *seed)
 	forget(&m);
 }
 
-static const char long_name[] = "a-long-name-0123456789-0123456789-0123456789-0123456789-0123456789-0123456789-0123456789-"
-                                "0123456789-0123456789-0123456789-0123456789-0123456789-0123456789-0123456789.raw";
+static const char long_name[] =
+        "a-long-name-0123456789-0123456789-0123456789-0123456789-0123456789-0123456789-0123456789-"
+        "0123456789-0123456789-0123456789-0123456789-0123456789-0123456789-0123456789.raw";
 
 static void test_random_changes(void)
 {
 	const struct kind rows[] = {
-	        {"cluster_size=512", 3 * M + 512, 512, false, NULL},
-	        {"cluster_size=512,refcount_bits=64", 40 * M, 512, false, NULL},
-	        {"cluster_size=512,refcount_bits=1", 5 * M, 512, false, NULL},
-	        {"cluster_size=512", 1 * M, 512, false, "b.raw"},
-	        {"cluster_size=512", 1 * M, 512, false, long_name},
-	        {"cluster_size=1K,refcount_bits=2", 7 * M + 1536, 512, true, NULL},
-	        {"cluster_size=1K", 3 * M, 512, false, long_name},
-	        {"cluster_size=2K,refcount_bits=8", 9 * M, 512, false, "b.raw"},
-	        {"cluster_size=4K,refcount_bits=32", 300 * M + 512, 512, true, NULL},
-	        {"cluster_size=4K,lazy_refcounts=on", 512, 512, false, NULL},
-	        {"cluster_size=64K", 3 * G + 512, 512, true, NULL},
-	        {"cluster_size=64K", 64 * M, 512, false, "b.raw"},
-	        {"cluster_size=64K,refcount_bits=4", 1 * T, 64 * K, false, long_name},
-	        {"cluster_size=2M", 70 * G, 512, false, NULL},
-	        {"cluster_size=2M,refcount_bits=64", 100 * M, 4096, true, NULL},
+		{ "cluster_size=512", 3 * M + 512, 512, false, NULL },
+		{ "cluster_size=512,refcount_bits=64", 40 * M, 512, false, NULL },
+		{ "cluster_size=512,refcount_bits=1", 5 * M, 512, false, NULL },
+		{ "cluster_size=512", 1 * M, 512, false, "b.raw" },
+		{ "cluster_size=512", 1 * M, 512, false, long_name },
+		{ "cluster_size=1K,refcount_bits=2", 7 * M + 1536, 512, true, NULL },
+		{ "cluster_size=1K", 3 * M, 512, false, long_name },
+		{ "cluster_size=2K,refcount_bits=8", 9 * M, 512, false, "b.raw" },
+		{ "cluster_size=4K,refcount_bits=32", 300 * M + 512, 512, true, NULL },
+		{ "cluster_size=4K,lazy_refcounts=on", 512, 512, false, NULL },
+		{ "cluster_size=64K", 3 * G + 512, 512, true, NULL },
+		{ "cluster_size=64K", 64 * M, 512, false, "b.raw" },
+		{ "cluster_size=64K,refcount_bits=4", 1 * T, 64 * K, false, long_name },
+		{ "cluster_size=2M", 70 * G, 512, false, NULL },
+		{ "cluster_size=2M,refcount_bits=64", 100 * M, 4096, true, NULL },
 	};
 	uint64_t seed = 7;
 
@@ -319,19 +321,19 @@ static void check_header(const char *name, const struct tide_driver_create *made
 /* The rest of the header stays what it was: extensions that QEMU does not know, names. */
 static void test_keeps_the_header(void)
 {
-	static const char *const settings[] = {"cluster_size=512", "cluster_size=1K", "cluster_size=4K,compression_type=zstd",
-	                                       "cluster_size=64K"};
-	static const char *const backings[] = {NULL, "b.raw", long_name};
+	static const char *const settings[] = { "cluster_size=512", "cluster_size=1K",
+		                                "cluster_size=4K,compression_type=zstd", "cluster_size=64K" };
+	static const char *const backings[] = { NULL, "b.raw", long_name };
 	struct tide_driver_switch sw;
 
 	if (!has_qemu())
 		UNIT_SKIP("no qemu-img or qemu-io");
 	for (size_t i = 0; i < TIDE_ARRAY_SIZE(settings) * TIDE_ARRAY_SIZE(backings); i++) {
 		const char *backing = backings[i % TIDE_ARRAY_SIZE(backings)];
-		struct tide_driver_create made = {.size = 1000001,
-		                                  .settings = settings[i / TIDE_ARRAY_SIZE(backings)],
-		                                  .backing = backing,
-		                                  .backing_format = backing ? "raw" : NULL};
+		struct tide_driver_create made = { .size = 1000001,
+			                           .settings = settings[i / TIDE_ARRAY_SIZE(backings)],
+			                           .backing = backing,
+			                           .backing_format = backing ? "raw" : NULL };
 		struct tide_error err = TIDE_ERROR_INIT;
 		struct sample s;
 
@@ -341,7 +343,7 @@ static void test_keeps_the_header(void)
 			return;
 		for (size_t step = 0; step < 4; step++) {
 			struct tide_bitmap *bm = tide_bitmap_new(1000448, 512, &err);
-			struct tide_driver_bitmap_put put = {.name = "b", .granularity = 512, .contents = bm};
+			struct tide_driver_bitmap_put put = { .name = "b", .granularity = 512, .contents = bm };
 
 			if (CHECK_OK(sample_open(&s, "h.qcow2", TIDE_OPEN_WRITE, &err), &err)) {
 				CHECK_OK(qcow2->bitmaps_stage(s.state, &put, step % 3 < 2, &sw, &err), &err);
@@ -382,8 +384,8 @@ static void test_no_memory(void)
 	for (n = 1; n < 500; n++) {
 		struct tide_bitmap *bm = tide_bitmap_new(64 * M, 512, &err);
 		struct tide_driver_bitmap_put put[2] = {
-		        {.name = "b2", .granularity = 4096, .keep = true, .index = 1},
-		        {.name = "c", .granularity = 512, .contents = bm},
+			{ .name = "b2", .granularity = 4096, .keep = true, .index = 1 },
+			{ .name = "c", .granularity = 512, .contents = bm },
 		};
 		int rc;
 
@@ -437,8 +439,8 @@ static void test_damaged_bitmap_in_use(void)
 	static const struct {
 		uint64_t table;
 		int check; /* exit status at the end: clean, or leaks */
-	} rows[] = {{0, 0}, {0x10000, 3}, {0x30000, 3}, {0x7fff0000, 3}};
-	struct tide_driver_bitmap_put keep = {.name = "b2", .granularity = 65536, .keep = true, .index = 1};
+	} rows[] = { { 0, 0 }, { 0x10000, 3 }, { 0x30000, 3 }, { 0x7fff0000, 3 } };
+	struct tide_driver_bitmap_put keep = { .name = "b2", .granularity = 65536, .keep = true, .index = 1 };
 	struct tide_driver_switch sw;
 
 	if (!has_qemu())
@@ -449,7 +451,8 @@ static void test_damaged_bitmap_in_use(void)
 		struct sample s;
 
 		UNIT_ROW("table %#" PRIx64, rows[i].table);
-		CHECK_EQ_I64(sh("rm -f w.qcow2; qemu-img create -q -f qcow2 w.qcow2 4M && qemu-img bitmap --add w.qcow2 b1 && "
+		CHECK_EQ_I64(sh("rm -f w.qcow2; qemu-img create -q -f qcow2 w.qcow2 4M && qemu-img bitmap --add "
+		                "w.qcow2 b1 && "
 		                "qemu-img bitmap --add w.qcow2 b2 && qemu-io -f qcow2 -c 'write 0 1M' w.qcow2"),
 		             0);
 		tide_put_be64(table, rows[i].table);
@@ -463,7 +466,9 @@ static void test_damaged_bitmap_in_use(void)
 			CHECK_OK(qcow2->bitmaps_commit(s.state, &s.info, &err), &err);
 		sample_close(&s);
 		CHECK_EQ_I64(sh("qemu-img check -f qcow2 w.qcow2"), rows[i].check);
-		CHECK_EQ_I64(sh("qemu-img info w.qcow2 | grep -q 'name: b2' && qemu-io -r -f qcow2 -c 'read 0 4M' w.qcow2"), 0);
+		CHECK_EQ_I64(
+		        sh("qemu-img info w.qcow2 | grep -q 'name: b2' && qemu-io -r -f qcow2 -c 'read 0 4M' w.qcow2"),
+		        0);
 	}
 }
 
@@ -474,8 +479,8 @@ static void test_overlaps(void)
 		uint64_t from_dir, table;
 		const char *text;
 	} rows[] = {
-	        {0, 0x10000, "The bitmap table at 65536 overlaps with the image's refcount table"},
-	        {0, 0x30000, "The bitmap table at 196608 overlaps with the image's L1 table"},
+		{ 0, 0x10000, "The bitmap table at 65536 overlaps with the image's refcount table" },
+		{ 0, 0x30000, "The bitmap table at 196608 overlaps with the image's L1 table" },
 	};
 	struct tide_driver_switch sw;
 
@@ -510,8 +515,8 @@ static void test_misuse(void)
 {
 	struct tide_error err = TIDE_ERROR_INIT;
 	struct tide_bitmap *bm = tide_bitmap_new(4 * M, 65536, &err);
-	struct tide_driver_bitmap_put put[2] = {{.name = "b", .granularity = 65536, .contents = bm},
-	                                        {.name = "b", .granularity = 65536, .contents = bm}};
+	struct tide_driver_bitmap_put put[2] = { { .name = "b", .granularity = 65536, .contents = bm },
+		                                 { .name = "b", .granularity = 65536, .contents = bm } };
 	struct tide_driver_switch sw;
 	struct sample s;
 
@@ -552,13 +557,14 @@ static void test_misuse(void)
 static void test_write_later(void)
 {
 	struct tide_error err = TIDE_ERROR_INIT;
-	struct tide_image_options later = {.write_later = true}, reader = {.path = NULL};
+	struct tide_image_options later = { .write_later = true }, reader = { .path = NULL };
 	struct tide_image *a = NULL, *b = NULL;
-	uint8_t buf[512] = {1};
+	uint8_t buf[512] = { 1 };
 
 	if (!has_qemu())
 		UNIT_SKIP("no qemu-img or qemu-io");
-	CHECK_EQ_I64(sh("rm -f w.qcow2; qemu-img create -q -f qcow2 w.qcow2 4M && qemu-io -f qcow2 -c 'write -P 5 0 1M' w.qcow2"),
+	CHECK_EQ_I64(sh("rm -f w.qcow2; qemu-img create -q -f qcow2 w.qcow2 4M && qemu-io -f qcow2 -c 'write -P 5 0 "
+	                "1M' w.qcow2"),
 	             0);
 	later.path = reader.path = unit_path("w.qcow2");
 	if (!CHECK_OK(tide_image_open(&later, &a, &err), &err))
@@ -588,10 +594,10 @@ static void test_write_later(void)
 static void test_write_later_on_a_corrupt_image(void)
 {
 	struct tide_error err = TIDE_ERROR_INIT;
-	struct tide_image_options later = {.write_later = true};
+	struct tide_image_options later = { .write_later = true };
 	struct tide_driver_switch sw;
 	struct tide_image *a = NULL;
-	uint8_t buf[512] = {1}, *file;
+	uint8_t buf[512] = { 1 }, *file;
 	uint64_t len;
 
 	if (!has_qemu())

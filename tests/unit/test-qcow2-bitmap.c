@@ -10,7 +10,7 @@ struct written {
 	uint64_t off, len;
 };
 
-static const struct written writes[] = {{0, 512}, {70 * K, 3000 * K}, {20 * M - 512, 512}, {9 * M, 1}};
+static const struct written writes[] = { { 0, 512 }, { 70 * K, 3000 * K }, { 20 * M - 512, 512 }, { 9 * M, 1 } };
 
 static void check_recorded(const char *name, uint64_t granularity, uint64_t size)
 {
@@ -47,7 +47,8 @@ static void test_reads_what_qemu_records(void)
 {
 	static const struct {
 		uint64_t cluster, granularity;
-	} rows[] = {{512, 512}, {512, 65536}, {1024, 512}, {4096, 512}, {65536, 512}, {65536, 65536}, {2 * M, 4096}};
+	} rows[] = { { 512, 512 },   { 512, 65536 },   { 1024, 512 },  { 4096, 512 },
+		     { 65536, 512 }, { 65536, 65536 }, { 2 * M, 4096 } };
 	uint64_t size = 20 * M;
 
 	if (!has_qemu())
@@ -73,7 +74,8 @@ struct image {
 
 static void load_of(struct image *im, const char *size, const char *options, unsigned granularity)
 {
-	CHECK_EQ_I64(sh("rm -f b.qcow2; qemu-img create -q -f qcow2 %s b.qcow2 %s && qemu-img bitmap --add -g %u b.qcow2 b0 && "
+	CHECK_EQ_I64(sh("rm -f b.qcow2; qemu-img create -q -f qcow2 %s b.qcow2 %s && qemu-img bitmap --add -g %u "
+	                "b.qcow2 b0 && "
 	                "qemu-io -f qcow2 -c 'write 64k 64k' b.qcow2",
 	                options, size, granularity),
 	             0);
@@ -101,35 +103,35 @@ static void test_directory_texts(void)
 		uint64_t value;
 		const char *text;
 	} rows[] = {
-	        {'d', 12, 4, 4, constraints},
-	        {'d', 12, 4, 0x80000000, constraints},
-	        {'d', 16, 1, 2, constraints},
-	        {'d', 17, 1, 8, constraints},
-	        {'d', 17, 1, 32, constraints},
-	        {'d', 0, 8, 0, constraints},
-	        {'d', 0, 8, 512, constraints},
-	        {'d', 8, 4, 0, constraints},
-	        {'d', 8, 4, UINT32_MAX, constraints},
-	        {'d', 18, 2, 0, "Bitmap '' doesn't satisfy the constraints"},
-	        {'d', 18, 2, 3, constraints},
-	        {'d', 18, 2, 900, "Broken bitmap directory"},
-	        {'d', 20, 4, 1, extra},
-	        {'d', 20, 4, UINT32_MAX, "Broken bitmap directory"},
-	        {'d', 8, 4, 2, "Could not read bitmap 'b0' from image: Invalid argument"},
-	        {'t', 0, 8, 2, entry_text},
-	        {'t', 0, 8, 512, entry_text},
-	        {'t', 0, 8, 0x10001, entry_text},
-	        {'x', 0, 4, 0, "found bitmaps extension with zero bitmaps"},
-	        {'x', 0, 4, 2, "Less bitmaps found than specified in header extension"},
-	        {'x', 0, 4, 70000,
-	         "bitmaps_ext: Image has 70000 bitmaps, exceeding the QEMU supported maximum of 65535"},
-	        {'x', 4, 4, 1, "bitmaps_ext: Reserved field is not zero"},
-	        {'x', 8, 8, 0, "Requested bitmap directory size is zero"},
-	        {'x', 8, 8, UINT64_C(1) << 40,
-	         "bitmaps_ext: bitmap directory size (1099511627776) exceeds the maximum supported size (67107840)"},
-	        {'x', 8, 8, 31, "Broken bitmap directory"},
-	        {'x', 16, 8, 512, "bitmaps_ext: invalid bitmap directory offset"},
-	        {'x', 16, 8, UINT64_C(1) << 40, "bitmaps_ext: the bitmap directory lies beyond the end of the file"},
+		{ 'd', 12, 4, 4, constraints },
+		{ 'd', 12, 4, 0x80000000, constraints },
+		{ 'd', 16, 1, 2, constraints },
+		{ 'd', 17, 1, 8, constraints },
+		{ 'd', 17, 1, 32, constraints },
+		{ 'd', 0, 8, 0, constraints },
+		{ 'd', 0, 8, 512, constraints },
+		{ 'd', 8, 4, 0, constraints },
+		{ 'd', 8, 4, UINT32_MAX, constraints },
+		{ 'd', 18, 2, 0, "Bitmap '' doesn't satisfy the constraints" },
+		{ 'd', 18, 2, 3, constraints },
+		{ 'd', 18, 2, 900, "Broken bitmap directory" },
+		{ 'd', 20, 4, 1, extra },
+		{ 'd', 20, 4, UINT32_MAX, "Broken bitmap directory" },
+		{ 'd', 8, 4, 2, "Could not read bitmap 'b0' from image: Invalid argument" },
+		{ 't', 0, 8, 2, entry_text },
+		{ 't', 0, 8, 512, entry_text },
+		{ 't', 0, 8, 0x10001, entry_text },
+		{ 'x', 0, 4, 0, "found bitmaps extension with zero bitmaps" },
+		{ 'x', 0, 4, 2, "Less bitmaps found than specified in header extension" },
+		{ 'x', 0, 4, 70000,
+		  "bitmaps_ext: Image has 70000 bitmaps, exceeding the QEMU supported maximum of 65535" },
+		{ 'x', 4, 4, 1, "bitmaps_ext: Reserved field is not zero" },
+		{ 'x', 8, 8, 0, "Requested bitmap directory size is zero" },
+		{ 'x', 8, 8, UINT64_C(1) << 40,
+		  "bitmaps_ext: bitmap directory size (1099511627776) exceeds the maximum supported size (67107840)" },
+		{ 'x', 8, 8, 31, "Broken bitmap directory" },
+		{ 'x', 16, 8, 512, "bitmaps_ext: invalid bitmap directory offset" },
+		{ 'x', 16, 8, UINT64_C(1) << 40, "bitmaps_ext: the bitmap directory lies beyond the end of the file" },
 	};
 	struct tide_error err = TIDE_ERROR_INIT;
 	struct image im;
@@ -249,7 +251,7 @@ static void test_autoclear_flag_is_off(void)
 static void refuses_to_write_beside(const char *name)
 {
 	struct tide_error err = TIDE_ERROR_INIT;
-	struct tide_image_options options = {.path = unit_path(name), .write = true};
+	struct tide_image_options options = { .path = unit_path(name), .write = true };
 	struct tide_image *image = NULL;
 	char text[5000];
 
@@ -263,7 +265,7 @@ static void refuses_to_write_beside(const char *name)
 	options.records_bitmaps = true;
 	if (CHECK_OK(tide_image_open(&options, &image, &err), &err))
 		tide_image_close(image);
-	options = (struct tide_image_options){.path = unit_path(name), .write_later = true};
+	options = (struct tide_image_options){ .path = unit_path(name), .write_later = true };
 	if (CHECK_OK(tide_image_open(&options, &image, &err), &err)) {
 		CHECK_EQ_I64(tide_image_lock_write(image, &err), -1);
 		CHECK_ERR(&err, TIDE_E_UNSUPPORTED,

@@ -204,7 +204,7 @@ static void cut_and_check(const char *name, const struct setup *setup, uint64_t 
 	run_program(name, below, 60, setup->stretch, seed);
 	is_clean(name);
 	for (int i = 0; i < 60; i++) {
-		struct cut c = {.at = choose_cut(seed), .torn = i % 4 != 0};
+		struct cut c = { .at = choose_cut(seed), .torn = i % 4 != 0 };
 		unsigned issued;
 
 		if (i == 0)
@@ -223,15 +223,15 @@ static void cut_and_check(const char *name, const struct setup *setup, uint64_t 
 static void test_survives_power_cuts(void)
 {
 	static const struct setup rows[] = {
-	        {"-o cluster_size=512,refcount_bits=64", false, false, 5 * M, 64},
-	        {"-o cluster_size=512,refcount_bits=64", false, true, 1 * M, 8},
-	        {"-o cluster_size=512", true, false, 200 * K, 1},
-	        {"-o cluster_size=4096,refcount_bits=1", false, true, 300 * K, 1},
-	        {"-o cluster_size=4096,compat=0.10", false, true, 300 * K, 1},
-	        {"-o cluster_size=4096", true, true, 300 * K, 1},
-	        {"-o cluster_size=65536", true, true, 1 * M + 512, 1},
-	        {"-o cluster_size=16384,extended_l2=on", false, true, 600 * K, 1},
-	        {"-o cluster_size=16384,extended_l2=on", true, true, 600 * K + 512, 1},
+		{ "-o cluster_size=512,refcount_bits=64", false, false, 5 * M, 64 },
+		{ "-o cluster_size=512,refcount_bits=64", false, true, 1 * M, 8 },
+		{ "-o cluster_size=512", true, false, 200 * K, 1 },
+		{ "-o cluster_size=4096,refcount_bits=1", false, true, 300 * K, 1 },
+		{ "-o cluster_size=4096,compat=0.10", false, true, 300 * K, 1 },
+		{ "-o cluster_size=4096", true, true, 300 * K, 1 },
+		{ "-o cluster_size=65536", true, true, 1 * M + 512, 1 },
+		{ "-o cluster_size=16384,extended_l2=on", false, true, 600 * K, 1 },
+		{ "-o cluster_size=16384,extended_l2=on", true, true, 600 * K + 512, 1 },
 	};
 	uint64_t seed = 99;
 
@@ -255,7 +255,8 @@ static void test_data_file_comes_first(void)
 		unsigned syncs = 0;
 
 		UNIT_ROW("raw %d", raw);
-		CHECK_EQ_I64(sh("rm -f p.qcow2; qemu-img create -q -f qcow2 -o cluster_size=4k,data_file=disk.data%s p.qcow2 1M",
+		CHECK_EQ_I64(sh("rm -f p.qcow2; qemu-img create -q -f qcow2 -o cluster_size=4k,data_file=disk.data%s "
+		                "p.qcow2 1M",
 		                raw ? ",data_file_raw=on" : ""),
 		             0);
 		run_program("p.qcow2", NULL, 60, 1, &seed);
@@ -295,7 +296,7 @@ static void test_notices_missing_syncs(void)
 			tape.event[i].kind = MARK;
 	}
 	for (int i = 0; i < 20 && !bad; i++) {
-		struct cut c = {.at = tape.n, .torn = true};
+		struct cut c = { .at = tape.n, .torn = true };
 
 		make_cut_image("cut.qcow2", file, len, &c, &seed);
 		int rc = sh("qemu-img check -f qcow2 cut.qcow2");

@@ -15,13 +15,14 @@ struct shape {
 };
 
 static const struct shape shapes[] = {
-        {"1.1", 512, 1, false}, {"1.1", 512, 16, false}, {"1.1", 512, 64, false}, {"0.10", 512, 16, false},
-        {"1.1", 4096, 1, false}, {"1.1", 4096, 16, false}, {"1.1", 4096, 64, false}, {"0.10", 4096, 16, false},
-        {"1.1", 65536, 1, false}, {"1.1", 65536, 16, false}, {"1.1", 65536, 64, false},
-        {"0.10", 65536, 16, false}, {"1.1", 65536, 2, false}, {"1.1", 65536, 4, false},
-        {"1.1", 65536, 8, false}, {"1.1", 65536, 32, false}, {"1.1", 2 * M, 1, false},
-        {"1.1", 2 * M, 16, false}, {"1.1", 2 * M, 64, false}, {"0.10", 2 * M, 16, false},
-        {"1.1", 16384, 16, true}, {"1.1", 65536, 16, true}, {"1.1", 65536, 1, true}, {"1.1", 2 * M, 16, true},
+	{ "1.1", 512, 1, false },    { "1.1", 512, 16, false },    { "1.1", 512, 64, false },
+	{ "0.10", 512, 16, false },  { "1.1", 4096, 1, false },    { "1.1", 4096, 16, false },
+	{ "1.1", 4096, 64, false },  { "0.10", 4096, 16, false },  { "1.1", 65536, 1, false },
+	{ "1.1", 65536, 16, false }, { "1.1", 65536, 64, false },  { "0.10", 65536, 16, false },
+	{ "1.1", 65536, 2, false },  { "1.1", 65536, 4, false },   { "1.1", 65536, 8, false },
+	{ "1.1", 65536, 32, false }, { "1.1", 2 * M, 1, false },   { "1.1", 2 * M, 16, false },
+	{ "1.1", 2 * M, 64, false }, { "0.10", 2 * M, 16, false }, { "1.1", 16384, 16, true },
+	{ "1.1", 65536, 16, true },  { "1.1", 65536, 1, true },    { "1.1", 2 * M, 16, true },
 };
 
 /* The widths that tests go through which are about something else. */
@@ -162,7 +163,7 @@ static void test_reads_compressed(void)
 
 static void test_reads_preallocated(void)
 {
-	static const char *const modes[] = {"metadata", "falloc", "full"};
+	static const char *const modes[] = { "metadata", "falloc", "full" };
 	uint64_t seed = 3;
 
 	if (!has_qemu())
@@ -301,7 +302,8 @@ static void test_writes_in_place(void)
 		bool packs = s->refcount_bits == 1 || s->refcount_bits >= 8;
 		uint8_t *model;
 
-		UNIT_ROW("compat %s cluster %" PRIu64 " refcount %u%s", s->compat, s->cluster, s->refcount_bits, extended(s));
+		UNIT_ROW("compat %s cluster %" PRIu64 " refcount %u%s", s->compat, s->cluster, s->refcount_bits,
+		         extended(s));
 		make_image("a.qcow2", s, "");
 		scribble("a.qcow2", s, &seed, 20);
 		CHECK_EQ_I64(sh("qemu-img convert -O raw a.qcow2 m.raw"), 0);
@@ -326,7 +328,8 @@ static void test_writes_over_backing(void)
 		if (!is_usual(s))
 			continue;
 		below = malloc(disk_size(s));
-		UNIT_ROW("compat %s cluster %" PRIu64 " refcount %u%s", s->compat, s->cluster, s->refcount_bits, extended(s));
+		UNIT_ROW("compat %s cluster %" PRIu64 " refcount %u%s", s->compat, s->cluster, s->refcount_bits,
+		         extended(s));
 		fill(below, disk_size(s), &seed);
 		spew("base.raw", below, disk_size(s));
 		make_image("a.qcow2", s, " -b base.raw -F raw");
@@ -356,7 +359,8 @@ static void test_writes_over_compressed(void)
 
 		if (!is_usual(s))
 			continue;
-		UNIT_ROW("compat %s cluster %" PRIu64 " refcount %u%s", s->compat, s->cluster, s->refcount_bits, extended(s));
+		UNIT_ROW("compat %s cluster %" PRIu64 " refcount %u%s", s->compat, s->cluster, s->refcount_bits,
+		         extended(s));
 		make_image("a.qcow2", s, "");
 		scribble("a.qcow2", s, &seed, 30);
 		CHECK_EQ_I64(sh("rm -f c.qcow2; qemu-img convert -c -O qcow2 -o compat=%s,cluster_size=%" PRIu64
@@ -374,7 +378,7 @@ static void test_writes_over_compressed(void)
 static void make_new(const struct shape *s, const char *backing)
 {
 	struct tide_error err = TIDE_ERROR_INIT;
-	struct tide_driver_create o = {.size = disk_size(s), .cluster_size = s->cluster};
+	struct tide_driver_create o = { .size = disk_size(s), .cluster_size = s->cluster };
 	char settings[64];
 
 	snprintf(settings, sizeof(settings), "compat=%s,refcount_bits=%u%s", s->compat, s->refcount_bits, extended(s));
@@ -422,7 +426,8 @@ static void test_fills_new_images(void)
 	for (size_t i = 0; i < TIDE_ARRAY_SIZE(shapes); i++) {
 		const struct shape *s = &shapes[i];
 
-		UNIT_ROW("compat %s cluster %" PRIu64 " refcount %u%s", s->compat, s->cluster, s->refcount_bits, extended(s));
+		UNIT_ROW("compat %s cluster %" PRIu64 " refcount %u%s", s->compat, s->cluster, s->refcount_bits,
+		         extended(s));
 		fill_new(s, false, false, &seed);
 		fill_new(s, false, true, &seed);
 		if (is_usual(s)) {
@@ -460,7 +465,7 @@ static void test_packs_back_to_back(void)
 	if (!has_qemu())
 		UNIT_SKIP("no qemu-img or qemu-io");
 	for (unsigned bits = 1; bits <= 64; bits *= 2) {
-		struct shape s = {.compat = "1.1", .cluster = CLUSTER, .refcount_bits = bits};
+		struct shape s = { .compat = "1.1", .cluster = CLUSTER, .refcount_bits = bits };
 		struct tide_error err = TIDE_ERROR_INIT;
 		unsigned gaps = 0, n_plain = 0;
 		struct sample n;
@@ -487,7 +492,8 @@ static void test_packs_back_to_back(void)
 			if (host[i + 1] > end[i])
 				gaps++; /* never more than the rest of the sector otherwise */
 		}
-		/* One a cluster; three, the third of which may not reach into the next one; then no gap for want of counts. */
+		/* One a cluster; three, the third of which may not reach into the next one; then no gap for want of
+		 * counts. */
 		if (bits == 1)
 			CHECK_EQ_U64(gaps, N - 1);
 		else if (bits == 2)
@@ -531,7 +537,7 @@ static void *work(void *arg)
 static void test_several_threads(void)
 {
 	struct tide_error err = TIDE_ERROR_INIT;
-	struct tide_driver_create o = {.size = 4 * M, .cluster_size = 512};
+	struct tide_driver_create o = { .size = 4 * M, .cluster_size = 512 };
 	uint8_t *model = calloc(1, o.size);
 
 	if (!has_qemu())
@@ -546,7 +552,8 @@ static void test_several_threads(void)
 			break;
 		for (int i = 0; i < 4; i++) {
 			w[i] = (struct worker){
-			        &s, model, (uint64_t)i * M, (uint64_t)(i + 1) * M, 77 + (uint64_t)(pass * 4 + i), 0};
+				&s, model, (uint64_t)i * M, (uint64_t)(i + 1) * M, 77 + (uint64_t)(pass * 4 + i), 0
+			};
 			pthread_create(&w[i].thread, NULL, work, &w[i]);
 		}
 		for (int i = 0; i < 4; i++)
@@ -571,7 +578,7 @@ static void test_refcount_table_grows(void)
 		UNIT_SKIP("no qemu-img or qemu-io");
 	fill(model, size, &seed);
 	for (int new = 0; new < 2; new ++) {
-		struct tide_driver_create o = {.size = size, .cluster_size = 512, .settings = "refcount_bits=64"};
+		struct tide_driver_create o = { .size = size, .cluster_size = 512, .settings = "refcount_bits=64" };
 		struct sample s;
 
 		UNIT_ROW("new %d", new);
@@ -595,7 +602,7 @@ static void test_refcount_table_grows(void)
 static void test_more_tables_than_memory(void)
 {
 	struct tide_error err = TIDE_ERROR_INIT;
-	struct tide_driver_create o = {.size = 12 * T, .cluster_size = 2 * M};
+	struct tide_driver_create o = { .size = 12 * T, .cluster_size = 2 * M };
 	uint8_t *buf = malloc(2 * M), *got = malloc(2 * M);
 	uint64_t step = o.size / 24 / (2 * M) * (2 * M);
 
@@ -639,7 +646,7 @@ static void test_more_tables_than_memory(void)
 static void test_tail_is_zero(void)
 {
 	struct tide_error err = TIDE_ERROR_INIT;
-	struct tide_driver_create o = {.size = 3 * 65536 + 512};
+	struct tide_driver_create o = { .size = 3 * 65536 + 512 };
 	struct sample s;
 	uint8_t *buf = malloc(4 * 65536);
 

@@ -5,9 +5,9 @@
 /* What comes of a text, a message or an error a line; step: bytes that come at once, 0: all. */
 static char *replay(const char *text, size_t len, size_t step)
 {
-	struct tide_qmp_json in = {0};
+	struct tide_qmp_json in = { 0 };
 	struct tide_strbuf said = TIDE_STRBUF_INIT;
-	struct tide_json_writer w = {&said, false};
+	struct tide_json_writer w = { &said, false };
 	size_t fed = 0;
 
 	for (;;) {
@@ -39,9 +39,9 @@ static char *replay(const char *text, size_t len, size_t step)
 }
 
 static const char *const texts[] = {
-        "{\"execute\": \"a\", \"arguments\": {\"b\": [1, -2.5e3, true, null, \"\\u00e9\\n\"]}} {'id': 'x\"y\\''}",
-        "-> { \"a\": [ 1, ], }\n<- { \"return\": {...} }\n...\n[]{}5 ",
-        "foo {\"a\": tru} & x {\"b\": 01} {\"c\": \"\\ud83d\\ude00\xc3\xa9\"} 18446744073709551616 -0 \"z\"",
+	"{\"execute\": \"a\", \"arguments\": {\"b\": [1, -2.5e3, true, null, \"\\u00e9\\n\"]}} {'id': 'x\"y\\''}",
+	"-> { \"a\": [ 1, ], }\n<- { \"return\": {...} }\n...\n[]{}5 ",
+	"foo {\"a\": tru} & x {\"b\": 01} {\"c\": \"\\ud83d\\ude00\xc3\xa9\"} 18446744073709551616 -0 \"z\"",
 };
 
 static void test_messages(void)
@@ -49,25 +49,25 @@ static void test_messages(void)
 	static const struct {
 		const char *text, *said;
 	} rows[] = {
-	        {"", ""},
-	        {" \n\t", ""},
-	        {"{}", "{}\n"},
-	        {"{}{}", "{}\n{}\n"},
-	        {"5 ", "5\n"},
-	        {"18446744073709551616", "1.8446744073709552e+19\n"},
-	        {"-0", "0\n"},
-	        {"1.50", "1.5\n"},
-	        {"'a\"\\''", "\"a\\\"'\"\n"},
-	        {"{'a':1,}", "{\"a\": 1}\n"},
-	        {"[,]", "JSON parse error, expecting value\n"},
-	        {"-> {} <- {} {'a':1}", "{}\n{\"a\": 1}\n"},
-	        {"<- { 'timestamp': {...}, 'a': 1 } {}", "{}\n"},
-	        {"<- nonsense {}", "{}\n"},
-	        {"->", ""},
-	        {"-", "JSON parse error, stray '-'\n"},
-	        {"{", "JSON parse error, premature EOI\n"},
-	        {"}{}", "JSON parse error, expecting value\n{}\n"},
-	        {"& x {}", "JSON parse error, stray '&'\n{}\n"},
+		{ "", "" },
+		{ " \n\t", "" },
+		{ "{}", "{}\n" },
+		{ "{}{}", "{}\n{}\n" },
+		{ "5 ", "5\n" },
+		{ "18446744073709551616", "1.8446744073709552e+19\n" },
+		{ "-0", "0\n" },
+		{ "1.50", "1.5\n" },
+		{ "'a\"\\''", "\"a\\\"'\"\n" },
+		{ "{'a':1,}", "{\"a\": 1}\n" },
+		{ "[,]", "JSON parse error, expecting value\n" },
+		{ "-> {} <- {} {'a':1}", "{}\n{\"a\": 1}\n" },
+		{ "<- { 'timestamp': {...}, 'a': 1 } {}", "{}\n" },
+		{ "<- nonsense {}", "{}\n" },
+		{ "->", "" },
+		{ "-", "JSON parse error, stray '-'\n" },
+		{ "{", "JSON parse error, premature EOI\n" },
+		{ "}{}", "JSON parse error, expecting value\n{}\n" },
+		{ "& x {}", "JSON parse error, stray '&'\n{}\n" },
 	};
 
 	for (size_t i = 0; i < TIDE_ARRAY_SIZE(rows); i++) {
@@ -116,7 +116,7 @@ static void test_no_memory(void)
 {
 	for (size_t i = 0; i < TIDE_ARRAY_SIZE(texts); i++) {
 		for (fail_at = 1; fail_at < 200; fail_at++) {
-			struct tide_qmp_json in = {0};
+			struct tide_qmp_json in = { 0 };
 			bool refused = false;
 
 			allocations = 0;
@@ -151,21 +151,21 @@ struct sample {
 	int word;
 };
 
-static const char *const words[] = {"one", "two", NULL};
+static const char *const words[] = { "one", "two", NULL };
 
 #define FIELD(n, k, member) .name = n, .kind = k, .to = offsetof(struct sample, member), .has = TIDE_QMP_NOWHERE
 
-static const struct tide_qmp_field inner[] = {{FIELD("big", TIDE_QMP_INT64, big)}, {.kind = TIDE_QMP_END}};
+static const struct tide_qmp_field inner[] = { { FIELD("big", TIDE_QMP_INT64, big) }, { .kind = TIDE_QMP_END } };
 static const struct tide_qmp_field fields[] = {
-        {FIELD("text", TIDE_QMP_STRING, text), .required = true},
-        {FIELD("flag", TIDE_QMP_BOOL, flag)},
-        {.name = "small",
-         .kind = TIDE_QMP_UINT32,
-         .to = offsetof(struct sample, small),
-         .has = offsetof(struct sample, has_small)},
-        {FIELD("word", TIDE_QMP_ENUM, word), .words = words, .first = 7},
-        {.name = "in", .kind = TIDE_QMP_STRUCT, .to = TIDE_QMP_NOWHERE, .has = TIDE_QMP_NOWHERE, .fields = inner},
-        {.kind = TIDE_QMP_END},
+	{ FIELD("text", TIDE_QMP_STRING, text), .required = true },
+	{ FIELD("flag", TIDE_QMP_BOOL, flag) },
+	{ .name = "small",
+	  .kind = TIDE_QMP_UINT32,
+	  .to = offsetof(struct sample, small),
+	  .has = offsetof(struct sample, has_small) },
+	{ FIELD("word", TIDE_QMP_ENUM, word), .words = words, .first = 7 },
+	{ .name = "in", .kind = TIDE_QMP_STRUCT, .to = TIDE_QMP_NOWHERE, .has = TIDE_QMP_NOWHERE, .fields = inner },
+	{ .kind = TIDE_QMP_END },
 };
 
 static void test_fields(void)
@@ -174,7 +174,7 @@ static void test_fields(void)
 	        "{\"text\": \"t\", \"flag\": true, \"small\": 4294967295, \"word\": \"two\", \"in\": {\"big\": -5}}";
 	struct tide_error err = TIDE_ERROR_INIT;
 	struct tide_json *json TIDE_AUTOJSON = tide_json_parse(text, strlen(text), &err);
-	struct sample s = {0};
+	struct sample s = { 0 };
 
 	CHECK_OK(tide_qmp_decode(NULL, fields, json, NULL, &s, &err), &err);
 	CHECK_STR(s.text, "t");
@@ -189,24 +189,24 @@ static void test_field_texts(void)
 	static const struct {
 		const char *text, *error;
 	} rows[] = {
-	        {"{}", "Parameter 'text' is missing"},
-	        {"{\"text\": 5}", "Invalid parameter type for 'text', expected: string"},
-	        {"{\"text\": \"\", \"flag\": 1}", "Invalid parameter type for 'flag', expected: boolean"},
-	        {"{\"text\": \"\", \"small\": 4294967296}", "Parameter 'small' expects uint32_t"},
-	        {"{\"text\": \"\", \"small\": -1}", "Parameter 'small' expects uint32_t"},
-	        {"{\"text\": \"\", \"small\": 1.0}", "Parameter 'small' expects uint64"},
-	        {"{\"text\": \"\", \"word\": \"six\"}", "Parameter 'word' does not accept value 'six'"},
-	        {"{\"text\": \"\", \"in\": []}", "Invalid parameter type for 'in', expected: object"},
-	        {"{\"text\": \"\", \"in\": {\"big\": 9223372036854775808}}",
-	         "Invalid parameter type for 'in.big', expected: integer"},
-	        {"{\"text\": \"\", \"in\": {\"x\": 1}, \"y\": 2}", "Parameter 'in.x' is unexpected"},
-	        {"{\"text\": \"\", \"y\": 2}", "Parameter 'y' is unexpected"},
+		{ "{}", "Parameter 'text' is missing" },
+		{ "{\"text\": 5}", "Invalid parameter type for 'text', expected: string" },
+		{ "{\"text\": \"\", \"flag\": 1}", "Invalid parameter type for 'flag', expected: boolean" },
+		{ "{\"text\": \"\", \"small\": 4294967296}", "Parameter 'small' expects uint32_t" },
+		{ "{\"text\": \"\", \"small\": -1}", "Parameter 'small' expects uint32_t" },
+		{ "{\"text\": \"\", \"small\": 1.0}", "Parameter 'small' expects uint64" },
+		{ "{\"text\": \"\", \"word\": \"six\"}", "Parameter 'word' does not accept value 'six'" },
+		{ "{\"text\": \"\", \"in\": []}", "Invalid parameter type for 'in', expected: object" },
+		{ "{\"text\": \"\", \"in\": {\"big\": 9223372036854775808}}",
+		  "Invalid parameter type for 'in.big', expected: integer" },
+		{ "{\"text\": \"\", \"in\": {\"x\": 1}, \"y\": 2}", "Parameter 'in.x' is unexpected" },
+		{ "{\"text\": \"\", \"y\": 2}", "Parameter 'y' is unexpected" },
 	};
 
 	for (size_t i = 0; i < TIDE_ARRAY_SIZE(rows); i++) {
 		struct tide_error err = TIDE_ERROR_INIT;
 		struct tide_json *json TIDE_AUTOJSON = tide_json_parse(rows[i].text, strlen(rows[i].text), &err);
-		struct sample s = {0};
+		struct sample s = { 0 };
 
 		UNIT_ROW("%s", rows[i].text);
 		CHECK(tide_qmp_decode(NULL, fields, json, NULL, &s, &err) < 0);

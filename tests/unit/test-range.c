@@ -89,12 +89,13 @@ static void test_parse_size(void)
 		{ "0xffffffffffffffff", UINT64_MAX },
 	};
 	static const char *const bad[] = {
-		"",     " 4",  "+4",  "-1",   "4x",   "4K ",   "4 ",   "4 K",  "K",     "iB",   "4iB",  "4B",  "4KB", "4KiBx",
-		"4Ki",  "4KK", "0x",  "0xg",  "0x 1", "0x-1",  "0x0x", "1.5K", "1e3",   "4\n",  "4Z",   "4KIB", "4,",
-		"\xc2\xa0\x34",
+		"",     " 4",   "+4",  "-1",    "4x",  "4K ",  "4 ", "4 K",          "K",    "iB",
+		"4iB",  "4B",   "4KB", "4KiBx", "4Ki", "4KK",  "0x", "0xg",          "0x 1", "0x-1",
+		"0x0x", "1.5K", "1e3", "4\n",   "4Z",  "4KIB", "4,", "\xc2\xa0\x34",
 	};
 	static const char *const large[] = {
-		"18446744073709551616", "0x10000000000000000", "16E", "18014398509481984K", "99999999999999999999999999K",
+		"18446744073709551616", "0x10000000000000000",         "16E",
+		"18014398509481984K",   "99999999999999999999999999K",
 	};
 	struct tide_error err = TIDE_ERROR_INIT;
 	uint64_t size;

@@ -10,8 +10,8 @@ static bool fail_nth(void)
 	return fail_at > 0 && --fail_at == 0;
 }
 
-static int read_as(const void *bytes, size_t len, const struct tide_ranges_options *options, struct tide_range_list **list,
-                   struct tide_error *err)
+static int read_as(const void *bytes, size_t len, const struct tide_ranges_options *options,
+                   struct tide_range_list **list, struct tide_error *err)
 {
 	const char *path = unit_path("input");
 	int fd = open(path, O_RDWR | O_CREAT | O_TRUNC, 0600);
@@ -55,7 +55,9 @@ static void test_samples(void)
 		{ "nbdinfo-base_allocation.json", "65536+196608 1048576+65536", { NULL, 0 } },
 		{ "nbdinfo-qemu_allocation-depth.json", "65536+196608 1048576+65536", { NULL, 0 } },
 		{ "qemu-img-map.json", "65536+65536 262144+65536", { NULL, 0 } },
-		{ "qemu-img-map-x-dirty-bitmap.json", "65536+196608 1048576+65536 2097152+65536", { "qemu-img-map-dirty", 0 } },
+		{ "qemu-img-map-x-dirty-bitmap.json",
+		  "65536+196608 1048576+65536 2097152+65536",
+		  { "qemu-img-map-dirty", 0 } },
 		{ "nbdinfo-qemu_dirty-bitmap_b0.txt", "65536+196608 1048576+65536 2097152+65536", { NULL, 0 } },
 		{ "nbdinfo-base_allocation.txt", "65536+196608 1048576+65536", { NULL, 0 } },
 		{ "nbdinfo-qemu_allocation-depth.txt", "65536+196608 1048576+65536", { "nbdinfo", 0 } },
@@ -104,7 +106,7 @@ static void test_era_dump(void)
 	close(fd);
 }
 
-#define LOG "2026-11-22 04:28:56.615984 "
+#define LOG  "2026-11-22 04:28:56.615984 "
 #define THIN "<superblock data_block_size=\"2\"><diff left=\"1\" right=\"2\">"
 
 /* What is told apart, and what is said about the rest. */
@@ -120,62 +122,126 @@ static const struct {
 	{ "3\n", NULL, "How large a block is has to be said", { "blocks", 0 } },
 	{ "4K\n", NULL, "Line 1: '4K' is not the number of a block", { NULL, 512 } },
 	{ "1 2\n", NULL, "Line 1: expected the number of one block, found '2' after it", { NULL, 512 } },
-	{ "9223372036854775807\n", NULL, "Line 1: 1 blocks of 512 bytes from block 9223372036854775807 on reach beyond 2^63 - 1",
+	{ "9223372036854775807\n",
+	  NULL,
+	  "Line 1: 1 blocks of 512 bytes from block 9223372036854775807 on reach beyond 2^63 - 1",
 	  { NULL, 512 } },
 	{ "0 5 1 dirty\n5 5 0 clean", NULL, "The list breaks off within its last line", { NULL, 0 } },
 	{ "0 5 2 backing depth 2\n5 5 1 local\n", "5+5", NULL, { NULL, 0 } },
 	{ "0 5 1 odd\n", NULL, "Line 1: its description is 'odd', which is not known", { NULL, 0 } },
 	{ "0 5 1 dirty\n5 5\n", NULL, "Line 2: expected OFFSET LENGTH TYPE DESCRIPTION, found two words", { NULL, 0 } },
 	{ LOG "connection=1 Write id=1 offset=0x200 count=0x10 fua=0 ...\n" LOG
-	      "connection=1 ...Write id=1 return=-1 error=EIO\n" LOG "connection=1 Read id=2 offset=0x0 count=0x200 ...\n",
-	  "512+16", NULL, { NULL, 0 } },
-	{ LOG "connection=1 Write id=1 offset=0x200 count=0x1", NULL, "The list breaks off within its last line", { NULL, 0 } },
-	{ LOG "connection=1 Write id=1 offset=0x200 count=0x1\n", NULL, "Line 1: a request without its 'count='", { NULL, 0 } },
-	{ LOG "connection=1 Write id=1 count=0x200 ...\n", NULL, "Line 1: a request without its 'offset='", { NULL, 0 } },
-	{ LOG "connection=1 Smash id=1 offset=0x200 count=0x1 ...\n", NULL, "Line 1: the request 'Smash' is not known",
+	      "connection=1 ...Write id=1 return=-1 error=EIO\n" LOG
+	      "connection=1 Read id=2 offset=0x0 count=0x200 ...\n",
+	  "512+16",
+	  NULL,
 	  { NULL, 0 } },
-	{ LOG "connection=1 Connect export=\"a\" tls=0\n" LOG "connection=2 Connect export=\"b\" tls=0\n", NULL,
-	  "Line 2: the log is about several disks: the exports \"a\" and \"b\"", { NULL, 0 } },
-	{ LOG "Fork\nhello\n", NULL, "Line 2: it does not begin with a date and a time, as nbdkit's log does", { NULL, 0 } },
+	{ LOG "connection=1 Write id=1 offset=0x200 count=0x1",
+	  NULL,
+	  "The list breaks off within its last line",
+	  { NULL, 0 } },
+	{ LOG "connection=1 Write id=1 offset=0x200 count=0x1\n",
+	  NULL,
+	  "Line 1: a request without its 'count='",
+	  { NULL, 0 } },
+	{ LOG "connection=1 Write id=1 count=0x200 ...\n",
+	  NULL,
+	  "Line 1: a request without its 'offset='",
+	  { NULL, 0 } },
+	{ LOG "connection=1 Smash id=1 offset=0x200 count=0x1 ...\n",
+	  NULL,
+	  "Line 1: the request 'Smash' is not known",
+	  { NULL, 0 } },
+	{ LOG "connection=1 Connect export=\"a\" tls=0\n" LOG "connection=2 Connect export=\"b\" tls=0\n",
+	  NULL,
+	  "Line 2: the log is about several disks: the exports \"a\" and \"b\"",
+	  { NULL, 0 } },
+	{ LOG "Fork\nhello\n",
+	  NULL,
+	  "Line 2: it does not begin with a date and a time, as nbdkit's log does",
+	  { NULL, 0 } },
 	{ THIN "<left_only begin=\"1\" length=\"2\"/></diff></superblock>", "1024+2048", NULL, { NULL, 0 } },
 	{ THIN "<left_only begin=\"1\"/></diff></superblock>", NULL, "Line 1: 'length' is missing", { NULL, 0 } },
-	{ THIN "<left_only begin=\"-1\" length=\"2\"/></diff></superblock>", NULL,
-	  "Line 1: begin=\"-1\" is no number of blocks", { NULL, 0 } },
-	{ THIN "<odd begin=\"1\" length=\"2\"/></diff></superblock>", NULL, "Line 1: <odd> is nothing that thin_delta prints",
+	{ THIN "<left_only begin=\"-1\" length=\"2\"/></diff></superblock>",
+	  NULL,
+	  "Line 1: begin=\"-1\" is no number of blocks",
 	  { NULL, 0 } },
-	{ THIN "<different begin=\"9223372036854775807\" length=\"1\"/></diff></superblock>", NULL,
-	  "Line 1: 1 blocks of 1024 bytes from block 9223372036854775807 on reach beyond 2^63 - 1", { NULL, 0 } },
-	{ THIN "<left_only begin=\"1\" length=\"2\"/></diff>", NULL, "Line 1: the XML breaks off: no element found", { NULL, 0 } },
+	{ THIN "<odd begin=\"1\" length=\"2\"/></diff></superblock>",
+	  NULL,
+	  "Line 1: <odd> is nothing that thin_delta prints",
+	  { NULL, 0 } },
+	{ THIN "<different begin=\"9223372036854775807\" length=\"1\"/></diff></superblock>",
+	  NULL,
+	  "Line 1: 1 blocks of 1024 bytes from block 9223372036854775807 on reach beyond 2^63 - 1",
+	  { NULL, 0 } },
+	{ THIN "<left_only begin=\"1\" length=\"2\"/></diff>",
+	  NULL,
+	  "Line 1: the XML breaks off: no element found",
+	  { NULL, 0 } },
 	{ THIN "<left_only begin=\"1\" len", NULL, "Line 1: the XML breaks off: unclosed token", { NULL, 0 } },
-	{ "<superblock data_block_size=\"2\"/>", NULL, "It has no <diff>, so it is no list of thin_delta's", { NULL, 0 } },
-	{ "<superblock data_block_size=\"0\"/>", NULL,
-	  "Line 1: data_block_size=\"0\" is no size of a block in sectors", { NULL, 0 } },
+	{ "<superblock data_block_size=\"2\"/>",
+	  NULL,
+	  "It has no <diff>, so it is no list of thin_delta's",
+	  { NULL, 0 } },
+	{ "<superblock data_block_size=\"0\"/>",
+	  NULL,
+	  "Line 1: data_block_size=\"0\" is no size of a block in sectors",
+	  { NULL, 0 } },
 	{ "<blocks/>", "", NULL, { NULL, 4096 } },
-	{ "<blocks/>", NULL, "Line 1: <blocks> begins a list of the kind era-invalidate, not thin-delta", { "thin-delta", 0 } },
+	{ "<blocks/>",
+	  NULL,
+	  "Line 1: <blocks> begins a list of the kind era-invalidate, not thin-delta",
+	  { "thin-delta", 0 } },
 	{ "<blocks/>", NULL, "Line 1: era_invalidate does not say how large a block is", { NULL, 0 } },
-	{ "<blocks><range begin=\"3\" end=\"2\"/></blocks>", NULL, "Line 1: a range from 3 to 2 ends before it begins",
+	{ "<blocks><range begin=\"3\" end=\"2\"/></blocks>",
+	  NULL,
+	  "Line 1: a range from 3 to 2 ends before it begins",
 	  { NULL, 4096 } },
-	{ "<!DOCTYPE x [<!ENTITY a \"b\">]><blocks>&a;</blocks>", NULL,
-	  "Line 1: it declares a document type, which no list of ranges needs", { NULL, 4096 } },
-	{ "<svg/>", NULL, "Line 1: <svg> begins no list that thin_delta, era_invalidate or bmaptool prints", { NULL, 0 } },
+	{ "<!DOCTYPE x [<!ENTITY a \"b\">]><blocks>&a;</blocks>",
+	  NULL,
+	  "Line 1: it declares a document type, which no list of ranges needs",
+	  { NULL, 4096 } },
+	{ "<svg/>",
+	  NULL,
+	  "Line 1: <svg> begins no list that thin_delta, era_invalidate or bmaptool prints",
+	  { NULL, 0 } },
 	{ "<bmap version=\"2.0\"><ImageSize> 10000 </ImageSize><BlockSize> 4096 </BlockSize><MappedBlocksCount> 3 "
 	  "</MappedBlocksCount><BlockMap><Range chksum=\"a\"> 0-1 </Range><Range>2</Range></BlockMap></bmap>",
-	  "0+8192 8192+1808", NULL, { NULL, 0 } },
-	{ "<bmap><BlockSize>4096</BlockSize><MappedBlocksCount>3</MappedBlocksCount><BlockMap><Range>0-1</Range></BlockMap>"
+	  "0+8192 8192+1808",
+	  NULL,
+	  { NULL, 0 } },
+	{ "<bmap><BlockSize>4096</BlockSize><MappedBlocksCount>3</MappedBlocksCount><BlockMap><Range>0-1</Range></"
+	  "BlockMap>"
 	  "</bmap>",
-	  NULL, "It says that 3 blocks are mapped, and lists 2: it is not whole", { NULL, 0 } },
-	{ "<bmap><BlockSize>4096</BlockSize><BlockMap><Range>2-1</Range></BlockMap></bmap>", NULL,
-	  "Line 1: '2-1' is no range of blocks", { NULL, 0 } },
-	{ "<bmap><BlockMap><Range>1</Range></BlockMap></bmap>", NULL, "Line 1: <BlockMap> comes before <BlockSize>", { NULL, 0 } },
+	  NULL,
+	  "It says that 3 blocks are mapped, and lists 2: it is not whole",
+	  { NULL, 0 } },
+	{ "<bmap><BlockSize>4096</BlockSize><BlockMap><Range>2-1</Range></BlockMap></bmap>",
+	  NULL,
+	  "Line 1: '2-1' is no range of blocks",
+	  { NULL, 0 } },
+	{ "<bmap><BlockMap><Range>1</Range></BlockMap></bmap>",
+	  NULL,
+	  "Line 1: <BlockMap> comes before <BlockSize>",
+	  { NULL, 0 } },
 	{ "[{\"start\":0,\"length\":5,\"zero\":false,\"hole\":false},{\"start\":5,\"length\":5,\"zero\":true,\"hole\":"
 	  "true},{\"start\":10,\"length\":5,\"zero\":true,\"hole\":false}]",
-	  "0+5 10+5", NULL, { "imageio", 0 } },
-	{ "[{\"start\":0,\"length\":5,\"dirty\":true,\"zero\":true},{\"start\":5,\"length\":5,\"dirty\":false,\"zero\":true}]",
-	  "0+5", NULL, { NULL, 0 } },
-	{ "[{\"start\":0,\"length\":5,\"dirty\":true}]", NULL, "Element 0 of the list: it is not a range as nbdinfo has it",
+	  "0+5 10+5",
+	  NULL,
+	  { "imageio", 0 } },
+	{ "[{\"start\":0,\"length\":5,\"dirty\":true,\"zero\":true},{\"start\":5,\"length\":5,\"dirty\":false,\"zero\":"
+	  "true}]",
+	  "0+5",
+	  NULL,
+	  { NULL, 0 } },
+	{ "[{\"start\":0,\"length\":5,\"dirty\":true}]",
+	  NULL,
+	  "Element 0 of the list: it is not a range as nbdinfo has it",
 	  { "nbdinfo", 0 } },
-	{ "[{\"start\":0,\"length\":5,\"depth\":0,\"data\":false,\"zero\":true}]", NULL,
-	  "Element 0 of the list: \"zero\" is true or \"depth\" not 0: no map of an x-dirty-bitmap", { "qemu-img-map-dirty", 0 } },
+	{ "[{\"start\":0,\"length\":5,\"depth\":0,\"data\":false,\"zero\":true}]",
+	  NULL,
+	  "Element 0 of the list: \"zero\" is true or \"depth\" not 0: no map of an x-dirty-bitmap",
+	  { "qemu-img-map-dirty", 0 } },
 	{ "0 5\n", NULL, "It does not begin with 'rbd diff v1' or 'rbd diff v2'", { "rbd-export-diff", 0 } },
 };
 
@@ -186,7 +252,8 @@ static void test_formats(void)
 	for (size_t i = 0; i < TIDE_ARRAY_SIZE(format_rows); i++) {
 		struct tide_range_list *list = NULL;
 		UNIT_ROW("%s", format_rows[i].text);
-		int rc = read_as(format_rows[i].text, strlen(format_rows[i].text), &format_rows[i].options, &list, &err);
+		int rc =
+		        read_as(format_rows[i].text, strlen(format_rows[i].text), &format_rows[i].options, &list, &err);
 		if (format_rows[i].error) {
 			CHECK_EQ_I64(rc, -1);
 			CHECK(list == NULL);
@@ -201,21 +268,26 @@ static void test_formats(void)
 		CHECK(strlen(tide_ranges_format(i)) > 3);
 }
 
-#define V2 "rbd diff v2\nf\x07\0\0\0\0\0\0\0\x03\0\0\0abc" "q\x01\0\0\0\0\0\0\0x" "s\x08\0\0\0\0\0\0\0\0\0\x80\0\0\0\0\0"
+#define V2                                              \
+	"rbd diff v2\nf\x07\0\0\0\0\0\0\0\x03\0\0\0abc" \
+	"q\x01\0\0\0\0\0\0\0x"                          \
+	"s\x08\0\0\0\0\0\0\0\0\0\x80\0\0\0\0\0"
 #define W2 "w\x14\0\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\x04\0\0\0\0\0\0\0data"
 #define Z2 "z\x10\0\0\0\0\0\0\0\0\x04\0\0\0\0\0\0\0\x02\0\0\0\0\0\0"
 
 /* Both versions, and each beginning of them: nothing, and a message. */
 static void test_rbd(void)
 {
-	static const char v1[] = "rbd diff v1\nf\x03\0\0\0abct\x01\0\0\0xs\0\0\x80\0\0\0\0\0w\0\x02\0\0\0\0\0\0\x04\0\0\0\0\0\0"
-	                         "\0dataz\0\x04\0\0\0\0\0\0\0\x02\0\0\0\0\0\0e";
+	static const char v1[] =
+	        "rbd diff v1\nf\x03\0\0\0abct\x01\0\0\0xs\0\0\x80\0\0\0\0\0w\0\x02\0\0\0\0\0\0\x04\0\0\0\0\0\0"
+	        "\0dataz\0\x04\0\0\0\0\0\0\0\x02\0\0\0\0\0\0e";
 	static const char v2[] = V2 W2 Z2 "e";
 	static const struct {
 		const char *bytes;
 		size_t len;
 	} files[] = { { v1, sizeof(v1) - 1 }, { v2, sizeof(v2) - 1 } };
-	static const char more[] = V2 W2 "ee", odd[] = V2 W2 "q\x01\0\0\0\0\0\0\0xe", wrong[] = V2 "z\x11\0\0\0\0\0\0\0";
+	static const char more[] = V2 W2 "ee", odd[] = V2 W2 "q\x01\0\0\0\0\0\0\0xe",
+	                  wrong[] = V2 "z\x11\0\0\0\0\0\0\0";
 	struct tide_error err = TIDE_ERROR_INIT;
 	struct tide_range_list *list = NULL;
 
@@ -257,7 +329,8 @@ static void test_good(void)
 		{ "[]", "" },
 		{ " \n[ ]\n", "" },
 		{ "{\"return\": []}", "" },
-		{ "{\"return\": [{\"start\": 1, \"length\": 2, \"dirty\": true}, {\"start\": 3, \"length\": 4, \"dirty\": "
+		{ "{\"return\": [{\"start\": 1, \"length\": 2, \"dirty\": true}, {\"start\": 3, \"length\": 4, "
+		  "\"dirty\": "
 		  "false}]}",
 		  "1+2" },
 		{ "[{\"offset\":0,\"length\":4194304,\"exists\":\"true\"},{\"offset\":8388608,\"length\":1,\"exists\":"
@@ -282,7 +355,8 @@ static void test_good(void)
 	}
 }
 
-#define DIRTY(off, len) "[{\"start\":0,\"length\":1,\"dirty\":true},{\"start\":" off ",\"length\":" len ",\"dirty\":true}]"
+#define DIRTY(off, len) \
+	"[{\"start\":0,\"length\":1,\"dirty\":true},{\"start\":" off ",\"length\":" len ",\"dirty\":true}]"
 
 static void test_refused(void)
 {

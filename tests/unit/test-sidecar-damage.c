@@ -71,7 +71,8 @@ static void test_bytes_left_over(void)
 	char text[128];
 
 	encode_sample(&bytes);
-	snprintf(text, sizeof(text), "sidecar file length at byte 40: expected %zu, found %zu", bytes.len, bytes.len + 1);
+	snprintf(text, sizeof(text), "sidecar file length at byte 40: expected %zu, found %zu", bytes.len,
+	         bytes.len + 1);
 	tide_strbuf_addc(&bytes, 0);
 	tide_put_le64(bytes.buf + 40, bytes.len);
 	seal((uint8_t *)bytes.buf, tide_get_le32(bytes.buf + 104));
@@ -185,8 +186,7 @@ static const struct lie lies[] = {
 	{ 'e', 1, 0, 7, 1, 4, TIDE_E_CORRUPT, "bitmap flags at byte 183: expected none but 0x3, found 0x4" },
 	{ 'e', 1, 0, 7, 1, 16, TIDE_E_CORRUPT, "bitmap flags at byte 183: expected none but 0x3, found 0x10" },
 	{ 'e', 0, 0, 7, 1, 5, TIDE_E_CORRUPT, "bitmap name length at byte 180: expected 1 to 1023, found 0" },
-	{ 'e', 3, 0, 7, 1, 20, TIDE_E_CORRUPT,
-	  "bitmap token at byte 272: expected 1 to 2305843009213693951, found 0" },
+	{ 'e', 3, 0, 7, 1, 20, TIDE_E_CORRUPT, "bitmap token at byte 272: expected 1 to 2305843009213693951, found 0" },
 	{ 'e', 0, 0, 8, 8, 0, TIDE_E_CORRUPT, "bitmap token at byte 136: expected 1 to 2305843009213693951, found 0" },
 	{ 'e', 0, 0, 8, 8, UINT64_C(0x2000000000000000), TIDE_E_CORRUPT,
 	  "bitmap token at byte 136: expected 1 to 2305843009213693951, found 2305843009213693952" },
@@ -217,14 +217,11 @@ static const struct lie lies[] = {
 	{ 'e', 0, 0, 47, 1, 255, TIDE_E_CORRUPT, "bitmap entry's padding at byte 175: expected 0, found 255" },
 	{ 'e', 2, 0, 41, 1, 48, TIDE_E_CORRUPT,
 	  "sidecar directory at byte 128: expected each bitmap name once, found 'b0' again" },
-	{ 'r', 0, 0, 0, 8, 2, TIDE_E_CORRUPT,
-	  "chunk index at byte 312: expected at least 0 and less than 2, found 2" },
+	{ 'r', 0, 0, 0, 8, 2, TIDE_E_CORRUPT, "chunk index at byte 312: expected at least 0 and less than 2, found 2" },
 	{ 'r', 0, 0, 0, 8, UINT64_MAX, TIDE_E_CORRUPT,
 	  "chunk index at byte 312: expected at least 0 and less than 2, found 18446744073709551615" },
-	{ 'r', 0, 0, 0, 8, 1, TIDE_E_CORRUPT,
-	  "chunk index at byte 328: expected at least 2 and less than 2, found 1" },
-	{ 'r', 0, 1, 0, 8, 0, TIDE_E_CORRUPT,
-	  "chunk index at byte 328: expected at least 1 and less than 2, found 0" },
+	{ 'r', 0, 0, 0, 8, 1, TIDE_E_CORRUPT, "chunk index at byte 328: expected at least 2 and less than 2, found 1" },
+	{ 'r', 0, 1, 0, 8, 0, TIDE_E_CORRUPT, "chunk index at byte 328: expected at least 1 and less than 2, found 0" },
 	{ 'r', 0, 0, 8, 2, 0, TIDE_E_UNSUPPORTED, "chunk kind at byte 320: expected 1 to 4, found 0" },
 	{ 'r', 0, 0, 8, 2, 5, TIDE_E_UNSUPPORTED, "chunk kind at byte 320: expected 1 to 4, found 5" },
 	{ 'r', 0, 0, 8, 2, 65535, TIDE_E_UNSUPPORTED, "chunk kind at byte 320: expected 1 to 4, found 65535" },

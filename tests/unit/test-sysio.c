@@ -472,8 +472,8 @@ static void test_staged_errors(void)
 		const char *name;
 		int sys;
 	} rows[] = {
-		{ "no/file", ENOENT }, { "plain/file", ENOTDIR }, { "", EISDIR }, { "sub", EISDIR }, { "sub/", EISDIR },
-		{ long_name, ENAMETOOLONG },
+		{ "no/file", ENOENT }, { "plain/file", ENOTDIR }, { "", EISDIR },
+		{ "sub", EISDIR },     { "sub/", EISDIR },        { long_name, ENAMETOOLONG },
 	};
 	put_file(unit_path("plain"), "");
 	CHECK(mkdir(unit_path("sub"), 0700) == 0);

@@ -4,8 +4,8 @@
  *
  * For the second this program stands between the library and the system calls.  What is on stable storage of the write
  * log is what it held when the last sync that has ended began.  Whatever subset of the image's unsynced writes
- * survives, no bit is missing if, whenever one is issued, its bits are in there; so that is checked at each of them.  And
- * that the check can fail: without durability it does.
+ * survives, no bit is missing if, whenever one is issued, its bits are in there; so that is checked at each of them.
+ * And that the check can fail: without durability it does.
  */
 #include <fcntl.h>
 #include <linux/falloc.h>
@@ -17,7 +17,7 @@
 #include "store/write_log.h"
 
 enum { THREADS = 4, ROUNDS = 60, SECTOR = 512, GRANULE = 4096 };
-#define DISK (UINT64_C(2) << 20)
+#define DISK    (UINT64_C(2) << 20)
 #define LOG_MAX (1 << 16)
 
 /* ---- the system calls ---- */
@@ -124,7 +124,10 @@ static bool make(const char *format)
 	struct tide_session *session = tide_session_new(&options, &err);
 	struct tide_drive drive = { .path = image_path(), .id = "d" };
 	struct tide_image_create create = {
-		.path = image_path(), .format = format, .has_size = true, .size = DISK,
+		.path = image_path(),
+		.format = format,
+		.has_size = true,
+		.size = DISK,
 	};
 	struct tide_txn *txn = tide_txn_new(session, &err);
 	char file[4300];

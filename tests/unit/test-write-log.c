@@ -58,8 +58,7 @@ static struct tide_write_log *reopen(struct tide_write_log *log)
 static struct tide_bitmap *contents(struct tide_write_log *log, uint64_t disk)
 {
 	struct tide_error err = TIDE_ERROR_INIT;
-	struct tide_bitmap *bm =
-		tide_bitmap_new(disk, UINT64_C(1) << tide_write_log_header(log)->shift, &err);
+	struct tide_bitmap *bm = tide_bitmap_new(disk, UINT64_C(1) << tide_write_log_header(log)->shift, &err);
 
 	CHECK_OK(tide_write_log_read(log, bm, &err), &err);
 	return bm;
@@ -102,8 +101,8 @@ static void test_bits(void)
 		unsigned shift;
 		uint64_t off, len, granules;
 	} rows[] = {
-		{ 10 * M, 16, 0, 1, 1 },          { 10 * M, 16, 65535, 2, 2 },     { 10 * M, 16, 0, 10 * M, 160 },
-		{ 10 * M + 1, 16, 10 * M, 1, 1 }, { 1 * M, 9, 511, 1025, 3 },      { 64 * T, 16, 64 * T - 1, 1, 1 },
+		{ 10 * M, 16, 0, 1, 1 },          { 10 * M, 16, 65535, 2, 2 },      { 10 * M, 16, 0, 10 * M, 160 },
+		{ 10 * M + 1, 16, 10 * M, 1, 1 }, { 1 * M, 9, 511, 1025, 3 },       { 64 * T, 16, 64 * T - 1, 1, 1 },
 		{ 64 * T, 16, 33 * T, G, 16384 }, { 512 * G, 9, 300 * G, M, 2048 }, { 0, 16, 0, 0, 0 },
 	};
 	struct tide_error err = TIDE_ERROR_INIT;

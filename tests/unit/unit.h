@@ -42,22 +42,22 @@ static struct {
 	char row[256], skip[256], dir[4096];
 } unit_state;
 
-#define UNIT_RUN(fn) unit_run(#fn, fn)
+#define UNIT_RUN(fn)  unit_run(#fn, fn)
 #define UNIT_ROW(...) ((void)snprintf(unit_state.row, sizeof(unit_state.row), __VA_ARGS__))
 /* Ends the test function; what it checked so far still counts. */
-#define UNIT_SKIP(...)                                                                                         \
-	do {                                                                                                   \
-		snprintf(unit_state.skip, sizeof(unit_state.skip), __VA_ARGS__);                               \
-		return;                                                                                        \
+#define UNIT_SKIP(...)                                                           \
+	do {                                                                     \
+		snprintf(unit_state.skip, sizeof(unit_state.skip), __VA_ARGS__); \
+		return;                                                          \
 	} while (0)
 
-#define CHECK(cond) unit_check(__FILE__, __LINE__, (cond), "%s", #cond)
-#define CHECK_EQ_U64(a, b) unit_eq_u64(__FILE__, __LINE__, #a, #b, (a), (b))
-#define CHECK_EQ_I64(a, b) unit_eq_i64(__FILE__, __LINE__, #a, #b, (a), (b))
-#define CHECK_STR(a, b) unit_str(__FILE__, __LINE__, #a, #b, (a), (b))
+#define CHECK(cond)          unit_check(__FILE__, __LINE__, (cond), "%s", #cond)
+#define CHECK_EQ_U64(a, b)   unit_eq_u64(__FILE__, __LINE__, #a, #b, (a), (b))
+#define CHECK_EQ_I64(a, b)   unit_eq_i64(__FILE__, __LINE__, #a, #b, (a), (b))
+#define CHECK_STR(a, b)      unit_str(__FILE__, __LINE__, #a, #b, (a), (b))
 #define CHECK_MEM(a, b, len) unit_mem(__FILE__, __LINE__, #a, #b, (a), (b), (len))
 /* The call succeeded (is 0, or not NULL): else the error's text is shown.  Releases the error. */
-#define CHECK_OK(call, err) unit_ok(__FILE__, __LINE__, #call, (call) == 0, (err))
+#define CHECK_OK(call, err)  unit_ok(__FILE__, __LINE__, #call, (call) == 0, (err))
 #define CHECK_PTR(call, err) unit_ok(__FILE__, __LINE__, #call, (call) != NULL, (err))
 /* The error has this code and this text (NULL: any).  Releases the error. */
 #define CHECK_ERR(err, code, text) unit_err(__FILE__, __LINE__, (err), (code), (text))
