@@ -1,7 +1,7 @@
 # Tidemark.  `make help` lists what can be made.  GNU make; gcc or clang.
 #
 # Variables: BUILD (where results go), CC, CFLAGS, LDFLAGS, WERROR=1, SAN=address,undefined
-# or SAN=thread, FUZZ_CC and FUZZ_SECONDS, PREFIX, DESTDIR, BINDIR, LIBDIR, INCLUDEDIR, MANDIR.
+# or SAN=thread, LTO=1, V=1 (show the commands), FUZZ_CC and FUZZ_SECONDS, PREFIX, DESTDIR, BINDIR, LIBDIR, INCLUDEDIR, MANDIR.
 
 VERSION := $(shell sed -n 's/.*TIDE_VERSION_STRING "\(.*\)"/\1/p' lib/tidemark.h)
 SONAME := libtidemark.so.0
@@ -35,6 +35,16 @@ SANFLAGS := -fsanitize=$(SAN) -fno-sanitize-recover=all -fno-omit-frame-pointer
 LDHARDEN := -Wl,--as-needed
 endif
 
+ifdef LTO
+HARDEN += -flto=auto
+endif
+# Each command is one short line, so that warnings show; V=1 shows it whole.
+ifdef V
+say =
+else
+say = @printf '  %-5s %s\n' '$(1)' '$(2)';
+endif
+
 ALL_CFLAGS = -std=gnu11 -pthread $(WARN) $(HARDEN) $(SANFLAGS) -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 $(CPPFLAGS) $(CFLAGS)
 LIB_CFLAGS = $(ALL_CFLAGS) -Ilib -Iformats
 CMD_CFLAGS = $(ALL_CFLAGS) -Ilib
@@ -66,11 +76,11 @@ MANPAGES := $(wildcard man/*.1 man/*.5 man/*.7)
 
 DEPS_BUILD := gcc libc6-dev pkg-config libpopt-dev libjson-c-dev libexpat1-dev libzstd-dev libdeflate-dev libnbd-dev nbdkit-plugin-dev
 DEPS_TEST := bats bats-support bats-assert mandoc shellcheck qemu-utils qemu-system-x86 python3 jq strace parallel \
-	e2fsprogs xfsprogs btrfs-progs libnbd-bin gnutls-bin liburing-dev nbdkit fio fuse3 util-linux clang libclang-rt-dev zstd netbase
+	e2fsprogs xfsprogs btrfs-progs libnbd-bin gnutls-bin liburing-dev nbdkit fio fuse3 util-linux clang clang-format libclang-rt-dev zstd netbase
 # What `analyze` and `valgrind` need besides.
 DEPS_MORE := clang-tidy cppcheck valgrind
 
-.PHONY: FORCE all help deps deps-more demo check check-build check-quick lint analyze valgrind ways asan tsan fuzz fuzz-build fuzz-smoke sweep power soak bench bench-quick cov install uninstall dist clean
+.PHONY: FORCE all help deps deps-more demo check check-build check-quick lint format analyze valgrind ways asan tsan fuzz fuzz-build fuzz-smoke sweep power soak bench bench-quick cov install uninstall dist clean
 all: $(BUILD)/lib/libtidemark.so $(BUILD)/lib/libtidemark.a $(BUILD)/lib/pkgconfig/tidemark.pc $(BINS) $(PLUGIN)
 
 help:
@@ -83,6 +93,7 @@ help:
 #: check        build everything and run all tests
 #: check-quick  the unit and command tests only
 #: lint         layers, man pages, shell scripts, completeness
+#: format       put every C file into the form that the lint asks for
 #: analyze      gcc -fanalyzer, clang-tidy and cppcheck, without a finding
 #: valgrind     the command tests under valgrind; MATCH=REGEX chooses
 #: ways         the tests of copying on ext4, XFS and btrfs in loop devices, each way forced; root
@@ -107,61 +118,61 @@ FORCE:
 
 $(BUILD)/obj/lib/%.o: lib/%.c $(BUILD)/flags
 	@mkdir -p $(@D)
-	$(CC) $(LIB_CFLAGS) -MMD -MP -c -o $@ $<
+	$(call say,CC,$<)$(CC) $(LIB_CFLAGS) -MMD -MP -c -o $@ $<
 $(BUILD)/obj/formats/%.o: formats/%.c $(BUILD)/flags
 	@mkdir -p $(@D)
-	$(CC) $(LIB_CFLAGS) -MMD -MP -c -o $@ $<
+	$(call say,CC,$<)$(CC) $(LIB_CFLAGS) -MMD -MP -c -o $@ $<
 $(BUILD)/obj/cmd/%.o: cmd/%.c $(BUILD)/flags
 	@mkdir -p $(@D)
-	$(CC) $(CMD_CFLAGS) -MMD -MP -c -o $@ $<
+	$(call say,CC,$<)$(CC) $(CMD_CFLAGS) -MMD -MP -c -o $@ $<
 $(BUILD)/obj/tests/%.o: tests/%.c $(BUILD)/flags
 	@mkdir -p $(@D)
-	$(CC) $(LIB_CFLAGS) -Itests/unit -MMD -MP -c -o $@ $<
+	$(call say,CC,$<)$(CC) $(LIB_CFLAGS) -Itests/unit -MMD -MP -c -o $@ $<
 
 $(BUILD)/lib/$(SONAME): $(LIB_OBJ) lib/libtidemark.map
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) -shared -Wl,-soname,$(SONAME) -Wl,--version-script=lib/libtidemark.map -o $@ $(LIB_OBJ) \
+	$(call say,LINK,$@)$(CC) $(ALL_CFLAGS) -shared -Wl,-soname,$(SONAME) -Wl,--version-script=lib/libtidemark.map -o $@ $(LIB_OBJ) \
 		$(LDHARDEN) $(LDFLAGS) $(LIB_LIBS)
 $(BUILD)/lib/libtidemark.so: $(BUILD)/lib/$(SONAME)
-	ln -sf $(SONAME) $@
+	@ln -sf $(SONAME) $@
 $(BUILD)/lib/libtidemark.a: $(LIB_OBJ)
 	@mkdir -p $(@D)
-	rm -f $@ && ar rcs $@ $(LIB_OBJ)
+	$(call say,AR,$@)rm -f $@ && ar rcs $@ $(LIB_OBJ)
 PLACES_NOW := $(PREFIX) $(LIBDIR) $(INCLUDEDIR)
 $(BUILD)/places: FORCE
 	@mkdir -p $(@D)
 	@echo '$(PLACES_NOW)' | cmp -s - $@ || echo '$(PLACES_NOW)' > $@
 $(BUILD)/lib/pkgconfig/tidemark.pc: lib/tidemark.pc.in lib/tidemark.h $(BUILD)/places
 	@mkdir -p $(@D)
-	sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@INCLUDEDIR@|$(INCLUDEDIR)|; s|@VERSION@|$(VERSION)|' $< > $@
+	$(call say,GEN,$@)sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@INCLUDEDIR@|$(INCLUDEDIR)|; s|@VERSION@|$(VERSION)|' $< > $@
 
 $(BINS): $(BUILD)/bin/%: $(BUILD)/obj/cmd/%.o $(CMD_SHARED) $(BUILD)/lib/libtidemark.so
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) -o $@ $< $(CMD_SHARED) -L$(BUILD)/lib -ltidemark -lpopt '-Wl,-rpath,$$ORIGIN/../lib' $(LDHARDEN) $(LDFLAGS)
-$(PLUGIN): plugins/nbdkit/tidemark.c $(BUILD)/lib/libtidemark.so $(BUILD)/flags
+	$(call say,LINK,$@)$(CC) $(ALL_CFLAGS) -o $@ $< $(CMD_SHARED) -L$(BUILD)/lib -ltidemark -lpopt '-Wl,-rpath,$$ORIGIN/../lib' $(LDHARDEN) $(LDFLAGS)
+$(PLUGIN): plugins/nbdkit/plugin.c $(BUILD)/lib/libtidemark.so $(BUILD)/flags
 	@mkdir -p $(@D)
-	$(CC) $(CMD_CFLAGS) $(shell pkg-config --cflags nbdkit) -MMD -MP -MF $(BUILD)/obj/plugin.d -shared -o $@ $< \
+	$(call say,LINK,$@)$(CC) $(CMD_CFLAGS) $(shell pkg-config --cflags nbdkit) -MMD -MP -MF $(BUILD)/obj/plugin.d -shared -o $@ $< \
 		-L$(BUILD)/lib -ltidemark '-Wl,-rpath,$$ORIGIN/../..' $(LDHARDEN) $(LDFLAGS)
 $(UNITS): $(BUILD)/unit/%: $(BUILD)/obj/tests/unit/%.o $(BUILD)/lib/libtidemark.a
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) -o $@ $< $(BUILD)/lib/libtidemark.a $(LDFLAGS) $(LIB_LIBS)
+	$(call say,LINK,$@)$(CC) $(ALL_CFLAGS) -o $@ $< $(BUILD)/lib/libtidemark.a $(LDFLAGS) $(LIB_LIBS)
 $(HELPERS): $(BUILD)/helpers/%: $(BUILD)/obj/tests/helpers/%.o $(BUILD)/lib/libtidemark.a
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) -o $@ $< $(BUILD)/lib/libtidemark.a $(LDFLAGS) $(LIB_LIBS)
+	$(call say,LINK,$@)$(CC) $(ALL_CFLAGS) -o $@ $< $(BUILD)/lib/libtidemark.a $(LDFLAGS) $(LIB_LIBS)
 
 # In front of the commands, never of a sanitizer: without its flags.
 $(PRELOADS): $(BUILD)/helpers/%.so: tests/crash/%.c
 	@mkdir -p $(@D)
-	$(CC) -std=gnu11 $(WARN) -O1 -g -fPIC -shared -D_GNU_SOURCE -o $@ $<
+	$(call say,LINK,$@)$(CC) -std=gnu11 $(WARN) -O1 -g -fPIC -shared -D_GNU_SOURCE -o $@ $<
 
 $(BUILD)/fuzz/flags: FORCE
 	@mkdir -p $(@D)
 	@echo '$(FUZZ_CC) $(FUZZ_CFLAGS)' | cmp -s - $@ || echo '$(FUZZ_CC) $(FUZZ_CFLAGS)' > $@
 $(BUILD)/fuzz/obj/%.o: %.c $(BUILD)/fuzz/flags
 	@mkdir -p $(@D)
-	$(FUZZ_CC) $(FUZZ_CFLAGS) -MMD -MP -c -o $@ $<
+	$(call say,CC,$<)$(FUZZ_CC) $(FUZZ_CFLAGS) -MMD -MP -c -o $@ $<
 $(FUZZERS): $(BUILD)/fuzz/%: $(BUILD)/fuzz/obj/tests/fuzz/%.o $(FUZZ_OBJ)
-	$(FUZZ_CC) $(FUZZ_CFLAGS) -fsanitize=fuzzer -o $@ $^ $(LIB_LIBS)
+	$(call say,LINK,$@)$(FUZZ_CC) $(FUZZ_CFLAGS) -fsanitize=fuzzer -o $@ $^ $(LIB_LIBS)
 .SECONDARY:
 
 deps:
@@ -197,8 +208,10 @@ check-quick: all $(UNITS) $(HELPERS)
 	@BUILD=$(abspath $(BUILD)) tests/run unit cli
 lint: all
 	@BUILD=$(abspath $(BUILD)) tests/run lint
+format:
+	clang-format -i $$(git ls-files '*.c' '*.h')
 # A file's stamp says that the compiler and clang-tidy found nothing in it.
-ANALYZED := $(LIB_SRC) $(wildcard cmd/*.c) $(if $(PLUGIN),plugins/nbdkit/tidemark.c)
+ANALYZED := $(LIB_SRC) $(wildcard cmd/*.c) $(if $(PLUGIN),plugins/nbdkit/plugin.c)
 ANALYZE_CFLAGS = -std=gnu11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 $(CPPFLAGS) -Ilib -Iformats
 $(BUILD)/analyze/%.ok: %.c $(HEADERS) .clang-tidy
 	@mkdir -p $(@D)
@@ -227,10 +240,10 @@ fuzz-smoke: all $(if $(SAN),,$(FUZZERS))
 	@BUILD=$(abspath $(BUILD)) tests/run fuzz
 $(BUILD)/bench/copier: tests/bench/copier.c $(BUILD)/flags
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) -o $@ $< -luring
+	$(call say,LINK,$@)$(CC) $(ALL_CFLAGS) -o $@ $< -luring
 $(BUILD)/bench/minimal: tests/bench/minimal.c $(BUILD)/flags
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) -o $@ $< -lpopt -ljson-c -lzstd
+	$(call say,LINK,$@)$(CC) $(ALL_CFLAGS) -o $@ $< -lpopt -ljson-c -lzstd
 BENCH := $(BUILD)/bench/minimal $(if $(shell pkg-config --exists liburing 2>/dev/null && echo yes),$(BUILD)/bench/copier)
 bench bench-quick: $(BENCH)
 bench: all

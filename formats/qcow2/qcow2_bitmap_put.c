@@ -249,7 +249,7 @@ static int put_data(struct tide_qcow2 *q, const struct tide_bitmap *bm, uint8_t 
 static int put_row(struct tide_qcow2 *q, const uint8_t *data, uint64_t bytes, uint64_t *offset,
                    struct tide_qcow2_runs *used, struct tide_error *err)
 {
-	uint64_t n = tide_qcow2_clusters(q, bytes), first;
+	uint64_t n = tide_qcow2_clusters(q, bytes), first = 0;
 
 	if (tide_qcow2_refcount_alloc_row(q, n, &first, err) < 0 || own(q, first, n, used, err) < 0)
 		return -1;
