@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 #include "base/error.h"
-#include "image/image_driver.h"
+#include "image/driver.h"
 #include "base/mem.h"
 #include "base/range.h"
 #include "base/sysio.h"

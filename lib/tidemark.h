@@ -283,8 +283,8 @@ struct tide_backup {
 	const char *bitmap; /* NULL: none */
 	enum tide_bitmap_mode bitmap_mode;
 	enum tide_store_kind store; /* where sync auto puts a bitmap that it makes */
-	bool fresh; /* sync full, mode on-success: the bitmap may be disabled or inconsistent, and is as good as new
-	               afterwards */
+	bool reset_bitmap; /* sync full, mode on-success: the bitmap may be disabled or inconsistent, and is as good as
+	               new afterwards */
 	const char *backing;        /* the new target's backing image; NULL: none (sync top: the source's) */
 	const char *backing_format; /* NULL: probed, qcow2 or refused */
 	const char *settings; /* of a new target, "cluster_size=64K,compression_type=zstd"; NULL: the format's own */

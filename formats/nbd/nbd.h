@@ -21,7 +21,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-#include "image/image_driver.h"
+#include "image/driver.h"
 #include "nbd_lib.h"
 
 #define TIDE_NBD_CONNS_MAX     4u

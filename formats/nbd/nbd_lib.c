@@ -1,19 +1,19 @@
 #include "nbd_lib.h"
 
 #include "base/error.h"
-#include "base/library.h"
+#include "base/dynlib.h"
 
 static struct tide_nbd_lib nbd;
 
 #define CALL(name) { "nbd_" #name, &nbd.name },
-static const struct tide_library_call calls[] = { TIDE_NBD_CALLS(CALL) };
+static const struct tide_dynlib_call calls[] = { TIDE_NBD_CALLS(CALL) };
 #undef CALL
 
-static struct tide_library library = TIDE_LIBRARY("libnbd.so.0", "NBD", "libnbd0", calls);
+static struct tide_dynlib library = TIDE_DYNLIB("libnbd.so.0", "NBD", "libnbd0", calls);
 
 int tide_nbd_lib_load(struct tide_nbd_lib *lib, struct tide_error *err)
 {
-	if (tide_library_load(&library, err) < 0)
+	if (tide_dynlib_load(&library, err) < 0)
 		return -1;
 	*lib = nbd;
 	return 0;

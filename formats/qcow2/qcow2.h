@@ -19,7 +19,7 @@
  *             them in the order that qcow2_flush.c explains.  A cluster that is given up
  *             counts as used until the flush that makes its loss durable is through.
  *   new       (TIDE_OPEN_NEW) clusters are dealt out in the order of the requests, no
- *             counts are kept: all that was dealt out is used once.  qcow2_fresh.c writes
+ *             counts are kept: all that was dealt out is used once.  qcow2_build.c writes
  *             the counts at the end, or when the first compressed clusters come: several of
  *             those share a cluster of the file, so the image goes on in place.
  *
@@ -34,7 +34,7 @@
 
 #include <pthread.h>
 
-#include "image/image_driver.h"
+#include "image/driver.h"
 
 #define TIDE_QCOW2_MAGIC     0x514649fbu
 #define TIDE_QCOW2_HEADER_V2 72u
@@ -118,7 +118,7 @@ struct tide_qcow2_table {
 	uint64_t index; /* in the L1 or refcount table */
 	uint64_t host;  /* where it stands, bytes; 0: it has no place yet */
 	bool dirty;
-	bool fresh; /* nothing on the disk points to it yet */
+	bool unreferenced; /* nothing on the disk points to it yet */
 	struct tide_qcow2_table *newer, *older;
 	uint8_t data[];
 };
@@ -255,8 +255,9 @@ void tide_qcow2_cache_set_dirty(struct tide_qcow2_cache *c, struct tide_qcow2_ta
 void tide_qcow2_cache_trim(struct tide_qcow2_cache *c);
 /* The dirty tables in ascending order of index; free() the array. NULL also when out of memory. */
 struct tide_qcow2_table **tide_qcow2_cache_dirty(const struct tide_qcow2_cache *c, struct tide_error *err);
-/* Writes the dirty tables, all or only the fresh (those must be clean or have a place), and leaves them clean. */
-int tide_qcow2_cache_write(struct tide_qcow2_cache *c, int fd, bool fresh_only, struct tide_error *err);
+/* Writes the dirty tables, all or only the unreferenced (those must be clean or have a place), and leaves them clean.
+ */
+int tide_qcow2_cache_write(struct tide_qcow2_cache *c, int fd, bool unreferenced_only, struct tide_error *err);
 
 /* ---- qcow2_l1.c ---- */
 
@@ -326,7 +327,7 @@ int tide_qcow2_l2_write_all_new(struct tide_qcow2 *q, struct tide_error *err);
 
 /* ---- qcow2_data.c: the external data file ---- */
 
-int tide_qcow2_data_set_file(void *state, int fd, struct tide_error *err); /* see image_driver.h */
+int tide_qcow2_data_set_file(void *state, int fd, struct tide_error *err); /* see driver.h */
 /* Before the disk's bytes are looked for, lock held: is there a file that holds them? */
 int tide_qcow2_data_check(const struct tide_qcow2 *q, struct tide_error *err);
 /* Before a write: that file gets the length of the disk, so that all of it is there to be mapped. */
@@ -335,7 +336,7 @@ int tide_qcow2_data_prepare(struct tide_qcow2 *q, struct tide_error *err);
 int tide_qcow2_data_zero(struct tide_qcow2 *q, uint64_t off, uint64_t len, bool may_unmap, struct tide_error *err);
 int tide_qcow2_data_sync(const struct tide_qcow2 *q, struct tide_error *err);
 
-/* ---- qcow2_read.c, qcow2_compressed.c, qcow2_bitmap.c: see image_driver.h ---- */
+/* ---- qcow2_read.c, qcow2_compressed.c, qcow2_bitmap.c: see driver.h ---- */
 
 int tide_qcow2_read_extent(void *state, uint64_t off, uint64_t len, struct tide_extent *out, struct tide_error *err);
 int tide_qcow2_compressed_read(void *state, void *buf, uint64_t off, uint64_t len, struct tide_error *err);
@@ -403,7 +404,7 @@ int tide_qcow2_switch_plan(struct tide_qcow2 *q, const struct tide_qcow2_extensi
 /* After the switch.  Only a courtesy to those who do not know a feature. */
 void tide_qcow2_switch_restore_names(struct tide_qcow2 *q, const struct tide_qcow2_names *names);
 
-/* ---- qcow2_check.c: see image_driver.h ---- */
+/* ---- qcow2_check.c: see driver.h ---- */
 
 int tide_qcow2_check(int fd, const struct tide_check *check, struct tide_error *err);
 
@@ -473,11 +474,11 @@ uint64_t tide_qcow2_refcount_max(const struct tide_qcow2 *q);
 uint64_t tide_qcow2_refcount_entry(unsigned order, const uint8_t *block, uint64_t index);
 void tide_qcow2_refcount_set_entry(unsigned order, uint8_t *block, uint64_t index, uint64_t count);
 
-/* ---- qcow2_fresh.c: new images ---- */
+/* ---- qcow2_build.c: new images ---- */
 
-int tide_qcow2_fresh_alloc(struct tide_qcow2 *q, uint64_t want, uint64_t *first, uint64_t *got, struct tide_error *err);
-void tide_qcow2_fresh_free(struct tide_qcow2 *q, uint64_t first, uint64_t n);
-int tide_qcow2_fresh_flush(struct tide_qcow2 *q, struct tide_error *err);
+int tide_qcow2_build_alloc(struct tide_qcow2 *q, uint64_t want, uint64_t *first, uint64_t *got, struct tide_error *err);
+void tide_qcow2_build_free(struct tide_qcow2 *q, uint64_t first, uint64_t n);
+int tide_qcow2_build_flush(struct tide_qcow2 *q, struct tide_error *err);
 
 /* ---- qcow2_meta.c ---- */
 

@@ -38,7 +38,7 @@ int tide_qcow2_runs_add(struct tide_qcow2_runs *runs, uint64_t first, uint64_t n
 int tide_qcow2_alloc_clusters(struct tide_qcow2 *q, uint64_t want, uint64_t *first, uint64_t *got,
                               struct tide_error *err)
 {
-	return q->is_new ? tide_qcow2_fresh_alloc(q, want, first, got, err)
+	return q->is_new ? tide_qcow2_build_alloc(q, want, first, got, err)
 	                 : tide_qcow2_refcount_alloc(q, want, first, got, err);
 }
 
@@ -47,7 +47,7 @@ void tide_qcow2_alloc_undo(struct tide_qcow2 *q, uint64_t first, uint64_t n)
 	bool is_free;
 
 	if (q->is_new) {
-		tide_qcow2_fresh_free(q, first, n);
+		tide_qcow2_build_free(q, first, n);
 		return;
 	}
 	/* What cannot be given back is a leak, and no worse. */
@@ -66,7 +66,7 @@ void tide_qcow2_alloc_drop(struct tide_qcow2 *q, uint64_t first, uint64_t n, boo
 	struct tide_qcow2_run *last = d->n ? &d->run[d->n - 1] : NULL;
 
 	if (q->is_new)
-		tide_qcow2_fresh_free(q, first, n);
+		tide_qcow2_build_free(q, first, n);
 	else if (last && last->first + last->n == first && last->punch == punch)
 		last->n += n;
 	else

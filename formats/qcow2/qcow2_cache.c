@@ -165,12 +165,12 @@ struct tide_qcow2_table **tide_qcow2_cache_dirty(const struct tide_qcow2_cache *
 	return all;
 }
 
-static size_t keep_fresh(struct tide_qcow2_table **table, size_t n)
+static size_t keep_unreferenced(struct tide_qcow2_table **table, size_t n)
 {
 	size_t kept = 0;
 
 	for (size_t i = 0; i < n; i++) {
-		if (table[i]->fresh)
+		if (table[i]->unreferenced)
 			table[kept++] = table[i];
 	}
 	return kept;
@@ -199,14 +199,14 @@ static int write_row(const struct tide_qcow2_cache *c, int fd, struct tide_qcow2
 	return buf ? tide_sysio_pwrite(fd, buf, n * c->table_size, table[0]->host, err) : 0;
 }
 
-int tide_qcow2_cache_write(struct tide_qcow2_cache *c, int fd, bool fresh_only, struct tide_error *err)
+int tide_qcow2_cache_write(struct tide_qcow2_cache *c, int fd, bool unreferenced_only, struct tide_error *err)
 {
 	TIDE_AUTOFREE struct tide_qcow2_table **dirty = tide_qcow2_cache_dirty(c, err);
 	size_t n, room, k;
 
 	if (!dirty)
 		return -1;
-	n = fresh_only ? keep_fresh(dirty, c->n_dirty) : c->n_dirty;
+	n = unreferenced_only ? keep_unreferenced(dirty, c->n_dirty) : c->n_dirty;
 	room = TIDE_MIN(n, TIDE_MAX(WRITE_BYTES / c->table_size, 1));
 	TIDE_AUTOFREE uint8_t *buf = room > 1 ? tide_mem_aligned(4096, room * c->table_size, NULL) : NULL;
 	for (size_t i = 0; i < n; i += k) {
@@ -214,7 +214,7 @@ int tide_qcow2_cache_write(struct tide_qcow2_cache *c, int fd, bool fresh_only, 
 		if (write_row(c, fd, dirty + i, k, buf, err) < 0)
 			return -1;
 		for (size_t j = i; j < i + k; j++) {
-			dirty[j]->fresh = false;
+			dirty[j]->unreferenced = false;
 			tide_qcow2_cache_set_dirty(c, dirty[j], false);
 		}
 	}

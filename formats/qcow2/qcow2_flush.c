@@ -171,7 +171,7 @@ int tide_qcow2_flush_locked(struct tide_qcow2 *q, struct tide_error *err)
 		return 0;
 	rc = tide_qcow2_data_sync(q, &why);
 	if (rc == 0)
-		rc = q->is_new ? tide_qcow2_fresh_flush(q, &why) : flush_in_place(q, &why);
+		rc = q->is_new ? tide_qcow2_build_flush(q, &why) : flush_in_place(q, &why);
 	if (rc < 0)
 		return fail(q, &why, err);
 	q->touched = false;

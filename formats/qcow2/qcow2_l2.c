@@ -205,7 +205,7 @@ static int give_place(struct tide_qcow2 *q, struct tide_qcow2_table *t, struct t
 
 	if (t->host)
 		return 0;
-	if (tide_qcow2_fresh_alloc(q, 1, &first, &got, err) < 0)
+	if (tide_qcow2_build_alloc(q, 1, &first, &got, err) < 0)
 		return -1;
 	t->host = first << q->cluster_bits;
 	tide_qcow2_l1_set(q, t->index, t->host);
@@ -260,7 +260,7 @@ static int add_new_table(struct tide_qcow2 *q, uint64_t l1_index, struct tide_qc
 	*out = tide_qcow2_cache_add(&q->l2, l1_index, err);
 	if (!*out)
 		return -1;
-	(*out)->fresh = true;
+	(*out)->unreferenced = true;
 	tide_qcow2_cache_set_dirty(&q->l2, *out, true);
 	return 0;
 }
@@ -282,7 +282,7 @@ static int move_table(struct tide_qcow2 *q, struct tide_qcow2_table *t, struct t
 		tide_qcow2_alloc_drop(q, t->host >> q->cluster_bits, 1, false);
 	}
 	t->host = first << q->cluster_bits;
-	t->fresh = true;
+	t->unreferenced = true;
 	tide_qcow2_cache_set_dirty(&q->l2, t, true);
 	tide_qcow2_l1_set(q, t->index, t->host);
 	return 0;

@@ -226,7 +226,7 @@ static int begin_counting(struct tide_qcow2 *q, struct tide_error *err)
 	if (tide_qcow2_check_failed(q, err) < 0)
 		return -1;
 	q->failed = true;
-	if (tide_qcow2_fresh_flush(q, err) < 0 || tide_qcow2_cache_grow(&q->blocks, q->reftable_entries, err) < 0)
+	if (tide_qcow2_build_flush(q, err) < 0 || tide_qcow2_cache_grow(&q->blocks, q->reftable_entries, err) < 0)
 		return -1;
 	q->failed = false;
 	q->is_new = q->prepared = false;

@@ -36,7 +36,7 @@ struct tide_qcow2_stage {
 	struct tide_qcow2_bitmap *bitmaps;
 	struct tide_driver_bitmap *info;
 	struct tide_qcow2_extension ext;
-	struct tide_qcow2_runs fresh; /* for the new set */
+	struct tide_qcow2_runs added; /* for the new set */
 	struct tide_qcow2_runs old;   /* what only the old set uses */
 	struct tide_driver_switch sw;
 	struct tide_qcow2_names names;
@@ -50,7 +50,7 @@ void tide_qcow2_stage_release(struct tide_qcow2 *q)
 		return;
 	tide_qcow2_bitmap_free(s->bitmaps, s->n);
 	tide_driver_bitmaps_free(s->info, s->info ? s->n : 0);
-	free(s->fresh.run);
+	free(s->added.run);
 	free(s->old.run);
 	free(s->names.data);
 	free(s);
@@ -70,7 +70,7 @@ static void free_clusters(struct tide_qcow2 *q, const struct tide_qcow2_runs *ru
 
 static void give_up(struct tide_qcow2 *q)
 {
-	free_clusters(q, &q->stage->fresh);
+	free_clusters(q, &q->stage->added);
 	tide_qcow2_stage_release(q);
 	/* Should this fail, they are leaks. */
 	q->touched = true;
@@ -157,7 +157,7 @@ static int put_bitmap(struct tide_qcow2 *q, const struct tide_driver_bitmap_put 
 		return -1;
 	if (p->keep)
 		return tide_qcow2_put_check_kept(q, b, err);
-	return tide_qcow2_put_contents(q, p->contents, b, &s->fresh, err);
+	return tide_qcow2_put_contents(q, p->contents, b, &s->added, err);
 }
 
 static int put_all(struct tide_qcow2 *q, const struct tide_driver_bitmap_put *put, size_t n, struct tide_error *err)
@@ -175,7 +175,7 @@ static int put_all(struct tide_qcow2 *q, const struct tide_driver_bitmap_put *pu
 	s->ext.n = (uint32_t)n;
 	if (n == 0)
 		return 0;
-	return tide_qcow2_put_directory(q, s->bitmaps, n, &s->ext.dir_offset, &s->ext.dir_size, &s->fresh, err);
+	return tide_qcow2_put_directory(q, s->bitmaps, n, &s->ext.dir_offset, &s->ext.dir_size, &s->added, err);
 }
 
 static int stage(struct tide_qcow2 *q, const struct tide_driver_bitmap_put *put, size_t n,

@@ -4,7 +4,7 @@
 
 #include "compress.h"
 #include "error.h"
-#include "library.h"
+#include "dynlib.h"
 #include "mem.h"
 
 #define CALLS(CALL)                         \
@@ -19,7 +19,7 @@
 	CALL(zstd, ZSTD_, getErrorName)     \
 	CALL(zstd, ZSTD_, isError)
 
-TIDE_LIBRARY_DOOR(zstd, CALLS, "libzstd.so.1", "zstd compression", "libzstd1");
+TIDE_DYNLIB_DOOR(zstd, CALLS, "libzstd.so.1", "zstd compression", "libzstd1");
 
 static int set_zstd(struct tide_error *err, const char *what, size_t code)
 {
@@ -37,7 +37,7 @@ int tide_compress_zstd(void *out, size_t *out_len, const void *in, size_t len, i
 {
 	size_t used;
 
-	if (tide_library_load(&zstd_library, err) < 0)
+	if (tide_dynlib_load(&zstd_library, err) < 0)
 		return -1;
 	used = zstd.compress(out, *out_len, in, len, level);
 	if (zstd.getErrorCode(used) == ZSTD_error_dstSize_tooSmall)
@@ -57,7 +57,7 @@ struct tide_compress *tide_compress_new(int level, struct tide_error *err)
 {
 	struct tide_compress *ctx;
 
-	if (tide_library_load(&zstd_library, err) < 0)
+	if (tide_dynlib_load(&zstd_library, err) < 0)
 		return NULL;
 	ctx = tide_mem_alloc(1, sizeof(*ctx), err);
 	if (!ctx)
@@ -105,7 +105,7 @@ int tide_compress_unzstd(void *out, size_t out_len, const void *in, size_t len, 
 	ZSTD_outBuffer to = { out, out_len, 0 };
 	size_t more = 0; /* 0 at the end of a frame */
 
-	if (tide_library_load(&zstd_library, err) < 0)
+	if (tide_dynlib_load(&zstd_library, err) < 0)
 		return -1;
 	ctx = zstd.createDCtx();
 	if (!ctx)

@@ -5,7 +5,7 @@
 
 #include "error.h"
 #include "json.h"
-#include "library.h"
+#include "dynlib.h"
 
 /* ---- UTF-8 ------------------------------------------------------------------------- */
 
@@ -168,7 +168,7 @@ enum { MAX_DEPTH = 128 };
 	CALL(json_c, json_, tokener_parse_ex)      \
 	CALL(json_c, json_, tokener_set_flags)
 
-TIDE_LIBRARY_DOOR(json_c, CALLS, "libjson-c.so.5", "JSON", "libjson-c5");
+TIDE_DYNLIB_DOOR(json_c, CALLS, "libjson-c.so.5", "JSON", "libjson-c5");
 
 static const char null_value;
 
@@ -322,7 +322,7 @@ struct tide_json *tide_json_parse(const char *text, size_t len, struct tide_erro
 	struct json_tokener *tok TIDE_CLEANUP(free_tokener) = NULL;
 	struct scan s = { .text = text, .len = len };
 
-	if (tide_library_load(&json_c_library, err) < 0)
+	if (tide_dynlib_load(&json_c_library, err) < 0)
 		return NULL;
 	tok = json_c.tokener_new_ex(MAX_DEPTH);
 	if (!tok) {

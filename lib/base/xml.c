@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "error.h"
-#include "library.h"
+#include "dynlib.h"
 
 #define PIECE ((size_t)1 << 20)
 
@@ -21,7 +21,7 @@
 	CALL(expat, XML_, SetUserData)                \
 	CALL(expat, XML_, StopParser)
 
-TIDE_LIBRARY_DOOR(expat, CALLS, "libexpat.so.1", "XML", "libexpat1");
+TIDE_DYNLIB_DOOR(expat, CALLS, "libexpat.so.1", "XML", "libexpat1");
 
 struct reader {
 	XML_Parser parser;
@@ -111,7 +111,7 @@ int tide_xml_parse(const char *text, size_t len, const struct tide_xml_handler *
 	struct reader r = { .handler = handler, .data = data, .err = &own };
 	int rc = 0;
 
-	if (tide_library_load(&expat_library, err) < 0)
+	if (tide_dynlib_load(&expat_library, err) < 0)
 		return -1;
 	r.parser = expat.ParserCreate(NULL);
 	if (!r.parser)

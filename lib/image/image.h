@@ -24,7 +24,7 @@
 #ifndef TIDE_IMAGE_H
 #define TIDE_IMAGE_H
 
-#include "image_driver.h"
+#include "driver.h"
 #include "base/stamp.h"
 
 #define TIDE_IMAGE_DEPTH_MAX 200
@@ -107,7 +107,7 @@ bool tide_image_can_zero_fast(const struct tide_image *image, bool may_unmap);
 int tide_image_discard(struct tide_image *image, uint64_t off, uint64_t len, struct tide_error *err);
 int tide_image_flush(struct tide_image *image, struct tide_error *err);
 
-/* The driver's calls, for the copy engine: image_driver.h.  write_begin returns 1 for what tide_image_write must do. */
+/* The driver's calls, for the copy engine: driver.h.  write_begin returns 1 for what tide_image_write must do. */
 int tide_image_write_begin(struct tide_image *image, uint64_t off, uint64_t len, struct tide_extent *place,
                            struct tide_error *err);
 int tide_image_write_commit(struct tide_image *image, const struct tide_extent *place, struct tide_error *err);
@@ -143,7 +143,7 @@ int tide_image_read_bitmap(struct tide_image *image, size_t index, struct tide_b
 int tide_image_reclaim_bitmap(struct tide_image *image, size_t index, struct tide_error *err);
 /* Does the format have them? */
 bool tide_image_can_store_bitmaps(const struct tide_image *image);
-/* Changing them, in an image that is open for writing: see image_driver.h.  After the commit tide_image_info has them.
+/* Changing them, in an image that is open for writing: see driver.h.  After the commit tide_image_info has them.
  */
 int tide_image_stage_bitmaps(struct tide_image *image, const struct tide_driver_bitmap_put *put, size_t n,
                              struct tide_driver_switch *sw, struct tide_error *err);

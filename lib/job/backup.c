@@ -147,7 +147,7 @@ static struct tide_bitmap *begin_anew(struct tide_backup_job *job, struct tide_s
 static struct tide_bitmap *contents(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry, bool ok,
                                     bool clears, struct tide_error *err)
 {
-	if (ok && job->fresh)
+	if (ok && job->reset_bitmap)
 		return begin_anew(job, entry, err);
 	if (clears)
 		return tide_node_bitmap_clear(job->node, entry, err);
@@ -291,17 +291,17 @@ static bool keep_partial(struct tide_backup_job *job)
 	return true;
 }
 
-void tide_backup_pending(struct tide_backup_job *job)
+void tide_backup_emit_pending(struct tide_backup_job *job)
 {
 	tide_event_job_status(job->sink, job->id, "pending");
 }
 
-void tide_backup_waiting(struct tide_backup_job *job)
+void tide_backup_emit_waiting(struct tide_backup_job *job)
 {
 	tide_event_job_status(job->sink, job->id, "waiting");
 }
 
-void tide_backup_aborting(struct tide_backup_job *job)
+void tide_backup_emit_aborting(struct tide_backup_job *job)
 {
 	tide_event_job_status(job->sink, job->id, "aborting");
 }
@@ -360,18 +360,18 @@ int tide_backup_run(struct tide_backup_job *job, struct tide_error *err)
 		fail(job, false, &late);
 	}
 	if (job->cause.code) {
-		tide_backup_aborting(job);
+		tide_backup_emit_aborting(job);
 		tide_backup_roll_back(job);
 		return tide_backup_conclude(job, err);
 	}
 	if (settle_bitmap(job, true, false, &late) < 0) {
 		tide_error_hint(&late, "the backup itself is complete; the bitmap still holds all it held");
 		fail(job, false, &late);
-		tide_backup_aborting(job);
+		tide_backup_emit_aborting(job);
 		return tide_backup_conclude(job, err);
 	}
-	tide_backup_waiting(job);
-	tide_backup_pending(job);
+	tide_backup_emit_waiting(job);
+	tide_backup_emit_pending(job);
 	return tide_backup_conclude(job, err);
 }
 
@@ -395,7 +395,8 @@ bool tide_backup_stage(struct tide_backup_job *job)
 	return rc == 0;
 }
 
-int tide_backup_add_to_record(const struct tide_backup_job *job, struct tide_record *record, struct tide_error *err)
+int tide_backup_add_to_record(const struct tide_backup_job *job, struct tide_commit_record *record,
+                              struct tide_error *err)
 {
 	if (tide_target_add_to_record(&job->target, record, err) < 0)
 		return -1;
@@ -443,7 +444,7 @@ bool tide_backup_collides(const struct tide_backup_job *job, const struct tide_b
 	return tide_target_collides(&job->target, &other->target);
 }
 
-void tide_backup_created(struct tide_backup_job *job)
+void tide_backup_register(struct tide_backup_job *job)
 {
 	job->node->job = job;
 	if (job->onto)

@@ -44,7 +44,7 @@ const char *tide_backup_id(const struct tide_backup_job *job);
 /* Both would give the same name to what they make. */
 bool tide_backup_collides(const struct tide_backup_job *job, const struct tide_backup_job *other);
 /* It is there: its node is busy, and the drive that is its target, if it is one. */
-void tide_backup_created(struct tide_backup_job *job);
+void tide_backup_register(struct tide_backup_job *job);
 /* Nothing to copy: QEMU's job is over before the command's reply. */
 bool tide_backup_is_empty(const struct tide_backup_job *job);
 /* The job begins, before the command's reply; all that share do before one of them copies. */
@@ -68,15 +68,16 @@ const char *tide_backup_target(const struct tide_backup_job *job); /* its path, 
 /* NULL when the job has no bitmap. */
 const char *tide_backup_sidecar(const struct tide_backup_job *job);
 /* What has been staged, the target and the bitmaps. */
-int tide_backup_add_to_record(const struct tide_backup_job *job, struct tide_record *record, struct tide_error *err);
+int tide_backup_add_to_record(const struct tide_backup_job *job, struct tide_commit_record *record,
+                              struct tide_error *err);
 /* The group's record is durable: what cannot be committed now is left for whoever finds it. */
 void tide_backup_recorded(struct tide_backup_job *job);
 int tide_backup_commit(struct tide_backup_job *job, struct tide_error *err);
 void tide_backup_unlock(struct tide_backup_job *job);
 void tide_backup_roll_back(struct tide_backup_job *job);
-void tide_backup_waiting(struct tide_backup_job *job);
-void tide_backup_pending(struct tide_backup_job *job);
-void tide_backup_aborting(struct tide_backup_job *job);
+void tide_backup_emit_waiting(struct tide_backup_job *job);
+void tide_backup_emit_pending(struct tide_backup_job *job);
+void tide_backup_emit_aborting(struct tide_backup_job *job);
 /* The event that ends the job; -1 and the cause when it did not succeed. */
 int tide_backup_conclude(struct tide_backup_job *job, struct tide_error *err);
 

@@ -16,7 +16,7 @@ struct tide_backup_job {
 	char *id, *bitmap;
 	enum tide_sync_mode sync;
 	enum tide_bitmap_mode bitmap_mode;
-	bool fresh; /* with success the bitmap begins anew, whatever it was */
+	bool reset_bitmap; /* with success the bitmap begins anew, whatever it was */
 	enum tide_on_error on_source_error, on_target_error;
 	uint32_t retry_after;
 	uint64_t token; /* of the busy bitmap; 0: no bitmap */

@@ -44,7 +44,7 @@ static int check_bitmap_args(struct tide_backup_job *job, const struct tide_back
 		return tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' could not be found", args->bitmap);
 	if (job->bitmap_mode == TIDE_BITMAP_MODE_UNSET)
 		return tide_error_set(err, TIDE_E_REFUSED, "Bitmap sync mode must be given when providing a bitmap");
-	if (job->fresh)
+	if (job->reset_bitmap)
 		flags |= TIDE_BITMAP_ALLOW_INCONSISTENT;
 	*entry = tide_node_find_usable(job->node, args->bitmap, flags, err);
 	if (!*entry)
@@ -305,7 +305,7 @@ static int freeze(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry
 
 	if (!successor)
 		return -1;
-	successor->enabled = entry->enabled || job->fresh;
+	successor->enabled = entry->enabled || job->reset_bitmap;
 	if (take_token(job, entry, group, err) < 0) {
 		tide_sidecar_bitmap_free(successor);
 		return -1;
@@ -366,7 +366,8 @@ int tide_backup_prepare(struct tide_node *node, const struct tide_backup *args, 
 	job->sink = sink;
 	job->sync = args->sync;
 	job->bitmap_mode = args->bitmap_mode;
-	job->fresh = args->fresh && args->sync == TIDE_SYNC_FULL && args->bitmap_mode == TIDE_BITMAP_MODE_ON_SUCCESS;
+	job->reset_bitmap =
+	        args->reset_bitmap && args->sync == TIDE_SYNC_FULL && args->bitmap_mode == TIDE_BITMAP_MODE_ON_SUCCESS;
 	job->on_source_error = args->on_source_error;
 	job->on_target_error = args->on_target_error;
 	job->retry_after = args->retry_after;

@@ -6,7 +6,7 @@
 
 #include "base/error.h"
 #include "base/mem.h"
-#include "store/record.h"
+#include "store/commit_record.h"
 #include "base/sysio.h"
 
 struct group {
@@ -32,7 +32,7 @@ static void *copy_member(void *arg)
 
 	pthread_mutex_lock(&g->lock);
 	if (ok) {
-		tide_backup_waiting(m->job);
+		tide_backup_emit_waiting(m->job);
 	} else if (!g->failed) {
 		g->failed = true;
 		for (size_t i = 0; i < g->n; i++) {
@@ -88,7 +88,8 @@ static bool is_brought_along(const struct group *g, const struct tide_node *node
 	return false;
 }
 
-static int stage_nodes(struct group *g, struct tide_record *record, struct tide_sink *sink, struct tide_error *err)
+static int stage_nodes(struct group *g, struct tide_commit_record *record, struct tide_sink *sink,
+                       struct tide_error *err)
 {
 	for (size_t i = 0; i < g->plan->n_nodes; i++) {
 		struct tide_node *node = g->plan->nodes[i];
@@ -103,7 +104,7 @@ static int stage_nodes(struct group *g, struct tide_record *record, struct tide_
 }
 
 /* Everything durable, and the names in the record; locks are taken in one order. */
-static struct tide_backup_job *stage_all(struct group *g, struct tide_record *record, struct tide_error *err)
+static struct tide_backup_job *stage_all(struct group *g, struct tide_commit_record *record, struct tide_error *err)
 {
 	struct tide_backup_job **sorted = tide_mem_alloc(g->n, sizeof(*sorted), err);
 	struct tide_backup_job *bad = NULL;
@@ -129,7 +130,7 @@ static void unlock_all(struct group *g)
 }
 
 /* The temporary names must survive a power loss before a record may speak of them. */
-static int sync_names(struct tide_record *record, struct tide_error *err)
+static int sync_names(struct tide_commit_record *record, struct tide_error *err)
 {
 	const char *p = record->text.buf ? strchr(record->text.buf, '\n') + 1 : NULL;
 	const char *end = p ? record->text.buf + record->text.len : NULL;
@@ -172,14 +173,14 @@ static int point_all(struct group *g, struct tide_sink *sink, struct tide_error 
 }
 
 /* From the record on there is no way back: what cannot be renamed now will be by whoever opens the node next. */
-static int decide(struct group *g, const char *path, struct tide_record *record, struct tide_sink *sink,
+static int decide(struct group *g, const char *path, struct tide_commit_record *record, struct tide_sink *sink,
                   struct tide_error *err)
 {
 	struct tide_error late = TIDE_ERROR_INIT;
 	bool named = record->text.len > 0;
 
-	if (named &&
-	    (point_all(g, sink, err) < 0 || sync_names(record, err) < 0 || tide_record_commit(record, path, err) < 0))
+	if (named && (point_all(g, sink, err) < 0 || sync_names(record, err) < 0 ||
+	              tide_commit_record_commit(record, path, err) < 0))
 		return -1;
 	for (size_t i = 0; named && i < g->n + g->plan->n_nodes; i++) {
 		if (i < g->n)
@@ -197,7 +198,7 @@ static int decide(struct group *g, const char *path, struct tide_record *record,
 			named = false;
 		}
 	}
-	if (named && tide_record_roll_forward(path, &late) < 0) {
+	if (named && tide_commit_record_roll_forward(path, &late) < 0) {
 		tide_event_warning(sink, NULL, "%s", late.msg);
 		tide_error_release(&late);
 		named = false;
@@ -205,13 +206,13 @@ static int decide(struct group *g, const char *path, struct tide_record *record,
 	for (size_t i = 0; i < g->n + g->plan->n_nodes; i++)
 		(named ? tide_node_unpoint : tide_node_leave_pointer)(member_node(g, i));
 	if (named)
-		tide_record_forget(path);
+		tide_commit_record_forget(path);
 	return 0;
 }
 
 static bool commit_all(struct group *g, struct tide_sink *sink)
 {
-	struct tide_record record = TIDE_RECORD_INIT;
+	struct tide_commit_record record = TIDE_COMMIT_RECORD_INIT;
 	struct tide_error err = TIDE_ERROR_INIT;
 	struct tide_backup_job *bad = stage_all(g, &record, &err);
 
@@ -220,7 +221,7 @@ static bool commit_all(struct group *g, struct tide_sink *sink)
 	if (bad && err.code)
 		tide_backup_fail(bad, &err);
 	tide_error_release(&err);
-	tide_record_release(&record);
+	tide_commit_record_release(&record);
 	unlock_all(g);
 	return !bad;
 }
@@ -266,11 +267,11 @@ int tide_group_run(const struct tide_group_plan *plan, struct tide_sink *sink, s
 	pthread_mutex_destroy(&g.lock);
 	for (size_t i = n; i-- > 0;) {
 		if (!g.failed) {
-			tide_backup_pending(jobs[i]);
+			tide_backup_emit_pending(jobs[i]);
 			continue;
 		}
 		tide_backup_cancel(jobs[i]);
-		tide_backup_aborting(jobs[i]);
+		tide_backup_emit_aborting(jobs[i]);
 	}
 	for (size_t i = n; g.failed && i-- > 0;)
 		tide_backup_roll_back(jobs[i]);

@@ -251,12 +251,13 @@ int tide_target_stage(struct tide_target *target, struct tide_error *err)
 	return tide_staged_sync(&target->staged, err);
 }
 
-int tide_target_add_to_record(const struct tide_target *target, struct tide_record *record, struct tide_error *err)
+int tide_target_add_to_record(const struct tide_target *target, struct tide_commit_record *record,
+                              struct tide_error *err)
 {
 	const struct tide_staged *const files[] = { &target->data, &target->staged };
 
 	for (size_t i = 0; i < TIDE_ARRAY_SIZE(files); i++) {
-		if (files[i]->tmp && tide_record_add(record, files[i]->tmp, files[i]->path, err) < 0)
+		if (files[i]->tmp && tide_commit_record_add(record, files[i]->tmp, files[i]->path, err) < 0)
 			return -1;
 	}
 	return 0;

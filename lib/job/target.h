@@ -11,7 +11,7 @@
 
 #include "base/event.h"
 #include "image/image.h"
-#include "store/record.h"
+#include "store/commit_record.h"
 #include "base/sysio.h"
 
 struct tide_target {
@@ -39,8 +39,9 @@ int tide_target_open(struct tide_target *target, const char *path, const char *f
 void tide_target_warn_outside(const struct tide_target *target, struct tide_sink *sink, const char *path);
 /* Durable, and but for its name complete: what is left of the commit is a rename. */
 int tide_target_stage(struct tide_target *target, struct tide_error *err);
-/* The renames that are left after stage, for a group's record (record.h), or made now. */
-int tide_target_add_to_record(const struct tide_target *target, struct tide_record *record, struct tide_error *err);
+/* The renames that are left after stage, for a group's record (commit_record.h), or made now. */
+int tide_target_add_to_record(const struct tide_target *target, struct tide_commit_record *record,
+                              struct tide_error *err);
 /* The record is durable: what cannot be named now must not go. */
 void tide_target_recorded(struct tide_target *target);
 int tide_target_name(struct tide_target *target, struct tide_error *err);

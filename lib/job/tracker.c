@@ -114,7 +114,7 @@ static struct tide_tracker *tracker_new(const struct tide_drive *drive, const st
 int tide_tracker_open(const struct tide_drive *drive, const struct tide_tracker_options *options,
                       struct tide_tracker **tracker, struct tide_error *err)
 {
-	enum tide_node_mode mode = options->read_only ? TIDE_NODE_LOOK : TIDE_NODE_WRITE;
+	enum tide_node_mode mode = options->read_only ? TIDE_NODE_READ : TIDE_NODE_WRITE_DATA;
 	struct tide_tracker *t;
 
 	if (drive->format && !tide_image_find_driver(drive->format))
@@ -146,7 +146,7 @@ static int flush(struct tide_tracker *t, struct tide_error *err)
 /* As long as it is not certain that the image is what was written, the log has to stay. */
 static int end(struct tide_tracker *t, struct tide_error *err)
 {
-	if (t->node->mode != TIDE_NODE_WRITE)
+	if (t->node->mode != TIDE_NODE_WRITE_DATA)
 		return 0;
 	if (flush(t, err) < 0 || tide_image_sync_times(t->image, err) < 0)
 		return -1;
@@ -168,7 +168,7 @@ void tide_tracker_get_info(const struct tide_tracker *t, struct tide_tracker_inf
 	*info = (struct tide_tracker_info){
 		.size = tide_image_size(t->image),
 		.cluster_size = d->cluster_size,
-		.read_only = t->node->mode != TIDE_NODE_WRITE,
+		.read_only = t->node->mode != TIDE_NODE_WRITE_DATA,
 		.recording = t->recording && records(t->node),
 		.fast_zero = tide_image_can_zero_fast(t->image, true),
 		.format = tide_image_format(t->image),
@@ -190,7 +190,7 @@ static int check(const struct tide_tracker *t, uint64_t off, uint64_t len, bool 
 	uint64_t size = tide_image_size(t->image);
 	bool within = tide_range_is_within(off, len, size);
 
-	if (within && (!write || t->node->mode == TIDE_NODE_WRITE))
+	if (within && (!write || t->node->mode == TIDE_NODE_WRITE_DATA))
 		return 0;
 	if (within)
 		return tide_error_set_sys(err, EROFS, "The image is open for reading only");
@@ -307,7 +307,7 @@ int tide_tracker_trim(struct tide_tracker *t, uint64_t off, uint64_t len, unsign
 
 int tide_tracker_flush(struct tide_tracker *t, struct tide_error *err)
 {
-	if (t->node->mode != TIDE_NODE_WRITE)
+	if (t->node->mode != TIDE_NODE_WRITE_DATA)
 		return 0;
 	return flush(t, err) < 0 ? failed(err) : 0;
 }

@@ -211,7 +211,7 @@ struct tide_bitmap *tide_node_bitmap(struct tide_node *node, struct tide_sidecar
 	return tide_node_inside_load(node, entry, err) < 0 ? NULL : entry->bitmap;
 }
 
-void tide_node_touch(struct tide_node *node, const struct tide_sidecar_bitmap *entry)
+void tide_node_mark_dirty(struct tide_node *node, const struct tide_sidecar_bitmap *entry)
 {
 	if (entry->inside)
 		node->inside_dirty = true;
@@ -227,7 +227,7 @@ struct tide_bitmap *tide_node_bitmap_for_change(struct tide_node *node, struct t
 	if (!bm)
 		return NULL;
 	entry->changed = true;
-	tide_node_touch(node, entry);
+	tide_node_mark_dirty(node, entry);
 	return bm;
 }
 
@@ -242,7 +242,7 @@ struct tide_bitmap *tide_node_bitmap_clear(struct tide_node *node, struct tide_s
 	if (entry->inside)
 		tide_bitmap_clear(bm);
 	entry->changed = true;
-	tide_node_touch(node, entry);
+	tide_node_mark_dirty(node, entry);
 	return bm;
 }
 
@@ -255,7 +255,7 @@ void tide_node_replace_bitmap(struct tide_node *node, struct tide_sidecar_bitmap
 	entry->encoded_len = 0;
 	entry->in_use = false;
 	entry->changed = true;
-	tide_node_touch(node, entry);
+	tide_node_mark_dirty(node, entry);
 }
 
 struct tide_sidecar_bitmap *tide_node_add(struct tide_node *node, const char *name, uint64_t granularity,
@@ -274,7 +274,7 @@ struct tide_sidecar_bitmap *tide_node_add(struct tide_node *node, const char *na
 		tide_sidecar_bitmap_free(entry);
 		return NULL;
 	}
-	tide_node_touch(node, entry);
+	tide_node_mark_dirty(node, entry);
 	return entry;
 }
 
@@ -293,7 +293,7 @@ int tide_node_mark_removed(struct tide_node *node, struct tide_sidecar_bitmap *e
 		return -1;
 	node->removed = grown;
 	node->removed[node->n_removed++] = entry;
-	tide_node_touch(node, entry);
+	tide_node_mark_dirty(node, entry);
 	return 0;
 }
 
@@ -316,7 +316,7 @@ int tide_node_stage(struct tide_node *node, struct tide_error *err)
 {
 	bool inside = node->inside_dirty && !node->inside_deferred;
 
-	if (node->mode == TIDE_NODE_LOOK || (!node->dirty && !inside))
+	if (node->mode == TIDE_NODE_READ || (!node->dirty && !inside))
 		return 0;
 	if (node->dirty && tide_node_log_fold(node, err) < 0)
 		return -1;
@@ -333,7 +333,7 @@ int tide_node_stage(struct tide_node *node, struct tide_error *err)
 
 int tide_node_commit(struct tide_node *node, struct tide_error *err)
 {
-	if (node->dirty && node->mode != TIDE_NODE_LOOK) {
+	if (node->dirty && node->mode != TIDE_NODE_READ) {
 		if (tide_store_commit(&node->store, err) < 0)
 			return -1;
 		node->dirty = false;
@@ -344,7 +344,7 @@ int tide_node_commit(struct tide_node *node, struct tide_error *err)
 	if (node->inside_staged && tide_node_inside_commit(node, err) < 0)
 		return -1;
 	/* Not while bitmaps inside the image still need it. */
-	if (node->mode != TIDE_NODE_LOOK && !node->log_pending && !node->log_active && !node->dirty &&
+	if (node->mode != TIDE_NODE_READ && !node->log_pending && !node->log_active && !node->dirty &&
 	    !node->inside_dirty)
 		tide_node_log_remove(node);
 	return 0;

@@ -27,14 +27,14 @@
 
 #include "base/event.h"
 #include "image/image.h"
-#include "store/record.h"
+#include "store/commit_record.h"
 #include "store/sidecar.h"
 #include "store/store.h"
 
 enum tide_node_mode {
-	TIDE_NODE_LOOK,   /* the image is read-locked (unless force_share); nothing can be changed */
-	TIDE_NODE_CHANGE, /* bitmaps can be changed; the image is read-locked */
-	TIDE_NODE_WRITE,  /* and its content: the image is write-locked */
+	TIDE_NODE_READ,         /* the image is read-locked (unless force_share); nothing can be changed */
+	TIDE_NODE_EDIT_BITMAPS, /* bitmaps can be changed; the image is read-locked */
+	TIDE_NODE_WRITE_DATA,   /* and its content: the image is write-locked */
 };
 
 struct tide_backup_job;
@@ -58,7 +58,7 @@ struct tide_node {
 	enum tide_node_mode mode;
 	struct tide_image *image;
 	struct tide_store store;
-	char *sidecar_path;      /* NULL: there is no place for one: of a URI, or the mode is TIDE_NODE_LOOK */
+	char *sidecar_path;      /* NULL: there is no place for one: of a URI, or the mode is TIDE_NODE_READ */
 	int lock_fd;             /* URIs: SIDECAR.lock, or -1 */
 	bool lock_made;          /* by us: it goes when there is no sidecar in the end */
 	struct tide_sidecar *sc; /* never NULL while open; without a sidecar it is empty and has_sidecar false */
@@ -136,7 +136,7 @@ struct tide_bitmap *tide_node_bitmap_clear(struct tide_node *node, struct tide_s
 /* Other contents, which are the entry's then; what they were, and whether anybody could tell, does not matter. */
 void tide_node_replace_bitmap(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_bitmap *bm);
 /* Something else about the entry has changed. */
-void tide_node_touch(struct tide_node *node, const struct tide_sidecar_bitmap *entry);
+void tide_node_mark_dirty(struct tide_node *node, const struct tide_sidecar_bitmap *entry);
 
 /* QEMU's default: the image's cluster size within 4 KiB and 64 KiB, or 64 KiB. */
 uint64_t tide_node_default_granularity(const struct tide_node *node);
@@ -166,8 +166,8 @@ int tide_node_load_deferred(struct tide_node *node, struct tide_sink *sink, stru
 bool tide_node_is_deferred(const struct tide_node *node);
 void tide_node_drop_deferred(struct tide_node *node, struct tide_sink *sink);
 
-/* What has been staged, for a group's record (record.h). */
-int tide_node_add_to_record(const struct tide_node *node, struct tide_record *record, struct tide_error *err);
+/* What has been staged, for a group's record (commit_record.h). */
+int tide_node_add_to_record(const struct tide_node *node, struct tide_commit_record *record, struct tide_error *err);
 /* The record is durable: what cannot be committed now is left for whoever finds it. */
 void tide_node_recorded(struct tide_node *node);
 

@@ -7,7 +7,7 @@
 #include "base/lock.h"
 #include "base/mem.h"
 #include "node_inside.h"
-#include "store/record.h"
+#include "store/commit_record.h"
 
 int tide_node_defer(struct tide_node *node, struct tide_error *err)
 {
@@ -33,7 +33,7 @@ static int make_busy(struct tide_node *node, struct tide_sidecar_bitmap *entry, 
 
 int tide_node_begin_deferred(struct tide_node *node, const char *group, struct tide_error *err)
 {
-	if (node->mode == TIDE_NODE_LOOK)
+	if (node->mode == TIDE_NODE_READ)
 		return 0;
 	tide_node_drop_removed(node);
 	if (!node->dirty)
@@ -111,18 +111,18 @@ void tide_node_drop_deferred(struct tide_node *node, struct tide_sink *sink)
 	tide_error_release(&err);
 }
 
-int tide_node_add_to_record(const struct tide_node *node, struct tide_record *record, struct tide_error *err)
+int tide_node_add_to_record(const struct tide_node *node, struct tide_commit_record *record, struct tide_error *err)
 {
 	const struct tide_staged *staged = &node->store.staged;
 	struct tide_stamp stamp;
 
-	if (staged->tmp && tide_record_add(record, staged->tmp, staged->path, err) < 0)
+	if (staged->tmp && tide_commit_record_add(record, staged->tmp, staged->path, err) < 0)
 		return -1;
 	if (!node->inside_staged)
 		return 0;
 	if (tide_stamp_take(tide_image_fd(node->image), &stamp, err) < 0)
 		return -1;
-	return tide_record_add_switch(record, tide_image_path(node->image), &node->inside_switch, &stamp, err);
+	return tide_commit_record_add_switch(record, tide_image_path(node->image), &node->inside_switch, &stamp, err);
 }
 
 void tide_node_recorded(struct tide_node *node)
@@ -140,7 +140,7 @@ int tide_node_point(struct tide_node *node, const char *record, struct tide_erro
 	node->pointer = tide_mem_printf(err, "%s.group", node->sidecar_path);
 	if (!node->pointer)
 		return -1;
-	return tide_record_point(node->pointer, node->token, record, err);
+	return tide_commit_record_point(node->pointer, node->token, record, err);
 }
 
 void tide_node_leave_pointer(struct tide_node *node)

@@ -387,7 +387,7 @@ int tide_node_inside_roll_forward(struct tide_node *node, const char *record, st
 	TIDE_AUTOFREE char *path = tide_mem_strdup(tide_image_path(node->image), err);
 	struct tide_driver_switch sw;
 	struct tide_stamp stamp;
-	int rc = path ? tide_record_find_switch(record, path, &sw, &stamp, err) : -1;
+	int rc = path ? tide_commit_record_find_switch(record, path, &sw, &stamp, err) : -1;
 
 	tide_node_inside_release(node);
 	tide_image_close(node->image); /* its locks are in the way */

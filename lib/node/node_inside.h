@@ -4,7 +4,7 @@
  * same kind as the sidecar's, each read when it is first needed.
  *
  * A change is staged in clusters that nothing refers to, and one sector of the image makes
- * it real (image_driver.h).  Until then the image is locked as for reading, so that a job
+ * it real (driver.h).  Until then the image is locked as for reading, so that a job
  * may run for long beside other readers; staging takes a writer's lock, and waits for it.
  * Only one program at a time holds an image open in this way (image.h, write_later), so
  * two never wait for each other.

@@ -165,7 +165,7 @@ static int was_replaced(const struct tide_node *node, struct tide_error *err)
 {
 	bool current = true;
 
-	if (node->mode == TIDE_NODE_LOOK &&
+	if (node->mode == TIDE_NODE_READ &&
 	    tide_store_is_current(node->sidecar_path, node->has_sidecar ? node->sc : NULL, &current, err) < 0)
 		return -1;
 	return !current;
@@ -185,7 +185,7 @@ static int take_live(struct tide_node *node, struct tide_error *err)
 	const struct tide_write_log_header *h = tide_write_log_header(node->log);
 
 	node->log_vouches = true;
-	if (node->mode == TIDE_NODE_LOOK)
+	if (node->mode == TIDE_NODE_READ)
 		return take(node, false, h->id != node->sc->log, true, err);
 	tide_error_set(err, TIDE_E_LOCKED, "Another program is recording what it writes to '%s'", node->path);
 	return tide_error_hint(err, "wait until it has ended");
@@ -218,7 +218,7 @@ static int take_ended(struct tide_node *node, struct tide_sink *sink, struct tid
 	if (h->state.token || lost)
 		return take_dead(node, lost, sink, err);
 	node->sc->stamp = h->state.stamp;
-	node->log_pending = node->mode == TIDE_NODE_WRITE && !node->dirty &&
+	node->log_pending = node->mode == TIDE_NODE_WRITE_DATA && !node->dirty &&
 	                    tide_stamp_is_equal(tide_image_stamp(node->image), &h->state.stamp);
 	return node->log_pending ? 0 : take(node, false, true, false, err);
 }

@@ -11,7 +11,7 @@
 #include "node_inside.h"
 #include "node_log.h"
 #include "node_uri.h"
-#include "store/record.h"
+#include "store/commit_record.h"
 
 int tide_node_load_sidecar(struct tide_node *node, struct tide_error *err)
 {
@@ -29,7 +29,7 @@ static int open_for_bitmaps(struct tide_node *node, struct tide_image_options *o
 {
 	TIDE_AUTOFREE char *format = NULL;
 
-	if (!tide_image_can_store_bitmaps(node->image) || node->mode != TIDE_NODE_CHANGE)
+	if (!tide_image_can_store_bitmaps(node->image) || node->mode != TIDE_NODE_EDIT_BITMAPS)
 		return 0;
 	if (tide_image_info(node->image)->n_bitmaps == 0 && !node->want_inside)
 		return 0;
@@ -53,7 +53,7 @@ static int open_shared(struct tide_node *node, struct tide_image_options *option
 
 	if (tide_image_open(options, &node->image, &why) == 0)
 		return 0;
-	if (why.code != TIDE_E_LOCKED || !node->look_live || node->mode != TIDE_NODE_LOOK ||
+	if (why.code != TIDE_E_LOCKED || !node->look_live || node->mode != TIDE_NODE_READ ||
 	    !tide_node_log_is_live(node))
 		return tide_error_move(err, &why);
 	tide_error_release(&why);
@@ -66,11 +66,11 @@ static int open_image(struct tide_node *node, struct tide_sink *sink, struct tid
 	struct tide_image_options options = {
 		.path = node->path,
 		.format = node->format,
-		.write = node->mode == TIDE_NODE_WRITE,
-		.records_bitmaps = node->mode == TIDE_NODE_WRITE,
-		.force_share = node->force_share && node->mode == TIDE_NODE_LOOK,
+		.write = node->mode == TIDE_NODE_WRITE_DATA,
+		.records_bitmaps = node->mode == TIDE_NODE_WRITE_DATA,
+		.force_share = node->force_share && node->mode == TIDE_NODE_READ,
 		.allow = node->allow,
-		.partial = node->partial && node->mode == TIDE_NODE_LOOK,
+		.partial = node->partial && node->mode == TIDE_NODE_READ,
 		.cancel = sink ? &sink->cancelled : NULL,
 	};
 
@@ -130,7 +130,7 @@ static int recover_jobs(struct tide_node *node, struct tide_sink *sink, struct t
 		if (held < 0)
 			return -1;
 		if (!held && entry->group) {
-			int forward = tide_record_roll_forward(entry->group, err);
+			int forward = tide_commit_record_roll_forward(entry->group, err);
 
 			if (forward)
 				return forward;
@@ -202,13 +202,13 @@ static int recover_pointer(struct tide_node *node, struct tide_sink *sink, struc
 	if (!node->sidecar_path)
 		return 0;
 	pointer = tide_mem_printf(err, "%s.group", node->sidecar_path);
-	rc = pointer ? tide_record_read_pointer(pointer, &token, &record, err) : -1;
+	rc = pointer ? tide_commit_record_read_pointer(pointer, &token, &record, err) : -1;
 	if (rc <= 0)
 		return rc;
 	rc = tide_lock_token_is_held(tide_image_fd(node->image), token, err);
 	if (rc)
 		return rc < 0 ? -1 : 0; /* it is at work */
-	rc = tide_record_roll_forward(record, err);
+	rc = tide_commit_record_roll_forward(record, err);
 	if (rc > 0 && tide_node_inside_roll_forward(node, record, sink, err) < 0)
 		return -1;
 	/* Left there it would be followed again, for ever; when there was nothing left to do it is only in the way. */
@@ -229,7 +229,7 @@ static int read_node(struct tide_node *node, bool create, struct tide_sink *sink
 	int rc;
 
 	for (;;) {
-		if (node->sidecar_path && node->mode != TIDE_NODE_LOOK && node->store.lock_fd < 0 &&
+		if (node->sidecar_path && node->mode != TIDE_NODE_READ && node->store.lock_fd < 0 &&
 		    tide_store_lock(&node->store, node->sidecar_path, create, err) < 0)
 			return -1;
 		tide_node_drop_sidecar(node);
@@ -269,7 +269,7 @@ static int open_parts(struct tide_node *node, bool create, struct tide_sink *sin
 	if (real || node->sidecar)
 		node->sidecar_path = tide_store_path(real, node->sidecar, &nameless, &why);
 	/* Who only looks at a device that has no usual place for bitmaps sees none. */
-	if (why.code && (!nameless || node->mode != TIDE_NODE_LOOK))
+	if (why.code && (!nameless || node->mode != TIDE_NODE_READ))
 		return tide_error_move(err, &why);
 	tide_error_release(&why);
 	return read_node(node, create, sink, err);

@@ -22,7 +22,7 @@ char *tide_node_uri_id(const char *uri, struct tide_error *err)
 
 int tide_node_uri_lock(struct tide_node *node, struct tide_error *err)
 {
-	bool look = node->mode == TIDE_NODE_LOOK;
+	bool look = node->mode == TIDE_NODE_READ;
 	TIDE_AUTOFREE char *path = NULL;
 
 	if (!tide_image_is_uri(node->path) || !node->sidecar_path || (!node->has_sidecar && node->store.lock_fd < 0))

@@ -33,7 +33,7 @@ struct tide_action {
 	const char *name; /* QMP's */
 	size_t args_size;
 	/* Tells each node that prepare will open how it will (tide_node_want); NULL: none. */
-	void (*touch)(struct tide_session *session, const struct tide_step *step);
+	void (*declare)(struct tide_session *session, const struct tide_step *step);
 	/* Makes the step's own copies of what args points to. */
 	int (*copy_args)(struct tide_step *step, struct tide_error *err);
 	int (*decide)(struct tide_txn *txn, const struct tide_step *step, struct tide_error *err);

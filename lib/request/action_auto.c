@@ -10,14 +10,14 @@
 #include "txn.h"
 
 /* A bitmap that is made here may be the node's first. */
-static void auto_touch(struct tide_session *session, const struct tide_step *step)
+static void auto_declare(struct tide_session *session, const struct tide_step *step)
 {
 	const struct tide_backup *args = step->args;
 	struct tide_node *node = tide_session_find(session, args->device);
 
 	if (!node)
 		return;
-	tide_node_want(node, TIDE_NODE_CHANGE, args->store == TIDE_STORE_SIDECAR);
+	tide_node_want(node, TIDE_NODE_EDIT_BITMAPS, args->store == TIDE_STORE_SIDECAR);
 	if (args->store == TIDE_STORE_IMAGE)
 		tide_node_want_inside(node);
 }
@@ -79,7 +79,7 @@ static int add_full(struct tide_txn *txn, struct tide_backup *args, bool has_bit
 
 	args->sync = TIDE_SYNC_FULL;
 	if (has_bitmap) {
-		args->fresh = true;
+		args->reset_bitmap = true;
 		args->bitmap_mode = TIDE_BITMAP_MODE_ON_SUCCESS;
 		return tide_txn_append(txn, &tide_action_backup, args, err);
 	}
@@ -133,6 +133,6 @@ const struct tide_action tide_action_backup_auto = {
 	.name = "x-backup-auto",
 	.args_size = sizeof(struct tide_backup),
 	.copy_args = tide_action_backup_copy,
-	.touch = auto_touch,
+	.declare = auto_declare,
 	.decide = auto_decide,
 };

@@ -19,10 +19,10 @@ static struct tide_node *open_node(struct tide_session *session, const char *id,
 		tide_error_set(err, TIDE_E_REFUSED, "Node '%s' not found", id);
 		return NULL;
 	}
-	return tide_node_open(node, TIDE_NODE_CHANGE, create, &session->sink, err) < 0 ? NULL : node;
+	return tide_node_open(node, TIDE_NODE_EDIT_BITMAPS, create, &session->sink, err) < 0 ? NULL : node;
 }
 
-static void touch(struct tide_session *session, const char *id, enum tide_node_mode mode, bool create)
+static void declare(struct tide_session *session, const char *id, enum tide_node_mode mode, bool create)
 {
 	struct tide_node *node = id ? tide_session_find(session, id) : NULL;
 
@@ -41,7 +41,7 @@ static int add_copy(struct tide_step *step, struct tide_error *err)
 	return tide_action_own_string(step, &args->name, err);
 }
 
-static void add_touch(struct tide_session *session, const struct tide_step *step)
+static void add_declare(struct tide_session *session, const struct tide_step *step)
 {
 	const struct tide_bitmap_add *args = step->args;
 
@@ -49,7 +49,7 @@ static void add_touch(struct tide_session *session, const struct tide_step *step
 
 	if (!*args->name)
 		return; /* it is refused before the image is looked at */
-	touch(session, args->node, TIDE_NODE_CHANGE, !inside);
+	declare(session, args->node, TIDE_NODE_EDIT_BITMAPS, !inside);
 	if (inside && tide_session_find(session, args->node))
 		tide_node_want_inside(tide_session_find(session, args->node));
 }
@@ -88,7 +88,7 @@ int tide_action_add_bitmap(struct tide_session *session, const struct tide_bitma
 		                      args->node);
 	if (args->has_granularity && check_granularity(granularity, err) < 0)
 		return -1;
-	if (tide_node_open(node, TIDE_NODE_CHANGE, args->store == TIDE_STORE_SIDECAR, &session->sink, err) < 0)
+	if (tide_node_open(node, TIDE_NODE_EDIT_BITMAPS, args->store == TIDE_STORE_SIDECAR, &session->sink, err) < 0)
 		return -1;
 	if (check_new_name(node, args->name, err) < 0)
 		return -1;
@@ -110,7 +110,7 @@ const struct tide_action tide_action_bitmap_add = {
 	.name = "block-dirty-bitmap-add",
 	.args_size = sizeof(struct tide_bitmap_add),
 	.copy_args = add_copy,
-	.touch = add_touch,
+	.declare = add_declare,
 	.prepare = add_prepare,
 };
 
@@ -125,11 +125,11 @@ static int ref_copy(struct tide_step *step, struct tide_error *err)
 	return tide_action_own_string(step, &args->name, err);
 }
 
-static void ref_touch(struct tide_session *session, const struct tide_step *step)
+static void ref_declare(struct tide_session *session, const struct tide_step *step)
 {
 	const struct tide_bitmap_ref *args = step->args;
 
-	touch(session, args->node, TIDE_NODE_CHANGE, false);
+	declare(session, args->node, TIDE_NODE_EDIT_BITMAPS, false);
 }
 
 static struct tide_sidecar_bitmap *find_ref(struct tide_session *session, const struct tide_step *step, unsigned flags,
@@ -153,7 +153,7 @@ const struct tide_action tide_action_bitmap_remove = {
 	.name = "block-dirty-bitmap-remove",
 	.args_size = sizeof(struct tide_bitmap_ref),
 	.copy_args = ref_copy,
-	.touch = ref_touch,
+	.declare = ref_declare,
 	.prepare = remove_prepare,
 };
 
@@ -169,7 +169,7 @@ const struct tide_action tide_action_bitmap_clear = {
 	.name = "block-dirty-bitmap-clear",
 	.args_size = sizeof(struct tide_bitmap_ref),
 	.copy_args = ref_copy,
-	.touch = ref_touch,
+	.declare = ref_declare,
 	.prepare = clear_prepare,
 };
 
@@ -181,7 +181,7 @@ static int set_enabled(struct tide_session *session, struct tide_step *step, boo
 	if (!entry)
 		return -1;
 	entry->enabled = enabled;
-	tide_node_touch(node, entry);
+	tide_node_mark_dirty(node, entry);
 	return 0;
 }
 
@@ -199,7 +199,7 @@ const struct tide_action tide_action_bitmap_enable = {
 	.name = "block-dirty-bitmap-enable",
 	.args_size = sizeof(struct tide_bitmap_ref),
 	.copy_args = ref_copy,
-	.touch = ref_touch,
+	.declare = ref_declare,
 	.prepare = enable_prepare,
 };
 
@@ -207,7 +207,7 @@ const struct tide_action tide_action_bitmap_disable = {
 	.name = "block-dirty-bitmap-disable",
 	.args_size = sizeof(struct tide_bitmap_ref),
 	.copy_args = ref_copy,
-	.touch = ref_touch,
+	.declare = ref_declare,
 	.prepare = disable_prepare,
 };
 
@@ -230,13 +230,13 @@ static int merge_copy(struct tide_step *step, struct tide_error *err)
 	return 0;
 }
 
-static void merge_touch(struct tide_session *session, const struct tide_step *step)
+static void merge_declare(struct tide_session *session, const struct tide_step *step)
 {
 	const struct tide_bitmap_merge *args = step->args;
 
-	touch(session, args->node, TIDE_NODE_CHANGE, false);
+	declare(session, args->node, TIDE_NODE_EDIT_BITMAPS, false);
 	for (size_t i = 0; i < args->n_sources; i++)
-		touch(session, args->sources[i].node, TIDE_NODE_LOOK, false);
+		declare(session, args->sources[i].node, TIDE_NODE_READ, false);
 }
 
 static int find_source(struct tide_session *session, struct tide_node *target_node, const struct tide_bitmap_ref *ref,
@@ -245,7 +245,7 @@ static int find_source(struct tide_session *session, struct tide_node *target_no
 	*node = ref->node ? tide_session_find(session, ref->node) : target_node;
 	if (!*node)
 		return tide_error_set(err, TIDE_E_REFUSED, "Node '%s' not found", ref->node);
-	if (tide_node_open(*node, TIDE_NODE_LOOK, false, &session->sink, err) < 0)
+	if (tide_node_open(*node, TIDE_NODE_READ, false, &session->sink, err) < 0)
 		return -1;
 	return tide_node_find(*node, ref->name, err) ? 0 : -1;
 }
@@ -289,7 +289,7 @@ const struct tide_action tide_action_bitmap_merge = {
 	.name = "block-dirty-bitmap-merge",
 	.args_size = sizeof(struct tide_bitmap_merge),
 	.copy_args = merge_copy,
-	.touch = merge_touch,
+	.declare = merge_declare,
 	.prepare = merge_prepare,
 };
 
@@ -305,11 +305,11 @@ static int mark_copy(struct tide_step *step, struct tide_error *err)
 	return tide_action_own_string(step, &args->name, err);
 }
 
-static void mark_touch(struct tide_session *session, const struct tide_step *step)
+static void mark_declare(struct tide_session *session, const struct tide_step *step)
 {
 	const struct tide_bitmap_mark *args = step->args;
 
-	touch(session, args->node, TIDE_NODE_CHANGE, false);
+	declare(session, args->node, TIDE_NODE_EDIT_BITMAPS, false);
 }
 
 static int mark_range(struct tide_bitmap *bm, const struct tide_range *r, const struct tide_bitmap_mark *args,
@@ -383,7 +383,7 @@ const struct tide_action tide_action_bitmap_mark = {
 	.name = "x-block-dirty-bitmap-mark",
 	.args_size = sizeof(struct tide_bitmap_mark),
 	.copy_args = mark_copy,
-	.touch = mark_touch,
+	.declare = mark_declare,
 	.prepare = mark_prepare,
 };
 
@@ -400,11 +400,11 @@ static int rescan_copy(struct tide_step *step, struct tide_error *err)
 	return tide_action_own_string(step, &args->against_format, err);
 }
 
-static void rescan_touch(struct tide_session *session, const struct tide_step *step)
+static void rescan_declare(struct tide_session *session, const struct tide_step *step)
 {
 	const struct tide_bitmap_rescan *args = step->args;
 
-	touch(session, args->node, TIDE_NODE_CHANGE, false);
+	declare(session, args->node, TIDE_NODE_EDIT_BITMAPS, false);
 }
 
 static const char *find_busy(const struct tide_sidecar *sc)
@@ -452,7 +452,7 @@ const struct tide_action tide_action_bitmap_rescan = {
 	.name = "x-block-dirty-bitmap-rescan",
 	.args_size = sizeof(struct tide_bitmap_rescan),
 	.copy_args = rescan_copy,
-	.touch = rescan_touch,
+	.declare = rescan_declare,
 	.prepare = rescan_prepare,
 };
 

@@ -10,7 +10,7 @@
 #include "base/mem.h"
 #include "job/restore.h"
 #include "txn.h"
-#include "job/write.h"
+#include "job/tracked_write.h"
 
 static struct tide_node *find_device(struct tide_session *session, const char *id, struct tide_error *err)
 {
@@ -41,13 +41,13 @@ int tide_action_backup_copy(struct tide_step *step, struct tide_error *err)
 	return own_strings(step, strings, TIDE_ARRAY_SIZE(strings), err);
 }
 
-static void backup_touch(struct tide_session *session, const struct tide_step *step)
+static void backup_declare(struct tide_session *session, const struct tide_step *step)
 {
 	const struct tide_backup *args = step->args;
 	struct tide_node *node = tide_session_find(session, args->device);
 
 	if (node)
-		tide_node_want(node, args->bitmap ? TIDE_NODE_CHANGE : TIDE_NODE_LOOK, false);
+		tide_node_want(node, args->bitmap ? TIDE_NODE_EDIT_BITMAPS : TIDE_NODE_READ, false);
 }
 
 static int check_job_id(struct tide_session *session, const char *id, struct tide_error *err)
@@ -94,7 +94,8 @@ static int prepare_backup(struct tide_session *session, struct tide_step *step, 
 
 	if (!node || check_details(session, args, err) < 0)
 		return -1;
-	if (tide_node_open(node, args->bitmap ? TIDE_NODE_CHANGE : TIDE_NODE_LOOK, false, &session->sink, err) < 0)
+	if (tide_node_open(node, args->bitmap ? TIDE_NODE_EDIT_BITMAPS : TIDE_NODE_READ, false, &session->sink, err) <
+	    0)
 		return -1;
 	/* QEMU's drive-backup does this, blockdev-backup does not. */
 	if (args->sync == TIDE_SYNC_TOP && !tide_image_backing(node->image) && step->action == &tide_action_backup)
@@ -106,7 +107,7 @@ static int prepare_backup(struct tide_session *session, struct tide_step *step, 
 		tide_backup_free(job);
 		return -1;
 	}
-	tide_backup_created(job);
+	tide_backup_register(job);
 	step->state = job;
 	return 0;
 }
@@ -131,7 +132,7 @@ const struct tide_action tide_action_backup = {
 	.name = "drive-backup",
 	.args_size = sizeof(struct tide_backup),
 	.copy_args = tide_action_backup_copy,
-	.touch = backup_touch,
+	.declare = backup_declare,
 	.prepare = backup_prepare,
 	.job = backup_job,
 	.clean = backup_clean,
@@ -163,7 +164,7 @@ const struct tide_action tide_action_blockdev_backup = {
 	.name = "blockdev-backup",
 	.args_size = sizeof(struct tide_backup),
 	.copy_args = tide_action_backup_copy,
-	.touch = backup_touch,
+	.declare = backup_declare,
 	.prepare = blockdev_prepare,
 	.job = backup_job,
 	.clean = backup_clean,
@@ -185,7 +186,7 @@ static int restore_prepare(struct tide_session *session, struct tide_step *step,
 	struct tide_node *node = find_device(session, args->device, err);
 	struct tide_restore *restore;
 
-	if (!node || tide_node_open(node, TIDE_NODE_LOOK, false, &session->sink, err) < 0 ||
+	if (!node || tide_node_open(node, TIDE_NODE_READ, false, &session->sink, err) < 0 ||
 	    tide_restore_prepare(node, args, &session->sink, &restore, err) < 0)
 		return -1;
 	step->state = restore;
@@ -272,10 +273,10 @@ static int write_prepare(struct tide_session *session, struct tide_step *step, s
 {
 	const struct tide_image_write *args = step->args;
 	struct tide_node *node = find_device(session, args->node, err);
-	struct tide_write *write;
+	struct tide_tracked_write *write;
 
-	if (!node || tide_node_open(node, TIDE_NODE_WRITE, false, &session->sink, err) < 0 ||
-	    tide_write_prepare(node, args, &session->sink, &write, err) < 0)
+	if (!node || tide_node_open(node, TIDE_NODE_WRITE_DATA, false, &session->sink, err) < 0 ||
+	    tide_tracked_write_prepare(node, args, &session->sink, &write, err) < 0)
 		return -1;
 	step->state = write;
 	return 0;
@@ -283,12 +284,12 @@ static int write_prepare(struct tide_session *session, struct tide_step *step, s
 
 static int write_run(struct tide_session *session, struct tide_step *step, struct tide_error *err)
 {
-	return tide_write_run(step->state, err);
+	return tide_tracked_write_run(step->state, err);
 }
 
 static void write_clean(struct tide_step *step)
 {
-	tide_write_free(step->state);
+	tide_tracked_write_free(step->state);
 	step->state = NULL;
 }
 

@@ -15,7 +15,7 @@ static int transfer_copy(struct tide_step *step, struct tide_error *err)
 	return tide_action_own_string(step, &args->target.name, err);
 }
 
-static void transfer_touch(struct tide_session *session, const struct tide_step *step)
+static void transfer_declare(struct tide_session *session, const struct tide_step *step)
 {
 	const struct tide_bitmap_transfer *args = step->args;
 	struct tide_node *source = tide_session_find(session, args->source.node);
@@ -23,10 +23,10 @@ static void transfer_touch(struct tide_session *session, const struct tide_step 
 	bool inside = args->store == TIDE_STORE_IMAGE;
 
 	if (source)
-		tide_node_want(source, TIDE_NODE_LOOK, false);
+		tide_node_want(source, TIDE_NODE_READ, false);
 	if (!target)
 		return;
-	tide_node_want(target, TIDE_NODE_CHANGE, !inside);
+	tide_node_want(target, TIDE_NODE_EDIT_BITMAPS, !inside);
 	if (inside)
 		tide_node_want_inside(target);
 }
@@ -47,7 +47,7 @@ static struct tide_node *open_node(struct tide_session *session, const char *id,
 static struct tide_bitmap *read_source(struct tide_session *session, const struct tide_bitmap_ref *ref,
                                        struct tide_error *err)
 {
-	struct tide_node *node = open_node(session, ref->node, TIDE_NODE_LOOK, false, err);
+	struct tide_node *node = open_node(session, ref->node, TIDE_NODE_READ, false, err);
 	struct tide_sidecar_bitmap *entry = node ? tide_node_find_usable(node, ref->name, 0, err) : NULL;
 	struct tide_bitmap *bm = entry ? tide_node_bitmap(node, entry, err) : NULL;
 
@@ -88,7 +88,7 @@ static struct tide_bitmap *open_target(struct tide_session *session, const struc
 	const char *name = args->target.name;
 	struct tide_sidecar_bitmap *entry = NULL;
 
-	*node = open_node(session, args->target.node, TIDE_NODE_CHANGE, args->store == TIDE_STORE_SIDECAR, err);
+	*node = open_node(session, args->target.node, TIDE_NODE_EDIT_BITMAPS, args->store == TIDE_STORE_SIDECAR, err);
 	if (!*node)
 		return NULL;
 	if ((tide_node_has(*node, name) ? refuse_settings(args, err) : create(session, args, granularity, err)) == 0)
@@ -148,7 +148,7 @@ const struct tide_action tide_action_bitmap_import = {
 	.name = "x-block-dirty-bitmap-import",
 	.args_size = sizeof(struct tide_bitmap_transfer),
 	.copy_args = transfer_copy,
-	.touch = transfer_touch,
+	.declare = transfer_declare,
 	.prepare = transfer_prepare,
 };
 
@@ -156,7 +156,7 @@ const struct tide_action tide_action_bitmap_export = {
 	.name = "x-block-dirty-bitmap-export",
 	.args_size = sizeof(struct tide_bitmap_transfer),
 	.copy_args = transfer_copy,
-	.touch = transfer_touch,
+	.declare = transfer_declare,
 	.prepare = transfer_prepare,
 };
 

@@ -18,7 +18,7 @@ static struct tide_node *look(struct tide_session *session, const char *id, stru
 		tide_error_set(err, TIDE_E_REFUSED, "Cannot find device='%s' nor node-name='%s'", id, id);
 		return NULL;
 	}
-	return tide_node_open(node, TIDE_NODE_LOOK, false, &session->sink, err) < 0 ? NULL : node;
+	return tide_node_open(node, TIDE_NODE_READ, false, &session->sink, err) < 0 ? NULL : node;
 }
 
 /* The bitmaps alone, which can be looked at while somebody records in them. */

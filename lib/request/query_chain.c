@@ -565,7 +565,7 @@ int tide_query_chain(struct tide_session *session, const char *id, const struct 
 	if (!chain)
 		return -1;
 	node->partial = true;
-	if (tide_node_open(node, TIDE_NODE_LOOK, false, &session->sink, err) == 0)
+	if (tide_node_open(node, TIDE_NODE_READ, false, &session->sink, err) == 0)
 		rc = query_chain(session, node, options, chain, err);
 	else if (options->verify && err && err->code == TIDE_E_CORRUPT)
 		err->code = TIDE_E_DAMAGED;

@@ -139,8 +139,8 @@ static int open_nodes(struct tide_txn *txn, struct tide_error *err)
 	if (!places)
 		return -1;
 	for (size_t i = 0; i < txn->n; i++) {
-		if (txn->steps[i].action->touch)
-			txn->steps[i].action->touch(session, &txn->steps[i]);
+		if (txn->steps[i].action->declare)
+			txn->steps[i].action->declare(session, &txn->steps[i]);
 	}
 	for (size_t i = 0; i < session->n_nodes; i++) {
 		places[i].node = session->nodes[i];
@@ -168,7 +168,7 @@ static int defer_changes(struct tide_txn *txn, struct tide_error *err)
 	for (size_t i = 0; txn->grouped && jobs && others && i < txn->session->n_nodes; i++) {
 		struct tide_node *node = txn->session->nodes[i];
 
-		if (node->is_open && node->mode == TIDE_NODE_CHANGE && tide_node_defer(node, err) < 0)
+		if (node->is_open && node->mode == TIDE_NODE_EDIT_BITMAPS && tide_node_defer(node, err) < 0)
 			return -1;
 	}
 	return 0;
@@ -184,7 +184,7 @@ static int name_record(struct tide_txn *txn, struct tide_error *err)
 	for (size_t i = 0; i < txn->session->n_nodes && !txn->session->group; i++) {
 		const struct tide_node *node = txn->session->nodes[i];
 
-		if (node->is_open && node->mode == TIDE_NODE_CHANGE) {
+		if (node->is_open && node->mode == TIDE_NODE_EDIT_BITMAPS) {
 			txn->session->group = tide_mem_printf(err, "%s.group-%" PRIx64, node->sidecar_path, token);
 			if (!txn->session->group)
 				return -1;

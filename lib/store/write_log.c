@@ -370,19 +370,19 @@ static bool all_set(_Atomic uint64_t *bits, uint64_t first, uint64_t last)
 	return true;
 }
 
-static int note_fresh(const struct tide_write_log *log, uint64_t w, uint64_t bits, struct tide_bitmap *fresh,
-                      struct tide_error *err)
+static int note_newly_set(const struct tide_write_log *log, uint64_t w, uint64_t bits, struct tide_bitmap *newly_set,
+                          struct tide_error *err)
 {
 	for (bits = le64toh(bits); bits; bits &= bits - 1) {
 		uint64_t off = (w * 64 + (unsigned)__builtin_ctzll(bits)) << log->h.shift;
 
-		if (tide_bitmap_set(fresh, off, 1, err) < 0)
+		if (tide_bitmap_set(newly_set, off, 1, err) < 0)
 			return -1;
 	}
 	return 0;
 }
 
-static int set_bits(struct tide_write_log *log, uint64_t first, uint64_t last, struct tide_bitmap *fresh,
+static int set_bits(struct tide_write_log *log, uint64_t first, uint64_t last, struct tide_bitmap *newly_set,
                     struct tide_error *err)
 {
 	for (uint64_t w = first / 64; w <= last / 64; w++) {
@@ -392,7 +392,7 @@ static int set_bits(struct tide_write_log *log, uint64_t first, uint64_t last, s
 		if ((was & mask) == mask)
 			continue;
 		was = atomic_fetch_or_explicit(&log->bits[w], mask, memory_order_acq_rel);
-		if (fresh && note_fresh(log, w, mask & ~was, fresh, err) < 0)
+		if (newly_set && note_newly_set(log, w, mask & ~was, newly_set, err) < 0)
 			return -1;
 	}
 	return 0;
@@ -441,7 +441,7 @@ static int make_durable(struct tide_write_log *log, uint64_t first, uint64_t las
 	return 0;
 }
 
-int tide_write_log_set(struct tide_write_log *log, uint64_t off, uint64_t len, struct tide_bitmap *fresh,
+int tide_write_log_set(struct tide_write_log *log, uint64_t off, uint64_t len, struct tide_bitmap *newly_set,
                        struct tide_error *err)
 {
 	uint64_t first = off >> log->h.shift, last = (off + len - 1) >> log->h.shift;
@@ -452,7 +452,7 @@ int tide_write_log_set(struct tide_write_log *log, uint64_t off, uint64_t len, s
 		return tide_error_set(err, TIDE_E_REFUSED,
 		                      "The write log '%s' has no place for %" PRIu64 " bytes at %" PRIu64, log->path,
 		                      len, off);
-	if (allocate(log, first, last, err) < 0 || set_bits(log, first, last, fresh, err) < 0)
+	if (allocate(log, first, last, err) < 0 || set_bits(log, first, last, newly_set, err) < 0)
 		return -1;
 	return log->durable ? make_durable(log, first, last, err) : 0;
 }

@@ -98,8 +98,8 @@ bool tide_write_log_is_of_another_boot(const struct tide_write_log *log);
 
 /* A clean log becomes active; what is durable of that, the first set that is durable makes so. */
 int tide_write_log_activate(struct tide_write_log *log, uint64_t token, bool durable, struct tide_error *err);
-/* fresh, of the same disk and granularity (one thread then), or NULL: gets what was not set before. */
-int tide_write_log_set(struct tide_write_log *log, uint64_t off, uint64_t len, struct tide_bitmap *fresh,
+/* newly_set, of the same disk and granularity (one thread then), or NULL: gets what was not set before. */
+int tide_write_log_set(struct tide_write_log *log, uint64_t off, uint64_t len, struct tide_bitmap *newly_set,
                        struct tide_error *err);
 /* Takes whole granules back.  Nobody else writes meanwhile. */
 void tide_write_log_unset(struct tide_write_log *log, uint64_t off, uint64_t len);

@@ -19,7 +19,7 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
-#include "image/image_driver.h"
+#include "image/driver.h"
 
 #define FUZZ_DISK_MAX    (UINT64_C(1) << 20) /* read so much of a disk from each end */
 #define FUZZ_EXTENTS_MAX 4096u

@@ -10,7 +10,7 @@
 #include <sys/wait.h>
 
 #include "base/bytes.h"
-#include "image/image_driver.h"
+#include "image/driver.h"
 #include "base/range.h"
 #include "unit.h"
 

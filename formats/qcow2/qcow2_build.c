@@ -46,7 +46,7 @@ static bool take_free(struct tide_qcow2 *q, uint64_t want, uint64_t *first)
 	return false;
 }
 
-int tide_qcow2_fresh_alloc(struct tide_qcow2 *q, uint64_t want, uint64_t *first, uint64_t *got, struct tide_error *err)
+int tide_qcow2_build_alloc(struct tide_qcow2 *q, uint64_t want, uint64_t *first, uint64_t *got, struct tide_error *err)
 {
 	uint64_t limit = UINT64_C(1) << (TIDE_QCOW2_HOST_BITS - q->cluster_bits);
 
@@ -92,7 +92,7 @@ static void cut_end(struct tide_qcow2 *q)
 	}
 }
 
-void tide_qcow2_fresh_free(struct tide_qcow2 *q, uint64_t first, uint64_t n)
+void tide_qcow2_build_free(struct tide_qcow2 *q, uint64_t first, uint64_t n)
 {
 	struct tide_qcow2_runs *f = &q->free;
 	size_t i = find_free(q, first);
@@ -240,13 +240,13 @@ static int write_counts(struct tide_qcow2 *q, const struct layout *l, struct tid
 	q->cursor = l->clusters;
 	q->file_size = q->cursor << q->cluster_bits;
 	if (l->new_table) {
-		tide_qcow2_fresh_free(q, q->reftable_offset >> q->cluster_bits, old_entries * 8 >> q->cluster_bits);
+		tide_qcow2_build_free(q, q->reftable_offset >> q->cluster_bits, old_entries * 8 >> q->cluster_bits);
 		q->reftable_offset = table_at << q->cluster_bits;
 	}
 	return write_blocks(q, l, err) < 0 || write_table(q, err) < 0 ? -1 : write_header(q, err);
 }
 
-int tide_qcow2_fresh_flush(struct tide_qcow2 *q, struct tide_error *err)
+int tide_qcow2_build_flush(struct tide_qcow2 *q, struct tide_error *err)
 {
 	struct layout l;
 

@@ -1,14 +1,14 @@
-#include "library.h"
+#include "dynlib.h"
 
 #include <dlfcn.h>
 #include <string.h>
 
 #include "error.h"
 
-static int find_all(struct tide_library *library, void *handle, struct tide_error *err)
+static int find_all(struct tide_dynlib *library, void *handle, struct tide_error *err)
 {
 	for (size_t i = 0; i < library->n_calls; i++) {
-		const struct tide_library_call *call = &library->calls[i];
+		const struct tide_dynlib_call *call = &library->calls[i];
 		void *found = dlsym(handle, call->name);
 
 		if (!found)
@@ -21,7 +21,7 @@ static int find_all(struct tide_library *library, void *handle, struct tide_erro
 	return 0;
 }
 
-static int load(struct tide_library *library, struct tide_error *err)
+static int load(struct tide_dynlib *library, struct tide_error *err)
 {
 	/* For good: what some of them depend on cannot be unloaded. */
 	void *handle = dlopen(library->file, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
@@ -36,7 +36,7 @@ static int load(struct tide_library *library, struct tide_error *err)
 	return find_all(library, handle, err);
 }
 
-int tide_library_load(struct tide_library *library, struct tide_error *err)
+int tide_dynlib_load(struct tide_dynlib *library, struct tide_error *err)
 {
 	int rc = 0;
 

@@ -59,8 +59,8 @@
  * called from several threads at once, on ranges that do not overlap; pack always.  The rest
  * wants the image alone.
  */
-#ifndef TIDE_IMAGE_DRIVER_H
-#define TIDE_IMAGE_DRIVER_H
+#ifndef TIDE_DRIVER_H
+#define TIDE_DRIVER_H
 
 #include <stdatomic.h>
 

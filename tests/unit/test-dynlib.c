@@ -1,7 +1,7 @@
 /* Libraries that are loaded when they are needed: there, not there, or not what they should be. */
 #include <string.h>
 
-#include "base/library.h"
+#include "base/dynlib.h"
 #include "unit.h"
 
 static size_t (*length)(const char *s);
@@ -9,27 +9,27 @@ static void *nothing;
 
 static void test_load(void)
 {
-	static const struct tide_library_call calls[] = { { "strlen", &length } };
-	static struct tide_library library = TIDE_LIBRARY("libc.so.6", "Counting", "libc6", calls);
+	static const struct tide_dynlib_call calls[] = { { "strlen", &length } };
+	static struct tide_dynlib library = TIDE_DYNLIB("libc.so.6", "Counting", "libc6", calls);
 	struct tide_error err = TIDE_ERROR_INIT;
 
-	CHECK_OK(tide_library_load(&library, &err), &err);
+	CHECK_OK(tide_dynlib_load(&library, &err), &err);
 	if (CHECK(length != NULL))
 		CHECK_EQ_U64(length("four"), 4);
 	length = NULL;
-	CHECK_OK(tide_library_load(&library, &err), &err);
+	CHECK_OK(tide_dynlib_load(&library, &err), &err);
 	CHECK(length == NULL); /* once is enough */
 }
 
 static void test_absent(void)
 {
-	static const struct tide_library_call calls[] = { { "strlen", &nothing } };
-	static struct tide_library library = TIDE_LIBRARY("libabsent.so.9", "Counting", "libabsent9", calls);
+	static const struct tide_dynlib_call calls[] = { { "strlen", &nothing } };
+	static struct tide_dynlib library = TIDE_DYNLIB("libabsent.so.9", "Counting", "libabsent9", calls);
 
 	for (unsigned i = 0; i < 2; i++) {
 		struct tide_error err = TIDE_ERROR_INIT;
 
-		CHECK(tide_library_load(&library, &err) < 0);
+		CHECK(tide_dynlib_load(&library, &err) < 0);
 		CHECK_STR(err.hint, "install it; Debian has it in the package libabsent9");
 		CHECK_ERR(&err, TIDE_E_UNSUPPORTED,
 		          "Counting needs a library that cannot be loaded: libabsent.so.9: cannot open "
@@ -40,11 +40,11 @@ static void test_absent(void)
 
 static void test_without_function(void)
 {
-	static const struct tide_library_call calls[] = { { "strlen_of_nothing", &nothing } };
-	static struct tide_library library = TIDE_LIBRARY("libc.so.6", "Counting", "libc6", calls);
+	static const struct tide_dynlib_call calls[] = { { "strlen_of_nothing", &nothing } };
+	static struct tide_dynlib library = TIDE_DYNLIB("libc.so.6", "Counting", "libc6", calls);
 	struct tide_error err = TIDE_ERROR_INIT;
 
-	CHECK(tide_library_load(&library, &err) < 0);
+	CHECK(tide_dynlib_load(&library, &err) < 0);
 	CHECK_ERR(&err, TIDE_E_UNSUPPORTED,
 	          "Counting needs the function 'strlen_of_nothing', which libc.so.6 does not have");
 }

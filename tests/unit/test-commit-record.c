@@ -4,7 +4,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-#include "store/record.h"
+#include "store/commit_record.h"
 #include "base/sysio.h"
 #include "unit.h"
 
@@ -69,13 +69,14 @@ static void test_what_staging_makes(void)
 /* Commits a record of one rename and follows it. */
 static int follow(const char *from, const char *to, struct tide_error *err)
 {
-	struct tide_record record = TIDE_RECORD_INIT;
+	struct tide_commit_record record = TIDE_COMMIT_RECORD_INIT;
 	int rc = -1;
 
 	unlink(unit_path("record"));
-	if (tide_record_add(&record, from, to, err) == 0 && tide_record_commit(&record, unit_path("record"), err) == 0)
-		rc = tide_record_roll_forward(unit_path("record"), err);
-	tide_record_release(&record);
+	if (tide_commit_record_add(&record, from, to, err) == 0 &&
+	    tide_commit_record_commit(&record, unit_path("record"), err) == 0)
+		rc = tide_commit_record_roll_forward(unit_path("record"), err);
+	tide_commit_record_release(&record);
 	return rc;
 }
 

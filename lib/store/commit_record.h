@@ -9,50 +9,51 @@
  * files from such temporary names to the names they were made for, in the same directory, and
  * nothing else.
  */
-#ifndef TIDE_RECORD_H
-#define TIDE_RECORD_H
+#ifndef TIDE_COMMIT_RECORD_H
+#define TIDE_COMMIT_RECORD_H
 
-#include "image/image_driver.h"
+#include "image/driver.h"
 #include "base/stamp.h"
 #include "base/strbuf.h"
 #include "tidemark.h"
 
-struct tide_record {
+struct tide_commit_record {
 	struct tide_strbuf text;
 };
 
-#define TIDE_RECORD_INIT         \
+#define TIDE_COMMIT_RECORD_INIT  \
 	{                        \
 		TIDE_STRBUF_INIT \
 	}
 
 /* Absolute paths. */
-int tide_record_add(struct tide_record *record, const char *from, const char *to, struct tide_error *err);
+int tide_commit_record_add(struct tide_commit_record *record, const char *from, const char *to, struct tide_error *err);
 /* A last step inside an image: it takes part once the record is there, by whoever opens that image first. */
-int tide_record_add_switch(struct tide_record *record, const char *image, const struct tide_driver_switch *sw,
-                           const struct tide_stamp *stamp, struct tide_error *err);
+int tide_commit_record_add_switch(struct tide_commit_record *record, const char *image,
+                                  const struct tide_driver_switch *sw, const struct tide_stamp *stamp,
+                                  struct tide_error *err);
 /* That of this image, in a record that has been rolled forward or not: 1, or 0: there is none; -1 error. */
-int tide_record_find_switch(const char *path, const char *image, struct tide_driver_switch *sw,
-                            struct tide_stamp *stamp, struct tide_error *err);
+int tide_commit_record_find_switch(const char *path, const char *image, struct tide_driver_switch *sw,
+                                   struct tide_stamp *stamp, struct tide_error *err);
 /* Makes the decision: the record is at path, durable. */
-int tide_record_commit(struct tide_record *record, const char *path, struct tide_error *err);
-void tide_record_release(struct tide_record *record);
+int tide_commit_record_commit(struct tide_commit_record *record, const char *path, struct tide_error *err);
+void tide_commit_record_release(struct tide_commit_record *record);
 
 /*
  * Makes all renames that are not made yet, durably; then the record has ".done" appended to its name, so that whoever
  * still comes by a pointer knows.  1: done, now or before; 0: there is no record; -1 error, and the record stays.
  */
-int tide_record_roll_forward(const char *path, struct tide_error *err);
+int tide_commit_record_roll_forward(const char *path, struct tide_error *err);
 
 /* Once no pointer leads there any more. */
-void tide_record_forget(const char *path);
+void tide_commit_record_forget(const char *path);
 
 /*
  * A pointer tells whoever opens an image of a group's record, where no busy bitmap of a sidecar can: it stands beside
  * the sidecar's place, and belongs to the holder of a lock token.
  */
-int tide_record_point(const char *pointer, uint64_t token, const char *record, struct tide_error *err);
+int tide_commit_record_point(const char *pointer, uint64_t token, const char *record, struct tide_error *err);
 /* 1 and the token and path, which the caller frees; 0: there is none; -1 error. */
-int tide_record_read_pointer(const char *pointer, uint64_t *token, char **record, struct tide_error *err);
+int tide_commit_record_read_pointer(const char *pointer, uint64_t *token, char **record, struct tide_error *err);
 
 #endif

@@ -1,4 +1,4 @@
-#include "image_driver.h"
+#include "driver.h"
 
 #include <stdlib.h>
 #include <string.h>

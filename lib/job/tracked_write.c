@@ -1,4 +1,4 @@
-#include "write.h"
+#include "tracked_write.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -21,21 +21,21 @@
 #define CANCEL_MS    50
 #define ZERO_STEP    (UINT64_C(1) << 30)
 
-struct tide_write {
+struct tide_tracked_write {
 	struct tide_node *node;
 	struct tide_sink *sink;
 	struct tide_image_write args;
 	bool logged;                        /* the sidecar has bitmaps: the write log records, or knows the stamp */
 	bool inside;                        /* and bitmaps inside the image record themselves: */
 	struct tide_sidecar *before_inside; /* those without this write */
-	struct tide_bitmap *fresh;          /* what the log did not have before */
+	struct tide_bitmap *newly_set;      /* what the log did not have before */
 	uint64_t recorded;                  /* bytes from the offset that are dirty on disk */
 	uint64_t done;                      /* bytes from the offset that may have changed */
 	uint8_t *buf;
 	uint64_t ready; /* bytes of input in buf */
 };
 
-static int beyond(const struct tide_write *w, struct tide_error *err)
+static int beyond(const struct tide_tracked_write *w, struct tide_error *err)
 {
 	uint64_t size = tide_image_size(w->node->image);
 
@@ -46,7 +46,7 @@ static int beyond(const struct tide_write *w, struct tide_error *err)
 }
 
 /* Fills the buffer with up to len bytes of input, less at its end; a cancel ends the wait for them. */
-static int fill_buffer(struct tide_write *w, uint64_t len, struct tide_error *err)
+static int fill_buffer(struct tide_tracked_write *w, uint64_t len, struct tide_error *err)
 {
 	w->ready = 0;
 	while (w->ready < len) {
@@ -70,7 +70,7 @@ static int fill_buffer(struct tide_write *w, uint64_t len, struct tide_error *er
 }
 
 /* Reads ahead one buffer of input, and learns its length where that can be known. */
-static int look_at_input(struct tide_write *w, struct tide_error *err)
+static int look_at_input(struct tide_tracked_write *w, struct tide_error *err)
 {
 	uint64_t want = w->args.has_length ? TIDE_MIN(w->args.length, BUFFER_SIZE) : BUFFER_SIZE;
 	struct stat st;
@@ -99,7 +99,7 @@ static int look_at_input(struct tide_write *w, struct tide_error *err)
 	return 0;
 }
 
-static int check(struct tide_write *w, struct tide_error *err)
+static int check(struct tide_tracked_write *w, struct tide_error *err)
 {
 	uint64_t size = tide_image_size(w->node->image);
 
@@ -117,7 +117,7 @@ static bool records(const struct tide_sidecar_bitmap *entry)
 	return entry->enabled && !entry->in_use;
 }
 
-static int prepare(struct tide_write *w, struct tide_error *err)
+static int prepare(struct tide_tracked_write *w, struct tide_error *err)
 {
 	struct tide_node *node = w->node;
 
@@ -136,10 +136,10 @@ static int prepare(struct tide_write *w, struct tide_error *err)
 	return 0;
 }
 
-int tide_write_prepare(struct tide_node *node, const struct tide_image_write *args, struct tide_sink *sink,
-                       struct tide_write **out, struct tide_error *err)
+int tide_tracked_write_prepare(struct tide_node *node, const struct tide_image_write *args, struct tide_sink *sink,
+                               struct tide_tracked_write **out, struct tide_error *err)
 {
-	struct tide_write *w = tide_mem_alloc(1, sizeof(*w), err);
+	struct tide_tracked_write *w = tide_mem_alloc(1, sizeof(*w), err);
 
 	if (!w)
 		return -1;
@@ -147,19 +147,19 @@ int tide_write_prepare(struct tide_node *node, const struct tide_image_write *ar
 	w->sink = sink;
 	w->args = *args;
 	if (prepare(w, err) < 0) {
-		tide_write_free(w);
+		tide_tracked_write_free(w);
 		return -1;
 	}
 	*out = w;
 	return 0;
 }
 
-void tide_write_free(struct tide_write *w)
+void tide_tracked_write_free(struct tide_tracked_write *w)
 {
 	if (!w)
 		return;
 	tide_sidecar_free(w->before_inside);
-	tide_bitmap_free(w->fresh);
+	tide_bitmap_free(w->newly_set);
 	free(w->buf);
 	free(w);
 }
@@ -167,7 +167,7 @@ void tide_write_free(struct tide_write *w)
 /* ---- writing ----------------------------------------------------------------------- */
 
 /* A copy of the bitmaps inside the image, those that record with their contents. */
-static int copy_inside(struct tide_write *w, struct tide_error *err)
+static int copy_inside(struct tide_tracked_write *w, struct tide_error *err)
 {
 	struct tide_sidecar *inside = w->node->inside;
 
@@ -187,7 +187,7 @@ static int commit_inside(struct tide_node *node, struct tide_error *err)
 }
 
 /* Makes sure that [0, end) of the write is dirty on disk before it is written. */
-static int record_ahead(struct tide_write *w, uint64_t end, struct tide_error *err)
+static int record_ahead(struct tide_tracked_write *w, uint64_t end, struct tide_error *err)
 {
 	uint64_t off = w->args.offset, len;
 
@@ -195,14 +195,14 @@ static int record_ahead(struct tide_write *w, uint64_t end, struct tide_error *e
 		return 0;
 	len = TIDE_MIN(TIDE_MAX(end, w->recorded * 2), tide_image_size(w->node->image) - off);
 	w->recorded = len;
-	if (w->logged && tide_write_log_set(w->node->log, off, len, w->fresh, err) < 0)
+	if (w->logged && tide_write_log_set(w->node->log, off, len, w->newly_set, err) < 0)
 		return -1;
 	if (!w->inside)
 		return 0;
 	return tide_node_inside_record(w->node, off, len, err) < 0 ? -1 : commit_inside(w->node, err);
 }
 
-static int begin(struct tide_write *w, struct tide_error *err)
+static int begin(struct tide_tracked_write *w, struct tide_error *err)
 {
 	uint64_t size = tide_image_size(w->node->image);
 
@@ -211,15 +211,15 @@ static int begin(struct tide_write *w, struct tide_error *err)
 	if (w->logged) {
 		if (tide_node_log_begin(w->node, true, false, err) < 0)
 			return -1;
-		w->fresh = tide_bitmap_new(size, UINT64_C(1) << tide_write_log_header(w->node->log)->shift, err);
-		if (!w->fresh)
+		w->newly_set = tide_bitmap_new(size, UINT64_C(1) << tide_write_log_header(w->node->log)->shift, err);
+		if (!w->newly_set)
 			return -1;
 	}
 	return record_ahead(w, w->args.has_length ? w->args.length : TIDE_MIN(FIRST_WINDOW, size - w->args.offset),
 	                    err);
 }
 
-static int write_input(struct tide_write *w, struct tide_error *err)
+static int write_input(struct tide_tracked_write *w, struct tide_error *err)
 {
 	struct tide_image *image = w->node->image;
 	uint64_t off = w->args.offset, pos = 0;
@@ -248,7 +248,7 @@ static int write_input(struct tide_write *w, struct tide_error *err)
 	return 0;
 }
 
-static int write_step(struct tide_write *w, uint64_t off, uint64_t len, struct tide_error *err)
+static int write_step(struct tide_tracked_write *w, uint64_t off, uint64_t len, struct tide_error *err)
 {
 	switch (w->args.kind) {
 	case TIDE_WRITE_PATTERN:
@@ -260,7 +260,7 @@ static int write_step(struct tide_write *w, uint64_t off, uint64_t len, struct t
 	}
 }
 
-static int write_steps(struct tide_write *w, struct tide_error *err)
+static int write_steps(struct tide_tracked_write *w, struct tide_error *err)
 {
 	uint64_t step = w->args.kind == TIDE_WRITE_PATTERN ? BUFFER_SIZE : ZERO_STEP;
 
@@ -284,7 +284,7 @@ static int write_steps(struct tide_write *w, struct tide_error *err)
 }
 
 /* The data, and then the file's times too: the stamp must still be right after a power loss. */
-static int make_durable(struct tide_write *w, struct tide_error *err)
+static int make_durable(struct tide_tracked_write *w, struct tide_error *err)
 {
 	if (tide_image_flush(w->node->image, err) < 0)
 		return -1;
@@ -292,20 +292,21 @@ static int make_durable(struct tide_write *w, struct tide_error *err)
 }
 
 /* Granules that are dirty because of this write alone, and that it did not reach, are clean again. */
-static void settle_log(struct tide_write *w)
+static void settle_log(struct tide_tracked_write *w)
 {
-	uint64_t granule = tide_bitmap_granularity(w->fresh), start, len;
+	uint64_t granule = tide_bitmap_granularity(w->newly_set), start, len;
 	uint64_t off = tide_range_align_up(w->args.offset + w->done, granule);
 
 	if (w->done == 0)
 		off = tide_range_align_down(w->args.offset, granule);
-	while (off < tide_bitmap_size(w->fresh) && tide_bitmap_next_dirty(w->fresh, off, UINT64_MAX, &start, &len)) {
+	while (off < tide_bitmap_size(w->newly_set) &&
+	       tide_bitmap_next_dirty(w->newly_set, off, UINT64_MAX, &start, &len)) {
 		tide_write_log_unset(w->node->log, start, len);
 		off = start + len;
 	}
 }
 
-static void settle_inside(struct tide_write *w)
+static void settle_inside(struct tide_tracked_write *w)
 {
 	tide_sidecar_free(w->node->inside);
 	w->node->inside = w->before_inside;
@@ -319,7 +320,7 @@ static void settle_inside(struct tide_write *w)
 }
 
 /* The bitmaps as they were, with exactly what was written; and the stamp of now. */
-static int settle(struct tide_write *w, struct tide_error *err)
+static int settle(struct tide_tracked_write *w, struct tide_error *err)
 {
 	if (w->inside && w->recorded != w->done) {
 		settle_inside(w);
@@ -333,7 +334,7 @@ static int settle(struct tide_write *w, struct tide_error *err)
 	return tide_node_log_clean(w->node, err);
 }
 
-int tide_write_run(struct tide_write *w, struct tide_error *err)
+int tide_tracked_write_run(struct tide_tracked_write *w, struct tide_error *err)
 {
 	struct tide_error late = TIDE_ERROR_INIT;
 	int rc;

@@ -1,4 +1,4 @@
-#include "record.h"
+#include "commit_record.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -18,7 +18,7 @@
 #define MAGIC      "tidemark group 1\n"
 #define RECORD_MAX (16 << 20)
 
-int tide_record_add(struct tide_record *record, const char *from, const char *to, struct tide_error *err)
+int tide_commit_record_add(struct tide_commit_record *record, const char *from, const char *to, struct tide_error *err)
 {
 	if (from[0] != '/' || to[0] != '/')
 		return tide_error_set(err, TIDE_E_REFUSED, "'%s' has no absolute path", from[0] == '/' ? to : from);
@@ -40,8 +40,9 @@ static void add_hex(struct tide_strbuf *text, const uint8_t *bytes, size_t n)
 }
 
 /* Numbers in hexadecimal: offset, length, before, after, the guard's three, and the stamp's four. */
-int tide_record_add_switch(struct tide_record *record, const char *image, const struct tide_driver_switch *sw,
-                           const struct tide_stamp *stamp, struct tide_error *err)
+int tide_commit_record_add_switch(struct tide_commit_record *record, const char *image,
+                                  const struct tide_driver_switch *sw, const struct tide_stamp *stamp,
+                                  struct tide_error *err)
 {
 	struct tide_strbuf text = TIDE_STRBUF_INIT;
 	int rc = -1;
@@ -110,7 +111,7 @@ static bool parse_switch(const char *p, struct tide_driver_switch *sw, struct ti
 	return true;
 }
 
-static int write_durable(struct tide_record *record, const char *path, bool exclusive, struct tide_error *err)
+static int write_durable(struct tide_commit_record *record, const char *path, bool exclusive, struct tide_error *err)
 {
 	struct tide_staged st = TIDE_STAGED_INIT;
 	uint8_t crc[4];
@@ -125,7 +126,7 @@ static int write_durable(struct tide_record *record, const char *path, bool excl
 	return rc;
 }
 
-int tide_record_commit(struct tide_record *record, const char *path, struct tide_error *err)
+int tide_commit_record_commit(struct tide_commit_record *record, const char *path, struct tide_error *err)
 {
 	struct tide_error why = TIDE_ERROR_INIT;
 
@@ -139,7 +140,7 @@ int tide_record_commit(struct tide_record *record, const char *path, struct tide
 	return 0;
 }
 
-void tide_record_release(struct tide_record *record)
+void tide_commit_record_release(struct tide_commit_record *record)
 {
 	tide_strbuf_release(&record->text);
 }
@@ -169,8 +170,8 @@ static int read_record(const char *path, char **text, size_t *len, struct tide_e
 	return 1;
 }
 
-int tide_record_find_switch(const char *path, const char *image, struct tide_driver_switch *sw,
-                            struct tide_stamp *stamp, struct tide_error *err)
+int tide_commit_record_find_switch(const char *path, const char *image, struct tide_driver_switch *sw,
+                                   struct tide_stamp *stamp, struct tide_error *err)
 {
 	TIDE_AUTOFREE char *text = NULL;
 	TIDE_AUTOFREE char *done = tide_mem_printf(err, "%s.done", path);
@@ -198,9 +199,9 @@ int tide_record_find_switch(const char *path, const char *image, struct tide_dri
 
 /* ---- pointers ---------------------------------------------------------------------- */
 
-int tide_record_point(const char *pointer, uint64_t token, const char *record, struct tide_error *err)
+int tide_commit_record_point(const char *pointer, uint64_t token, const char *record, struct tide_error *err)
 {
-	struct tide_record text = TIDE_RECORD_INIT;
+	struct tide_commit_record text = TIDE_COMMIT_RECORD_INIT;
 	uint8_t raw[8];
 	int rc;
 
@@ -209,11 +210,11 @@ int tide_record_point(const char *pointer, uint64_t token, const char *record, s
 	tide_strbuf_add(&text.text, raw, sizeof(raw));
 	tide_strbuf_add(&text.text, record, strlen(record) + 1);
 	rc = text.text.failed ? tide_error_set_nomem(err) : write_durable(&text, pointer, false, err);
-	tide_record_release(&text);
+	tide_commit_record_release(&text);
 	return rc;
 }
 
-int tide_record_read_pointer(const char *pointer, uint64_t *token, char **record, struct tide_error *err)
+int tide_commit_record_read_pointer(const char *pointer, uint64_t *token, char **record, struct tide_error *err)
 {
 	TIDE_AUTOFREE char *text = NULL;
 	size_t len = 0, head = strlen(MAGIC) + 8;
@@ -244,7 +245,7 @@ static int rename_one(const char *from, const char *to, struct tide_error *err)
 	return tide_sysio_fsync_dir(to, err);
 }
 
-int tide_record_roll_forward(const char *path, struct tide_error *err)
+int tide_commit_record_roll_forward(const char *path, struct tide_error *err)
 {
 	TIDE_AUTOFREE char *text = NULL;
 	size_t len = 0;
@@ -269,7 +270,7 @@ int tide_record_roll_forward(const char *path, struct tide_error *err)
 	return 1;
 }
 
-void tide_record_forget(const char *path)
+void tide_commit_record_forget(const char *path)
 {
 	TIDE_AUTOFREE char *done = tide_mem_printf(NULL, "%s.done", path);
 
