@@ -1,3 +1,8 @@
+/*
+ * The sidecar in memory: a list of bitmap entries, newest first, each with its bitmap either still
+ * encoded or decoded on first use. This file allocates, copies, finds and frees entries;
+ * sidecar_decode.c and sidecar_encode.c convert the list from and to bytes.
+ */
 #include "sidecar.h"
 
 #include <stdlib.h>

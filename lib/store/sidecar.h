@@ -1,10 +1,10 @@
 /*
- * The sidecar's codec: the bytes of IMAGE.bitmaps to structures and back.  No I/O but through the functions it is
- * given. The format is specified in man/tidemark-sidecar.5, field by field; this is its only implementation.
+ * The sidecar's codec: converts the bytes of IMAGE.bitmaps to structures and back. It does no I/O except
+ * through the functions it is given. man/tidemark-sidecar.5 specifies the format, field by field; this is
+ * its only implementation.
  *
- * Bitmaps are decoded when they are first needed.  Until then an entry keeps its encoded
- * chunks, checked, and encoding writes them out as they came, so that a command pays for
- * the bitmaps it touches and no others.
+ * Bitmaps are decoded when they are first needed. Until then an entry keeps its checked, encoded chunks,
+ * and encoding writes them unchanged, so that a command pays only for the bitmaps it touches.
  */
 #ifndef TIDE_SIDECAR_H
 #define TIDE_SIDECAR_H
@@ -16,36 +16,37 @@
 struct tide_sidecar_bitmap {
 	char *name;     /* 1..1023 bytes and a NUL; NULL for a successor */
 	bool enabled;   /* records */
-	bool untracked; /* the image was written around the tracking: shown as inconsistent */
+	bool untracked; /* the image was written without tracking: shown as inconsistent */
 	uint64_t token; /* not 0: busy, owned by the job that holds this lock token */
 	char *group;    /* busy in a group: the absolute path of the group's record (group.h); else NULL */
 	uint64_t granularity;
-	uint64_t count;             /* dirty granules; kept right by the codec on decode, by callers via _bitmap */
+	uint64_t count;             /* dirty granules; set by decode, then by callers through _bitmap */
 	struct tide_bitmap *bitmap; /* NULL while still encoded */
-	uint8_t *encoded;           /* the chunk records; NULL once the bitmap has been decoded */
+	uint8_t *encoded;           /* the chunk records; NULL once decoded */
 	size_t encoded_len;
 	struct tide_sidecar_bitmap *successor; /* of a busy bitmap, else NULL */
 
-	/* For a node's bitmaps inside the image (node_inside.h), which are never encoded. */
+	/* Only for a node's bitmaps inside the image (node_inside.h), which are never encoded: */
 	bool inside;
 	bool in_use;  /* a program died while it had it open: the contents say nothing */
 	bool lent;    /* marked there as in use by us: the write log records for it */
-	bool changed; /* the contents are not those that are stored */
+	bool changed; /* the contents differ from the stored ones */
 	bool is_stored;
-	size_t stored; /* its place in the image's directory */
+	size_t stored; /* its index in the image's directory */
 };
 
 #define TIDE_SIDECAR_FORMAT_MAX 15
 
 struct tide_sidecar {
-	uint64_t compatible;                      /* unknown compatible feature bits, kept */
-	uint64_t generation;                      /* counts the replacements */
-	uint64_t disk_size;                       /* bytes */
-	char format[TIDE_SIDECAR_FORMAT_MAX + 1]; /* of the image, pinned: "raw", "qcow2" */
+	uint64_t compatible; /* unknown compatible feature bits, preserved */
+	uint64_t generation; /* counts the replacements */
+	uint64_t disk_size;  /* bytes */
+	char format[TIDE_SIDECAR_FORMAT_MAX +
+	            1]; /* of the image, recorded so that it is never probed: "raw", "qcow2" */
 	struct tide_stamp stamp;
 	uint64_t log;      /* identity of the write log whose bits were added last (write_log.h), or 0 */
-	uint32_t checksum; /* of the header that it was decoded from; 0: it is not on disk */
-	uint64_t writer;   /* not 0: a tracked write is under way, by the holder of this lock token */
+	uint32_t checksum; /* of the header it was decoded from; 0: not on disk */
+	uint64_t writer;   /* not 0: a tracked write is running, by the holder of this lock token */
 	size_t n, room;
 	struct tide_sidecar_bitmap **items; /* newest first */
 };
@@ -53,40 +54,43 @@ struct tide_sidecar {
 struct tide_sidecar *tide_sidecar_new(struct tide_error *err);
 void tide_sidecar_free(struct tide_sidecar *sc);
 
-/* A deep copy; bitmaps still encoded stay so. */
+/* A deep copy; encoded bitmaps stay encoded. */
 struct tide_sidecar *tide_sidecar_copy(const struct tide_sidecar *sc, struct tide_error *err);
 
 struct tide_sidecar_bitmap *tide_sidecar_bitmap_new(const char *name, uint64_t disk_size, uint64_t granularity,
                                                     struct tide_error *err);
 void tide_sidecar_bitmap_free(struct tide_sidecar_bitmap *entry);
 
-/* Puts an entry, now the sidecar's, at index (0: newest). */
+/* Inserts an entry at index (0: newest); the sidecar then owns it. */
 int tide_sidecar_insert(struct tide_sidecar *sc, size_t index, struct tide_sidecar_bitmap *entry,
                         struct tide_error *err);
-/* Takes it out; the entry is the caller's again. */
+/* Removes the entry from the list; the caller then owns it. */
 struct tide_sidecar_bitmap *tide_sidecar_take(struct tide_sidecar *sc, size_t index);
 /* Its index, or -1. */
 long tide_sidecar_find(const struct tide_sidecar *sc, const char *name);
 
-/* The decoded bitmap of an entry, decoding it first if need be.  Once called, `bitmap` is what will be stored. */
+/* The bitmap of an entry, decoded now if it was not yet. From then on `bitmap` is what encoding stores. */
 struct tide_bitmap *tide_sidecar_bitmap_load(const struct tide_sidecar *sc, struct tide_sidecar_bitmap *entry,
                                              struct tide_error *err);
-/* The entry holds nothing any more, and what it held is not decoded for that. */
+/* Replaces the entry's bitmap by a clean one, without decoding the old one. */
 struct tide_bitmap *tide_sidecar_bitmap_clear(const struct tide_sidecar *sc, struct tide_sidecar_bitmap *entry,
                                               struct tide_error *err);
-/* A busy entry's job is over: what its successor recorded is added, and successor, token and group are gone. */
+/* Ends a busy entry's freeze: merges its successor into it and resets successor, token and group. */
 int tide_sidecar_bitmap_thaw(const struct tide_sidecar *sc, struct tide_sidecar_bitmap *entry, struct tide_error *err);
-/* Dirty granules, without decoding. */
+/* The number of dirty granules, without decoding. */
 uint64_t tide_sidecar_bitmap_count(const struct tide_sidecar_bitmap *entry);
 
-/* How much of a file says which sidecar it is, and how: its header's checksum; 0 for what is none. */
+/*
+ * The first bytes of a file that identify a sidecar and its version, and the checksum of its header; 0 when the
+ * file is not a sidecar.
+ */
 #define TIDE_SIDECAR_HEAD 128u
 uint32_t tide_sidecar_checksum(const void *head, size_t len);
 
 /* Does a file begin like a sidecar? */
 bool tide_sidecar_is_one(const void *head, size_t len);
 
-/* A file that is read and written in parts, at byte offsets: all of buf, or -1. */
+/* A file read or written in parts, at byte offsets. Each call transfers all of buf or returns -1. */
 struct tide_sidecar_reader {
 	int (*read)(void *ctx, void *buf, size_t len, uint64_t off, struct tide_error *err);
 	void *ctx;
@@ -98,14 +102,17 @@ struct tide_sidecar_writer {
 };
 
 /*
- * Checks everything: magic, version, features, every checksum, every length, every name.
- * A failure is TIDE_E_CORRUPT or TIDE_E_UNSUPPORTED and says what, where (byte offset),
- * expected and found.
+ * Checks everything: magic, version, features, every checksum, every length, every name. A failure is
+ * TIDE_E_CORRUPT or TIDE_E_UNSUPPORTED and names the field, its byte offset, the expected and the found
+ * value.
  */
 struct tide_sidecar *tide_sidecar_decode(const void *data, size_t len, struct tide_error *err);
 int tide_sidecar_encode(const struct tide_sidecar *sc, struct tide_strbuf *out, struct tide_error *err);
 
-/* The same from and to a file; a large one is in memory once, as what the entries keep, not also as a whole. */
+/*
+ * The same from and to a file. A large file is held in memory once, as the entries' encoded chunks, and never as a
+ * whole beside them.
+ */
 struct tide_sidecar *tide_sidecar_read(const struct tide_sidecar_reader *reader, size_t len, struct tide_error *err);
 /* checksum: the new header's. */
 int tide_sidecar_write(const struct tide_sidecar *sc, const struct tide_sidecar_writer *writer, uint32_t *checksum,

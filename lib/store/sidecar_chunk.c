@@ -1,3 +1,8 @@
+/*
+ * The chunk records of a sidecar: the dirty granules of one bitmap, in chunks of fixed size. A
+ * clean chunk has no record; the others are full, a list of positions, compressed with zstd, or
+ * plain bits, whichever is smallest. This file checks, loads and makes records.
+ */
 #include "base/bytes.h"
 #include "base/checksum.h"
 #include "base/compress.h"
@@ -7,16 +12,16 @@
 #define CHUNK_BITS  TIDE_BITMAP_CHUNK_BITS
 #define CHUNK_BYTES TIDE_BITMAP_CHUNK_BYTES
 
-/* Up to this many bits a list takes 512 bytes and no time. */
+/* Up to this many bits a list takes about 512 bytes and no noticeable time. */
 #define LIST_MAX   255u
 #define ZSTD_LEVEL 1
-/* A record of any kind, and what zstd may need to find out that it is none. */
+/* Room for a record of any kind, and for zstd's output when compression gains nothing. */
 #define RECORD_ROOM (TIDE_SIDECAR_RECORD_PAYLOAD + 2 * CHUNK_BYTES)
 
 struct record {
-	uint64_t at; /* in the file */
+	uint64_t at; /* offset in the file */
 	uint64_t index;
-	unsigned kind, bits; /* bits: that exist in this chunk */
+	unsigned kind, bits; /* bits: how many this chunk has */
 	const uint8_t *payload;
 	size_t len;
 };
@@ -33,7 +38,7 @@ static unsigned chunk_bits(uint64_t bits, uint64_t index)
 	return (unsigned)TIDE_MIN((uint64_t)CHUNK_BITS, bits - index * CHUNK_BITS);
 }
 
-/* The record at *pos; moves *pos behind it. */
+/* Reads the record at *pos and moves *pos to its end. */
 static int next_record(const uint8_t *data, size_t len, uint64_t at, size_t *pos, struct record *r,
                        struct tide_error *err)
 {
@@ -60,7 +65,7 @@ static int next_record(const uint8_t *data, size_t len, uint64_t at, size_t *pos
 
 /* ---- checking ---------------------------------------------------------------------- */
 
-static int check_place(struct record *r, uint64_t bits, uint64_t next_index, struct tide_error *err)
+static int check_index(struct record *r, uint64_t bits, uint64_t next_index, struct tide_error *err)
 {
 	uint64_t chunks = tide_range_div_up(bits, CHUNK_BITS);
 
@@ -86,7 +91,7 @@ static int check_list(const struct record *r, struct tide_error *err)
 		return -1;
 	if (r->len % 2)
 		return tide_error_set(err, TIDE_E_CORRUPT,
-		                      "chunk length at byte %" PRIu64 ": expected an even one, found %zu",
+		                      "chunk length at byte %" PRIu64 ": expected an even number, found %zu",
 		                      r->at + TIDE_SIDECAR_RECORD_LEN, r->len);
 	for (size_t i = 0; i < r->len; i += 2) {
 		unsigned pos = tide_get_le16(r->payload + i);
@@ -99,7 +104,7 @@ static int check_list(const struct record *r, struct tide_error *err)
 	return 0;
 }
 
-/* The bits of a whole chunk: some set, none behind the end of the disk. *count: how many. */
+/* Checks the bits of a whole chunk: at least one is set, none beyond the end of the disk. *count: how many are set. */
 static int check_plain(const struct record *r, const uint8_t *data, unsigned *count, struct tide_error *err)
 {
 	unsigned past = 0;
@@ -123,7 +128,10 @@ static int check_plain(const struct record *r, const uint8_t *data, unsigned *co
 	return 0;
 }
 
-/* Checks the payload and adds the least and the most dirty granules it can stand for. */
+/*
+ * Checks the payload and adds the smallest and the largest number of dirty granules that it can contain. A
+ * compressed payload is not unpacked here, so the two may differ.
+ */
 static int check_payload(const struct record *r, uint64_t *least, uint64_t *most, struct tide_error *err)
 {
 	unsigned min, max;
@@ -173,7 +181,7 @@ int tide_sidecar_chunk_check(const uint8_t *data, size_t len, uint64_t at, uint6
 		    tide_sidecar_format_check_crc(err, "chunk record", r.at + TIDE_SIDECAR_RECORD_CRC,
 		                                  record_crc(p, r.len),
 		                                  tide_get_le32(p + TIDE_SIDECAR_RECORD_CRC)) < 0 ||
-		    check_place(&r, bits, next_index, err) < 0 || check_payload(&r, &least, &most, err) < 0)
+		    check_index(&r, bits, next_index, err) < 0 || check_payload(&r, &least, &most, err) < 0)
 			return -1;
 		next_index = r.index + 1;
 	}
@@ -230,7 +238,7 @@ int tide_sidecar_chunk_load(const uint8_t *data, size_t len, struct tide_bitmap 
 	for (size_t pos = 0; pos < len;) {
 		struct record r;
 
-		if (next_record(data, len, 0, &pos, &r, err) < 0 || check_place(&r, bits, next_index, err) < 0 ||
+		if (next_record(data, len, 0, &pos, &r, err) < 0 || check_index(&r, bits, next_index, err) < 0 ||
 		    check_payload(&r, &least, &most, err) < 0 || load_record(&r, bm, err) < 0)
 			return -1;
 		next_index = r.index + 1;
@@ -240,7 +248,10 @@ int tide_sidecar_chunk_load(const uint8_t *data, size_t len, struct tide_bitmap 
 
 /* ---- encoding ---------------------------------------------------------------------- */
 
-/* Which of 64 words are not zero.  Without a branch a word, for few bits come at random. */
+/*
+ * A mask of the words among 64 that are not zero. It has no branch per word, because set bits come at random and a
+ * branch would be mispredicted.
+ */
 static uint64_t nonzero_words(const uint8_t *data)
 {
 	uint64_t mask = 0;
@@ -250,7 +261,7 @@ static uint64_t nonzero_words(const uint8_t *data)
 	return mask;
 }
 
-/* The positions of the set bits, at most LIST_MAX of them; returns their length, 0 when there are more. */
+/* Writes the positions of the set bits. Returns their length in bytes, or 0 when there are more than LIST_MAX. */
 static size_t make_list(uint8_t *out, const uint8_t *data)
 {
 	size_t len = 0;
@@ -270,7 +281,7 @@ static size_t make_list(uint8_t *out, const uint8_t *data)
 	return len;
 }
 
-/* The smallest record of what is not full, in the order: few bits, compressible, neither. */
+/* Chooses the smallest record of a chunk that is not full, in the order: few bits, compressible, neither. */
 static int make_payload(uint8_t *out, const uint8_t *data, unsigned *kind, size_t *len, struct tide_error *err)
 {
 	*kind = TIDE_SIDECAR_KIND_LIST;
@@ -289,7 +300,7 @@ static int make_payload(uint8_t *out, const uint8_t *data, unsigned *kind, size_
 	return 0;
 }
 
-/* The payload of any chunk that is not clean. */
+/* Makes the payload of a chunk that is not clean. */
 static int make_record(uint8_t *out, const struct tide_bitmap *bm, uint64_t index, unsigned *kind, size_t *len,
                        struct tide_error *err)
 {

@@ -1,3 +1,9 @@
+/*
+ * Decodes a sidecar. The file is not trusted: the header, the directory and each bitmap's chunk
+ * records are checked before they are used, and every failed check has a message of its own. A
+ * small file is read at once; of a large one the header and directory are read first, then each
+ * entry's chunk records straight into the entry.
+ */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,16 +14,16 @@
 #include "base/range.h"
 #include "sidecar_format.h"
 
-/* A sidecar of no more than this is read at once. */
+/* A sidecar up to this size is read at once. */
 #define AT_ONCE ((size_t)256 << 10)
 
 struct decoder {
 	const uint8_t *data;
-	size_t have; /* bytes there; the directory is among them, and */
-	size_t len;  /* all that there are, the rest of them to be read */
+	size_t have; /* bytes in data, which include the directory */
+	size_t len;  /* bytes in the file; the reader supplies those after `have` */
 	const struct tide_sidecar_reader *reader;
 	struct tide_sidecar *sc;
-	uint64_t entry_at, dir_end; /* the next directory entry, and the end of the directory */
+	uint64_t entry_at, dir_end; /* offset of the next directory entry, and the end of the directory */
 	uint64_t data_at;           /* where the next entry's chunk records must begin */
 	uint32_t n;                 /* entries so far */
 };
@@ -41,7 +47,7 @@ static int check_magic(const struct decoder *d, struct tide_error *err)
 	return 0;
 }
 
-/* Names each bit. */
+/* Names each unknown feature bit. */
 static int refuse_features(uint64_t bits, struct tide_error *err)
 {
 	char list[64 * 4] = "";
@@ -55,7 +61,7 @@ static int refuse_features(uint64_t bits, struct tide_error *err)
 	                      TIDE_SIDECAR_AT_INCOMPATIBLE, bits, list);
 }
 
-/* What must be right before any other field means anything. */
+/* These fields must be right before any other field has a meaning. */
 static int check_header(const struct decoder *d, struct tide_error *err)
 {
 	const uint8_t *p = d->data;
@@ -77,7 +83,7 @@ static int check_header(const struct decoder *d, struct tide_error *err)
 		return refuse_features(tide_get_le64(p + TIDE_SIDECAR_AT_INCOMPATIBLE), err);
 	if (tide_get_le64(p + TIDE_SIDECAR_AT_FILE_LEN) != d->len)
 		return tide_error_set(err, TIDE_E_CORRUPT,
-		                      "sidecar: expected %" PRIu64 " bytes, as byte %d says, found %zu",
+		                      "sidecar: expected %" PRIu64 " bytes according to byte %d, found %zu",
 		                      tide_get_le64(p + TIDE_SIDECAR_AT_FILE_LEN), TIDE_SIDECAR_AT_FILE_LEN, d->len);
 	return 0;
 }
@@ -114,8 +120,8 @@ static int get_stamp(const struct decoder *d, struct tide_error *err)
 	stamp->mtime_nsec = tide_get_le32(d->data + TIDE_SIDECAR_AT_STAMP_NSEC);
 	if (!stamp->valid && (stamp->size || stamp->mtime_sec || stamp->mtime_nsec))
 		return tide_error_set(err, TIDE_E_CORRUPT,
-		                      "sidecar stamp at byte %d: expected zeroes, for byte %d says that "
-		                      "it is not valid",
+		                      "sidecar stamp at byte %d: expected zeroes, because byte %d marks "
+		                      "it as invalid",
 		                      TIDE_SIDECAR_AT_STAMP_SIZE, TIDE_SIDECAR_AT_FLAGS);
 	return tide_sidecar_format_check_range(err, "sidecar stamp's nanoseconds", TIDE_SIDECAR_AT_STAMP_NSEC, 0,
 	                                       999999999, stamp->mtime_nsec);
@@ -150,7 +156,7 @@ static int get_header(struct decoder *d, struct tide_error *err)
 
 /* ---- directory --------------------------------------------------------------------- */
 
-/* The length of the group's path, which follows the name; 0: there is none. */
+/* The length of the group's path, which follows the name; 0: no group. */
 static int check_group(const struct decoder *d, size_t name_len, uint64_t left, size_t *group_len,
                        struct tide_error *err)
 {
@@ -169,7 +175,7 @@ static int check_group(const struct decoder *d, size_t name_len, uint64_t left, 
 	                                       *group_len);
 }
 
-/* Lengths, name and padding of the entry at entry_at. *name_len: 0 for a successor. */
+/* Checks lengths, name and padding of the entry at entry_at. *name_len: 0 for a successor. */
 static int check_entry(const struct decoder *d, const struct tide_sidecar_bitmap *parent, size_t *name_len,
                        size_t *group_len, struct tide_error *err)
 {
@@ -241,7 +247,7 @@ static int get_granularity(const struct decoder *d, const struct tide_sidecar_bi
 	return 0;
 }
 
-/* The chunk records: checked, kept as they are. */
+/* Checks the chunk records and keeps them encoded. */
 static int get_data(struct decoder *d, struct tide_sidecar_bitmap *e, struct tide_error *err)
 {
 	const uint8_t *p = d->data + d->entry_at;
@@ -301,7 +307,7 @@ static void freep(struct tide_sidecar_bitmap **entry)
 	tide_sidecar_bitmap_free(*entry);
 }
 
-/* One entry; with the one after it, if that is its successor. */
+/* Decodes one entry, and the next one with it when that is its successor. */
 static int get_entry(struct decoder *d, const struct tide_sidecar_bitmap *parent, struct tide_sidecar_bitmap **out,
                      struct tide_error *err)
 {
@@ -366,7 +372,7 @@ struct tide_sidecar *tide_sidecar_decode(const void *data, size_t len, struct ti
 	return decode(&d, err);
 }
 
-/* Where it ends as the header says, checked or not; at most len. */
+/* The end of the directory according to the header, which is not checked yet; at most len. */
 static size_t directory_end(const uint8_t *head, size_t have, size_t len)
 {
 	if (have < TIDE_SIDECAR_HEADER_LEN)
@@ -375,7 +381,7 @@ static size_t directory_end(const uint8_t *head, size_t have, size_t len)
 	                        TIDE_SIDECAR_HEADER_LEN + (uint64_t)tide_get_le32(head + TIDE_SIDECAR_AT_DIR_LEN));
 }
 
-/* The beginning of the file, `have` bytes of it. */
+/* The first `have` bytes of the file. */
 static uint8_t *read_head(const struct tide_sidecar_reader *reader, size_t have, struct tide_error *err)
 {
 	uint8_t *data = tide_mem_aligned(64, have + 1, err);

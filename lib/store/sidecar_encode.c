@@ -1,3 +1,8 @@
+/*
+ * Encodes a sidecar: checks that it can be stored, then writes each entry's chunk records, and the
+ * header and directory last, when offsets and checksums are known. With a writer, chunk records
+ * leave memory in parts as they are made; without one the whole sidecar stays in the string buffer.
+ */
 #include <string.h>
 
 #include "base/bytes.h"
@@ -5,7 +10,7 @@
 #include "base/range.h"
 #include "sidecar_format.h"
 
-/* Whatever decode would refuse is not written. */
+/* The encoder refuses whatever the decoder would refuse. */
 static int check_entry(const struct tide_sidecar *sc, const struct tide_sidecar_bitmap *e, struct tide_error *err)
 {
 	const char *name = e->name ? e->name : "(successor)";
@@ -70,20 +75,20 @@ static int check_sidecar(const struct tide_sidecar *sc, struct tide_error *err)
 	return twice ? tide_error_set(err, TIDE_E_REFUSED, "Bitmap already exists: %s", twice) : -1;
 }
 
-/* So much is gathered before it is written. */
+/* Chunk records are gathered up to this size before they are written. */
 #define PART ((size_t)256 << 10)
 
 struct encoder {
 	struct tide_strbuf *out;
-	size_t base;   /* where the sidecar begins in out */
-	size_t entry;  /* where the next directory entry goes, from there */
-	uint32_t n;    /* entries so far */
-	size_t head;   /* length of header and directory, which stay in out; */
-	uint64_t gone; /* of what follows them, so much has been written and is not there any more */
-	const struct tide_sidecar_writer *writer; /* or NULL: all of it stays */
+	size_t base;                              /* start of the sidecar in out */
+	size_t entry;                             /* offset of the next directory entry from base */
+	uint32_t n;                               /* entries so far */
+	size_t head;                              /* length of header and directory, which stay in out */
+	uint64_t gone;                            /* bytes after the head that were written and have left out */
+	const struct tide_sidecar_writer *writer; /* NULL: everything stays in out */
 };
 
-/* How much of the sidecar there is. */
+/* The length of the sidecar so far. */
 static uint64_t length(const struct encoder *enc)
 {
 	return enc->out->len - enc->base + enc->gone;
@@ -97,7 +102,7 @@ static int write_at_end(struct encoder *enc, const void *data, size_t len, struc
 	return 0;
 }
 
-/* What has been gathered, if it is enough. */
+/* Writes the gathered records once they have reached `enough` bytes. */
 static int drain(struct encoder *enc, size_t enough, struct tide_error *err)
 {
 	size_t head = enc->base + enc->head, n = enc->out->len - head;
@@ -132,7 +137,7 @@ static int add_bitmap(struct encoder *enc, const struct tide_bitmap *bm, struct 
 	return rc;
 }
 
-/* Space to be filled in later. */
+/* Reserves space for header and directory, which are filled in later. */
 static void add_zeroes(struct tide_strbuf *out, uint64_t len)
 {
 	static const char zeroes[4096];
@@ -244,7 +249,10 @@ static int encode(const struct tide_sidecar *sc, struct encoder *enc, struct tid
 	return 0;
 }
 
-/* The head last, for only now it is known; if nothing was written before, all of it at once. */
+/*
+ * The head is written last, because only now its checksums are known. If nothing was written before, everything is
+ * written at once.
+ */
 static int write_head(struct encoder *enc, struct tide_error *err)
 {
 	if (enc->gone && drain(enc, 0, err) < 0)

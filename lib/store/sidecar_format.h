@@ -57,7 +57,7 @@ enum tide_sidecar_entry {
 #define TIDE_SIDECAR_ENABLED   0x01u
 #define TIDE_SIDECAR_UNTRACKED 0x02u
 #define TIDE_SIDECAR_BUSY      0x04u
-#define TIDE_SIDECAR_GROUP     0x08u /* behind the name: u16 length, path of the group's record */
+#define TIDE_SIDECAR_GROUP     0x08u /* after the name: u16 length, absolute path of the group's record */
 #define TIDE_SIDECAR_SUCCESSOR 0x10u /* the next entry is this one's successor */
 #define TIDE_SIDECAR_FLAGS_ALL 0x1fu
 
@@ -80,13 +80,13 @@ enum tide_sidecar_kind {
 	TIDE_SIDECAR_KIND_PLAIN = 4,
 };
 
-/* group_len 0: none. */
+/* group_len 0: no group. */
 static inline size_t tide_sidecar_entry_len(size_t name_len, size_t group_len)
 {
 	return (TIDE_SIDECAR_ENTRY_NAME + name_len + (group_len ? 2 + group_len : 0) + 7) & ~(size_t)7;
 }
 
-/* The shapes that most complaints have. */
+/* The common forms of messages about damage. */
 static inline int tide_sidecar_format_bad(struct tide_error *err, const char *what, uint64_t at, uint64_t expected,
                                           uint64_t found)
 {
@@ -116,17 +116,19 @@ static inline int tide_sidecar_format_check_crc(struct tide_error *err, const ch
 	                      expected, found);
 }
 
-/* Is each name there once?  0, or -1 with *twice one that is not, or NULL and the error set. */
+/* Does each name occur once? 0: yes. -1: *twice is a duplicate name, or NULL with the error set. */
 int tide_sidecar_names_check(const struct tide_sidecar *sc, const char **twice, struct tide_error *err);
 
 /*
  * Chunk records (sidecar_chunk.c).
  *
- * check: everything that needs no decompression; at is where data stands in the file, and
- * count the dirty granules that the entry at byte entry_at promises.
+ * check: checks everything that needs no decompression. at is the offset of data in the file; count is the
+ * number of dirty granules that the entry at byte entry_at states.
+ *
  * load: puts the chunks, checked before, into a clean bitmap.
- * add: appends the records of a bitmap from chunk *next on, until they are `enough` bytes; *next is then where to go
- * on, and it returns 1, or 0 when there are no more.
+ *
+ * add: appends the records of a bitmap from chunk *next on, until they reach `enough` bytes. Returns 1 with
+ * *next as the chunk to continue at, or 0 when no more follow.
  */
 int tide_sidecar_chunk_check(const uint8_t *data, size_t len, uint64_t at, uint64_t bits, uint64_t count,
                              uint64_t entry_at, struct tide_error *err);

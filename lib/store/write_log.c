@@ -1,3 +1,8 @@
+/*
+ * The write log's file: opening, creating, the mapping, setting bits, and making them durable. Bits
+ * are set with atomic operations in memory that maps the file; the two state slots in the header
+ * record who writes. The format is in write_log_codec.c, the rules in write_log.h.
+ */
 #include "write_log.h"
 
 #include <endian.h>
@@ -21,9 +26,9 @@
 #include "store.h"
 #include "base/sysio.h"
 
-/* Space is allocated so much at a time: the bits of 512 GiB, at 64 KiB a granule. */
+/* The unit of allocation: the bits of 512 GiB, at 64 KiB a granule. */
 #define CHUNK (UINT64_C(1) << 20)
-/* No log has more bits; a disk that is too large for its granularity gets coarser ones in the log. */
+/* The most bits a log has; for a disk with more granules the log uses a coarser granularity. */
 #define BITS_MAX (UINT64_C(1) << 39)
 
 struct tide_write_log {
@@ -32,17 +37,17 @@ struct tide_write_log {
 	int fd;
 	uint64_t bits_at, bits_len; /* in the file, bytes */
 
-	/* While active: */
-	_Atomic uint64_t *bits;    /* the file's */
-	_Atomic uint64_t *durable; /* those that are on stable storage; NULL: nobody asks */
-	atomic_uchar *allocated;   /* a chunk each */
+	/* Only while active: */
+	_Atomic uint64_t *bits;    /* mapped from the file */
+	_Atomic uint64_t *durable; /* bits known to be on stable storage; NULL: durability not requested */
+	atomic_uchar *allocated;   /* one per chunk */
 	pthread_mutex_t alloc_lock;
 
 	pthread_mutex_t sync_lock;
 	pthread_cond_t synced;
 	uint64_t syncs_begun, syncs_done;
 	bool syncing;
-	int sync_failed; /* errno, for good: what had to be written is unknown from then on */
+	int sync_failed; /* errno, kept: after a failed sync the kernel may have dropped any page */
 };
 
 const struct tide_write_log_header *tide_write_log_header(const struct tide_write_log *log)
@@ -59,7 +64,7 @@ unsigned tide_write_log_shift(uint64_t disk_size, unsigned wanted)
 
 /* ---- which boot ---- */
 
-/* Zeroes when it cannot be known. */
+/* All zeroes when the boot id cannot be read. */
 static void boot_id(uint8_t out[16])
 {
 	TIDE_AUTOCLOSE int fd = tide_sysio_open("/proc/sys/kernel/random/boot_id", O_RDONLY, NULL);
@@ -150,7 +155,7 @@ static int read_head(struct tide_write_log *log, struct tide_error *err)
 	size_t len;
 
 	if (fstat(log->fd, &st) < 0)
-		return tide_error_set_sys(err, errno, "Could not look at it");
+		return tide_error_set_sys(err, errno, "Could not get its type and size");
 	if (!S_ISREG(st.st_mode))
 		return tide_error_set(err, TIDE_E_REFUSED, "It is not a regular file");
 	len = TIDE_MIN((uint64_t)st.st_size, TIDE_WRITE_LOG_HEAD_MAX);
@@ -205,8 +210,8 @@ static int prepare_bits(struct tide_write_log *log, struct tide_error *err)
 	return !log->bits || (log->h.state.durable && !log->durable) ? -1 : 0;
 }
 
-/* Nothing of it may move when it is written to again, for that could need space. */
-static void write_in_place(int fd)
+/* Copy on write would need new space when a bit is set later, so it is switched off where the file system has it. */
+static void disable_copy_on_write(int fd)
 {
 	int flags;
 
@@ -222,15 +227,15 @@ static int fill_new(struct tide_write_log *log, int fd, struct tide_error *err)
 
 	if (!head)
 		return -1;
-	write_in_place(fd);
+	disable_copy_on_write(fd);
 	tide_write_log_encode(&log->h, head);
 	if (ftruncate(fd, (off_t)(log->bits_at + log->bits_len)) < 0)
-		return tide_error_set_sys(err, errno, "Could not make it %" PRIu64 " bytes long",
+		return tide_error_set_sys(err, errno, "Could not set its length to %" PRIu64,
 		                          log->bits_at + log->bits_len);
 	return tide_sysio_pwrite(fd, head, log->bits_at, 0, err);
 }
 
-static int put_under_name(struct tide_write_log *log, int image_fd, struct tide_error *err)
+static int create_file(struct tide_write_log *log, int image_fd, struct tide_error *err)
 {
 	struct tide_staged st = TIDE_STAGED_INIT;
 	int rc = -1;
@@ -259,14 +264,14 @@ int tide_write_log_create(const char *path, struct tide_write_log_header *h, int
 	h->inside = NULL;
 	h->n_inside = 0;
 	find_bits(log);
-	if (put_under_name(log, image_fd, err) < 0 || prepare_bits(log, err) < 0)
-		return tide_error_wrap(err, "Could not make the write log '%s'", path);
+	if (create_file(log, image_fd, err) < 0 || prepare_bits(log, err) < 0)
+		return tide_error_wrap(err, "Could not create the write log '%s'", path);
 	*out = log;
 	log = NULL;
 	return 0;
 }
 
-/* The next state goes over the older one. */
+/* Writes the next state over the older one; each slot is one sector. */
 static int put_state(struct tide_write_log *log, const struct tide_write_log_state *state, struct tide_error *err)
 {
 	struct tide_write_log_header next = log->h;
@@ -301,8 +306,11 @@ int tide_write_log_clean(struct tide_write_log *log, const struct tide_stamp *st
 
 /* ---- space ---- */
 
-/* Where it cannot be asked for, writing what is there takes it: nobody has set a bit in this chunk yet. */
-static int take_by_writing(struct tide_write_log *log, uint64_t off, uint64_t len, struct tide_error *err)
+/*
+ * Without fallocate, writing the chunk's present content allocates it. No thread has set a bit in this chunk yet,
+ * so no bit is overwritten.
+ */
+static int allocate_by_writing(struct tide_write_log *log, uint64_t off, uint64_t len, struct tide_error *err)
 {
 	TIDE_AUTOFREE uint8_t *buf = tide_mem_alloc(len, 1, err);
 
@@ -322,8 +330,8 @@ static int allocate_chunk(struct tide_write_log *log, uint64_t chunk, struct tid
 	if (rc == 0)
 		return 0;
 	if (errno == EOPNOTSUPP || errno == ENOSYS)
-		return take_by_writing(log, off, len, err);
-	return tide_error_set_sys(err, errno, "No space for %" PRIu64 " bytes", len);
+		return allocate_by_writing(log, off, len, err);
+	return tide_error_set_sys(err, errno, "Could not allocate %" PRIu64 " bytes", len);
 }
 
 static int allocate(struct tide_write_log *log, uint64_t first, uint64_t last, struct tide_error *err)
@@ -347,7 +355,7 @@ static int allocate(struct tide_write_log *log, uint64_t first, uint64_t last, s
 
 /* ---- bits ---- */
 
-/* Those of word w that lie within [first, last], as the file has them. */
+/* The bits of word w within [first, last], in the file's byte order. */
 static uint64_t mask_of(uint64_t w, uint64_t first, uint64_t last)
 {
 	uint64_t mask = UINT64_MAX;
@@ -400,7 +408,10 @@ static int set_bits(struct tide_write_log *log, uint64_t first, uint64_t last, s
 
 /* ---- durability ---- */
 
-/* One sync serves all who had set their bits before it began. */
+/*
+ * One sync serves all threads that set their bits before it began. A thread that comes while a sync runs waits for
+ * the next one, because the running one may have missed its bits.
+ */
 static int sync_bits(struct tide_write_log *log, struct tide_error *err)
 {
 	uint64_t mine;
@@ -450,8 +461,8 @@ int tide_write_log_set(struct tide_write_log *log, uint64_t off, uint64_t len, s
 		return 0;
 	if (!log->bits || !tide_range_is_within(off, len, log->h.disk_size))
 		return tide_error_set(err, TIDE_E_REFUSED,
-		                      "The write log '%s' has no place for %" PRIu64 " bytes at %" PRIu64, log->path,
-		                      len, off);
+		                      "The write log '%s' does not cover %" PRIu64 " bytes at %" PRIu64, log->path, len,
+		                      off);
 	if (allocate(log, first, last, err) < 0 || set_bits(log, first, last, newly_set, err) < 0)
 		return -1;
 	return log->durable ? make_durable(log, first, last, err) : 0;
@@ -472,7 +483,9 @@ void tide_write_log_unset(struct tide_write_log *log, uint64_t off, uint64_t len
 
 /* ---- reading ---- */
 
-/* The file's bits are chunks of bitmaps as they stand; in a bitmap of another size those beyond its end are left out.
+/*
+ * The file's bits are laid out as chunks of a bitmap. When bm is for a smaller disk, the chunks beyond its end are
+ * dropped.
  */
 static int read_piece(struct tide_bitmap *bm, uint64_t first_chunk, const uint8_t *buf, uint64_t len,
                       struct tide_error *err)
@@ -498,7 +511,7 @@ int tide_write_log_read(struct tide_write_log *log, struct tide_bitmap *bm, stru
 		bool data;
 
 		tide_sysio_extent(log->fd, log->bits_at + at, log->bits_len - at, &data, &n);
-		/* Whole chunks of a bitmap, whatever the file system's blocks are. */
+		/* Skip whole bitmap chunks only, whatever the file system's block size is. */
 		if (!data && n >= TIDE_BITMAP_CHUNK_BYTES) {
 			at += tide_range_align_down(n, TIDE_BITMAP_CHUNK_BYTES);
 			continue;

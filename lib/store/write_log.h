@@ -1,21 +1,20 @@
 /*
- * The write log: what was written to an image since its sidecar was last replaced, one bit a
- * granule, in a file of its own beside the sidecar (man/tidemark-sidecar.5, THE WRITE LOG).
+ * The write log: which granules of an image were written since its sidecar was last replaced. It is a file
+ * of its own beside the sidecar, one bit a granule (man/tidemark-sidecar.5, THE WRITE LOG).
  *
- * Who records writes holds a lock token (lock.h) and says so in the log; a bit is set before
- * the data is written, in memory that is the file's.  So a program that dies loses no bit:
- * the log says that it was being written, nobody holds the token, and whoever opens the node
- * next takes its bits for dirty (node_log.h).  A writer that ends well leaves the log clean,
- * with the image's stamp of that moment, for the next one to go on with.
+ * A writer holds a lock token (lock.h) and stores it in the log. It sets a bit before it writes the data,
+ * in memory that maps the file. So a program that dies loses no bit: the log still holds a token that
+ * nobody holds any more, and the next program that opens the node counts the log's bits as dirty
+ * (node_log.h). A writer that ends well marks the log as clean and stores the image's stamp of that moment,
+ * so that the next writer can continue the log.
  *
- * Two things are never left to chance.  Space: the parts of the file in which bits are set
- * are allocated first, so a full file system is an error of the write, not a signal.
- * Durability, where it is asked for: a bit is on stable storage when set returns; one sync
- * serves all bits that were set before it began, and bits that are durable cost none.
+ * Two things are never left to chance. Space: the parts of the file in which bits are set are allocated
+ * first, so a full file system is an error of the write, not a signal. Durability, where the caller asks
+ * for it: a bit is on stable storage when set returns; one sync serves all bits that were set before it
+ * began, and bits that are durable already need none.
  *
- * The file is not trusted.  Its header has checksums; the bits have none, for they
- * change one at a time, and any bits are valid bits: what a lost file would hide the
- * header's size, identity and state tell.
+ * The file is not trusted. Its header has checksums. The bits have none, because they change one at a time,
+ * and any bits are valid bits; a lost or replaced file shows in the header's size, identity and state.
  *
  * Threads: set may be called from any number of threads at once, on any ranges.
  */
@@ -25,24 +24,24 @@
 #include "bitmap/bitmap.h"
 #include "base/stamp.h"
 
-/* Who writes now, or how the last one left it. */
+/* The current writer, or how the last one left the log. */
 struct tide_write_log_state {
 	uint64_t sequence;
-	uint64_t token;          /* of who writes; 0: clean */
-	bool durable;            /* a bit is on stable storage before its data, so a power loss loses none */
-	uint8_t boot[16];        /* of the machine that it is written on; zeroes: not known */
-	struct tide_stamp stamp; /* clean: the image's */
+	uint64_t token;          /* the writer's; 0: clean */
+	bool durable;            /* bits reach stable storage before the data: a power loss loses none */
+	uint8_t boot[16];        /* of the machine's boot during which it was written; zeroes: unknown */
+	struct tide_stamp stamp; /* the image's, when clean */
 };
 
 struct tide_write_log_header {
 	uint64_t compatible;
 	uint64_t id;          /* random, not 0 */
-	uint64_t generation;  /* of the sidecar that it goes with; 0: there is none */
-	uint32_t sidecar_crc; /* checksum of that sidecar's header; 0: there is none */
+	uint64_t generation;  /* of the sidecar it belongs to; 0: no sidecar */
+	uint32_t sidecar_crc; /* checksum of that sidecar's header; 0: no sidecar */
 	unsigned shift;       /* granularity, log2 */
 	uint64_t disk_size;
-	size_t n_inside;  /* bitmaps inside the image that are recorded here and are marked as in use there, */
-	uint64_t *inside; /* by their tokens (node_inside.h) */
+	size_t n_inside;  /* bitmaps inside the image that this log records for and that are marked */
+	uint64_t *inside; /* as in use there: their tokens (node_inside.h) */
 	struct tide_write_log_state state;
 };
 
@@ -66,12 +65,13 @@ uint64_t tide_write_log_file_len(const struct tide_write_log_header *h);
 void tide_write_log_header_release(struct tide_write_log_header *h);
 
 /*
- * Checks everything before the bits.  head: the first len bytes of the file, which has file_len; all up to the bits, or
- * TIDE_WRITE_LOG_HEAD_MAX.  TIDE_E_CORRUPT says what, where, expected and found; TIDE_E_UNSUPPORTED: a later version's.
+ * Checks everything before the bits. head: the first len bytes of a file of file_len bytes; len covers all
+ * up to the bits, or is TIDE_WRITE_LOG_HEAD_MAX. TIDE_E_CORRUPT names the field, its offset, the expected
+ * and the found value; TIDE_E_UNSUPPORTED: a later version wrote the log.
  */
 int tide_write_log_decode(const uint8_t *head, size_t len, uint64_t file_len, struct tide_write_log_header *out,
                           struct tide_error *err);
-/* out: bits_at bytes, zeroes.  The state goes to the slot of its sequence number. */
+/* out: bits_at bytes, zeroed by the caller. The state is written to the slot of its sequence number. */
 void tide_write_log_encode(const struct tide_write_log_header *h, uint8_t *out);
 void tide_write_log_encode_slot(const struct tide_write_log_header *h, uint8_t out[TIDE_WRITE_LOG_SLOT_LEN]);
 
@@ -79,11 +79,11 @@ void tide_write_log_encode_slot(const struct tide_write_log_header *h, uint8_t o
 
 struct tide_write_log;
 
-/* 1: *out is the log that stands there; 0: there is none.  For a damaged one the error is TIDE_E_CORRUPT. */
+/* 1: *out is the log at path; 0: no such file. A damaged log gives TIDE_E_CORRUPT. */
 int tide_write_log_open(const char *path, struct tide_write_log **out, struct tide_error *err);
 /*
- * A new one, durable under its name, active for h->state.token.  h (copied but for `inside`, which is taken) has all
- * but id, sequence and boot; owner and mode become those of image_fd.
+ * Creates a log, durable with its name and active for h->state.token. The caller fills h but for id,
+ * sequence and boot; h is copied, and the log takes over `inside`. Owner and mode become those of image_fd.
  */
 int tide_write_log_create(const char *path, struct tide_write_log_header *h, int image_fd, struct tide_write_log **out,
                           struct tide_error *err);
@@ -93,20 +93,23 @@ const struct tide_write_log_header *tide_write_log_header(const struct tide_writ
 /* The finest granularity, log2, that a log of this disk can have. */
 unsigned tide_write_log_shift(uint64_t disk_size, unsigned wanted);
 
-/* Was it written before the machine was started the last time? */
+/* Was it written before the machine last started? */
 bool tide_write_log_is_of_another_boot(const struct tide_write_log *log);
 
-/* A clean log becomes active; what is durable of that, the first set that is durable makes so. */
+/* Makes a clean log active. The first durable set also makes this change durable. */
 int tide_write_log_activate(struct tide_write_log *log, uint64_t token, bool durable, struct tide_error *err);
-/* newly_set, of the same disk and granularity (one thread then), or NULL: gets what was not set before. */
+/*
+ * newly_set (or NULL) has the log's disk size and granularity and receives the bits that were not set before; one
+ * thread only.
+ */
 int tide_write_log_set(struct tide_write_log *log, uint64_t off, uint64_t len, struct tide_bitmap *newly_set,
                        struct tide_error *err);
-/* Takes whole granules back.  Nobody else writes meanwhile. */
+/* Clears the bits of whole granules. No other thread may write meanwhile. */
 void tide_write_log_unset(struct tide_write_log *log, uint64_t off, uint64_t len);
-/* All that was recorded is on stable storage, and so is the image with the times that stamp has. */
+/* Marks the log as clean. The caller has made all recorded writes durable, and the image with the times in stamp. */
 int tide_write_log_clean(struct tide_write_log *log, const struct tide_stamp *stamp, struct tide_error *err);
 
-/* Makes dirty in bm, a bitmap of the log's granularity, what the log says; what lies beyond bm's disk is left out. */
+/* Sets the log's bits in bm, a bitmap of the log's granularity, up to the end of bm's disk. */
 int tide_write_log_read(struct tide_write_log *log, struct tide_bitmap *bm, struct tide_error *err);
 
 #endif

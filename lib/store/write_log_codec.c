@@ -1,3 +1,8 @@
+/*
+ * The write log's codec: the header, the two state slots and the list of bitmaps inside the image,
+ * to bytes and back, field by field as man/tidemark-sidecar.5 specifies them. It does no I/O.
+ * Decoding checks every field and reports the offset, the expected and the found value.
+ */
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -148,7 +153,7 @@ static int check_zeroes(struct tide_error *err, const uint8_t *head, uint64_t fr
 	return 0;
 }
 
-/* What must be right before any other field means anything. */
+/* These fields must be right before any other field has a meaning. */
 static int check_start(const uint8_t *p, size_t len, struct tide_error *err)
 {
 	if (len < TIDE_WRITE_LOG_TABLE_AT)
@@ -200,8 +205,8 @@ static int check_lengths(const uint8_t *p, size_t len, uint64_t file_len, const 
 		return bad(err, "length of the file", AT_FILE_LEN, expected, tide_get_le64(p + AT_FILE_LEN));
 	if (file_len != expected)
 		return tide_error_set(err, TIDE_E_CORRUPT,
-		                      "the file: expected %" PRIu64 " bytes, as byte %d says, found %" PRIu64, expected,
-		                      AT_FILE_LEN, file_len);
+		                      "the file: expected %" PRIu64 " bytes according to byte %d, found %" PRIu64,
+		                      expected, AT_FILE_LEN, file_len);
 	return len < bits_at ? bad(err, "bytes before the bits", 0, bits_at, len) : 0;
 }
 
@@ -219,7 +224,7 @@ static int get_inside(const uint8_t *p, struct tide_write_log_header *h, struct 
 	return h->inside ? 0 : -1;
 }
 
-/* 1: *s is what the slot holds; 0: it was never written. */
+/* 1: *s is the slot's state; 0: the slot was never written. */
 static int get_slot(const uint8_t *head, unsigned i, uint64_t id, struct tide_write_log_state *s,
                     struct tide_error *err)
 {
@@ -255,22 +260,25 @@ static int get_slot(const uint8_t *head, unsigned i, uint64_t id, struct tide_wr
 	                              : bad(err, "sequence number of the state", at + SLOT_SEQUENCE, i, s->sequence);
 }
 
-/* The newer of the two.  A torn one cannot be told from a damaged one, and a sector is not torn: both must be sound. */
+/*
+ * The newer of the two states. Both slots must be sound: a slot fits in one sector, which no crash tears, so a bad
+ * checksum is damage and not an interrupted write.
+ */
 static int get_state(const uint8_t *head, struct tide_write_log_header *h, struct tide_error *err)
 {
 	struct tide_write_log_state s[2];
-	int there[2];
+	int found[2];
 
 	for (unsigned i = 0; i < 2; i++) {
-		there[i] = get_slot(head, i, h->id, &s[i], err);
-		if (there[i] < 0)
+		found[i] = get_slot(head, i, h->id, &s[i], err);
+		if (found[i] < 0)
 			return -1;
 	}
-	if (!there[0] && !there[1])
+	if (!found[0] && !found[1])
 		return tide_error_set(err, TIDE_E_CORRUPT,
 		                      "states at bytes %u and %u: expected at least one, found none",
 		                      TIDE_WRITE_LOG_SLOT_AT(0), TIDE_WRITE_LOG_SLOT_AT(1));
-	h->state = !there[1] || (there[0] && s[0].sequence > s[1].sequence) ? s[0] : s[1];
+	h->state = !found[1] || (found[0] && s[0].sequence > s[1].sequence) ? s[0] : s[1];
 	return 0;
 }
 
