@@ -60,6 +60,10 @@ COMMANDS := $(CMD_SRC:cmd/%.c=%)
 BINS := $(COMMANDS:%=$(BUILD)/bin/%)
 UNIT_SRC := $(wildcard tests/unit/test-*.c)
 UNITS := $(UNIT_SRC:tests/unit/%.c=$(BUILD)/unit/%)
+# The unit tests' own image layer: each file that has the formats in it, built with another list of them.
+FORMATS_SRC := $(shell grep -l 'include TIDE_FORMATS' lib/*/*.c)
+UNIT_OBJ := $(BUILD)/obj/tests/unit/memory_driver.o $(FORMATS_SRC:%.c=$(BUILD)/unit/%.o)
+UNIT_FORMATS := -Itests/unit -include tests/unit/memory_driver.h -DTIDE_FORMATS='"memory_formats.def"'
 HELPER_SRC := $(wildcard tests/helpers/*.c)
 HELPERS := $(HELPER_SRC:tests/helpers/%.c=$(BUILD)/helpers/%)
 PRELOADS := $(BUILD)/helpers/faults.so $(BUILD)/helpers/record.so
@@ -153,9 +157,15 @@ $(PLUGIN): plugins/nbdkit/plugin.c $(BUILD)/lib/libtidemark.so $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(call say,LINK,$@)$(CC) $(CMD_CFLAGS) $(shell pkg-config --cflags nbdkit) -MMD -MP -MF $(BUILD)/obj/plugin.d -shared -o $@ $< \
 		-L$(BUILD)/lib -ltidemark '-Wl,-rpath,$$ORIGIN/../..' $(LDHARDEN) $(LDFLAGS)
-$(UNITS): $(BUILD)/unit/%: $(BUILD)/obj/tests/unit/%.o $(BUILD)/lib/libtidemark.a
+$(BUILD)/unit/lib/%.o: lib/%.c $(BUILD)/flags
 	@mkdir -p $(@D)
-	$(call say,LINK,$@)$(CC) $(ALL_CFLAGS) -o $@ $< $(BUILD)/lib/libtidemark.a $(LDFLAGS) $(LIB_LIBS)
+	$(call say,CC,$< (for unit tests))$(CC) $(LIB_CFLAGS) $(UNIT_FORMATS) -MMD -MP -c -o $@ $<
+# First in the link: who needs a file of the library that is in here too gets this one.
+$(BUILD)/unit/libmemory.a: $(UNIT_OBJ)
+	$(call say,AR,$@)rm -f $@ && ar rcs $@ $(UNIT_OBJ)
+$(UNITS): $(BUILD)/unit/%: $(BUILD)/obj/tests/unit/%.o $(BUILD)/unit/libmemory.a $(BUILD)/lib/libtidemark.a
+	@mkdir -p $(@D)
+	$(call say,LINK,$@)$(CC) $(ALL_CFLAGS) -o $@ $< $(BUILD)/unit/libmemory.a $(BUILD)/lib/libtidemark.a $(LDFLAGS) $(LIB_LIBS)
 $(HELPERS): $(BUILD)/helpers/%: $(BUILD)/obj/tests/helpers/%.o $(BUILD)/lib/libtidemark.a
 	@mkdir -p $(@D)
 	$(call say,LINK,$@)$(CC) $(ALL_CFLAGS) -o $@ $< $(BUILD)/lib/libtidemark.a $(LDFLAGS) $(LIB_LIBS)
@@ -288,5 +298,5 @@ dist:
 clean:
 	rm -rf $(BUILD)
 
--include $(BUILD)/obj/plugin.d $(LIB_OBJ:.o=.d) $(CMD_SHARED:.o=.d) $(CMD_SRC:%.c=$(BUILD)/obj/%.d) $(UNIT_SRC:%.c=$(BUILD)/obj/%.d) \
+-include $(BUILD)/obj/plugin.d $(LIB_OBJ:.o=.d) $(CMD_SHARED:.o=.d) $(CMD_SRC:%.c=$(BUILD)/obj/%.d) $(UNIT_SRC:%.c=$(BUILD)/obj/%.d) $(UNIT_OBJ:.o=.d) \
 	$(HELPER_SRC:%.c=$(BUILD)/obj/%.d) $(FUZZ_OBJ:.o=.d) $(FUZZ_SRC:%.c=$(BUILD)/fuzz/obj/%.d)
