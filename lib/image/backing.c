@@ -1,3 +1,8 @@
+/*
+ * Judges the names of other files that an image holds: unwraps "file:" and "json:" names, resolves
+ * symbolic links, and refuses what the caller's flags do not allow (backing.h). What was judged,
+ * with symbolic links resolved, is also what is opened.
+ */
 #include "backing.h"
 
 #include <stdlib.h>
@@ -8,7 +13,7 @@
 #include "base/mem.h"
 #include "base/sysio.h"
 
-/* What a name says once its wrapping is off; both strings may be NULL. */
+/* The path and the format in a name, without its wrapping; both may be NULL. */
 struct plain {
 	char *path, *format;
 };
@@ -64,7 +69,7 @@ static bool is_word(const char *word, const char *const *list)
 	return false;
 }
 
-/* Options that say how a file is opened, not what is in it. */
+/* Options for how a file is opened, which do not change what is read. */
 static bool is_harmless(const char *key)
 {
 	static const char *const keys[] = {
@@ -122,7 +127,7 @@ static int take_file(struct plain *plain, const struct tide_json *file, struct t
 	return rc;
 }
 
-/* The driver of the whole: a format, or that of a plain file, which says nothing of the format. */
+/* The driver at the top: a format, or the driver of a plain file, which does not determine the format. */
 static int take_driver(struct plain *plain, const struct tide_json *json, struct tide_error *err)
 {
 	static const char *const formats[] = { "raw", "qcow2", NULL };
@@ -183,13 +188,13 @@ static int unwrap(struct plain *plain, const char *name, struct tide_error *err)
 		tide_error_set(err, TIDE_E_UNSUPPORTED,
 		               "it needs the driver '%.*s', which this version does not support",
 		               (int)strcspn(name, ":"), name);
-		return tide_error_hint(err, "a file of that name is './%s'", name);
+		return tide_error_hint(err, "to name a file, write './%s'", name);
 	}
 	plain->path = tide_mem_strdup(name + 5, err);
 	return plain->path ? 0 : -1;
 }
 
-/* Is path, without symbolic links, the directory or below it? */
+/* Is path the directory or below it? Both are without symbolic links. */
 static bool is_below(const char *path, const char *dir)
 {
 	size_t n = strlen(dir);
@@ -206,8 +211,10 @@ static bool climbs(const char *name)
 	return name[0] == '/';
 }
 
-/* Fills in real and outside.  A path that leads nowhere is judged as far as it goes, then by its words; where nobody
- * can tell where it leads, it is not followed. */
+/*
+ * Fills in real and outside. A path to a file that does not exist is judged by its directory, and if that does not
+ * exist either, by the words of the path. A path that nobody can resolve is not followed.
+ */
 static int judge(struct tide_backing *backing, const char *image, const char *name, struct tide_error *err)
 {
 	TIDE_AUTOFREE char *home = NULL;
@@ -226,10 +233,10 @@ static int refuse(struct tide_error *err, const char *image, const char *what, c
                   const char *word)
 {
 	tide_error_set(err, TIDE_E_REFUSED, "The %s '%s' that '%s' names %s", what, name, image, why);
-	return tide_error_hint(err, "give --allow-backing=%s if you trust '%s'", word, image);
+	return tide_error_hint(err, "use --allow-backing=%s if you trust '%s'", word, image);
 }
 
-/* A colon makes it look like more than a file's name, and may be part of one. */
+/* A colon makes the name look like a protocol, but may also be part of a file's name. */
 static int refuse_wrapped(struct tide_error *err, const char *image, const char *what, const char *name)
 {
 	const char *why = "is not a plain path";
@@ -238,7 +245,7 @@ static int refuse_wrapped(struct tide_error *err, const char *image, const char 
 		return refuse(err, image, what, name, why, "protocol");
 	tide_error_set(err, TIDE_E_REFUSED, "The %s '%s' that '%s' names %s", what, name, image, why);
 	return tide_error_hint(err,
-	                       "a file of that name is './%s'; else give --allow-backing=protocol if you trust '%s'",
+	                       "to name a file, write './%s'; otherwise use --allow-backing=protocol if you trust '%s'",
 	                       name, image);
 }
 

@@ -1,3 +1,7 @@
+/*
+ * The compare engine: workers take pieces of the range, split each by the extents of both chains,
+ * read only what the extents cannot decide, and report the units that differ (compare.h).
+ */
 #include "compare.h"
 
 #include <fcntl.h>
@@ -10,7 +14,7 @@
 #include "base/work.h"
 
 #define PIECE (UINT64_C(1) << 20)
-#define BLOCK (UINT64_C(256) << 10) /* read at once from each side: small enough to stay in a core's cache */
+#define BLOCK (UINT64_C(256) << 10) /* bytes of one read; small enough to stay in a core's cache */
 
 struct engine {
 	struct tide_work work;
@@ -25,7 +29,7 @@ struct piece {
 	struct engine *e;
 	uint8_t *buf_a, *buf_b;
 	uint64_t off, end;
-	uint64_t run, run_end; /* units that differ and are still to be told */
+	uint64_t run, run_end; /* units that differ and are not reported yet */
 };
 
 static bool is_stopped(const struct tide_compare *c)
@@ -33,12 +37,13 @@ static bool is_stopped(const struct tide_compare *c)
 	return tide_event_is_cancelled(c->sink);
 }
 
-/* ---- what is there ----------------------------------------------------------------- */
+/* ---- extents ----------------------------------------------------------------------- */
 
 enum verdict { SAME, TEST_A, TEST_B, READ_BOTH };
 
-/* What a disk holds at off: past its end zeroes, with no end of their own. */
-static int look(struct tide_image *image, uint64_t off, uint64_t len, struct tide_extent *x, struct tide_error *err)
+/* The extent of a disk at off. Beyond the disk's end it is zeroes of any length. */
+static int extent_at(struct tide_image *image, uint64_t off, uint64_t len, struct tide_extent *x,
+                     struct tide_error *err)
 {
 	uint64_t size = tide_image_size(image);
 
@@ -64,14 +69,14 @@ static bool is_same_file(int fd_a, int fd_b)
 	return fstat(fd_a, &a) == 0 && fstat(fd_b, &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
 }
 
-/* Do both sides mean the same bytes?  x and y are data at the same place of their disks. */
+/* Do both sides refer to the same bytes? x and y are data at the same offset of their disks. */
 static bool is_shared(struct tide_compare *c, const struct tide_extent *x, const struct tide_extent *y)
 {
 	struct tide_image *a = owner(c->a, x), *b = owner(c->b, y);
 
 	if (x->mapped && y->mapped)
 		return x->map_off == y->map_off && is_same_file(x->map_fd, y->map_fd);
-	/* Compressed: the same image's word for the same place of its disk. */
+	/* Compressed data is not mapped; it is shared when it comes from the same image, at the same offset. */
 	return x->mapped == y->mapped && a && b && tide_image_is_same_file(a, b) &&
 	       !strcmp(tide_image_format(a), tide_image_format(b));
 }
@@ -83,12 +88,12 @@ struct stretch {
 	struct tide_extent x, y; /* at its start */
 };
 
-/* What is at off, for at most len bytes. */
-static int judge(struct tide_compare *c, uint64_t off, uint64_t len, struct stretch *s, struct tide_error *err)
+/* Classifies what is at off, for at most len bytes. */
+static int classify(struct tide_compare *c, uint64_t off, uint64_t len, struct stretch *s, struct tide_error *err)
 {
 	bool x, y;
 
-	if (look(c->a, off, len, &s->x, err) < 0 || look(c->b, off, s->x.len, &s->y, err) < 0)
+	if (extent_at(c->a, off, len, &s->x, err) < 0 || extent_at(c->b, off, s->x.len, &s->y, err) < 0)
 		return -1;
 	s->len = TIDE_MIN(s->x.len, s->y.len);
 	x = s->x.kind == TIDE_EXTENT_DATA;
@@ -102,8 +107,8 @@ static int judge(struct tide_compare *c, uint64_t off, uint64_t len, struct stre
 
 /* ---- one piece --------------------------------------------------------------------- */
 
-/* Tells the units that were gathered. */
-static int tell(struct piece *p, struct tide_error *err)
+/* Reports the gathered units. */
+static int report(struct piece *p, struct tide_error *err)
 {
 	struct tide_compare *c = p->e->compare;
 	uint64_t len = p->run_end - p->run;
@@ -121,14 +126,14 @@ static int tell(struct piece *p, struct tide_error *err)
 	return rc;
 }
 
-/* The unit that holds off differs; *next is where the next one begins. */
+/* Marks the unit that holds off as different; *next is where the next unit begins. */
 static int mark(struct piece *p, uint64_t off, uint64_t *next, struct tide_error *err)
 {
 	uint64_t start = tide_range_align_down(off, p->e->compare->unit);
 
 	*next = TIDE_MIN(start + p->e->compare->unit, p->end);
 	start = TIDE_MAX(start, p->off);
-	if (p->run_end != start && tell(p, err) < 0)
+	if (p->run_end != start && report(p, err) < 0)
 		return -1;
 	if (p->run_end != start)
 		p->run = start;
@@ -143,7 +148,10 @@ static bool is_equal(const uint8_t *x, const uint8_t *y, uint64_t len)
 	return tide_sysio_is_zero(x ? x : y, len);
 }
 
-/* x and y (NULL: zeroes) are what the sides hold at off; *next is where to go on, which may lie behind them. */
+/*
+ * Compares a block. x and y (NULL: zeroes) are the bytes of the two sides at off. *next is where to continue, which
+ * may lie after the block, when the rest of a unit need not be read.
+ */
 static int compare_block(struct piece *p, const uint8_t *x, const uint8_t *y, uint64_t off, uint64_t len,
                          uint64_t *next, struct tide_error *err)
 {
@@ -183,8 +191,8 @@ static void read_ahead(const struct tide_extent *x, uint64_t len)
 		posix_fadvise(x->map_fd, (off_t)x->map_off, (off_t)TIDE_MIN(len, PIECE), POSIX_FADV_WILLNEED);
 }
 
-/* So that both disks are at work from the start, the second one while the first one is waited for. */
-static void expect(const struct stretch *s)
+/* Starts to read from both disks, so that the second one works while the worker waits for the first. */
+static void start_reading(const struct stretch *s)
 {
 	if (s->verdict == SAME)
 		return;
@@ -200,9 +208,9 @@ static int compare_piece(struct piece *p, struct tide_error *err)
 		struct stretch s;
 		uint64_t end;
 
-		if (judge(p->e->compare, off, p->end - off, &s, err) < 0)
+		if (classify(p->e->compare, off, p->end - off, &s, err) < 0)
 			return -1;
-		expect(&s);
+		start_reading(&s);
 		for (end = off + s.len; s.verdict != SAME && off < end; off = next) {
 			if (is_stopped(p->e->compare))
 				return tide_error_set(err, TIDE_E_CANCELLED, "Cancelled");
@@ -211,14 +219,14 @@ static int compare_piece(struct piece *p, struct tide_error *err)
 		}
 		off = TIDE_MAX(off, end);
 	}
-	return tell(p, err);
+	return report(p, err);
 }
 
 /* ---- workers ----------------------------------------------------------------------- */
 
 /*
- * Moves the cursor over whole pieces that need no reading, however many.  An error here is met again, and told, by the
- * worker that comes to the place.
+ * Moves the cursor over whole pieces that need no reading, however many. An error here is ignored: the
+ * worker that takes the piece meets it again and reports it.
  */
 static void skip_same(struct engine *e)
 {
@@ -228,7 +236,7 @@ static void skip_same(struct engine *e)
 		struct stretch s;
 		uint64_t to;
 
-		if (judge(c, e->cursor, c->end - e->cursor, &s, NULL) < 0 || s.verdict != SAME)
+		if (classify(c, e->cursor, c->end - e->cursor, &s, NULL) < 0 || s.verdict != SAME)
 			return;
 		to = e->cursor + s.len;
 		if (to < c->end)

@@ -1,3 +1,7 @@
+/*
+ * Helpers for drivers: the information about an opened image, settings strings, and the list of
+ * foreign formats that are recognized so that no such file is taken for a raw disk.
+ */
 #include "driver.h"
 
 #include <stdlib.h>
@@ -51,7 +55,10 @@ int tide_driver_info_add(struct tide_driver_info *info, const char *key, enum ti
 	return 0;
 }
 
-/* Formats of which nobody may take an image for a raw disk: how their files begin. */
+/*
+ * Formats whose files must not be taken for raw disks, by how they begin. The bytes of such a file are not the
+ * disk's.
+ */
 static const struct {
 	const char *name;
 	unsigned off, len;
@@ -82,7 +89,10 @@ const char *tide_driver_foreign(const uint8_t *head, size_t len)
 	return NULL;
 }
 
-/* Copies up to the unescaped stop character, undoubling commas; returns where it stopped or NULL when dst is full. */
+/*
+ * Copies up to an unescaped stop character and turns doubled commas into one. Returns the position it stopped at,
+ * or NULL when dst is full.
+ */
 static const char *take_word(const char *s, const char *stops, char *dst, size_t room)
 {
 	size_t n = 0;

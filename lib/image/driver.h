@@ -1,63 +1,63 @@
 /*
- * What an image format implements: formats/FORMAT.c defines one `const struct
+ * The interface that an image format implements: formats/FORMAT.c defines one `const struct
  * tide_image_driver`, and formats.def lists it in the order of probing, raw last.
  *
- * The dispatcher (image.c) is the only caller.  It checks ranges against the disk's size
- * and rights against the open flags, walks backing chains, splits requests, and reads,
- * copies and emulates; a driver fills in only what is special about its format:
+ * The dispatcher (image.c) is the only caller. It checks ranges against the disk's size and rights against
+ * the open flags, walks backing chains, splits requests, and emulates what a driver leaves out; a driver
+ * fills in only what is special about its format:
  *
- *   open        parse and check everything that a later call relies on.  The file is not
+ *   open        parses and checks everything that a later call relies on. The file is not
  *               trusted: each size, offset, count and name is checked against the file's
  *               own limits before it is used, each check with a message of its own that
- *               says what was expected and what was found.
- *   set_data_file  the file that info->data_file names, right after open: the image layer
- *               finds, opens and locks it.  Until then no byte of the disk can be had.
- *   open_uri    in the place of open, probe and create, for images that are no files: nbd.  *state is
- *               closed after a failure, too.  cancel (NULL: never): once it is set, whatever waits
- *               for somebody else gives up within 100 ms, with TIDE_E_CANCELLED.
- *   extent      what stands at `off`: at least one byte, at most `len`.
- *   read        DATA that is not mapped (compressed clusters) only.
- *   write_begin reserves a place for [off, off + len): *out is where the caller is to put
- *               the bytes of [out->off, out->off + out->len), a non-empty prefix of the
- *               range.  Returns 1, and reserves nothing, when the bytes cannot be written
- *               without their neighbours (a part of a cluster that this image does not hold
- *               alone): the dispatcher then reads the whole cluster through the chain and
- *               comes again with an aligned range.  A range that starts on a cluster and
- *               covers whole clusters, the last one up to the end of the disk, is never
- *               answered with 1.
- *   write       in the place of the three write_ calls, for images whose bytes cannot be placed by
- *               others: any range.  Done when it returns, durable after a flush.
- *   write_commit  the bytes are in place: make them the disk's content.  Before this
- *               call, and after write_abort, the disk reads as before (bytes that are
- *               overwritten in place apart).  After a failure what was not made so is given
- *               up: there is nothing to abort.
- *   zero        makes the range read as zeroes, also where a backing image says otherwise.
- *               Same alignment rule as write_begin: 1 asks for whole clusters.  may_unmap:
- *               space may be given back; else the range takes afterwards what data would.
- *   discard     the range is not needed any more, and reads as anything; NULL: zero does it.
+ *               names the expected and the found value.
+ *   set_data_file  hands over the file that info->data_file names, right after open: the image
+ *               layer finds, opens and locks it. Before this call no byte of the disk can be read.
+ *   open_uri    replaces open, probe and create, for images that a URI names: nbd. *state is
+ *               closed after a failure, too. cancel (NULL: never): once it is set, every wait
+ *               for a server ends within 100 ms with TIDE_E_CANCELLED.
+ *   extent      describes the disk at `off`: at least one byte, at most `len`.
+ *   read        reads DATA that is not mapped (compressed clusters) only.
+ *   write_begin reserves space for [off, off + len): *out is where the caller must put the bytes
+ *               of [out->off, out->off + out->len), a non-empty prefix of the range. Returns 1,
+ *               and reserves nothing, when the bytes cannot be written without their neighbours
+ *               (part of a cluster that this image does not hold alone): the dispatcher then
+ *               reads the whole cluster through the chain and calls again with an aligned range.
+ *               For a range that starts on a cluster and covers whole clusters, the last one up
+ *               to the end of the disk, write_begin never returns 1.
+ *   write       replaces the three write_ calls, for images in which others cannot place bytes:
+ *               any range. Done when it returns, durable after a flush.
+ *   write_commit  makes the bytes, which are in place, the disk's content. Before this call,
+ *               and after write_abort, the disk reads as before (except for bytes that are
+ *               overwritten in place). After a failure the reservation is gone; the caller has
+ *               nothing to abort.
+ *   zero        makes the range read as zeroes, even where a backing image has data. Same
+ *               alignment rule as write_begin: 1 asks for whole clusters. may_unmap: the space
+ *               may be freed; otherwise the range afterwards takes the space that data would.
+ *   discard     the range is not needed any more and may read as anything; NULL: zero is used.
  *   pack        compresses one whole cluster, the disk's last one filled up with zeroes, and
- *               touches nothing but its packer: any number of threads, a packer each.  The
- *               result depends on the cluster alone.  Returns 1 when that gains nothing;
+ *               changes nothing but its packer: any number of threads, a packer each. The
+ *               result depends on the cluster alone. Returns 1 when compression gains nothing;
  *               such a cluster is written plain.
- *   write_packed  makes compressed clusters the disk's content, in ascending order, at once or
- *               not at all for each of them.  Where they land depends on what was written
- *               before, in which order, and on nothing else: who calls this, write_begin
- *               and zero in the order of the disk, one at a time, gets the same file each time.
- *   flush       all commits so far are durable, and in an order in which every prefix of
- *               the writes is a valid image.  With TIDE_OPEN_NEW (a file that nobody else
- *               can see yet) the order does not matter and flush is called once, before
- *               the file gets its name.
- *   bitmaps_stage   writes a new set of bitmaps into clusters that nothing refers to, durably.
- *               All that is left is the switch, some bytes within one sector of the file.
- *   bitmaps_commit  makes the switch, durably, and frees what only the old set used.  -1: it is
- *               unknown which set the file holds, one of the two whole; nothing is freed.
+ *   write_packed  makes compressed clusters the disk's content, in ascending order, each of them
+ *               at once or not at all. Where they are placed depends only on what was written
+ *               before and in which order: a caller that calls this, write_begin and zero in
+ *               the order of the disk, one at a time, gets the same file each time.
+ *   flush       makes all commits so far durable, in an order in which every prefix of the
+ *               writes is a valid image. With TIDE_OPEN_NEW (a file that nobody else can see
+ *               yet) the order does not matter, and flush is called once, before the file gets
+ *               its name.
+ *   bitmaps_stage   writes a new set of bitmaps, durably, into clusters that nothing refers to.
+ *               Only the switch then remains: some bytes within one sector of the file.
+ *   bitmaps_commit  makes the switch, durably, and frees what only the old set used. -1: it is
+ *               unknown which set the file holds, but it is one of the two, complete; nothing
+ *               is freed.
  *   bitmaps_abort   frees what was staged; the old set stays.
- *   close       gives everything up.  Writes nothing, fails never; without flush the
- *               commits since the last flush may be lost, the image stays valid.
+ *   close       releases everything. It writes nothing and never fails; without flush the
+ *               commits since the last flush may be lost, and the image stays valid.
  *
- * Threads: extent, read, write, discard, write_begin, write_commit, write_abort, zero and write_packed may be
- * called from several threads at once, on ranges that do not overlap; pack always.  The rest
- * wants the image alone.
+ * Threads: extent, read, write, discard, write_begin, write_commit, write_abort, zero and write_packed may
+ * be called from several threads at once, on ranges that do not overlap; pack always. No other call may run
+ * at the same time as any of these on the same image.
  */
 #ifndef TIDE_DRIVER_H
 #define TIDE_DRIVER_H
@@ -72,20 +72,20 @@
 
 enum {
 	TIDE_OPEN_WRITE = 1 << 0,
-	TIDE_OPEN_NEW = 1 << 1,   /* just created by this driver, not visible to anybody yet; implies WRITE */
-	TIDE_OPEN_LATER = 1 << 2, /* with WRITE: what forbids to write is an error of the first change, not of open */
-	TIDE_OPEN_UNTRUSTED = 1 << 3, /* open_uri: an image names it, not a person */
+	TIDE_OPEN_NEW = 1 << 1,   /* just created by this driver, not visible to other programs yet; implies WRITE */
+	TIDE_OPEN_LATER = 1 << 2, /* with WRITE: a reason not to write is an error of the first change, not of open */
+	TIDE_OPEN_UNTRUSTED = 1 << 3, /* open_uri: an image, not a person, gave the URI */
 };
 
 /* A persistent bitmap inside the image. */
 struct tide_driver_bitmap {
-	char *name; /* NUL-terminated bytes */
+	char *name; /* any bytes but NUL, then a NUL */
 	uint64_t granularity;
 	bool in_use;  /* left open by a program that died: contents unusable */
 	bool enabled; /* QEMU's flag `auto` */
 };
 
-/* What the image's bitmap directory is to hold, in directory order. */
+/* An entry of the image's new bitmap directory, in directory order. */
 struct tide_driver_bitmap_put {
 	const char *name;
 	uint64_t granularity;
@@ -96,38 +96,37 @@ struct tide_driver_bitmap_put {
 };
 
 /*
- * What makes a staged set of bitmaps the image's: after[] replaces before[], len bytes at
- * offset, all in one 512-byte sector, so that it happens whole or not at all.  Whoever
- * carries it out later, after a crash, first makes sure that before[] still stands there and
- * that the guarded bytes, the old directory, have this CRC-32C: else another program was
- * there.  len 0: there is nothing to do.
+ * The switch that makes a staged set of bitmaps the image's: after[] replaces before[], len bytes at
+ * offset, all in one 512-byte sector, so that it happens whole or not at all. A program that performs it
+ * later, after a crash, first verifies that before[] is still in place and that the guarded bytes, the old
+ * directory, have this CRC-32C; if not, another program has changed the image. len 0: no switch is needed.
  */
 struct tide_driver_switch {
 	uint64_t offset;
 	size_t len;
 	uint8_t before[512], after[512];
-	uint64_t guard_offset, guard_len; /* guard_len 0: there was no directory */
+	uint64_t guard_offset, guard_len; /* guard_len 0: no old directory */
 	uint32_t guard_crc;
 };
 
-/* Of an image that another is made on (fingerprint.h). */
+/* The fingerprint of a backing image (fingerprint.h). */
 struct tide_fingerprint {
 	char disk[65]; /* 64 hexadecimal digits */
-	bool has_file; /* what follows is known: it is not of exports and devices */
+	bool has_file; /* the members below are known; false for exports and devices */
 	uint64_t dev, ino;
-	struct tide_stamp stamp; /* with that of its data file */
+	struct tide_stamp stamp; /* includes its data file's */
 };
 
 struct tide_driver_info {
-	uint64_t size;         /* of the disk, bytes */
-	uint64_t exact_size;   /* of the disk it was made for, where the format can only say it rounded up; 0: size */
-	uint64_t cluster_size; /* 0: none */
-	char *backing;         /* as written in the image, or NULL */
-	char *backing_format;  /* or NULL */
-	char *data_file;       /* the file beside this one that holds the disk's bytes, as written; or NULL */
-	struct tide_fingerprint *fingerprint; /* of the backing image when this one was made (fingerprint.h), or NULL */
+	uint64_t size;                        /* of the disk, bytes */
+	uint64_t exact_size;                  /* of the disk it was made for, if the format rounded it up; 0: size */
+	uint64_t cluster_size;                /* 0: none */
+	char *backing;                        /* as written in the image, or NULL */
+	char *backing_format;                 /* or NULL */
+	char *data_file;                      /* external data file with the disk's bytes, as written, or NULL */
+	struct tide_fingerprint *fingerprint; /* of the backing image when this one was made, or NULL */
 	bool dirty, corrupt;
-	bool bitmaps_lost; /* it held some, and a program without support for them has changed it since */
+	bool bitmaps_lost; /* it had bitmaps, but a program without support for them has changed it */
 	uint32_t snapshots;
 	size_t n_features;
 	struct tide_feature *features; /* for image-info; see tidemark.h */
@@ -138,11 +137,11 @@ struct tide_driver_info {
 struct tide_driver_create {
 	uint64_t size;
 	uint64_t cluster_size;                      /* 0: the format's default */
-	const char *backing;                        /* stored as it stands, or NULL */
+	const char *backing;                        /* stored unchanged, or NULL */
 	const char *backing_format;                 /* given when backing is */
 	const struct tide_fingerprint *fingerprint; /* of the backing image, kept if there is room; or NULL */
 	const char *settings; /* "key=value,key=value" or NULL; unknown keys are refused by name */
-	unsigned allow;       /* for the dispatcher: enum tide_allow, of the names in the images below */
+	unsigned allow;       /* for the dispatcher: enum tide_allow, for names in the chain */
 };
 
 /* A compressed cluster of the disk. */
@@ -152,7 +151,7 @@ struct tide_packed {
 	size_t len; /* less than a cluster */
 };
 
-/* Where a check tells what it finds; found returns -1 to end it. */
+/* The receiver of a check's findings; found returns -1 to end the check. */
 struct tide_check {
 	int (*found)(void *data, enum tide_finding_kind kind, uint64_t off, uint64_t len, const char *text,
 	             struct tide_error *err);
@@ -162,7 +161,7 @@ struct tide_check {
 
 struct tide_image_driver {
 	const char *name;
-	bool has_backing; /* can new images name a backing image? */
+	bool has_backing; /* may new images have a backing image? */
 
 	/* Does the file begin like one of this format?  head: its first len bytes, 512 or all there are. */
 	bool (*probe)(const uint8_t *head, size_t len);
@@ -192,31 +191,33 @@ struct tide_image_driver {
 	int (*write_commit)(void *state, const struct tide_extent *place, struct tide_error *err);
 	void (*write_abort)(void *state, const struct tide_extent *place);
 	int (*zero)(void *state, uint64_t off, uint64_t len, bool may_unmap, struct tide_error *err);
-	/* Does zeroing whole clusters (bytes, where there are none) so never write them?  NULL: nobody knows. */
+	/* Is zeroing whole clusters (bytes, without clusters) free of writing them? NULL: unknown. */
 	bool (*can_zero_fast)(void *state, bool may_unmap);
 
 	int (*discard)(void *state, uint64_t off, uint64_t len, struct tide_error *err);
 
-	/* Compression: NULL, all four, in formats that have none.  A packer may be used with this image only. */
+	/* Compression: all four are NULL in formats without it. A packer may be used with this image only. */
 	int (*packer_new)(void *state, void **packer, struct tide_error *err);
 	void (*packer_free)(void *packer);
-	/* *len: in, the room at out, a cluster is enough; out, the bytes used. */
+	/* *len: in, the room at out, where a cluster is enough; out, the bytes used. */
 	int (*pack)(void *packer, const void *cluster, void *out, size_t *len, struct tide_error *err);
 	int (*write_packed)(void *state, const struct tide_packed *clusters, size_t n, struct tide_error *err);
 
 	/*
-	 * Looks whether the image's own structures hold together, and tells each finding.  Reads the file itself, so
-	 * what is found does not depend on the code that wrote it.  -1: it could not look.  NULL: nothing to check.
+	 * Checks whether the image's own structures are consistent, and reports each finding. It reads the
+	 * file itself, so that the findings do not depend on the code that wrote the file. -1: it could not
+	 * check. NULL: nothing to check.
 	 */
 	int (*check)(int fd, const struct tide_check *check, struct tide_error *err);
 
-	/* The contents of persistent bitmap `index` into *out (new).  NULL for formats that have none. */
+	/* Reads the contents of persistent bitmap `index` into *out (new). NULL for formats without bitmaps. */
 	int (*bitmap_read)(void *state, size_t index, struct tide_bitmap **out, struct tide_error *err);
-	/* Somebody knows that one which is marked as in use is sound: checks it, and bitmap_read reads it. */
+	/* The caller knows that a bitmap marked as in use is sound: checks it and lets bitmap_read read it. */
 	int (*bitmap_reclaim)(void *state, size_t index, struct tide_error *err);
 	/*
-	 * Changing them; NULL for formats that have none.  The errors of stage are QEMU's about a bitmap, without
-	 * its "Can't make bitmap 'NAME' persistent in 'NODE': ".  commit replaces info->bitmaps by the new list.
+	 * Change the bitmaps; NULL for formats without them. The errors of stage are QEMU's about a bitmap,
+	 * without its "Can't make bitmap 'NAME' persistent in 'NODE': ". commit replaces info->bitmaps by
+	 * the new list.
 	 */
 	int (*bitmaps_stage)(void *state, const struct tide_driver_bitmap_put *put, size_t n,
 	                     struct tide_driver_switch *sw, struct tide_error *err);
@@ -224,7 +225,7 @@ struct tide_image_driver {
 	void (*bitmaps_abort)(void *state);
 };
 
-/* The name of another format that a file which begins like this is in, or NULL. */
+/* The name of the foreign format of a file that begins like this, or NULL. */
 const char *tide_driver_foreign(const uint8_t *head, size_t len);
 
 void tide_driver_info_release(struct tide_driver_info *info);
@@ -235,8 +236,8 @@ int tide_driver_info_add(struct tide_driver_info *info, const char *key, enum ti
                          const char *text, struct tide_error *err);
 
 /*
- * Takes the next "key=value" off a settings string: 1 and copies in key and value, 0 at the
- * end, -1 on a malformed one.  A comma in a value is doubled, as QEMU does.
+ * Removes the next "key=value" from a settings string: 1 with copies in key and value, 0 at the end, -1 on
+ * a malformed setting. A comma in a value is doubled, as in QEMU.
  */
 int tide_driver_next_setting(const char **settings, char key[64], char value[256], struct tide_error *err);
 

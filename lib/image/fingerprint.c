@@ -1,3 +1,8 @@
+/*
+ * Takes and compares fingerprints of images: a hash of a sample of the disk, and the identity and
+ * stamp of the file (fingerprint.h). The places of the sample are part of the format, since
+ * overlays store fingerprints.
+ */
 #include "fingerprint.h"
 
 #include <stdlib.h>
@@ -15,7 +20,7 @@
 #define BLOCK  4096u
 #define PARTS  32u
 
-/* A fixed sequence that looks like chance (splitmix64, public domain, by its formula). */
+/* A fixed sequence that looks random (splitmix64, public domain, by its formula). */
 static uint64_t scatter(uint64_t x)
 {
 	x += UINT64_C(0x9e3779b97f4a7c15);
@@ -27,11 +32,11 @@ static uint64_t scatter(uint64_t x)
 struct sample {
 	struct tide_image *image;
 	uint64_t size;
-	uint8_t *buf; /* of HEAD bytes */
+	uint8_t *buf; /* HEAD bytes */
 	struct tide_sha256 sha;
 };
 
-/* What lies past the end of the disk counts as zeroes. */
+/* Adds a range to the sample. Bytes past the end of the disk add nothing. */
 static int add(struct sample *s, uint64_t off, uint64_t len, struct tide_error *err)
 {
 	if (off >= s->size)

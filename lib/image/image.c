@@ -1,3 +1,8 @@
+/*
+ * Images: probing, opening a chain, locks and stamps, and the calls that go straight to a driver. A
+ * chain is opened from the top down; each image of it is locked before it is read, its stamp is
+ * taken under the lock, and the names in it are judged before they are followed (backing.h).
+ */
 #include "image_impl.h"
 
 #include <errno.h>
@@ -15,11 +20,11 @@
 #include "base/range.h"
 #include "base/sysio.h"
 
-/* So long a writer waits for others to leave. */
+/* How long a writer waits for other users of the image. */
 #define LOCK_WAIT_MS 10000u
-#define TOLD_MAX     8u /* images from the top on that an error far below names */
+#define NAMED_MAX    8u /* errors name at most this many images, from the top */
 
-/* Who is above, while a chain is being opened. */
+/* The images above, while a chain is being opened. */
 struct chain_link {
 	const struct tide_image *image;
 	const struct chain_link *above;
@@ -60,13 +65,12 @@ static const struct tide_image_driver *probe(int fd, struct tide_error *err)
 		return NULL;
 	foreign = tide_driver_foreign(head, n);
 	if (foreign) {
-		/* Its bytes are not the disk's: a backup of them as of a raw disk may lack what stands in other files.
-		 */
+		/* A backup of its bytes as of a raw disk could lack what is stored in other files. */
 		tide_error_set(err, TIDE_E_UNSUPPORTED,
 		               "The image looks like one of format '%s', which this version does not "
 		               "support",
 		               foreign);
-		tide_error_hint(err, "if it is a raw disk that only begins like one, say that its format is raw");
+		tide_error_hint(err, "if it is a raw disk that only begins like one, specify the format raw");
 		return NULL;
 	}
 	for (size_t i = 0; i < TIDE_ARRAY_SIZE(drivers); i++) {
@@ -110,7 +114,7 @@ char *tide_image_backing_path(const struct tide_image *image, const char *path, 
 	TIDE_AUTOBACKING struct tide_backing found = TIDE_BACKING_INIT;
 	char *shown;
 
-	/* A name that cannot be followed is shown as it stands. */
+	/* A name that cannot be followed is shown unchanged. */
 	if (tide_backing_find(path, "backing file", image->info.backing, TIDE_ALLOW_ANY, &found, NULL) < 0)
 		return tide_backing_join(path, image->info.backing, err);
 	shown = found.path;
@@ -182,7 +186,7 @@ static int check_no_loop(const struct tide_image *image, const struct chain_link
 	return 0;
 }
 
-/* The times of all that the image consists of; *data: of its data file alone. */
+/* Takes the stamp of all files of the image; *data: of its data file alone. */
 static int take_stamp(const struct tide_image *image, struct tide_stamp *stamp, struct tide_stamp *data,
                       struct tide_error *err)
 {
@@ -197,7 +201,10 @@ static int take_stamp(const struct tide_image *image, struct tide_stamp *stamp, 
 	return 0;
 }
 
-/* After a change of ours to the image file alone: whoever changed the data file was not us. */
+/*
+ * Used after we have changed the image file alone: the data file counts with its earlier stamp, so that a change of
+ * it by another program shows.
+ */
 int tide_image_stamp_now(const struct tide_image *image, struct tide_stamp *stamp, struct tide_error *err)
 {
 	if (tide_stamp_take(image->fd, stamp, err) < 0)
@@ -211,7 +218,10 @@ static int renew_stamp(struct tide_image *image, struct tide_error *err)
 	return tide_image_stamp_now(image, &image->stamp, err);
 }
 
-/* Where the external data file is.  QEMU looks in the directory it is started in: with two candidates, nobody knows. */
+/*
+ * Finds the external data file. QEMU looks in the directory it is started in; with two candidates it cannot be
+ * known which is meant.
+ */
 char *tide_image_find_data_file(const char *image, const char *name, unsigned allow, struct tide_error *err)
 {
 	TIDE_AUTOBACKING struct tide_backing found = TIDE_BACKING_INIT;
@@ -221,14 +231,14 @@ char *tide_image_find_data_file(const char *image, const char *name, unsigned al
 		return NULL;
 	if (tide_backing_is_uri(found.path)) {
 		tide_error_set(err, TIDE_E_UNSUPPORTED,
-		               "The data file '%s' that '%s' names cannot be followed: it is no file", name, image);
+		               "The data file '%s' that '%s' names cannot be followed: it is not a file", name, image);
 		return NULL;
 	}
 	if (stat(found.path, &a) == 0 && stat(name, &b) == 0 && (a.st_dev != b.st_dev || a.st_ino != b.st_ino)) {
 		tide_error_set(err, TIDE_E_REFUSED,
 		               "The data file '%s' could be '%s' or the one in the current directory", name,
 		               found.path);
-		tide_error_hint(err, "say which with an absolute path: qemu-img amend -o data_file=PATH '%s'", image);
+		tide_error_hint(err, "specify it with an absolute path: qemu-img amend -o data_file=PATH '%s'", image);
 		return NULL;
 	}
 	return tide_mem_strdup(found.path, err);
@@ -249,15 +259,15 @@ static int check_data_file(const struct tide_image *image, struct tide_error *er
 
 static int open_data_file(struct tide_image *image, const struct tide_image_options *options, struct tide_error *err)
 {
-	bool write =
-	        (image->flags & TIDE_OPEN_WRITE) && !image->write_later; /* what is written later is not the disk */
+	bool write = (image->flags & TIDE_OPEN_WRITE) &&
+	             !image->write_later; /* write_later changes only the image file, not the disk */
 
 	image->data_path = tide_image_find_data_file(image->path, image->info.data_file, options->allow, err);
 	if (!image->data_path)
 		return -1;
 	image->data_fd = tide_sysio_open(image->data_path, (write ? O_RDWR : O_RDONLY) | O_NONBLOCK, err);
 	if (image->data_fd < 0)
-		return tide_error_hint(err, "it is the image's external data file, without which nothing can be read");
+		return tide_error_hint(err, "it is the image's external data file, and nothing can be read without it");
 	if (check_data_file(image, err) < 0)
 		return tide_error_wrap(err, "Could not open data file '%s'", image->data_path);
 	if (!options->force_share &&
@@ -267,7 +277,7 @@ static int open_data_file(struct tide_image *image, const struct tide_image_opti
 	return image->driver->set_data_file(image->state, image->data_fd, err);
 }
 
-/* The image's own stamp is taken already; what the data file was like when it was locked comes to it. */
+/* Adds the data file's stamp, taken once it is locked, to the image's own. */
 static int add_data_file(struct tide_image *image, const struct tide_image_options *options, struct tide_error *err)
 {
 	if (open_data_file(image, options, err) < 0 || tide_stamp_take(image->data_fd, &image->data_stamp, err) < 0)
@@ -285,7 +295,7 @@ static int open_driver(struct tide_image *image, struct tide_error *err)
 	return image->driver->open(image->fd, dir, image->flags, &image->info, &image->state, err);
 }
 
-/* Who writes without recording would make enabled bitmaps lie. */
+/* Writing without recording would leave enabled bitmaps incomplete. */
 static int check_recording(const struct tide_image *image, struct tide_error *err)
 {
 	for (size_t i = 0; i < image->info.n_bitmaps && !image->records_bitmaps; i++) {
@@ -293,9 +303,10 @@ static int check_recording(const struct tide_image *image, struct tide_error *er
 
 		if (!b->enabled || b->in_use)
 			continue;
-		tide_error_set(err, TIDE_E_UNSUPPORTED,
-		               "The bitmap '%s' inside the image records writes, which this version cannot do for it",
-		               b->name);
+		tide_error_set(
+		        err, TIDE_E_UNSUPPORTED,
+		        "The bitmap '%s' inside the image is enabled, but this version cannot record writes in it",
+		        b->name);
 		return tide_error_hint(err, "disable or remove it first: qemu-img bitmap --disable IMAGE '%s'",
 		                       b->name);
 	}
@@ -305,7 +316,7 @@ static int check_recording(const struct tide_image *image, struct tide_error *er
 static int open_link(const struct tide_image_options *options, const char *real, const struct chain_link *above,
                      struct tide_image **out, struct tide_error *err);
 
-/* By what the name itself says, then by what is recorded; *format NULL: it has to be probed, and may be. */
+/* The format in the name itself comes first, then the recorded one; *format NULL: it must be probed, and may be. */
 static int choose_backing_format(const struct tide_image *image, const struct tide_backing *found, unsigned allow,
                                  const char **format, struct tide_error *err)
 {
@@ -314,19 +325,19 @@ static int choose_backing_format(const struct tide_image *image, const struct ti
 	*format = found->format ? found->format : recorded;
 	if (found->format && recorded && strcmp(found->format, recorded))
 		return tide_error_set(err, TIDE_E_CORRUPT,
-		                      "The backing file name '%s' of '%s' says format '%s', but '%s' is recorded",
+		                      "The backing file name '%s' of '%s' specifies format '%s', but '%s' is recorded",
 		                      image->info.backing, image->path, found->format, recorded);
 	if (*format || (allow & TIDE_ALLOW_PROBE))
 		return 0;
 	tide_error_set(err, TIDE_E_REFUSED, "Backing file '%s' specified without backing format", image->info.backing);
 	return tide_error_hint(
 	        err,
-	        "state it: qemu-img rebase -u -b '%s' -F FORMAT '%s'; or, if you trust both images, have it "
+	        "record it: qemu-img rebase -u -b '%s' -F FORMAT '%s'; or, if you trust both images, let it be "
 	        "probed: --allow-backing=probe",
 	        image->info.backing, image->path);
 }
 
-/* trusted: the name was given by a person just now; what stands below is judged all the same. */
+/* trusted: a person has just given the name. The names in the images below are judged even then. */
 static int open_backing(struct tide_image *image, const struct tide_image_options *options,
                         const struct chain_link *above, bool trusted, struct tide_error *err)
 {
@@ -351,11 +362,12 @@ static int open_backing(struct tide_image *image, const struct tide_image_option
 	if (here.depth > TIDE_IMAGE_DEPTH_MAX) {
 		tide_error_set(err, TIDE_E_REFUSED, "The backing chain is deeper than %d images", TIDE_IMAGE_DEPTH_MAX);
 		return tide_error_hint(
-		        err, "begin a new chain with a full backup; qemu-img convert makes one image of an old chain");
+		        err,
+		        "begin a new chain with a full backup; qemu-img convert turns an old chain into one image");
 	}
 	below.path = found.path;
 	if (open_link(&below, found.real, &here, &image->backing, err) < 0)
-		return here.depth > TOLD_MAX ? -1 : tide_error_wrap(err, "Could not open backing file");
+		return here.depth > NAMED_MAX ? -1 : tide_error_wrap(err, "Could not open backing file");
 	return 0;
 }
 
@@ -364,7 +376,7 @@ static int open_checked(struct tide_image *image, const struct tide_image_option
 {
 	if (remember_file(image, err) < 0 || check_no_loop(image, above, err) < 0)
 		return -1;
-	/* First: who waits here must not be in the way of who has it. */
+	/* This lock comes first: a program that waits for it must not hold locks that block its present holder. */
 	if (image->write_later && tide_lock_bitmaps(image->fd, LOCK_WAIT_MS, image->path, err) < 0)
 		return -1;
 	if (!options->force_share &&
@@ -372,7 +384,7 @@ static int open_checked(struct tide_image *image, const struct tide_image_option
 	                      options->write ? TIDE_LOCK_WRITE_UNSHARED : TIDE_LOCK_READ_UNSHARED, image->path,
 	                      err) < 0)
 		return -1;
-	/* What counts is how the file is now that nobody else writes to it. */
+	/* The stamp that counts is taken now that the lock keeps other writers out. */
 	if (tide_stamp_take(image->fd, &image->stamp, err) < 0)
 		return -1;
 	image->driver = choose_driver(image->fd, options->format, err);
@@ -383,7 +395,7 @@ static int open_checked(struct tide_image *image, const struct tide_image_option
 	return options->write ? check_recording(image, err) : 0;
 }
 
-/* What a URI leads to is raw, and is called so as well. */
+/* A URI's image is raw, and is called so as well. */
 static int open_uri(const struct tide_image_options *options, const struct chain_link *above, struct tide_image *image,
                     struct tide_error *err)
 {
@@ -413,7 +425,7 @@ static int open_file(const struct tide_image_options *options, const char *real,
 {
 	bool writes = options->write || options->write_later;
 
-	/* O_NONBLOCK: a FIFO must not hang us; it has no effect on files and block devices. */
+	/* O_NONBLOCK: opening a FIFO must not hang; the flag has no effect on files and block devices. */
 	image->fd = tide_sysio_open(real ? real : options->path, (writes ? O_RDWR : O_RDONLY) | O_NONBLOCK, err);
 	if (image->fd < 0)
 		return -1;
@@ -425,13 +437,16 @@ static int open_file(const struct tide_image_options *options, const char *real,
 	image->records_bitmaps = options->records_bitmaps;
 	image->locks = !options->force_share;
 	if (open_checked(image, options, above, err) < 0)
-		/* QEMU says no more than which lock. */
+		/* QEMU's message names only the lock. */
 		return err && err->code == TIDE_E_LOCKED ? -1
 		                                         : tide_error_wrap(err, "Could not open '%s'", options->path);
 	return 0;
 }
 
-/* real: the path without symbolic links, or NULL when there is none.  What was judged is what is opened. */
+/*
+ * real: the path without symbolic links, or NULL when the file does not exist. The judged path is the one that is
+ * opened.
+ */
 static int open_link(const struct tide_image_options *options, const char *real, const struct chain_link *above,
                      struct tide_image **out, struct tide_error *err)
 {
@@ -449,8 +464,8 @@ static int open_link(const struct tide_image_options *options, const char *real,
 	}
 	if (open_backing(image, options, above, false, options->partial ? &image->broken : err) < 0 &&
 	    !options->partial)
-		return above && above->depth >= TOLD_MAX ? -1
-		                                         : tide_error_wrap(err, "Could not open '%s'", options->path);
+		return above && above->depth >= NAMED_MAX ? -1
+		                                          : tide_error_wrap(err, "Could not open '%s'", options->path);
 	*out = image;
 	image = NULL;
 	return 0;
@@ -463,7 +478,9 @@ int tide_image_open(const struct tide_image_options *options, struct tide_image 
 	return open_link(options, real, NULL, image, err);
 }
 
-/* The image and its data file get their names together: until then the image layer knows the one from its descriptor.
+/*
+ * The image and its data file get their names together; until then the image layer knows the data file by its
+ * descriptor.
  */
 static int take_new_data_file(struct tide_image *image, int data_fd, struct tide_error *err)
 {
@@ -528,7 +545,7 @@ uint64_t tide_image_exact_size(const struct tide_image *image)
 {
 	uint64_t size = image->info.size;
 
-	/* An overlay that QEMU made over a backup does not know; the images below do. */
+	/* An overlay that QEMU made over a backup does not record the exact size; the images below do. */
 	for (; image && image->info.size == size; image = image->backing) {
 		if (image->info.exact_size)
 			return image->info.exact_size;
@@ -685,7 +702,7 @@ void tide_image_abort_bitmaps(struct tide_image *image)
 {
 	if (image->driver->bitmaps_abort)
 		image->driver->bitmaps_abort(image->state);
-	/* Should it fail, the stamp is an old one: then the file counts as changed, which is the safe side. */
+	/* If this fails, the stamp stays the old one and the file counts as changed, which is safe. */
 	renew_stamp(image, NULL);
 }
 
@@ -700,7 +717,7 @@ void tide_image_renounce_write(struct tide_image *image)
 int tide_image_lock_write(struct tide_image *image, struct tide_error *err)
 {
 	if (image->renounced)
-		return tide_error_set(err, TIDE_E_REFUSED, "'%s' is read only from now on", image->path);
+		return tide_error_set(err, TIDE_E_REFUSED, "writing to '%s' is no longer possible", image->path);
 	if (!image->write_later || image->write_locked)
 		return 0;
 	if (check_recording(image, err) < 0)

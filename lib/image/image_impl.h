@@ -1,6 +1,6 @@
 /*
- * What the parts of the image layer share: image.c, which opens and closes, and image_io.c, the
- * checked requests.  Nobody else includes this.
+ * Shared by the files of the image layer: image.c, which opens and closes, and image_io.c, the checked
+ * requests. No other file includes this.
  */
 #ifndef TIDE_IMAGE_IMPL_H
 #define TIDE_IMAGE_IMPL_H
@@ -11,10 +11,10 @@
 
 struct tide_image {
 	char *path;
-	int fd; /* is_uri: that of a file that is locked in its place, or -1 */
+	int fd; /* is_uri: of a file that is locked in the image's place, or -1 */
 	bool is_uri;
 	bool own_fd;
-	char *data_path; /* the external data file, NULL: none */
+	char *data_path; /* the external data file, or NULL */
 	int data_fd;     /* or -1 */
 	unsigned flags;
 	const struct tide_image_driver *driver;
@@ -22,12 +22,12 @@ struct tide_image {
 	struct tide_driver_info info;
 	struct tide_image *backing;
 	bool backing_outside;
-	struct tide_error broken; /* why backing is NULL although there should be one */
+	struct tide_error broken; /* why the backing image could not be opened (partial) */
 	dev_t dev;
 	ino_t ino;
-	struct tide_stamp stamp, data_stamp; /* stamp: of both files */
+	struct tide_stamp stamp, data_stamp; /* stamp: of image and data file together */
 	bool write_later, records_bitmaps, locks;
-	bool write_locked; /* write_later: by lock_write */
+	bool write_locked; /* write_later: lock_write has locked it */
 	bool renounced;
 };
 

@@ -1,3 +1,8 @@
+/*
+ * Checked requests to images: extents, reads, writes, zeroing and discarding, through the whole
+ * chain. Each request is checked once, here, against the disk's size and the opener's rights.
+ * Requests smaller than a cluster, which a driver may decline, become requests for whole clusters.
+ */
 #include <inttypes.h>
 #include <string.h>
 
@@ -36,7 +41,7 @@ int tide_image_extent_top(struct tide_image *image, uint64_t off, uint64_t len, 
 	return 0;
 }
 
-/* The extent at off, and the image of the chain that holds it; *owner NULL: none, it reads as zeroes. */
+/* Finds the extent at off and the image of the chain that holds it; *owner NULL: no image does, it reads as zeroes. */
 static int find_extent(struct tide_image *image, uint64_t off, uint64_t len, struct tide_extent *out,
                        struct tide_image **owner, struct tide_error *err)
 {
@@ -164,7 +169,10 @@ static int write_whole(struct tide_image *image, const uint8_t *buf, uint64_t of
 	return 0;
 }
 
-/* Writes a part of the cluster at off by rewriting all of it; *done is how many bytes of the request that took. */
+/*
+ * Writes part of the cluster at off by rewriting the whole cluster; *done is the number of bytes of the request
+ * that this wrote.
+ */
 static int write_part(struct tide_image *image, const void *buf, uint64_t off, uint64_t len, uint64_t *done,
                       struct tide_error *err)
 {
@@ -210,7 +218,7 @@ int tide_image_write(struct tide_image *image, const void *buf, uint64_t off, ui
 	return 0;
 }
 
-/* Zeroes a part of one cluster by writing zero bytes, where it does not read as zeroes already. */
+/* Zeroes part of one cluster by writing zero bytes, unless it reads as zeroes already. */
 static int zero_part(struct tide_image *image, uint64_t off, uint64_t len, struct tide_error *err)
 {
 	TIDE_AUTOFREE uint8_t *zeroes = NULL;
@@ -227,7 +235,7 @@ static int zero_part(struct tide_image *image, uint64_t off, uint64_t len, struc
 	return zeroes ? tide_image_write(image, zeroes, off, len, err) : -1;
 }
 
-/* The whole clusters of a range: [*start, *end); empty when there is none. */
+/* The whole clusters of a range: [*start, *end); empty when it holds none. */
 static void whole_clusters(const struct tide_image *image, uint64_t off, uint64_t len, uint64_t *start, uint64_t *end)
 {
 	uint64_t cluster = TIDE_MAX(image->info.cluster_size, 1);

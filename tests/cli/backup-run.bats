@@ -728,12 +728,12 @@ base_124() {
 	backed_up 1048576 backup-run -F qcow2 disk.img ./a:b
 	unchanged refused_like "it needs the driver 'a', which this version does not support" \
 		backup-run -F qcow2 --backing a:b,format=qcow2 disk.img inc.qcow2
-	[[ $stderr == *"a file of that name is './a:b'"* ]]
+	[[ $stderr == *"to name a file, write './a:b'"* ]]
 	backed_up 1048576 backup-run -F qcow2 --backing ./a:b,format=qcow2 disk.img inc.qcow2
 	done_ chain-info inc.qcow2
 	qemu-img create -q -f qcow2 -u -b a:b -F qcow2 names.qcow2 1M
 	unchanged refused_like 'is not a plain path' image-write --pattern 1 names.qcow2 0 512
-	[[ $stderr == *"a file of that name is './a:b'"*--allow-backing=protocol* ]]
+	[[ $stderr == *"to name a file, write './a:b'"*--allow-backing=protocol* ]]
 }
 
 @test "two commands make one target: the later one fails, and what stands there stays" {

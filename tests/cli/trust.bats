@@ -153,7 +153,7 @@ lines_up() {
 	like 'not an object' 'json:[]'
 	like "'filename' is not a string" 'json:{"driver":"file","filename":1}'
 	like 'given twice' 'json:{"filename":"base.img","file.filename":"base.img"}'
-	like "says format 'qcow2', but 'raw' is recorded" 'json:{"driver":"qcow2","file":{"driver":"file","filename":"base.img"}}'
+	like "specifies format 'qcow2', but 'raw' is recorded" 'json:{"driver":"qcow2","file":{"driver":"file","filename":"base.img"}}'
 	like 'vm/a.qcow2' 'json:{"driver":'
 }
 

@@ -259,7 +259,7 @@ static void refuses_to_write_beside(const char *name)
 	CHECK(err.hint != NULL);
 	snprintf(text, sizeof(text),
 	         "Could not open '%s': "
-	         "The bitmap 'b0' inside the image records writes, which this version cannot do for it",
+	         "The bitmap 'b0' inside the image is enabled, but this version cannot record writes in it",
 	         options.path);
 	CHECK_ERR(&err, TIDE_E_UNSUPPORTED, text);
 	options.records_bitmaps = true;
@@ -269,7 +269,7 @@ static void refuses_to_write_beside(const char *name)
 	if (CHECK_OK(tide_image_open(&options, &image, &err), &err)) {
 		CHECK_EQ_I64(tide_image_lock_write(image, &err), -1);
 		CHECK_ERR(&err, TIDE_E_UNSUPPORTED,
-		          "The bitmap 'b0' inside the image records writes, which this version cannot do for it");
+		          "The bitmap 'b0' inside the image is enabled, but this version cannot record writes in it");
 		tide_image_close(image);
 	}
 }
