@@ -76,7 +76,8 @@ FUZZ_CFLAGS = -std=gnu11 -pthread $(WARN) -O1 -g -fno-omit-frame-pointer -fsanit
 	-fno-sanitize-recover=all -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 $(CPPFLAGS) -Ilib -Iformats
 # The nbdkit plugin, where nbdkit's header is there.
 PLUGIN := $(if $(shell pkg-config --exists nbdkit 2>/dev/null && echo yes),$(BUILD)/lib/nbdkit/plugins/nbdkit-tidemark-plugin.so)
-MANPAGES := $(wildcard man/*.1 man/*.5 man/*.7)
+# Text that several pages share is in man/common; the pages are complete in $(BUILD)/man.
+MANPAGES := $(patsubst man/%,$(BUILD)/man/%,$(wildcard man/*.1 man/*.5 man/*.7))
 
 DEPS_BUILD := gcc libc6-dev pkg-config libpopt-dev libjson-c-dev libexpat1-dev libzstd-dev libdeflate-dev libnbd-dev nbdkit-plugin-dev
 DEPS_TEST := bats bats-support bats-assert mandoc shellcheck qemu-utils qemu-system-x86 python3 jq strace parallel \
@@ -85,12 +86,12 @@ DEPS_TEST := bats bats-support bats-assert mandoc shellcheck qemu-utils qemu-sys
 DEPS_MORE := clang-tidy cppcheck valgrind
 
 .PHONY: FORCE all help deps deps-more demo check check-build check-quick lint format analyze valgrind ways asan tsan fuzz fuzz-build fuzz-smoke sweep power soak bench bench-quick cov install uninstall dist clean
-all: $(BUILD)/lib/libtidemark.so $(BUILD)/lib/libtidemark.a $(BUILD)/lib/pkgconfig/tidemark.pc $(BINS) $(PLUGIN)
+all: $(BUILD)/lib/libtidemark.so $(BUILD)/lib/libtidemark.a $(BUILD)/lib/pkgconfig/tidemark.pc $(BINS) $(PLUGIN) $(MANPAGES)
 
 help:
 	@sed -n 's/^#: //p' Makefile
 
-#: all          the library in $(BUILD)/lib and the commands in $(BUILD)/bin
+#: all          the library in $(BUILD)/lib, the commands in $(BUILD)/bin, the man pages in $(BUILD)/man
 #: deps         install the Debian packages that building and testing need
 #: deps-more    those that analyze and valgrind need
 #: demo         build, then play the session of the README on a real ext4 image
@@ -149,6 +150,10 @@ $(BUILD)/places: FORCE
 $(BUILD)/lib/pkgconfig/tidemark.pc: lib/tidemark.pc.in lib/tidemark.h $(BUILD)/places
 	@mkdir -p $(@D)
 	$(call say,GEN,$@)sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@INCLUDEDIR@|$(INCLUDEDIR)|; s|@VERSION@|$(VERSION)|' $< > $@
+
+$(MANPAGES): $(BUILD)/man/%: man/% man/expand.awk $(wildcard man/common/*)
+	@mkdir -p $(@D)
+	@awk -f man/expand.awk $< > $@ || { rm -f $@; exit 1; }
 
 $(BINS): $(BUILD)/bin/%: $(BUILD)/obj/cmd/%.o $(CMD_SHARED) $(BUILD)/lib/libtidemark.so
 	@mkdir -p $(@D)
