@@ -1,3 +1,7 @@
+/*
+ * Parses sizes as people write them: a decimal or hexadecimal number and one of the suffixes K M G
+ * T P E. Everything else is refused, so that no typing error passes as a size.
+ */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -5,13 +9,16 @@
 #include "error.h"
 #include "range.h"
 
-/* The number at the start of text, in *end what follows it; false when there is none.  Sets errno to ERANGE or 0. */
+/*
+ * Parses the number at the start of text; *end is what follows it. False when text does not start with a number.
+ * Sets errno to ERANGE or 0.
+ */
 static bool parse_number(const char *text, uint64_t *v, const char **end)
 {
 	bool hex = text[0] == '0' && (text[1] == 'x' || text[1] == 'X');
 	const char *digits = hex ? text + 2 : text;
 
-	/* strtoull alone would take blanks, signs and a second 0x. */
+	/* strtoull alone would accept blanks, signs and a second 0x. */
 	if (strspn(digits, hex ? "0123456789abcdefABCDEF" : "0123456789") == 0)
 		return false;
 	errno = 0;
@@ -38,7 +45,7 @@ int tide_parse_size(const char *text, uint64_t *size, struct tide_error *err)
 	}
 	if (*end)
 		return tide_error_set(err, TIDE_E_USAGE,
-		                      "'%s' is not a size: expected a number and nothing more than one of K M G T P E, "
+		                      "'%s' is not a size: expected a number and at most one of K M G T P E, "
 		                      "found '%s'",
 		                      text, end);
 	if (overflow || !tide_range_shl(v, shift, size))

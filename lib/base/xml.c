@@ -1,3 +1,7 @@
+/*
+ * The only code that calls expat, which is loaded on first use: reads untrusted XML in pieces,
+ * limits its depth, and refuses document types (xml.h).
+ */
 #include "xml.h"
 
 #include <expat.h>
@@ -41,7 +45,7 @@ const char *tide_xml_attribute(const char *const *attributes, const char *name)
 	return NULL;
 }
 
-/* Expat may still deliver what it has in hand after it was stopped. */
+/* After it was stopped, expat may still deliver what it has parsed already. */
 static void stop(struct reader *r)
 {
 	r->failed = true;
@@ -84,7 +88,7 @@ static void XMLCALL on_doctype(void *arg, const XML_Char *name, const XML_Char *
 
 	if (r->failed)
 		return;
-	tide_error_set(r->err, TIDE_E_REFUSED, "it declares a document type, which no list of ranges needs");
+	tide_error_set(r->err, TIDE_E_REFUSED, "it declares a document type, which lists of ranges do not need");
 	stop(r);
 }
 
@@ -96,8 +100,8 @@ static int fail(struct reader *r)
 	if (!r->failed && code == XML_ERROR_NO_MEMORY)
 		return tide_error_set_nomem(r->err);
 	if (!r->failed && (code == XML_ERROR_NO_ELEMENTS || code == XML_ERROR_UNCLOSED_TOKEN)) {
-		tide_error_set(r->err, TIDE_E_REFUSED, "the XML breaks off: %s", expat.ErrorString(code));
-		tide_error_hint(r->err, "the list is not whole: let the program that prints it come to its end");
+		tide_error_set(r->err, TIDE_E_REFUSED, "the XML is cut off: %s", expat.ErrorString(code));
+		tide_error_hint(r->err, "the list is incomplete: let the program that prints it finish");
 	} else if (!r->failed) {
 		tide_error_set(r->err, TIDE_E_REFUSED, "not well-formed XML: %s", expat.ErrorString(code));
 	}

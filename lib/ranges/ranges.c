@@ -1,3 +1,8 @@
+/*
+ * Reads lists of ranges that other programs print: finds the format, by name or by the first line,
+ * and collects the ranges with their limits checked (ranges.h). The shared helpers for words, lines
+ * and block numbers are here, too.
+ */
 #include "ranges.h"
 
 #include <inttypes.h>
@@ -105,7 +110,7 @@ char *tide_ranges_next_word(char **text)
 	return word;
 }
 
-/* What is wrong in a file is not the command line's fault. */
+/* An error in a file is not a usage error. */
 int tide_ranges_parse_size(const char *word, uint64_t *v, struct tide_error *err)
 {
 	if (tide_parse_size(word, v, err) == 0)
@@ -138,8 +143,8 @@ int tide_ranges_check_ended(const struct tide_ranges_input *in, struct tide_erro
 {
 	if (in->text[in->len - 1] == '\n')
 		return 0;
-	tide_error_set(err, TIDE_E_REFUSED, "The list breaks off within its last line");
-	return tide_error_hint(err, "the list is not whole: let the program that prints it come to its end");
+	tide_error_set(err, TIDE_E_REFUSED, "The list is cut off within its last line");
+	return tide_error_hint(err, "the list is incomplete: let the program that prints it finish");
 }
 
 /* ---- formats ----------------------------------------------------------------------- */
@@ -175,10 +180,10 @@ static int find_format(const char *name, size_t *found, struct tide_error *err)
 		if (!strcmp(formats[*found].name, name))
 			return 0;
 	}
-	return tide_error_set(err, TIDE_E_USAGE, "No list of ranges is called '%s'", name);
+	return tide_error_set(err, TIDE_E_USAGE, "Unknown format of a list of ranges: '%s'", name);
 }
 
-/* The first line with a word in it, comments apart. */
+/* The first line with a word in it, without comments. */
 static const char *first_line(const char *text)
 {
 	for (const char *p = text;;) {
@@ -206,7 +211,7 @@ static tide_ranges_reader *detect(const struct tide_ranges_input *in)
 
 /* ---- reading ----------------------------------------------------------------------- */
 
-/* Reads on, up to `want` bytes in all, with a NUL after them. */
+/* Reads more, up to `want` bytes in all, with a NUL after them. */
 static int read_more(struct tide_ranges_input *in, size_t want, struct tide_error *err)
 {
 	char *bigger = tide_mem_realloc(in->text, want + 1, 1, err);
@@ -248,7 +253,7 @@ static int read_input(struct tide_ranges_input *in, struct tide_ranges_collector
 		return -1;
 	if (in->len == 0) {
 		tide_error_set(err, TIDE_E_REFUSED, "The list of ranges is empty");
-		return tide_error_hint(err, "If nothing was written, say so: [] or a comment line.");
+		return tide_error_hint(err, "if nothing was written, use [] or a comment line");
 	}
 	if (!read && tide_ranges_is_rbd(in))
 		read = tide_ranges_read_rbd;

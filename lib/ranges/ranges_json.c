@@ -1,5 +1,6 @@
 /*
- * Lists of JSON objects: each kind says by its members which program printed it.
+ * Reads lists of JSON objects. The members of an object show which program printed it, and so which of them
+ * mark a range as changed.
  */
 #include <string.h>
 
@@ -34,7 +35,7 @@ static int is_dirty_flagged(const struct tide_json *element, bool *written, stru
 	return get_flag(element, "dirty", written, err);
 }
 
-/* imageio with context=zero: what the image holds itself. */
+/* imageio with context=zero: everything that the image itself holds. */
 static int is_no_hole(const struct tide_json *element, bool *written, struct tide_error *err)
 {
 	bool zero, hole;
@@ -53,14 +54,14 @@ static int get_map_flags(const struct tide_json *element, bool *data, bool *zero
 	if (get_number(element, "depth", &depth, err) < 0 || get_flag(element, "data", data, err) < 0 ||
 	    get_flag(element, "zero", zero, err) < 0)
 		return -1;
-	*present = *data || *zero; /* QEMU before 6.1 does not tell */
+	*present = *data || *zero; /* QEMU before 6.1 does not print "present" */
 	if (tide_json_member(element, "present") && get_flag(element, "present", present, err) < 0)
 		return -1;
 	*own = depth == 0;
 	return 0;
 }
 
-/* qemu-img map: what the top image itself says something about. */
+/* qemu-img map: the ranges that the top image itself defines. */
 static int is_mapped(const struct tide_json *element, bool *written, struct tide_error *err)
 {
 	bool data, zero, present, own;
@@ -69,18 +70,18 @@ static int is_mapped(const struct tide_json *element, bool *written, struct tide
 		return -1;
 	*written = own && present;
 	/*
-	 * With x-dirty-bitmap, qemu-img map shows what is dirty as a hole, and nothing else tells: an NBD server may
-	 * have holes that do not read as zeroes, and those look just so.
+	 * With x-dirty-bitmap, qemu-img map prints dirty ranges as holes and nothing else marks them. An
+	 * NBD server may also have holes that do not read as zeroes, which look exactly the same.
 	 */
 	if (data || zero || present)
 		return 0;
 	tide_error_set(err, TIDE_E_REFUSED,
-	               "it is neither data nor zeroes, as when qemu-img map shows an x-dirty-bitmap "
-	               "(nbdinfo --map=qemu:dirty-bitmap:NAME --json shows that clearly)");
-	return tide_error_hint(err, "if it is one, say so: --input-format qemu-img-map-dirty");
+	               "it is neither data nor zeroes, as in qemu-img map's output of an x-dirty-bitmap "
+	               "(nbdinfo --map=qemu:dirty-bitmap:NAME --json is unambiguous)");
+	return tide_error_hint(err, "if it is one, specify it: --input-format qemu-img-map-dirty");
 }
 
-/* The same of x-dirty-bitmap: "dirty" has the place of "hole" among NBD's flags. */
+/* The same for x-dirty-bitmap, where "dirty" replaces "hole" among NBD's flags. */
 static int is_mapped_dirty(const struct tide_json *element, bool *written, struct tide_error *err)
 {
 	bool data, zero, present, own;
@@ -89,7 +90,7 @@ static int is_mapped_dirty(const struct tide_json *element, bool *written, struc
 		return -1;
 	if (zero || !own)
 		return tide_error_set(err, TIDE_E_REFUSED,
-		                      "\"zero\" is true or \"depth\" not 0: no map of an x-dirty-bitmap");
+		                      "\"zero\" is true or \"depth\" not 0: this is not a map of an x-dirty-bitmap");
 	*written = !data;
 	return 0;
 }
@@ -107,10 +108,10 @@ static int is_described(const struct tide_json *element, bool *written, struct t
 		return tide_error_set(err, TIDE_E_REFUSED, "it has no \"description\" that is a string");
 	if (tide_ranges_is_written(text, written))
 		return 0;
-	return tide_error_set(err, TIDE_E_REFUSED, "its \"description\" is '%s', which is not known", text);
+	return tide_error_set(err, TIDE_E_REFUSED, "unknown \"description\" '%s'", text);
 }
 
-/* rbd diff: everything listed changed, whether it exists still or not. */
+/* rbd diff: every listed range changed, whether it still exists or not. */
 static int is_listed(const struct tide_json *element, bool *written, struct tide_error *err)
 {
 	const struct tide_json *exists = tide_json_member(element, "exists");
@@ -126,8 +127,8 @@ static int is_listed(const struct tide_json *element, bool *written, struct tide
 
 struct form {
 	const char *name;
-	const char *start, *mark; /* the members that tell this kind */
-	bool asked;               /* only when its name was given */
+	const char *start, *mark; /* the members that identify this form */
+	bool asked;               /* only when it was requested by name */
 	bool goes_through;        /* tide_ranges_collector */
 	int (*is_written)(const struct tide_json *element, bool *written, struct tide_error *err);
 };

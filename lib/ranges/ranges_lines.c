@@ -1,5 +1,6 @@
 /*
- * A range a line, in words that blanks part; what follows a # is a comment.
+ * Reads lists with a range a line: words separated by blanks, and comments that begin with #. They are
+ * OFFSET LENGTH, nbdinfo's four columns, nbdkit's extent lists, and block numbers.
  */
 #include <inttypes.h>
 #include <stdlib.h>
@@ -39,7 +40,7 @@ static int parse_type(const char *type, bool numbered, bool *written, struct tid
 	else if (!numbered)
 		return tide_error_set(err, TIDE_E_REFUSED, "expected OFFSET LENGTH, found '%s' after them", type);
 	else if (tide_ranges_parse_size(type, &flags, err) < 0 || flags > 3)
-		return tide_error_set(err, TIDE_E_REFUSED, "the type '%s' is not known", type);
+		return tide_error_set(err, TIDE_E_REFUSED, "unknown type '%s'", type);
 	else
 		*written = !(flags & 1);
 	return 0;
@@ -57,7 +58,7 @@ static int collect_line(void *data, char *line, struct tide_error *err)
 		return 0;
 	char *rest = line;
 	tide_ranges_next_word(&rest);
-	/* Words that are no range at all come before a word too many. */
+	/* A line that is not a range at all is reported before one that has too many words. */
 	char *type = tide_ranges_next_word(&rest);
 	if (parse_type(type, l->numbered, &written, err) < 0)
 		return -1;
@@ -120,7 +121,7 @@ static int collect_described(void *data, char *line, struct tide_error *err)
 	line += strspn(line, TIDE_RANGES_BLANKS);
 	line[strcspn(line, "\r")] = '\0';
 	if (!tide_ranges_is_written(line, &written))
-		return tide_error_set(err, TIDE_E_REFUSED, "its description is '%s', which is not known", line);
+		return tide_error_set(err, TIDE_E_REFUSED, "unknown description '%s'", line);
 	return (written ? tide_ranges_collect : tide_ranges_skip)(l->c, off, len, err);
 }
 
@@ -151,11 +152,10 @@ static int collect_block(void *data, char *line, struct tide_error *err)
 		return 0;
 	char *more = tide_ranges_next_word(&line);
 	if (more)
-		return tide_error_set(err, TIDE_E_REFUSED, "expected the number of one block, found '%s' after it",
-		                      more);
-	/* Not a size: 4K is the number of no block. */
+		return tide_error_set(err, TIDE_E_REFUSED, "expected one block number, found '%s' after it", more);
+	/* Not parsed as a size: 4K is not a block number. */
 	if (strspn(word, "0123456789") != strlen(word) || strlen(word) > 19)
-		return tide_error_set(err, TIDE_E_REFUSED, "'%s' is not the number of a block", word);
+		return tide_error_set(err, TIDE_E_REFUSED, "'%s' is not a block number", word);
 	block = strtoull(word, &end, 10);
 	return tide_ranges_collect_blocks(l->c, block, 1, l->block_size, err);
 }
@@ -165,8 +165,8 @@ int tide_ranges_read_blocks(struct tide_ranges_input *in, struct tide_ranges_col
 	struct lines l = { .c = c, .block_size = in->block_size };
 
 	if (!in->block_size) {
-		tide_error_set(err, TIDE_E_USAGE, "How large a block is has to be said");
-		return tide_error_hint(err, "--block-size SIZE");
+		tide_error_set(err, TIDE_E_USAGE, "The block size is not specified");
+		return tide_error_hint(err, "use --block-size SIZE");
 	}
 	return tide_ranges_each_line(in, collect_block, &l, err);
 }

@@ -1,6 +1,7 @@
 /*
- * nbdkit's log filter: a line when a request comes, and one when it has been answered.  A request
- * counts whatever its answer, or none: one that failed may have written some of it.
+ * Reads the log of nbdkit's log filter, which writes one line when a request arrives and one when it is
+ * answered. A write counts whatever its answer is, or without one, because a failed write may have written
+ * part of its range.
  */
 #include <ctype.h>
 #include <string.h>
@@ -11,7 +12,7 @@
 
 struct log {
 	struct tide_ranges_collector *c;
-	char *export; /* the one that clients have opened, as the log shows it */
+	char *export; /* the export that clients have opened, as the log shows it */
 };
 
 /* 2026-11-22 04:28:56.608381 */
@@ -26,7 +27,7 @@ bool tide_ranges_is_log(const char *line)
 	return true;
 }
 
-/* The value of a word KEY=VALUE that another word follows, which shows that it is whole. */
+/* The value of a word KEY=VALUE. Another word must follow it, which shows that the value is complete. */
 static int get_value(const char *words, const char *key, uint64_t *v, struct tide_error *err)
 {
 	size_t len = strlen(key);
@@ -40,7 +41,7 @@ static int get_value(const char *words, const char *key, uint64_t *v, struct tid
 	return value ? tide_ranges_parse_size(value, v, err) : -1;
 }
 
-/* Two exports are two disks. */
+/* Different exports are different disks. */
 static int check_export(struct log *log, const char *words, struct tide_error *err)
 {
 	const char *p = strstr(words, "export=");
@@ -60,7 +61,7 @@ static int check_export(struct log *log, const char *words, struct tide_error *e
 		return 0;
 	tide_error_set(err, TIDE_E_REFUSED, "the log is about several disks: the exports %s and %s", log->export,
 	               export);
-	return tide_error_hint(err, "give the lines of one of them only");
+	return tide_error_hint(err, "use only the lines of one of them");
 }
 
 static bool is_one_of(const char *word, const char *const *words)
@@ -90,14 +91,14 @@ static int collect_request(void *data, char *line, struct tide_error *err)
 		tide_ranges_next_word(&line);
 	char *verb = tide_ranges_next_word(&line);
 	if (!verb)
-		return tide_error_set(err, TIDE_E_REFUSED, "there is nothing behind the time");
+		return tide_error_set(err, TIDE_E_REFUSED, "nothing follows the time");
 	if (strncmp(verb, "...", 3) == 0 || is_one_of(verb, reads))
 		return 0;
 	if (strcmp(verb, "Connect") == 0)
 		return check_export(log, line, err);
 	if (!is_one_of(verb, writes)) {
 		if (strstr(line, "offset="))
-			return tide_error_set(err, TIDE_E_REFUSED, "the request '%s' is not known", verb);
+			return tide_error_set(err, TIDE_E_REFUSED, "unknown request '%s'", verb);
 		return 0;
 	}
 	if (get_value(line, "offset", &off, err) < 0 || get_value(line, "count", &len, err) < 0)

@@ -1,6 +1,6 @@
 /*
- * rbd export-diff: records of the metadata, then of what was written (with the data, which is
- * passed over) or zeroed.  Ceph's documentation specifies both versions.
+ * Reads the output of rbd export-diff: records of metadata, then records of ranges that were written
+ * (followed by the data, which is skipped) or zeroed. Ceph's documentation specifies both versions.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -21,8 +21,8 @@ static const char banner_v1[] = "rbd diff v1\n", banner_v2[] = "rbd diff v2\n";
 struct rbd {
 	struct tide_ranges_input *in;
 	struct tide_ranges_collector *c;
-	size_t at;        /* in the beginning that is in memory */
-	uint64_t place;   /* in the file */
+	size_t at;        /* offset in the beginning that is in memory */
+	uint64_t place;   /* offset in the file */
 	bool v2, changes; /* a record of a change has been seen */
 };
 
@@ -33,8 +33,8 @@ bool tide_ranges_is_rbd(const struct tide_ranges_input *in)
 
 static int cut_off(const struct rbd *r, struct tide_error *err)
 {
-	tide_error_set(err, TIDE_E_REFUSED, "The file breaks off at %" PRIu64 ", before its end record", r->place);
-	return tide_error_hint(err, "the list is not whole: let rbd export-diff come to its end");
+	tide_error_set(err, TIDE_E_REFUSED, "The file is cut off at %" PRIu64 ", before its end record", r->place);
+	return tide_error_hint(err, "the list is incomplete: let rbd export-diff finish");
 }
 
 static int take(struct rbd *r, void *buf, size_t len, struct tide_error *err)
@@ -102,7 +102,7 @@ static int read_change(struct rbd *r, char tag, uint64_t room, struct tide_error
 
 static int unknown(struct rbd *r, uint8_t tag, uint64_t room, struct tide_error *err)
 {
-	/* Version 2 can be read past metadata that came later; what stands among the changes may be one. */
+	/* Version 2 lets readers skip unknown metadata. Among the changes an unknown record may be a change. */
 	if (r->v2 && !r->changes)
 		return skip(r, room, err);
 	return tide_error_set(err, TIDE_E_REFUSED, "A record of the unknown kind 0x%02x ends at %" PRIu64, tag,
@@ -150,7 +150,9 @@ static int check_over(struct rbd *r, struct tide_error *err)
 
 	if (n < 0)
 		return -1;
-	return n == 0 ? 0 : tide_error_set(err, TIDE_E_REFUSED, "More follows the end record at %" PRIu64, r->place);
+	return n == 0 ? 0
+	              : tide_error_set(err, TIDE_E_REFUSED, "The file continues after the end record at %" PRIu64,
+	                               r->place);
 }
 
 int tide_ranges_read_rbd(struct tide_ranges_input *in, struct tide_ranges_collector *c, struct tide_error *err)

@@ -1,5 +1,6 @@
 /*
- * thin_delta, era_invalidate and bmap-tools: lists of blocks in XML.
+ * Reads lists of blocks in XML, from thin_delta, era_invalidate and bmap-tools, and the block size from
+ * era_dump. The root element decides which program printed the list.
  */
 #include <inttypes.h>
 #include <stdlib.h>
@@ -14,7 +15,7 @@
 
 struct list;
 
-/* A kind of list, told by its root element and an attribute of that. */
+/* A kind of list, identified by its root element and an attribute of that element. */
 struct kind {
 	const char *name, *root, *mark;
 	int (*start)(struct list *l, unsigned depth, const char *name, const char *const *attributes,
@@ -28,11 +29,11 @@ struct list {
 	const char *asked;
 	const struct kind *kind;
 	uint64_t unit; /* bytes a block; 0: not known yet */
-	bool said;     /* what makes it a list has been seen */
-	int changed;   /* thin_delta: in an element of changed ranges; -1: in none */
+	bool said;     /* the element that holds the list was seen */
+	int changed;   /* thin_delta: inside an element of changed ranges; -1: in no element */
 	char text[TEXT_MAX];
 	size_t text_len;
-	uint64_t size, mapped, listed; /* bmap: the image's bytes, its mapped blocks as said, and as listed */
+	uint64_t size, mapped, listed; /* bmap: the image's bytes, mapped blocks as stated and as listed */
 	bool has_mapped;
 };
 
@@ -44,7 +45,7 @@ static int get_number(const char *const *attributes, const char *name, uint64_t 
 	if (!value)
 		return tide_error_set(err, TIDE_E_REFUSED, "'%s' is missing", name);
 	if (!*value || strspn(value, "0123456789") != strlen(value) || strlen(value) > 19)
-		return tide_error_set(err, TIDE_E_REFUSED, "%s=\"%s\" is no number of blocks", name, value);
+		return tide_error_set(err, TIDE_E_REFUSED, "%s=\"%s\" is not a number of blocks", name, value);
 	for (; *value; value++)
 		number = number * 10 + (uint64_t)(*value - '0');
 	*v = number;
@@ -53,10 +54,10 @@ static int get_number(const char *const *attributes, const char *name, uint64_t 
 
 static int unknown(const char *name, const char *program, struct tide_error *err)
 {
-	return tide_error_set(err, TIDE_E_REFUSED, "<%s> is nothing that %s prints", name, program);
+	return tide_error_set(err, TIDE_E_REFUSED, "<%s> is not an element that %s prints", name, program);
 }
 
-/* A number of sectors that is the size of a block. */
+/* Gets a block size that is given as a number of sectors. */
 static int get_unit(const char *const *attributes, const char *name, uint64_t *unit, struct tide_error *err)
 {
 	uint64_t sectors;
@@ -64,7 +65,7 @@ static int get_unit(const char *const *attributes, const char *name, uint64_t *u
 	if (get_number(attributes, name, &sectors, err) < 0)
 		return -1;
 	if (sectors == 0 || sectors > UINT32_MAX)
-		return tide_error_set(err, TIDE_E_REFUSED, "%s=\"%" PRIu64 "\" is no size of a block in sectors", name,
+		return tide_error_set(err, TIDE_E_REFUSED, "%s=\"%" PRIu64 "\" is not a block size in sectors", name,
 		                      sectors);
 	*unit = sectors * SECTOR;
 	return 0;
@@ -89,7 +90,7 @@ static int thin_range(struct list *l, const char *const *attributes, bool change
 	return changed ? tide_ranges_collect_blocks(l->c, begin, length, l->unit, err) : 0;
 }
 
-/* Ranges are elements of their own, or with --verbose <range>s in elements that say what they are. */
+/* Ranges are elements named by their state, or with --verbose <range> elements within those. */
 static int thin_start(struct list *l, unsigned depth, const char *name, const char *const *attributes,
                       struct tide_error *err)
 {
@@ -114,7 +115,7 @@ static int thin_over(struct list *l, struct tide_error *err)
 {
 	if (l->said)
 		return 0;
-	return tide_error_set(err, TIDE_E_REFUSED, "It has no <diff>, so it is no list of thin_delta's");
+	return tide_error_set(err, TIDE_E_REFUSED, "It has no <diff>, so it is not a list of thin_delta");
 }
 
 /* ---- era_invalidate ---------------------------------------------------------------- */
@@ -127,9 +128,9 @@ static int era_start(struct list *l, unsigned depth, const char *name, const cha
 	if (depth == 0) {
 		if (l->unit)
 			return 0;
-		tide_error_set(err, TIDE_E_USAGE, "era_invalidate does not say how large a block is");
+		tide_error_set(err, TIDE_E_USAGE, "era_invalidate does not print the block size");
 		return tide_error_hint(
-		        err, "--block-size SIZE, or --era-dump FILE with what era_dump prints of the same metadata");
+		        err, "use --block-size SIZE, or --era-dump FILE with era_dump's output of the same metadata");
 	}
 	if (depth == 1 && !strcmp(name, "block"))
 		return get_number(attributes, "block", &begin, err) < 0
@@ -161,7 +162,7 @@ static int bmap_start(struct list *l, unsigned depth, const char *name, const ch
 	return 0;
 }
 
-/* A whole number, blanks around it; *rest is what follows. */
+/* A whole number with blanks around it; *rest is the text after it. */
 static int text_number(char *text, char **rest, uint64_t *v, struct tide_error *err)
 {
 	size_t digits;
@@ -169,7 +170,7 @@ static int text_number(char *text, char **rest, uint64_t *v, struct tide_error *
 	text += strspn(text, TIDE_RANGES_BLANKS "\n");
 	digits = strspn(text, "0123456789");
 	if (digits == 0 || digits > 18)
-		return tide_error_set(err, TIDE_E_REFUSED, "'%s' is no number", text);
+		return tide_error_set(err, TIDE_E_REFUSED, "'%s' is not a number", text);
 	*v = strtoull(text, NULL, 10);
 	*rest = text + digits + strspn(text + digits, TIDE_RANGES_BLANKS "\n");
 	return 0;
@@ -184,7 +185,7 @@ static int bmap_number(struct list *l, uint64_t *v, struct tide_error *err)
 	return *rest ? tide_error_set(err, TIDE_E_REFUSED, "'%s' follows a number", rest) : 0;
 }
 
-/* FIRST-LAST, or a block alone; the last one of an image may reach beyond it. */
+/* FIRST-LAST, or a single block; the last block of an image may extend beyond it. */
 static int bmap_range(struct list *l, struct tide_error *err)
 {
 	uint64_t first, last, off, end;
@@ -196,7 +197,7 @@ static int bmap_range(struct list *l, struct tide_error *err)
 	if (*rest == '-' && text_number(rest + 1, &rest, &last, err) < 0)
 		return -1;
 	if (*rest || last < first)
-		return tide_error_set(err, TIDE_E_REFUSED, "'%s' is no range of blocks", l->text);
+		return tide_error_set(err, TIDE_E_REFUSED, "'%s' is not a range of blocks", l->text);
 	if (__builtin_mul_overflow(first, l->unit, &off) || __builtin_mul_overflow(last + 1, l->unit, &end))
 		return tide_ranges_collect_blocks(l->c, first, last - first + 1, l->unit, err);
 	l->listed += last - first + 1;
@@ -222,7 +223,7 @@ static int bmap_end(struct list *l, unsigned depth, const char *name, struct tid
 		return 0;
 	if (bmap_number(l, &l->unit, err) < 0)
 		return -1;
-	return l->unit ? 0 : tide_error_set(err, TIDE_E_REFUSED, "the size of a block is 0");
+	return l->unit ? 0 : tide_error_set(err, TIDE_E_REFUSED, "the block size is 0");
 }
 
 static int bmap_over(struct list *l, struct tide_error *err)
@@ -231,8 +232,7 @@ static int bmap_over(struct list *l, struct tide_error *err)
 		return tide_error_set(err, TIDE_E_REFUSED, "It has no <BlockMap>");
 	if (l->has_mapped && l->mapped != l->listed)
 		return tide_error_set(err, TIDE_E_REFUSED,
-		                      "It says that %" PRIu64 " blocks are mapped, and lists %" PRIu64
-		                      ": it is not whole",
+		                      "It states %" PRIu64 " mapped blocks but lists %" PRIu64 ": it is incomplete",
 		                      l->mapped, l->listed);
 	l->c->list->covers = l->size;
 	return 0;
@@ -256,13 +256,13 @@ static int find_kind(struct list *l, const char *root, const char *const *attrib
 		l->kind = k;
 		if (!l->asked || !strcmp(l->asked, k->name))
 			return 0;
-		return tide_error_set(err, TIDE_E_REFUSED, "<%s> begins a list of the kind %s, not %s", root, k->name,
+		return tide_error_set(err, TIDE_E_REFUSED, "<%s> begins a list of the format %s, not %s", root, k->name,
 		                      l->asked);
 	}
-	tide_error_set(err, TIDE_E_REFUSED, "<%s> begins no list that thin_delta, era_invalidate or bmaptool prints",
+	tide_error_set(err, TIDE_E_REFUSED, "<%s> does not begin a list of thin_delta, era_invalidate or bmaptool",
 	               root);
 	if (!strcmp(root, "superblock") && tide_xml_attribute(attributes, "block_size"))
-		tide_error_hint(err, "era_dump's output goes to --era-dump, and what era_invalidate prints to --from");
+		tide_error_hint(err, "use --era-dump for era_dump's output, and --from for era_invalidate's");
 	return -1;
 }
 
@@ -282,7 +282,7 @@ static int on_end(void *data, unsigned depth, const char *name, struct tide_erro
 	return l->kind->end ? l->kind->end(l, depth, name, err) : 0;
 }
 
-/* No number is longer than the room; of what is not read the beginning will do. */
+/* Keeps the beginning of the text. No number needs more room, and other texts are not used. */
 static int on_text(void *data, const char *text, size_t len, struct tide_error *err)
 {
 	struct list *l = data;

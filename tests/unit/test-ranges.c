@@ -102,7 +102,7 @@ static void test_era_dump(void)
 	close(fd);
 	fd = open("tests/images/ranges/era_invalidate.out", O_RDONLY);
 	CHECK_EQ_I64(tide_ranges_read_era_dump(fd, &unit, &err), -1);
-	CHECK_ERR(&err, TIDE_E_REFUSED, "Line 1: <blocks> is nothing that era_dump prints");
+	CHECK_ERR(&err, TIDE_E_REFUSED, "Line 1: <blocks> is not an element that era_dump prints");
 	close(fd);
 }
 
@@ -116,19 +116,19 @@ static const struct {
 } format_rows[] = {
 	{ "0 1M\n2M 1M hole,zero\n4M 1M zero\n5M 1M hole\n", "0+1048576 4194304+1048576", NULL, { NULL, 0 } },
 	{ "0 1 0\n2 1 1\n4 1 2\n6 1 3\n", "0+1 4+1", NULL, { "extentlist", 0 } },
-	{ "0 1 4\n", NULL, "Line 1: the type '4' is not known", { "extentlist", 0 } },
+	{ "0 1 4\n", NULL, "Line 1: unknown type '4'", { "extentlist", 0 } },
 	{ "0 1 hole extra\n", NULL, "Line 1: expected OFFSET LENGTH TYPE, found 'extra' after them", { NULL, 0 } },
 	{ "3\n# x\n7 # y\n", "1536+512 3584+512", NULL, { NULL, 512 } },
-	{ "3\n", NULL, "How large a block is has to be said", { "blocks", 0 } },
-	{ "4K\n", NULL, "Line 1: '4K' is not the number of a block", { NULL, 512 } },
-	{ "1 2\n", NULL, "Line 1: expected the number of one block, found '2' after it", { NULL, 512 } },
+	{ "3\n", NULL, "The block size is not specified", { "blocks", 0 } },
+	{ "4K\n", NULL, "Line 1: '4K' is not a block number", { NULL, 512 } },
+	{ "1 2\n", NULL, "Line 1: expected one block number, found '2' after it", { NULL, 512 } },
 	{ "9223372036854775807\n",
 	  NULL,
 	  "Line 1: 1 blocks of 512 bytes from block 9223372036854775807 on reach beyond 2^63 - 1",
 	  { NULL, 512 } },
-	{ "0 5 1 dirty\n5 5 0 clean", NULL, "The list breaks off within its last line", { NULL, 0 } },
+	{ "0 5 1 dirty\n5 5 0 clean", NULL, "The list is cut off within its last line", { NULL, 0 } },
 	{ "0 5 2 backing depth 2\n5 5 1 local\n", "5+5", NULL, { NULL, 0 } },
-	{ "0 5 1 odd\n", NULL, "Line 1: its description is 'odd', which is not known", { NULL, 0 } },
+	{ "0 5 1 odd\n", NULL, "Line 1: unknown description 'odd'", { NULL, 0 } },
 	{ "0 5 1 dirty\n5 5\n", NULL, "Line 2: expected OFFSET LENGTH TYPE DESCRIPTION, found two words", { NULL, 0 } },
 	{ LOG "connection=1 Write id=1 offset=0x200 count=0x10 fua=0 ...\n" LOG
 	      "connection=1 ...Write id=1 return=-1 error=EIO\n" LOG
@@ -138,7 +138,7 @@ static const struct {
 	  { NULL, 0 } },
 	{ LOG "connection=1 Write id=1 offset=0x200 count=0x1",
 	  NULL,
-	  "The list breaks off within its last line",
+	  "The list is cut off within its last line",
 	  { NULL, 0 } },
 	{ LOG "connection=1 Write id=1 offset=0x200 count=0x1\n",
 	  NULL,
@@ -150,7 +150,7 @@ static const struct {
 	  { NULL, 0 } },
 	{ LOG "connection=1 Smash id=1 offset=0x200 count=0x1 ...\n",
 	  NULL,
-	  "Line 1: the request 'Smash' is not known",
+	  "Line 1: unknown request 'Smash'",
 	  { NULL, 0 } },
 	{ LOG "connection=1 Connect export=\"a\" tls=0\n" LOG "connection=2 Connect export=\"b\" tls=0\n",
 	  NULL,
@@ -164,11 +164,11 @@ static const struct {
 	{ THIN "<left_only begin=\"1\"/></diff></superblock>", NULL, "Line 1: 'length' is missing", { NULL, 0 } },
 	{ THIN "<left_only begin=\"-1\" length=\"2\"/></diff></superblock>",
 	  NULL,
-	  "Line 1: begin=\"-1\" is no number of blocks",
+	  "Line 1: begin=\"-1\" is not a number of blocks",
 	  { NULL, 0 } },
 	{ THIN "<odd begin=\"1\" length=\"2\"/></diff></superblock>",
 	  NULL,
-	  "Line 1: <odd> is nothing that thin_delta prints",
+	  "Line 1: <odd> is not an element that thin_delta prints",
 	  { NULL, 0 } },
 	{ THIN "<different begin=\"9223372036854775807\" length=\"1\"/></diff></superblock>",
 	  NULL,
@@ -176,34 +176,34 @@ static const struct {
 	  { NULL, 0 } },
 	{ THIN "<left_only begin=\"1\" length=\"2\"/></diff>",
 	  NULL,
-	  "Line 1: the XML breaks off: no element found",
+	  "Line 1: the XML is cut off: no element found",
 	  { NULL, 0 } },
-	{ THIN "<left_only begin=\"1\" len", NULL, "Line 1: the XML breaks off: unclosed token", { NULL, 0 } },
+	{ THIN "<left_only begin=\"1\" len", NULL, "Line 1: the XML is cut off: unclosed token", { NULL, 0 } },
 	{ "<superblock data_block_size=\"2\"/>",
 	  NULL,
-	  "It has no <diff>, so it is no list of thin_delta's",
+	  "It has no <diff>, so it is not a list of thin_delta",
 	  { NULL, 0 } },
 	{ "<superblock data_block_size=\"0\"/>",
 	  NULL,
-	  "Line 1: data_block_size=\"0\" is no size of a block in sectors",
+	  "Line 1: data_block_size=\"0\" is not a block size in sectors",
 	  { NULL, 0 } },
 	{ "<blocks/>", "", NULL, { NULL, 4096 } },
 	{ "<blocks/>",
 	  NULL,
-	  "Line 1: <blocks> begins a list of the kind era-invalidate, not thin-delta",
+	  "Line 1: <blocks> begins a list of the format era-invalidate, not thin-delta",
 	  { "thin-delta", 0 } },
-	{ "<blocks/>", NULL, "Line 1: era_invalidate does not say how large a block is", { NULL, 0 } },
+	{ "<blocks/>", NULL, "Line 1: era_invalidate does not print the block size", { NULL, 0 } },
 	{ "<blocks><range begin=\"3\" end=\"2\"/></blocks>",
 	  NULL,
 	  "Line 1: a range from 3 to 2 ends before it begins",
 	  { NULL, 4096 } },
 	{ "<!DOCTYPE x [<!ENTITY a \"b\">]><blocks>&a;</blocks>",
 	  NULL,
-	  "Line 1: it declares a document type, which no list of ranges needs",
+	  "Line 1: it declares a document type, which lists of ranges do not need",
 	  { NULL, 4096 } },
 	{ "<svg/>",
 	  NULL,
-	  "Line 1: <svg> begins no list that thin_delta, era_invalidate or bmaptool prints",
+	  "Line 1: <svg> does not begin a list of thin_delta, era_invalidate or bmaptool",
 	  { NULL, 0 } },
 	{ "<bmap version=\"2.0\"><ImageSize> 10000 </ImageSize><BlockSize> 4096 </BlockSize><MappedBlocksCount> 3 "
 	  "</MappedBlocksCount><BlockMap><Range chksum=\"a\"> 0-1 </Range><Range>2</Range></BlockMap></bmap>",
@@ -214,11 +214,11 @@ static const struct {
 	  "BlockMap>"
 	  "</bmap>",
 	  NULL,
-	  "It says that 3 blocks are mapped, and lists 2: it is not whole",
+	  "It states 3 mapped blocks but lists 2: it is incomplete",
 	  { NULL, 0 } },
 	{ "<bmap><BlockSize>4096</BlockSize><BlockMap><Range>2-1</Range></BlockMap></bmap>",
 	  NULL,
-	  "Line 1: '2-1' is no range of blocks",
+	  "Line 1: '2-1' is not a range of blocks",
 	  { NULL, 0 } },
 	{ "<bmap><BlockMap><Range>1</Range></BlockMap></bmap>",
 	  NULL,
@@ -240,7 +240,7 @@ static const struct {
 	  { "nbdinfo", 0 } },
 	{ "[{\"start\":0,\"length\":5,\"depth\":0,\"data\":false,\"zero\":true}]",
 	  NULL,
-	  "Element 0 of the list: \"zero\" is true or \"depth\" not 0: no map of an x-dirty-bitmap",
+	  "Element 0 of the list: \"zero\" is true or \"depth\" not 0: this is not a map of an x-dirty-bitmap",
 	  { "qemu-img-map-dirty", 0 } },
 	{ "0 5\n", NULL, "It does not begin with 'rbd diff v1' or 'rbd diff v2'", { "rbd-export-diff", 0 } },
 };
@@ -300,7 +300,7 @@ static void test_rbd(void)
 		for (size_t cut = 12; cut < files[i].len; cut++) {
 			UNIT_ROW("version %zu, %zu bytes", i + 1, cut);
 			CHECK_EQ_I64(read_bytes(files[i].bytes, cut, &list, &err), -1);
-			CHECK(list == NULL && err.msg && strstr(err.msg, "The file breaks off at "));
+			CHECK(list == NULL && err.msg && strstr(err.msg, "The file is cut off at "));
 			tide_error_release(&err);
 		}
 	}
@@ -368,7 +368,7 @@ static void test_refused(void)
 		{ "0 512\n512\n", "Line 2: expected OFFSET LENGTH, found '512' alone" },
 		{ "0 512 7\n", "Line 1: expected OFFSET LENGTH, found '7' after them" },
 		{ "# x\n0 -1\n", "Line 2: '-1' is not a size: it does not start with a digit" },
-		{ "0,5 1\n", "Line 1: '0,5' is not a size: expected a number and nothing more than one of K M G T P E, "
+		{ "0,5 1\n", "Line 1: '0,5' is not a size: expected a number and at most one of K M G T P E, "
 		             "found ',5'" },
 		{ "Offset Length\n", "Line 1: 'Offset' is not a size: it does not start with a digit" },
 		{ "9223372036854775807 1\n", "Line 1: 1 bytes at 9223372036854775807 reach beyond 2^63 - 1" },
@@ -400,7 +400,7 @@ static void test_refused(void)
 		{ "[{\"offset\":0,\"length\":5,\"type\":1}]",
 		  "Element 0 of the list: it has no \"description\" that is a string" },
 		{ "[{\"offset\":0,\"length\":5,\"type\":1,\"description\":\"wet\"}]",
-		  "Element 0 of the list: its \"description\" is 'wet', which is not known" },
+		  "Element 0 of the list: unknown \"description\" 'wet'" },
 		{ "[{\"offset\":0,\"length\":5,\"exists\":\"maybe\"}]",
 		  "Element 0 of the list: \"exists\" is not true or false" },
 		{ "[{\"start\":0,\"length\":5,\"depth\":0,\"data\":true}]",
