@@ -1,3 +1,7 @@
+/*
+ * CRC-32C with the processor's instruction where there is one, and SHA-256 in plain C. Both are
+ * small enough that a library for them is not worth its loading time.
+ */
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
@@ -26,7 +30,9 @@ static uint32_t crc_bytes(uint32_t crc, const uint8_t *p, size_t len)
 #if defined(__x86_64__)
 #if __has_include(<sys/platform/x86.h>)
 #include <sys/platform/x86.h>
-/* What the C library has found out already: to ask the processor anew takes a virtual machine dozens of microseconds.
+/*
+ * Asks the C library, which knows already: asking the processor itself takes dozens of microseconds in a virtual
+ * machine.
  */
 #define HAS_SSE4_2 CPU_FEATURE_ACTIVE(SSE4_2)
 #else
@@ -99,7 +105,7 @@ static const uint32_t sha_k[64] = {
 	0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2,
 };
 
-/* One round; instead of moving the eight words along, the next round takes them in another order. */
+/* One round; the next round takes the eight words in another order, which saves moving them. */
 #define ROUND(a, b, c, d, e, f, g, h, i)                                                                        \
 	do {                                                                                                    \
 		uint32_t t = h + (ror(e, 6) ^ ror(e, 11) ^ ror(e, 25)) + (g ^ (e & (f ^ g))) + sha_k[i] + w[i]; \

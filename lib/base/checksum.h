@@ -1,6 +1,6 @@
 /*
- * CRC-32C (Castagnoli polynomial, RFC 3720 appendix B.4), the checksum of the sidecar, and
- * SHA-256 (FIPS 180-4), with which QEMU names the contents of a bitmap.
+ * CRC-32C (Castagnoli polynomial, RFC 3720 appendix B.4), the checksum of the sidecar, and SHA-256 (FIPS
+ * 180-4), with which QEMU identifies the contents of a bitmap.
  */
 #ifndef TIDE_CHECKSUM_H
 #define TIDE_CHECKSUM_H
@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Start with crc 0 and feed the result back in to go on. */
+/* Start with crc 0; to continue, pass the previous result. */
 uint32_t tide_checksum_crc32c(uint32_t crc, const void *data, size_t len);
 
 struct tide_sha256 {

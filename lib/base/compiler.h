@@ -1,5 +1,5 @@
 /*
- * What the compilers can check for us.  No code, no types.
+ * Attributes that let compilers check more, and small macros. No code, no types.
  */
 #ifndef TIDE_COMPILER_H
 #define TIDE_COMPILER_H

@@ -1,3 +1,7 @@
+/*
+ * The only code that calls libzstd, which is loaded on first use: one frame, many frames with one
+ * context, and decompression into a buffer of exactly known size.
+ */
 #include <stdlib.h>
 #include <zstd.h>
 #include <zstd_errors.h>
@@ -103,14 +107,14 @@ int tide_compress_unzstd(void *out, size_t out_len, const void *in, size_t len, 
 	ZSTD_DCtx *ctx TIDE_CLEANUP(free_dctx) = NULL;
 	ZSTD_inBuffer from = { in, len, 0 };
 	ZSTD_outBuffer to = { out, out_len, 0 };
-	size_t more = 0; /* 0 at the end of a frame */
+	size_t more = 0; /* zstd's result: 0 at the end of a frame */
 
 	if (tide_dynlib_load(&zstd_library, err) < 0)
 		return -1;
 	ctx = zstd.createDCtx();
 	if (!ctx)
 		return tide_error_set_nomem(err);
-	for (bool go_on = out_len > 0 || exact; go_on; go_on = to.pos < out_len) {
+	for (bool unfinished = out_len > 0 || exact; unfinished; unfinished = to.pos < out_len) {
 		size_t in_before = from.pos, out_before = to.pos;
 		more = zstd.decompressStream(ctx, &to, &from);
 		if (zstd.isError(more))

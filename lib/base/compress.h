@@ -1,5 +1,5 @@
 /*
- * The door to libzstd.
+ * Compression with zstd. No other file calls libzstd.
  */
 #ifndef TIDE_COMPRESS_H
 #define TIDE_COMPRESS_H
@@ -10,12 +10,13 @@
 /* Largest size that `len` bytes can compress to. */
 size_t tide_compress_bound(size_t len);
 
-/* One frame.  *out_len: in, the room; out, what was used.  TIDE_E_REFUSED when the room is too small. */
+/* Compresses into one frame. *out_len: in, the room; out, the bytes used. TIDE_E_REFUSED when the room is too small. */
 int tide_compress_zstd(void *out, size_t *out_len, const void *in, size_t len, int level, struct tide_error *err);
 
 /*
- * The same many times over: a context of zstd's is costly to make.  One frame each; 1 when the room is too small.  The
- * result depends on the input and the level, not on what the context did before.
+ * The same for many inputs, with one context, because making a context of libzstd is slow. Each call makes
+ * one frame and returns 1 when the room is too small. The result depends on the input and the level alone,
+ * not on earlier calls.
  */
 struct tide_compress;
 struct tide_compress *tide_compress_new(int level, struct tide_error *err);
@@ -24,9 +25,9 @@ int tide_compress_next(struct tide_compress *ctx, void *out, size_t *out_len, co
                        struct tide_error *err);
 
 /*
- * Fills exactly out_len bytes from the frames at `in`; a frame that would give more is
- * refused, as QEMU does.  Bytes after the frame that fills out are
- * ignored (a qcow2 compressed cluster does not know its exact length) unless exact.
+ * Fills exactly out_len bytes from the frames at `in`; a frame that would give more is refused, as QEMU
+ * does. Bytes after the frame that fills `out` are ignored (the exact length of a qcow2 compressed cluster
+ * is not known) unless exact.
  */
 int tide_compress_unzstd(void *out, size_t out_len, const void *in, size_t len, bool exact, struct tide_error *err);
 

@@ -1,3 +1,7 @@
+/*
+ * Parses --drive's ID=PATH with its settings: format and sidecar, separated by commas. A comma that
+ * belongs to a value is doubled, as in QEMU's options.
+ */
 #include <string.h>
 
 #include "error.h"
@@ -27,8 +31,8 @@ static int parse_setting(const char *setting, struct tide_drive *drive, struct t
 	else
 		return tide_error_set(
 		        err, TIDE_E_USAGE,
-		        "'%s' is neither format=FORMAT nor sidecar=PATH nor, with its comma doubled, part of "
-		        "the path",
+		        "'%s' is neither format=FORMAT nor sidecar=PATH; if it is part of the path, double "
+		        "the comma before it",
 		        setting);
 	return 0;
 }

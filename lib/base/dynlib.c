@@ -1,3 +1,7 @@
+/*
+ * Loads a shared library on first use and looks up its functions (dynlib.h). A failure names the
+ * feature that needs the library and the package to install.
+ */
 #include "dynlib.h"
 
 #include <dlfcn.h>
@@ -15,7 +19,10 @@ static int find_all(struct tide_dynlib *library, void *handle, struct tide_error
 			return tide_error_set(err, TIDE_E_UNSUPPORTED,
 			                      "%s needs the function '%s', which %s does not have", library->what,
 			                      call->name, library->file);
-		/* POSIX has it that a pointer to data, as dlsym gives it, can be one to a function. */
+		/*
+		 * POSIX guarantees that a data pointer from dlsym can be converted to a function pointer; memcpy
+		 * avoids the cast that ISO C forbids.
+		 */
 		memcpy(call->to, &found, sizeof(found));
 	}
 	return 0;
@@ -23,7 +30,7 @@ static int find_all(struct tide_dynlib *library, void *handle, struct tide_error
 
 static int load(struct tide_dynlib *library, struct tide_error *err)
 {
-	/* For good: what some of them depend on cannot be unloaded. */
+	/* RTLD_NODELETE: some of these libraries depend on others that cannot be unloaded. */
 	void *handle = dlopen(library->file, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
 
 	if (!handle) {

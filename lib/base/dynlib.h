@@ -1,12 +1,12 @@
 /*
- * Shared libraries that are loaded when what they do is first asked for.  Most commands need none of them, and finding,
- * mapping and binding one takes longer than such a command's own work.
+ * Shared libraries that are loaded when a function of theirs is first needed. Most commands need none of
+ * them, and finding, mapping and binding one takes longer than such a command's own work.
  *
- *	#define CALLS(CALL) CALL(zstd, ZSTD_, compress) CALL(zstd, ZSTD_, isError)
- *	TIDE_DYNLIB_DOOR(zstd, CALLS, "libzstd.so.1", "zstd compression", "libzstd1");
+ *     #define CALLS(CALL) CALL(zstd, ZSTD_, compress) CALL(zstd, ZSTD_, isError)
+ *     TIDE_DYNLIB_DOOR(zstd, CALLS, "libzstd.so.1", "zstd compression", "libzstd1");
  *
- * makes of the functions that the library's header declares the members zstd.compress and zstd.isError, to be called
- *after tide_dynlib_load(&zstd_library, err).
+ * turns the functions that the library's header declares into the members zstd.compress and zstd.isError,
+ * which may be called after tide_dynlib_load(&zstd_library, err).
  */
 #ifndef TIDE_DYNLIB_H
 #define TIDE_DYNLIB_H
@@ -23,9 +23,9 @@ struct tide_dynlib_call {
 };
 
 struct tide_dynlib {
-	const char *file;    /* with the version of its interface */
-	const char *what;    /* needs it */
-	const char *package; /* Debian's */
+	const char *file;    /* file name, with the version of its interface */
+	const char *what;    /* the feature that needs it, for messages */
+	const char *package; /* Debian's package */
 	const struct tide_dynlib_call *calls;
 	size_t n_calls;
 	pthread_mutex_t lock;
@@ -47,7 +47,7 @@ struct tide_dynlib {
 	static const struct tide_dynlib_call var##_calls[] = { CALLS(TIDE_DYNLIB_CALL) }; \
 	static struct tide_dynlib var##_library = TIDE_DYNLIB(file, what, package, var##_calls)
 
-/* Loads it, if it is not loaded, and keeps it; its calls are set then.  From any thread. */
+/* Loads the library unless it is loaded already, for the life of the process, and sets its calls. From any thread. */
 int tide_dynlib_load(struct tide_dynlib *library, struct tide_error *err);
 
 #endif

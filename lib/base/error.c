@@ -1,3 +1,7 @@
+/*
+ * Sets, wraps and releases errors (error.h), and maps each code to its QMP class and exit status in
+ * one table. The first error wins; a lack of memory for a text degrades to a fixed text.
+ */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,7 +29,7 @@ static const struct {
 	[TIDE_E_DAMAGED] = { "GenericError", 3 },
 };
 
-/* Stands in as msg when no memory was left for a text; never freed. */
+/* Replaces msg when no memory is left for a text; never freed. */
 static const char nomem_text[] = "Out of memory";
 
 const char *tide_version(void)
@@ -58,7 +62,7 @@ void tide_error_release(struct tide_error *err)
 	*err = (struct tide_error)TIDE_ERROR_INIT;
 }
 
-/* fmt expanded, or NULL. */
+/* Expands fmt, or returns NULL. */
 static TIDE_PRINTF(1, 0) char *expand(const char *fmt, va_list ap)
 {
 	va_list again;
@@ -100,7 +104,7 @@ int(tide_error_set_sys)(struct tide_error *err, int sys, const char *fmt, ...)
 	va_start(ap, fmt);
 	char *text TIDE_AUTOFREE = expand(fmt, ap);
 	va_end(ap);
-	/* GNU strerror_r: thread-safe, and the same words as strerror. */
+	/* GNU strerror_r: thread-safe, with the same texts as strerror. */
 	set_msg(err, text ? tide_mem_printf(NULL, "%s: %s", text, strerror_r(sys, buf, sizeof(buf))) : NULL);
 	err->code = sys == ENOMEM ? TIDE_E_NOMEM : TIDE_E_IO;
 	err->sys = sys;

@@ -24,18 +24,18 @@ int tide_error_set(struct tide_error *err, enum tide_code code, const char *fmt,
 /* Code TIDE_E_IO (TIDE_E_NOMEM for ENOMEM); the text gets ": " and strerror(sys) appended. */
 int tide_error_set_sys(struct tide_error *err, int sys, const char *fmt, ...) TIDE_PRINTF(3, 4);
 
-/* Puts the text and ": " before the message that is set; code and hint stay. */
+/* Puts the text and ": " before the message; code and hint stay. */
 int tide_error_wrap(struct tide_error *err, const char *fmt, ...) TIDE_PRINTF(2, 3);
 
-/* Adds a way on for people.  Returns -1 too, so it can end the statement. */
+/* Adds a hint: what a person can do about the error. Returns -1 too, so it can end the statement. */
 int tide_error_hint(struct tide_error *err, const char *fmt, ...) TIDE_PRINTF(2, 3);
 
 int tide_error_set_nomem(struct tide_error *err);
 
-/* Moves src into dst (which must be unset or NULL: then src is released).  Returns -1. */
+/* Moves src into dst. If dst is NULL or set already, src is only released. Returns -1. */
 int tide_error_move(struct tide_error *dst, struct tide_error *src);
 
-/* All return -1: this way callers, and what analyses them, know that too. */
+/* All of them return -1; these wrappers let compilers and static analysis know it. */
 static inline int tide_error_returned(int minus_one)
 {
 	(void)minus_one;

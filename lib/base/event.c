@@ -1,3 +1,7 @@
+/*
+ * Writes replies, job events, warnings and progress to a session's callbacks, as QEMU 7.2 lays them
+ * out. One lock keeps the lines of several threads apart.
+ */
 #include "event.h"
 
 #include <stdlib.h>

@@ -1,3 +1,8 @@
+/*
+ * Writes JSON as QEMU's QMP server lays it out, and reads it strictly. json-c does the reading; a
+ * scan before it refuses what json-c would let pass or change silently. This is the only code that
+ * calls json-c, which is loaded on first use.
+ */
 #include <inttypes.h>
 #include <json-c/json.h>
 #include <limits.h>
@@ -10,8 +15,8 @@
 /* ---- UTF-8 ------------------------------------------------------------------------- */
 
 /*
- * The code point at s, or -1 for what is no UTF-8.  *next: after it, or after the bytes
- * that looked like one sequence, as QEMU cuts them.
+ * The code point at s, or -1 for bytes that are not UTF-8. *next: after it, or after the bytes that look
+ * like one sequence, cut where QEMU cuts them.
  */
 static int32_t decode(const unsigned char *s, const unsigned char **next)
 {
@@ -44,7 +49,7 @@ bool tide_json_is_utf8(const char *s)
 
 static void add_escape(struct tide_strbuf *sb, int32_t cp)
 {
-	/* QEMU knows no noncharacters, such as U+FFFF. */
+	/* QEMU replaces noncharacters, such as U+FFFF, by U+FFFD. */
 	if (cp < 0 || (cp & 0xfffe) == 0xfffe || (cp >= 0xfdd0 && cp <= 0xfdef))
 		cp = 0xfffd;
 	if (cp < 0x10000)
@@ -81,7 +86,7 @@ static void add_quoted(struct tide_strbuf *sb, const char *s)
 	tide_strbuf_addc(sb, '"');
 }
 
-/* What comes before a value. */
+/* Writes what precedes a value: the comma and the key. */
 static void lead_in(struct tide_json_writer *w, const char *key)
 {
 	if (w->comma)
@@ -183,14 +188,14 @@ static struct json_object *unwrap(const struct tide_json *json)
 }
 
 /*
- * What json-c lets pass or silently changes even when told to be strict: quotes of the
- * wrong kind, control characters in strings, NaN, "1.", integers that it would clamp, and
- * a key twice in one object.  The text is looked through for those first.
+ * The scan before json-c. Even in strict mode json-c lets some errors pass or changes the value silently:
+ * quotes of the wrong kind, control characters in strings, NaN, "1.", integers that it would clamp, and a
+ * key twice in one object.
  */
 struct scan {
 	const char *text;
 	size_t len, at;
-	size_t colons; /* outside strings: as many as there are members */
+	size_t colons; /* colons outside strings, one a member */
 };
 
 static char peek(const struct scan *s)
@@ -259,7 +264,7 @@ static const char *scan_number(struct scan *s)
 	return NULL;
 }
 
-/* What is wrong at s->at, or NULL. */
+/* Returns what is wrong at s->at, or NULL. */
 static const char *scan(struct scan *s)
 {
 	const char *wrong = NULL;
@@ -301,7 +306,7 @@ static void free_tokener(struct json_tokener **tok)
 		json_c.tokener_free(*tok);
 }
 
-/* How many blanks there are at `at`. */
+/* The number of blanks at `at`. */
 static size_t count_blanks(const char *text, size_t len, size_t at)
 {
 	size_t n = 0;
@@ -338,7 +343,7 @@ struct tide_json *tide_json_parse(const char *text, size_t len, struct tide_erro
 	struct json_object *object = json_c.tokener_parse_ex(tok, text, (int)len);
 	enum json_tokener_error bad = json_c.tokener_get_error(tok);
 	size_t end = json_c.tokener_get_parse_end(tok);
-	/* A number at the very end may go on: a NUL says that it does not. */
+	/* A number at the very end could continue; a NUL shows that it does not. */
 	if (bad == json_tokener_continue) {
 		object = json_c.tokener_parse_ex(tok, "", 1);
 		bad = json_c.tokener_get_error(tok);
@@ -352,7 +357,7 @@ struct tide_json *tide_json_parse(const char *text, size_t len, struct tide_erro
 	return refuse(err, end,
 	              bad != json_tokener_success ? json_c.tokener_error_desc(bad)
 	              : end < len                 ? "text after the value"
-	                                          : "a key stands twice in one object");
+	                                          : "a key occurs twice in one object");
 }
 
 void tide_json_free(struct tide_json *json)

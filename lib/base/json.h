@@ -1,13 +1,12 @@
 /*
- * JSON: a writer, and the door to json-c for reading.
+ * JSON: a writer, and a reader with json-c. No other file calls json-c.
  *
- * What is written is laid out as QEMU's QMP server lays it out, to the byte:
- * {"key": value, "key": [1, 2]}.  Everything outside printable ASCII is escaped as \uHHHH
- * with upper-case digits, beyond the first plane as a pair; a sequence of bytes that is no
- * UTF-8 becomes one \uFFFD.
+ * The writer lays JSON out as QEMU's QMP server does, to the byte: {"key": value, "key": [1, 2]}.
+ * Everything outside printable ASCII is escaped as \uHHHH with upper-case digits, beyond the first plane as
+ * a pair; a sequence of bytes that is not UTF-8 becomes one \uFFFD.
  *
- * What is read is strict JSON (RFC 8259) in UTF-8.  A value belongs to the tree that
- * tide_json_parse gave and lives as long as that.
+ * The reader accepts strict JSON (RFC 8259) in UTF-8. A value belongs to the tree that tide_json_parse
+ * returned and lives as long as that.
  */
 #ifndef TIDE_JSON_H
 #define TIDE_JSON_H
@@ -16,7 +15,7 @@
 #include "strbuf.h"
 #include "tidemark.h"
 
-/* The writer appends to a strbuf and knows when a comma is due.  key NULL: an element of an array, or the top. */
+/* The writer appends to a strbuf and inserts commas itself. key NULL: an element of an array, or the top. */
 struct tide_json_writer {
 	struct tide_strbuf *sb;
 	bool comma;
@@ -43,7 +42,7 @@ struct tide_json;
 enum tide_json_kind {
 	TIDE_JSON_NULL,
 	TIDE_JSON_BOOL,
-	TIDE_JSON_INTEGER, /* between INT64_MIN and UINT64_MAX; larger ones are refused by the parser */
+	TIDE_JSON_INTEGER, /* from INT64_MIN to UINT64_MAX; the parser refuses others */
 	TIDE_JSON_REAL,
 	TIDE_JSON_STRING,
 	TIDE_JSON_ARRAY,
@@ -60,7 +59,7 @@ enum tide_json_kind tide_json_kind(const struct tide_json *json);
 /* For messages: "a string". */
 const char *tide_json_kind_name(enum tide_json_kind kind);
 
-/* Exact, or false: when the value is of another kind or does not fit.  *v may then be anything. */
+/* True with the exact value; false when the value is of another kind or does not fit, and *v is then undefined. */
 bool tide_json_get_uint(const struct tide_json *json, uint64_t *v);
 bool tide_json_get_int(const struct tide_json *json, int64_t *v);
 bool tide_json_get_bool(const struct tide_json *json, bool *v);
@@ -70,15 +69,15 @@ bool tide_json_get_string(const struct tide_json *json, const char **v, size_t *
 
 /* Elements of an array or members of an object; 0 for other kinds. */
 size_t tide_json_count(const struct tide_json *json);
-/* NULL when there is none, or json is no array, no object. A null is a value of kind TIDE_JSON_NULL. */
+/* NULL when it does not exist, or json is not an array or object. A null is a value of kind TIDE_JSON_NULL. */
 const struct tide_json *tide_json_at(const struct tide_json *array, size_t i);
 const struct tide_json *tide_json_member(const struct tide_json *object, const char *key);
 
-/* For each member in turn, in the order of the text: start with *place NULL; false after the last one. */
+/* Visits each member, in the order of the text: start with *place NULL; false after the last one. */
 bool tide_json_next_member(const struct tide_json *object, const void **place, const char **key,
                            const struct tide_json **value);
 
-/* A value that was read, written as QEMU would. */
+/* Writes a value that was read, laid out as QEMU would. */
 void tide_json_copy(struct tide_json_writer *w, const char *key, const struct tide_json *json);
 
 #endif

@@ -1,3 +1,8 @@
+/*
+ * Locks on bytes of image files and sidecars: QEMU's permissions, job tokens, the right to change
+ * bitmaps inside an image, and the lock under which a sidecar is replaced (lock.h). All are open
+ * file description locks, so they end with the descriptor, also when the process dies.
+ */
 #include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
@@ -22,7 +27,7 @@ enum { PERM_BASE = 100, SHARED_BASE = 200 };
 
 static const char *const perm_names[] = { "consistent read", "write", "write unchanged", "resize" };
 
-/* F_OFD_SETLK of [off, off + len); 0 or errno. */
+/* F_OFD_SETLK on [off, off + len); 0 or errno. */
 static int set_lock(int fd, short type, uint64_t off, uint64_t len)
 {
 	struct flock fl = { .l_type = type, .l_whence = SEEK_SET, .l_start = (off_t)off, .l_len = (off_t)len };
@@ -46,7 +51,7 @@ static int test_lock(int fd, uint64_t off, bool *locked, pid_t *pid)
 	return 0;
 }
 
-/* ---- who holds it: OFD locks belong to no process, so ask which ones have the file open and locked ---- */
+/* ---- the holder: OFD locks belong to no process, so search those that have the file open and locked ---- */
 
 static void close_dir(DIR **dir)
 {
@@ -90,7 +95,7 @@ static uint64_t now_ms(void)
 	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
 }
 
-/* A process that has locks on fd's file, or -1.  Looks for a quarter of a second at most. */
+/* A process that has locks on fd's file, or -1. Searches for at most a quarter of a second. */
 static pid_t find_holder(int fd)
 {
 	uint64_t deadline = now_ms() + 250;
@@ -186,7 +191,7 @@ static int try_raise(int fd, unsigned held, const char *path, struct tide_error 
 {
 	if (check_bytes(fd, SHARED_BASE, held, path, err) < 0)
 		return -1;
-	/* Again, with the lock taken: two who look at the same time must not both find the way free. */
+	/* Checks again with the lock taken: of two programs that check at the same time, both could find it free. */
 	if (lock_bytes(fd, PERM_BASE, held, path, err) == 0 && check_bytes(fd, SHARED_BASE, held, path, err) == 0)
 		return 0;
 	tide_lock_lower(fd, held);
@@ -258,9 +263,10 @@ int tide_lock_bitmaps(int fd, unsigned timeout_ms, const char *path, struct tide
 		if (job < 0)
 			return -1;
 		if (job || now_ms() >= deadline) {
-			tide_error_set(err, TIDE_E_LOCKED,
-			               "The bitmaps inside '%s' are going to be changed by another program", path);
-			return tide_error_hint(err, "wait until it has ended: it is a backup that uses one of them");
+			tide_error_set(err, TIDE_E_LOCKED, "Another program is about to change the bitmaps inside '%s'",
+			               path);
+			return tide_error_hint(err,
+			                       "wait until it ends: it is a backup that uses one of these bitmaps");
 		}
 		nanosleep(&(struct timespec){ .tv_nsec = (long)pause_ms * 1000000 }, NULL);
 	}
@@ -278,7 +284,7 @@ int tide_lock_exclusive(int fd, unsigned timeout_ms, struct tide_error *err)
 	uint64_t deadline = now_ms() + timeout_ms;
 
 	for (uint64_t pause_ms = 1;; pause_ms = TIDE_MIN(pause_ms * 2, (uint64_t)50)) {
-		/* Up to the tokens, which others may hold meanwhile. */
+		/* The lock ends before the tokens, which other programs may hold meanwhile. */
 		int sys = set_lock(fd, F_WRLCK, 0, TOKEN_BASE);
 		if (sys == 0)
 			return 0;

@@ -1,3 +1,7 @@
+/*
+ * Allocation that reports failure as an error, with checked sizes and one hook for tests that make
+ * an allocation fail.
+ */
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,7 +17,7 @@ void tide_mem_set_hook(bool (*fails)(void))
 	hook = fails;
 }
 
-/* Too much for any allocator, or the hook's wish. */
+/* True when the size overflows, no allocator can provide it, or the hook asks for a failure. */
 static bool must_fail(size_t n, size_t size)
 {
 	size_t bytes;
@@ -21,7 +25,7 @@ static bool must_fail(size_t n, size_t size)
 	return __builtin_mul_overflow(n, size, &bytes) || bytes > PTRDIFF_MAX || (hook && hook());
 }
 
-/* p, or NULL with the error set. */
+/* Returns p; when it is NULL, sets the error. */
 static void *checked(void *p, struct tide_error *err)
 {
 	if (!p)

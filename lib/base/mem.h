@@ -1,7 +1,7 @@
 /*
- * Memory, through one hook, so that a test can make any allocation fail.
+ * Allocation, through one hook, so that a test can make any allocation fail.
  *
- * Sizes that overflow fail like a lack of memory.  What comes back is zeroed.
+ * A size that overflows fails like a lack of memory. New memory is zeroed, except where noted.
  */
 #ifndef TIDE_MEM_H
 #define TIDE_MEM_H
@@ -14,7 +14,7 @@
 void *tide_mem_alloc(size_t n, size_t size, struct tide_error *err) TIDE_MUST_CHECK;
 /* Grows or shrinks to n elements; the old block stays valid when this fails. New bytes are not zeroed. */
 void *tide_mem_realloc(void *p, size_t n, size_t size, struct tide_error *err) TIDE_MUST_CHECK;
-/* Aligned for O_DIRECT and page-wise moves; not zeroed. Free with free(). */
+/* Aligned for O_DIRECT and whole pages; not zeroed. Free with free(). */
 void *tide_mem_aligned(size_t align, size_t size, struct tide_error *err) TIDE_MUST_CHECK;
 char *tide_mem_strdup(const char *s, struct tide_error *err) TIDE_MUST_CHECK;
 char *tide_mem_strndup(const char *s, size_t n, struct tide_error *err) TIDE_MUST_CHECK;
@@ -25,7 +25,7 @@ void tide_mem_freep(void *p);
 
 #define TIDE_AUTOFREE TIDE_CLEANUP(tide_mem_freep)
 
-/* The hook: returns true to make this allocation fail. NULL takes it away. Not thread-safe to change. */
+/* Sets the hook, which returns true to make an allocation fail; NULL removes it. Not thread-safe. */
 void tide_mem_set_hook(bool (*fails)(void));
 
 #endif

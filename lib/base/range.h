@@ -1,5 +1,5 @@
 /*
- * Half-open byte ranges [off, off + len), and the arithmetic on them that must not wrap.
+ * Half-open byte ranges [off, off + len), and arithmetic on them that must not wrap.
  */
 #ifndef TIDE_RANGE_H
 #define TIDE_RANGE_H
@@ -7,7 +7,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Does [off, off + len) lie within [0, size)?  False, not wrapped, when off + len overflows. */
+/* Does [off, off + len) lie within [0, size)? False, without wrapping, when off + len overflows. */
 static inline bool tide_range_is_within(uint64_t off, uint64_t len, uint64_t size)
 {
 	return off <= size && len <= size - off;

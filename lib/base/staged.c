@@ -1,3 +1,8 @@
+/*
+ * Files that get their name only when they are complete: written without a name where the file
+ * system can, otherwise under a temporary one; then synced, renamed, and made durable with their
+ * directory (sysio.h).
+ */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -22,7 +27,7 @@ static const char *base_name(const char *path)
 	return slash ? slash + 1 : path;
 }
 
-/* Without the slashes at its end. */
+/* The length of the directory part, without the slashes at its end. */
 static size_t parent_len(const char *path)
 {
 	size_t n = (size_t)(base_name(path) - path);
@@ -42,7 +47,7 @@ bool tide_staged_is_temp(const char *tmp, const char *path)
 	       strspn(name + stem + 2, letters) == TEMP_SUFFIX;
 }
 
-/* A name that nobody uses, in all likelihood: DIR/.NAME. and six letters. */
+/* A temporary name that most likely is free: DIR/.NAME. and six letters. */
 static char *temp_name(const struct tide_staged *st, struct tide_error *err)
 {
 	unsigned char raw[TEMP_SUFFIX];
@@ -71,7 +76,7 @@ static int link_fd(const struct tide_staged *st, const char *to)
 	return linkat(AT_FDCWD, proc, AT_FDCWD, to, AT_SYMLINK_FOLLOW);
 }
 
-/* A file without a name, when the file system and /proc are up to it. */
+/* Opens a file without a name, if the file system and /proc allow that. */
 static void open_nameless(struct tide_staged *st)
 {
 	char proc[64];
@@ -117,7 +122,7 @@ static int make_by_link(struct tide_staged *st, const char *tmp)
 	return link_fd(st, tmp);
 }
 
-/* What stands at the final name must be something that a rename may replace. */
+/* An existing file at the final name must be one that a rename may replace. */
 static int check_final_name(const struct tide_staged *st, struct tide_error *err)
 {
 	struct stat sb;
@@ -130,7 +135,7 @@ static int check_final_name(const struct tide_staged *st, struct tide_error *err
 		return cannot_create(st, EISDIR, err);
 	if (!S_ISREG(sb.st_mode) && !S_ISLNK(sb.st_mode))
 		return tide_error_set(err, TIDE_E_REFUSED,
-		                      "Could not create '%s': what stands there is not a regular file", st->path);
+		                      "Could not create '%s': the existing file is not a regular file", st->path);
 	return 0;
 }
 
@@ -155,7 +160,7 @@ int tide_staged_begin(struct tide_staged *st, const char *path, mode_t mode, str
 
 	*st = (struct tide_staged)TIDE_STAGED_INIT;
 	st->path = tide_mem_strdup(path, err);
-	/* The slash goes, but not that of the root. */
+	/* Removes the slash, except the root's. */
 	st->dir = dir_len == 0 ? tide_mem_strdup(".", err)
 	                       : tide_mem_strndup(path, TIDE_MAX(dir_len - 1, (size_t)1), err);
 	if (!st->path || !st->dir || begin(st, mode, err) < 0) {
@@ -180,7 +185,7 @@ int tide_staged_sync(struct tide_staged *st, struct tide_error *err)
 	return sync_file(st, err) < 0 || (!st->tmp && take_temp_name(st, make_by_link, err) < 0) ? -1 : 0;
 }
 
-/* Moves the temporary name to the final one unless that is taken. */
+/* Renames the temporary name to the final one unless that exists. */
 static int rename_exclusive(struct tide_staged *st)
 {
 	if (renameat2(AT_FDCWD, st->tmp, AT_FDCWD, st->path, RENAME_NOREPLACE) == 0)
@@ -214,7 +219,7 @@ int tide_staged_commit(struct tide_staged *st, bool exclusive, struct tide_error
 {
 	if (sync_file(st, err) < 0)
 		return -1;
-	/* Opened first: once the name stands, only the sync itself can fail. */
+	/* The directory is opened first, so that once the file has its name only the sync itself can fail. */
 	int dir TIDE_AUTOCLOSE = tide_sysio_open(st->dir, O_RDONLY | O_DIRECTORY, err);
 	if (dir < 0 || put_name(st, exclusive, err) < 0)
 		return -1;

@@ -1,3 +1,7 @@
+/*
+ * Takes and compares the stamps by which a later command recognizes that an image was written
+ * without tracking.
+ */
 #include "stamp.h"
 
 #include <errno.h>
@@ -10,7 +14,7 @@ int tide_stamp_take(int fd, struct tide_stamp *stamp, struct tide_error *err)
 	struct stat st;
 
 	if (fstat(fd, &st) < 0)
-		return tide_error_set_sys(err, errno, "Could not look at the image's times");
+		return tide_error_set_sys(err, errno, "Could not get the image's times");
 	*stamp = (struct tide_stamp){ .valid = S_ISREG(st.st_mode) };
 	if (!stamp->valid)
 		return 0;

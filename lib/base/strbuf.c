@@ -1,3 +1,7 @@
+/*
+ * A growing string whose calls need no check: after a failed allocation it stays failed, and only
+ * taking the string out reports that.
+ */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -6,7 +10,7 @@
 #include "mem.h"
 #include "strbuf.h"
 
-/* Room for len more bytes and the NUL. */
+/* Makes room for len more bytes and the NUL. */
 static bool reserve(struct tide_strbuf *sb, size_t len)
 {
 	if (sb->failed)

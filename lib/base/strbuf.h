@@ -1,6 +1,6 @@
 /*
- * A growing string.  Failure is sticky: after the first failed allocation further calls
- * do nothing, and tide_strbuf_steal reports it, so that callers check once, at the end.
+ * A growing string. Failure is sticky: after the first failed allocation all calls do nothing, and
+ * tide_strbuf_steal reports it, so that callers check once, at the end.
  */
 #ifndef TIDE_STRBUF_H
 #define TIDE_STRBUF_H
@@ -29,7 +29,7 @@ void tide_strbuf_vaddf(struct tide_strbuf *sb, const char *fmt, va_list ap) TIDE
 void tide_strbuf_reset(struct tide_strbuf *sb);
 void tide_strbuf_release(struct tide_strbuf *sb);
 
-/* The string, now the caller's; never NULL unless it fails. The buffer is empty again. */
+/* Hands the string to the caller, who frees it, and empties the buffer. NULL only on failure. */
 char *tide_strbuf_steal(struct tide_strbuf *sb, struct tide_error *err) TIDE_MUST_CHECK;
 
 #endif

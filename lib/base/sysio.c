@@ -1,3 +1,8 @@
+/*
+ * System calls on files that are repeated after a signal and continued after a short transfer, with
+ * errors in one form (sysio.h). Also: real paths, sizes, holes, zeroing, and a fast test for
+ * zeroes.
+ */
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -49,7 +54,7 @@ void tide_sysio_closep(int *fd)
 	tide_sysio_close(*fd);
 }
 
-/* One transfer at an offset or (off NULL) of a stream, repeated when a signal interrupts it. */
+/* One transfer at an offset, or from a stream when off is NULL; repeated after a signal. */
 static ssize_t read_some(int fd, void *buf, size_t len, const uint64_t *off)
 {
 	ssize_t n;
@@ -131,7 +136,7 @@ char *tide_sysio_dir_name(const char *path, struct tide_error *err)
 	return tide_mem_strndup(path, slash == path ? 1 : (size_t)(slash - path), err);
 }
 
-/* EACCES and ELOOP: nobody can open it, either. */
+/* EACCES and ELOOP count too, because the path cannot be opened either. */
 static bool leads_nowhere(int sys)
 {
 	return sys == ENOENT || sys == ENOTDIR || sys == EACCES || sys == ELOOP;
@@ -146,7 +151,7 @@ int tide_sysio_real_path(const char *path, char **real, struct tide_error *err)
 		return -1;
 	if (!realpath(path, buf))
 		return leads_nowhere(errno) ? 0
-		                            : tide_error_set_sys(err, errno, "Could not tell where '%s' leads", path);
+		                            : tide_error_set_sys(err, errno, "Could not resolve the path '%s'", path);
 	*real = tide_mem_strdup(buf, err);
 	return *real ? 0 : -1;
 }
@@ -168,7 +173,7 @@ int tide_sysio_fsync_dir(const char *path, struct tide_error *err)
 	int fd TIDE_AUTOCLOSE = tide_sysio_open(dir, O_RDONLY | O_DIRECTORY, err);
 	if (fd < 0)
 		return -1;
-	/* EINVAL: a file system whose directories need no sync. */
+	/* EINVAL: directories of this file system need no sync. */
 	if (fsync(fd) < 0 && errno != EINVAL)
 		return tide_error_set_sys(err, errno, "Could not flush directory '%s'", dir);
 	return 0;
@@ -212,7 +217,7 @@ void tide_sysio_extent(int fd, uint64_t off, uint64_t limit, bool *data, uint64_
 		*data = true;
 }
 
-/* 0 done, 1 this way is not there, -1 error. */
+/* 0: done, 1: the file system or device does not have this operation, -1: error. */
 static int try_fallocate(int fd, int mode, uint64_t off, uint64_t len, bool block)
 {
 	int ret;
@@ -276,7 +281,7 @@ bool tide_sysio_is_zero(const void *buf, size_t len)
 {
 	const uint8_t *p = buf;
 
-	/* Most data shows at once that it is none. */
+	/* A few bytes usually show that the buffer is not zero. */
 	if (len > 0 && (p[0] | p[len / 2] | p[len - 1]) != 0)
 		return false;
 	for (; len >= 4 * sizeof(words); p += 4 * sizeof(words), len -= 4 * sizeof(words)) {

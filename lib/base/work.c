@@ -1,3 +1,7 @@
+/*
+ * Starts the workers of an engine, reports progress while they run, and adds workers when another
+ * engine ends and leaves its part (work.h).
+ */
 #include "work.h"
 
 #include <errno.h>
@@ -11,7 +15,7 @@
 
 #define PROGRESS_NS  100000000u
 #define HUGE_PAGE    ((size_t)2 << 20)
-#define BUFFERS_MOST ((size_t)32 << 20) /* of all engines that share */
+#define BUFFERS_MOST ((size_t)32 << 20) /* of all sharing engines together */
 #define BUFFER_MIN   ((size_t)256 << 10)
 
 struct worker {
@@ -23,8 +27,8 @@ struct worker {
 struct crew {
 	struct tide_work *work;
 	struct worker workers[TIDE_WORK_MAX];
-	unsigned started; /* the first so many of workers[] */
-	bool full;        /* more cannot be had */
+	unsigned started; /* how many of workers[] have started */
+	bool full;        /* no more threads or memory */
 };
 
 uint64_t tide_work_now_ns(void)
@@ -114,7 +118,10 @@ size_t tide_work_share_buffer(const struct tide_work_share *share, unsigned work
 
 /* ---- running ----------------------------------------------------------------------- */
 
-/* A large one in large pages if there are any: a direct transfer is then of few segments, which disks like. */
+/*
+ * Allocates a buffer, a large one in huge pages if possible: a direct transfer then has few segments, which disks
+ * handle faster.
+ */
 static uint8_t *buffer(size_t size, struct tide_error *err)
 {
 	uint8_t *buf = tide_mem_aligned(size >= HUGE_PAGE ? HUGE_PAGE : 4096, size, err);
@@ -149,7 +156,7 @@ static int start_one(struct crew *crew, struct tide_error *err)
 	return tide_error_set_sys(err, sys, "Could not start a thread");
 }
 
-/* As many as are this engine's by now, or as there is memory and threads for; the first one must be. */
+/* Starts as many workers as are this engine's part now, or as memory and threads permit; the first one is required. */
 static int start(struct crew *crew, struct tide_error *err)
 {
 	struct tide_error late = TIDE_ERROR_INIT;
@@ -164,7 +171,10 @@ static int start(struct crew *crew, struct tide_error *err)
 	return crew->started ? 0 : -1;
 }
 
-/* Until all workers are done: reports progress, and starts more when there may be more. */
+/*
+ * Waits until all workers are done; meanwhile reports progress, and starts workers when this engine's part has
+ * grown.
+ */
 static void watch(struct crew *crew)
 {
 	struct tide_work *work = crew->work;

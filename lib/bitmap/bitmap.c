@@ -1,3 +1,8 @@
+/*
+ * The dirty bitmap: a table of slots (bitmap_slot.h), one for each chunk of the disk, a summary of
+ * the slots that are not clean, and the count of dirty granules, which every change updates.
+ * Offsets become bits here, and nothing below knows of bytes.
+ */
 #include "bitmap.h"
 
 #include <inttypes.h>
@@ -14,8 +19,8 @@
 #define CHUNK_BITS TIDE_BITMAP_CHUNK_BITS
 
 /*
- * More would make the table itself larger than 256 MiB.  A sidecar or an image may claim any size of its disk; 512 TiB
- * can be had with the finest granularity, 64 PiB with the usual one.
+ * More chunks would make the table itself larger than 256 MiB. A sidecar or an image may claim any disk
+ * size; this allows 512 TiB with the finest granularity and 64 PiB with the default one.
  */
 #define CHUNKS_MAX (UINT64_C(1) << 25)
 
@@ -25,12 +30,12 @@ struct tide_bitmap {
 	uint64_t bits, chunks, count;
 	struct tide_bitmap_slot *table;
 	uint64_t *summary;    /* one bit a chunk: not clean */
-	pthread_mutex_t lock; /* of all slots that hold no block */
+	pthread_mutex_t lock; /* for all slots that hold no block */
 };
 
 /* ---- the table --------------------------------------------------------------------- */
 
-/* How many bits of a chunk exist. */
+/* How many bits of a chunk are within the disk. */
 static unsigned chunk_bits(const struct tide_bitmap *bm, uint64_t index)
 {
 	return (unsigned)TIDE_MIN((uint64_t)CHUNK_BITS, bm->bits - index * CHUNK_BITS);
@@ -41,7 +46,7 @@ static void summary_set(struct tide_bitmap *bm, uint64_t index)
 	__atomic_fetch_or(&bm->summary[index / 64], UINT64_C(1) << (index % 64), __ATOMIC_RELAXED);
 }
 
-/* Says whether there is something, after a change that nobody else saw. */
+/* Updates the summary of a chunk after a change that no other thread can have seen. */
 static void summary_renew(struct tide_bitmap *bm, uint64_t index)
 {
 	if (tide_bitmap_slot_is_clean(bm->table[index]))
@@ -61,7 +66,10 @@ static bool is_shared_block(struct tide_bitmap_slot slot)
 	return tide_bitmap_slot_block(slot) != NULL;
 }
 
-/* Several threads may set: blocks without a lock, the rest one at a time. */
+/*
+ * Several threads may set: in a block without a lock, in other slots one at a time. A slot never stops holding a
+ * block while threads set, so the unlocked check is enough.
+ */
 static int chunk_set(struct tide_bitmap *bm, uint64_t index, unsigned lo, unsigned hi, struct tide_error *err)
 {
 	struct tide_bitmap_slot *slot = &bm->table[index];
@@ -138,7 +146,7 @@ struct tide_bitmap *tide_bitmap_new(uint64_t disk_size, uint64_t granularity, st
 	bm->shift = tide_range_shift(granularity);
 	bm->bits = bits;
 	bm->chunks = chunks;
-	/* Large blocks come from the kernel zeroed and cost nothing until they are touched. */
+	/* Large allocations come zeroed from the kernel and cost nothing until they are touched. */
 	bm->summary = tide_mem_alloc((size_t)TIDE_MAX(tide_range_div_up(chunks, 64), 1u), sizeof(*bm->summary), err);
 	bm->table = tide_mem_alloc((size_t)TIDE_MAX(chunks, 1u), sizeof(*bm->table), err);
 	if (!bm->summary || !bm->table)
@@ -243,7 +251,7 @@ bool tide_bitmap_test(const struct tide_bitmap *bm, uint64_t off)
 		return false;
 	uint64_t bit = off >> bm->shift;
 	const struct tide_bitmap_slot *slot = &bm->table[bit / CHUNK_BITS];
-	/* The lock is no part of the value. */
+	/* The bitmap is const, but its lock does not belong to its value. */
 	pthread_mutex_t *lock = is_shared_block(tide_bitmap_slot_load(slot)) ? NULL : (pthread_mutex_t *)&bm->lock;
 	bool dirty;
 
@@ -301,7 +309,7 @@ int tide_bitmap_next_dirty(const struct tide_bitmap *bm, uint64_t off, uint64_t 
 
 /* ---- whole bitmaps ----------------------------------------------------------------- */
 
-/* Source bits behind a granule of the target that is set already need no look. */
+/* Once a granule of the target is set, the source bits within it are skipped. */
 static int merge_runs(struct tide_bitmap *dst, const struct tide_bitmap *src, struct tide_error *err)
 {
 	uint64_t off = 0, start, len;
@@ -351,7 +359,7 @@ int tide_bitmap_resize(struct tide_bitmap *bm, uint64_t disk_size, struct tide_e
 		summary_renew(bm, last);
 	}
 
-	/* Nothing fails from here on.  What stays behind goes with the old table. */
+	/* No call fails from here on. Slots that are not moved are freed with the old table. */
 	for (uint64_t i = tide_bitmap_next_chunk(bm, 0); i < to->chunks && i < bm->chunks;
 	     i = tide_bitmap_next_chunk(bm, i + 1)) {
 		to->table[i] = bm->table[i];
@@ -426,7 +434,7 @@ static int check_index(const struct tide_bitmap *bm, uint64_t index, struct tide
 	                      index, bm->chunks);
 }
 
-/* Puts what was made in the place of what is there. */
+/* Replaces a chunk's slot and updates count and summary. */
 static void exchange(struct tide_bitmap *bm, uint64_t index, struct tide_bitmap_slot slot)
 {
 	bm->count -= tide_bitmap_slot_count(bm->table[index]);

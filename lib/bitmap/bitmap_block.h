@@ -14,7 +14,7 @@
 
 #define TIDE_BITMAP_BLOCK_WORDS (TIDE_BITMAP_CHUNK_BYTES / 8)
 
-/* Most processors have an instruction, but compilers may not assume it and call a function. */
+/* Counts set bits. Compilers may not assume the processor's instruction for this and would call a function. */
 static inline unsigned tide_bitmap_word_count(uint64_t v)
 {
 	v -= v >> 1 & UINT64_C(0x5555555555555555);
@@ -35,7 +35,7 @@ static inline uint64_t tide_bitmap_block_mask(unsigned w, unsigned lo, unsigned 
 	return htole64(mask);
 }
 
-/* Threads may do this at once.  Returns how many bits were clean. */
+/* Sets bits [lo, hi); thread-safe. Returns how many of them were clean. */
 static inline unsigned tide_bitmap_block_set(uint64_t *block, unsigned lo, unsigned hi)
 {
 	unsigned added = 0;
@@ -82,7 +82,7 @@ static inline bool tide_bitmap_block_is_clean(const uint64_t *block)
 	return true;
 }
 
-/* Are its first `bits` bits set? */
+/* Are the first `bits` bits of the block set? */
 static inline bool tide_bitmap_block_is_full(const uint64_t *block, unsigned bits)
 {
 	for (unsigned w = 0; w * 64 < bits; w++) {

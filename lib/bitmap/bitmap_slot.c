@@ -1,3 +1,8 @@
+/*
+ * One chunk of a dirty bitmap in its smallest form: nothing, a list of positions, a block of bits,
+ * or the shared constant for "all dirty" (bitmap_slot.h). Changes move a slot from one form to
+ * another as bits are added or removed.
+ */
 #include "bitmap_slot.h"
 
 #include <stdlib.h>
@@ -21,7 +26,7 @@ static void store(struct tide_bitmap_slot *slot, uintptr_t v)
 
 /* ---- lists ------------------------------------------------------------------------- */
 
-/* Rooms are such that the whole is a power of two in bytes. */
+/* The room is chosen so that the allocation is a power of two in bytes. */
 static list_slot *list_new(unsigned n, struct tide_error *err)
 {
 	unsigned room = LIST_MIN;
@@ -35,7 +40,7 @@ static list_slot *list_new(unsigned n, struct tide_error *err)
 	return list;
 }
 
-/* The place of the first position at or after pos. */
+/* The index of the first position at or after pos. */
 static unsigned list_find(const list_slot *list, unsigned pos)
 {
 	unsigned lo = 0, hi = list->n;
@@ -58,7 +63,7 @@ static bool list_has(const list_slot *list, unsigned pos)
 	return i < list->n && list->pos[i] == pos;
 }
 
-/* Puts lo … hi - 1 in the place of the entries [from, to). */
+/* Replaces the entries [from, to) by the positions lo … hi - 1. */
 static void list_splice(list_slot *list, unsigned from, unsigned to, unsigned lo, unsigned hi)
 {
 	memmove(list->pos + from + (hi - lo), list->pos + to, (list->n - to) * sizeof(list->pos[0]));
@@ -73,7 +78,7 @@ static void list_to_words(const list_slot *list, uint64_t *words)
 		words[list->pos[i] / 64] |= htole64(UINT64_C(1) << list->pos[i] % 64);
 }
 
-/* The set bits of a block, of which there are at most LIST_MAX. */
+/* Makes a list of the set bits of a block, of which there are at most LIST_MAX. */
 static void list_from_words(list_slot *list, const uint64_t *words)
 {
 	for (unsigned w = 0; w < TIDE_BITMAP_BLOCK_WORDS; w++) {
@@ -95,7 +100,7 @@ static void list_union(list_slot *to, const list_slot *a, const list_slot *b)
 	}
 }
 
-/* ---- looking ----------------------------------------------------------------------- */
+/* ---- queries ----------------------------------------------------------------------- */
 
 unsigned tide_bitmap_slot_count(struct tide_bitmap_slot slot)
 {
@@ -170,7 +175,7 @@ void tide_bitmap_slot_drop(struct tide_bitmap_slot *slot)
 	slot->v = 0;
 }
 
-/* Replaces a list, or nothing, by a block that holds the same. */
+/* Replaces a list, or an empty slot, by a block with the same bits. */
 static int to_block(struct tide_bitmap_slot *slot, struct tide_error *err)
 {
 	list_slot *list = tide_bitmap_slot_list(*slot);
@@ -316,7 +321,7 @@ int tide_bitmap_slot_put(struct tide_bitmap_slot *slot, const uint64_t *block, s
 
 /* ---- merging ----------------------------------------------------------------------- */
 
-/* old is what the slot holds. */
+/* Merges two lists; old is the slot's. */
 static int merge_lists(struct tide_bitmap_slot *slot, list_slot *old, const list_slot *from, uint64_t *n,
                        struct tide_error *err)
 {
@@ -331,7 +336,7 @@ static int merge_lists(struct tide_bitmap_slot *slot, list_slot *old, const list
 	return 0;
 }
 
-/* Adds whatever from holds to a block. */
+/* Adds the dirty bits of `from` to a block. */
 static void merge_words(uint64_t *to, struct tide_bitmap_slot from, uint64_t *n)
 {
 	uint64_t buf[TIDE_BITMAP_BLOCK_WORDS];

@@ -492,7 +492,7 @@ static void test_staged_errors(void)
 	CHECK_ERR(&err, TIDE_E_IO, "Could not create '': No such file or directory");
 	UNIT_ROW("device");
 	CHECK_EQ_I64(tide_staged_begin(&st, "/dev/null", 0600, &err), -1);
-	CHECK_ERR(&err, TIDE_E_REFUSED, "Could not create '/dev/null': what stands there is not a regular file");
+	CHECK_ERR(&err, TIDE_E_REFUSED, "Could not create '/dev/null': the existing file is not a regular file");
 }
 
 /* The longest name that the directory takes, in the current directory, replacing a link rather than its target. */
