@@ -5,11 +5,11 @@
  *   copy_plan.c   what there is to do
  *   copy_share.c  first of all, one worker alone: what the target can share with the source
  *   copy_ahead.c  reads ahead of the workers, and behind them gives the memory back
- *   copy_get.c    bytes from the source's files
- *   copy_batch.c  several pieces at once, where nothing is in the way of that
+ *   copy_read.c    bytes from the source's files
+ *   copy_pieces.c  several pieces at once, where nothing is in the way of that
  *   copy_piece.c  one piece, whatever the way
- *   copy_put.c    bytes to the target's file
- *   copy_look.c, copy_move.c, copy_way.c   stretches of data, and how they get from file to file
+ *   copy_write.c    bytes to the target's file
+ *   copy_map.c, copy_offload.c, copy_way.c   stretches of data, and how they get from file to file
  */
 #ifndef TIDE_COPY_IMPL_H
 #define TIDE_COPY_IMPL_H
@@ -129,7 +129,7 @@ void tide_copy_ahead(struct tide_copy_engine *e);
 /* What was read of the source for this copy's sake only need not stay in memory. */
 void tide_copy_ahead_drop(struct tide_copy_engine *e, const struct tide_copy_stretch *s);
 
-/* ---- copy_get.c ---- */
+/* ---- copy_read.c ---- */
 
 void tide_copy_get_begin(struct tide_copy_engine *e); /* copy->len is known */
 void tide_copy_get_end(struct tide_copy_engine *e);
@@ -140,7 +140,7 @@ bool tide_copy_get_is_cached(int fd, uint64_t off);
 /* All of the stretch's data. */
 int tide_copy_get(struct tide_copy_engine *e, const struct tide_copy_stretch *s, uint8_t *buf, struct tide_error *err);
 
-/* ---- copy_put.c ---- */
+/* ---- copy_write.c ---- */
 
 void tide_copy_put_begin(struct tide_copy_engine *e); /* copy->len is known */
 void tide_copy_put_end(struct tide_copy_engine *e);
@@ -148,7 +148,7 @@ void tide_copy_put_end(struct tide_copy_engine *e);
 int tide_copy_put(struct tide_copy_engine *e, int fd, const uint8_t *buf, uint64_t len, uint64_t off,
                   struct tide_error *err);
 
-/* ---- copy_batch.c ---- */
+/* ---- copy_pieces.c ---- */
 
 /* False: no harm is done, but the pieces must be done one by one, which also tells what is wrong. */
 bool tide_copy_batch(struct tide_copy_worker *w, const struct tide_copy_batch *b);

@@ -6,7 +6,7 @@
  *   kernel    copy_file_range: the bytes stay in the kernel, or on the server of a network
  *             file system.
  *   rw        read and written by workers, through the page cache.
- *   direct    the same, but written around it (copy_put.c), and read around it (copy_get.c): by default only what is
+ *   direct    the same, but written around it (copy_write.c), and read around it (copy_read.c): by default only what is
  * not in memory. uring     direct by another name: with transfers as large as these, four threads keep a disk as busy
  * as a deep queue does (tests/bench/copier.c has both), and are simpler.
  *
