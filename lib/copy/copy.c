@@ -10,11 +10,7 @@
 #include "base/range.h"
 #include "base/sysio.h"
 
-#define PIECE_MAX (UINT64_C(1) << 20)
-/* Compressed pieces are stored in order, and whoever is early waits: the less often, the better. */
-#define PACK_MAX  (UINT64_C(4) << 20)
-#define BATCH_LEN (UINT64_C(2) << 20)
-#define NAP_NS    10000000u
+#define NAP_NS 10000000u
 
 bool tide_copy_wait_turn(struct tide_copy_engine *e, uint64_t n)
 {
@@ -160,8 +156,8 @@ static void do_piece(struct tide_copy_worker *w, const struct tide_copy_piece *p
 
 	for (;;) {
 		reading = false;
-		rc = w->pack ? tide_copy_piece_pack(w, p->number, p->off, p->len, &reading, &err)
-		             : tide_copy_piece(w, p->off, p->len, &reading, &err);
+		rc = w->compressor ? tide_copy_compress_piece(w, p, &reading, &err)
+		                   : tide_copy_pieces_one(w, p->off, p->len, &reading, &err);
 		if (rc >= 0 || !may_retry(w->e, reading, ++tries, &err))
 			break;
 		tide_error_release(&err);
@@ -173,7 +169,7 @@ static void do_piece(struct tide_copy_worker *w, const struct tide_copy_piece *p
 static void do_batch(struct tide_copy_worker *w, const struct tide_copy_batch *b)
 {
 	struct tide_error err = TIDE_ERROR_INIT;
-	bool done = w->batches && tide_copy_batch(w, b);
+	bool done = w->batches && tide_copy_pieces_batch(w, b);
 
 	for (size_t i = 0; i < b->n && done; i++)
 		finish_piece(w->e, &b->piece[i], true, false, &err);
@@ -199,7 +195,7 @@ static void share_first(struct tide_copy_engine *e)
 	pthread_mutex_unlock(&e->work.lock);
 	if (!first)
 		return;
-	tide_copy_share(e);
+	tide_copy_offload_share(e);
 	pthread_mutex_lock(&e->work.lock);
 	e->shared = true;
 	pthread_cond_broadcast(&e->turned);
@@ -217,9 +213,9 @@ static void work(struct tide_work *work, uint8_t *buf)
 	share_first(e);
 	w.moves = !c->detect_zeroes &&
 	          (c->way == TIDE_COPY_WAY_KERNEL ||
-	           (c->way == TIDE_COPY_WAY_AUTO && tide_copy_way_is_remote(tide_image_fd(c->target))));
-	tide_copy_move_init(&w.mover, c->target, TIDE_COPY_WAY_KERNEL, c->target_reads_zero);
-	if (c->compress && !(w.pack = tide_copy_pack_new(c->target, e->piece, &err))) {
+	           (c->way == TIDE_COPY_WAY_AUTO && tide_copy_offload_is_remote(tide_image_fd(c->target))));
+	tide_copy_offload_init(&w.mover, c->target, TIDE_COPY_WAY_KERNEL, c->target_reads_zero);
+	if (c->compress && !(w.compressor = tide_copy_compress_new(c->target, e->piece, &err))) {
 		pthread_mutex_lock(&work->lock);
 		tide_work_fail(work, &err);
 		pthread_mutex_unlock(&work->lock);
@@ -228,51 +224,10 @@ static void work(struct tide_work *work, uint8_t *buf)
 	}
 	w.batches = !c->compress && !w.moves && tide_image_is_file(c->target);
 	while (take_batch(e, &b) && tide_copy_throttle(e, b.piece[0].number, b.len)) {
-		tide_copy_ahead(e);
+		tide_copy_read_ahead(e);
 		do_batch(&w, &b);
 	}
-	tide_copy_pack_free(w.pack);
-}
-
-/* Plain copies wait for the disk, compressed ones for processors. */
-static unsigned workers_most(const struct tide_copy *c)
-{
-	cpu_set_t set;
-	unsigned cpus = sched_getaffinity(0, sizeof(set), &set) == 0 ? (unsigned)CPU_COUNT(&set) : 1;
-	unsigned most =
-	        c->compress ? TIDE_MIN(TIDE_MAX(cpus + 2, TIDE_COPY_WORKERS), TIDE_WORK_MAX) : TIDE_COPY_WORKERS;
-
-	return c->workers ? TIDE_MIN(most, c->workers) : most;
-}
-
-/* Of compressed pieces; a worker has a buffer more for them, and several pieces to do. */
-static uint64_t pack_most(const struct tide_copy *c, unsigned workers)
-{
-	uint64_t most = tide_work_share_buffer(c->share, 2 * workers, PACK_MAX);
-
-	while (most > PIECE_MAX && c->len / most < 4 * workers)
-		most /= 2;
-	return most;
-}
-
-/* How much at once, by how many; before anything is taken out of what there is to do. */
-static void plan_pieces(struct tide_copy_engine *e, unsigned workers)
-{
-	const struct tide_copy *c = e->copy;
-	uint64_t most = tide_work_share_buffer(c->share, workers, BATCH_LEN);
-
-	e->piece = tide_copy_plan_piece(c, c->compress ? pack_most(c, workers) : TIDE_MIN(PIECE_MAX, most));
-	e->work.buf_size = e->batch > 1 && c->len >= TIDE_COPY_LARGE ? TIDE_MAX(most, e->piece) : e->piece;
-}
-
-static void plan_work(struct tide_copy_engine *e, unsigned workers)
-{
-	const struct tide_copy *c = e->copy;
-	uint64_t left = c->len - c->offset;
-
-	e->work.workers = (unsigned)TIDE_MIN(tide_range_div_up(left, e->piece), workers);
-	e->work.alone = left <= e->piece;
-	e->work.len = c->len;
+	tide_copy_compress_free(w.compressor);
 }
 
 int tide_copy_run(struct tide_copy *copy, struct tide_error *err)
@@ -291,7 +246,7 @@ int tide_copy_run(struct tide_copy *copy, struct tide_error *err)
 		.start_ns = tide_work_now_ns(),
 		.broken = UINT64_MAX,
 	};
-	unsigned workers = workers_most(copy);
+	unsigned workers = tide_copy_plan_workers(copy);
 	int rc;
 
 	copy->len = tide_bitmap_count(copy->todo) * copy->unit;
@@ -301,25 +256,25 @@ int tide_copy_run(struct tide_copy *copy, struct tide_error *err)
 	e.plan = tide_bitmap_copy(copy->todo, err);
 	if (!e.plan)
 		return -1;
-	e.brought = tide_bitmap_new(tide_bitmap_size(copy->todo), copy->unit, NULL);
-	tide_copy_get_begin(&e);
-	plan_pieces(&e, tide_copy_get_is_direct(&e) ? TIDE_MAX(workers, e.workers_direct) : workers);
+	e.fetched = tide_bitmap_new(tide_bitmap_size(copy->todo), copy->unit, NULL);
+	tide_copy_read_begin(&e);
+	tide_copy_plan_pieces(&e, tide_copy_read_is_direct(&e) ? TIDE_MAX(workers, e.workers_direct) : workers);
 	tide_work_init(&e.work);
 	pthread_cond_init(&e.turned, NULL);
 	pthread_mutex_init(&e.retry_lock, NULL);
 	pthread_mutex_init(&e.place_lock, NULL);
-	tide_copy_put_begin(&e);
+	tide_copy_write_begin(&e);
 	if (copy->target_reads_zero)
 		tide_copy_plan_skip_zeroes(&e);
-	plan_work(&e, workers);
+	tide_copy_plan_work(&e, workers);
 	rc = tide_work_run(&e.work, err);
-	tide_copy_put_end(&e);
-	tide_copy_get_end(&e);
+	tide_copy_write_end(&e);
+	tide_copy_read_end(&e);
 	pthread_mutex_destroy(&e.place_lock);
 	pthread_mutex_destroy(&e.retry_lock);
 	pthread_cond_destroy(&e.turned);
 	tide_bitmap_free(e.plan);
-	tide_bitmap_free(e.brought);
+	tide_bitmap_free(e.fetched);
 	copy->cancelled = tide_copy_is_stopped(copy) && copy->offset < copy->len;
 	if (e.work.error.code)
 		rc = tide_error_move(err, &e.work.error);

@@ -1,8 +1,7 @@
-#include "copy_pack.h"
-
 #include <stdlib.h>
 #include <string.h>
 
+#include "copy_impl.h"
 #include "base/mem.h"
 #include "base/range.h"
 #include "base/sysio.h"
@@ -17,7 +16,7 @@ struct part {
 	size_t first, n;     /* PACKED: which ones */
 };
 
-struct tide_copy_pack {
+struct tide_copy_compressor {
 	struct tide_image *target;
 	void *packer;
 	uint64_t cluster, end; /* end: of the parts so far */
@@ -28,9 +27,9 @@ struct tide_copy_pack {
 	size_t n_parts, n_packed;
 };
 
-struct tide_copy_pack *tide_copy_pack_new(struct tide_image *target, uint64_t piece, struct tide_error *err)
+struct tide_copy_compressor *tide_copy_compress_new(struct tide_image *target, uint64_t piece, struct tide_error *err)
 {
-	struct tide_copy_pack *pack = tide_mem_alloc(1, sizeof(*pack), err);
+	struct tide_copy_compressor *pack = tide_mem_alloc(1, sizeof(*pack), err);
 	size_t clusters;
 
 	if (!pack)
@@ -42,13 +41,13 @@ struct tide_copy_pack *tide_copy_pack_new(struct tide_image *target, uint64_t pi
 	pack->part = tide_mem_alloc(clusters, sizeof(*pack->part), err);
 	pack->packed = tide_mem_alloc(clusters, sizeof(*pack->packed), err);
 	if (!pack->out || !pack->part || !pack->packed || tide_image_packer_new(target, &pack->packer, err) < 0) {
-		tide_copy_pack_free(pack);
+		tide_copy_compress_free(pack);
 		return NULL;
 	}
 	return pack;
 }
 
-void tide_copy_pack_free(struct tide_copy_pack *pack)
+void tide_copy_compress_free(struct tide_copy_compressor *pack)
 {
 	if (!pack)
 		return;
@@ -59,13 +58,13 @@ void tide_copy_pack_free(struct tide_copy_pack *pack)
 	free(pack);
 }
 
-void tide_copy_pack_begin(struct tide_copy_pack *pack, uint64_t off)
+static void begin_piece(struct tide_copy_compressor *pack, uint64_t off)
 {
 	pack->end = off;
 	pack->used = pack->n_parts = pack->n_packed = 0;
 }
 
-static struct part *add(struct tide_copy_pack *pack, enum kind kind, uint64_t len, const uint8_t *data)
+static struct part *add(struct tide_copy_compressor *pack, enum kind kind, uint64_t len, const uint8_t *data)
 {
 	struct part *last = pack->n_parts ? &pack->part[pack->n_parts - 1] : NULL;
 
@@ -79,14 +78,14 @@ static struct part *add(struct tide_copy_pack *pack, enum kind kind, uint64_t le
 	return last;
 }
 
-void tide_copy_pack_add_zeroes(struct tide_copy_pack *pack, uint64_t len)
+static void add_zeroes(struct tide_copy_compressor *pack, uint64_t len)
 {
 	if (len)
 		add(pack, ZEROES, len, NULL);
 }
 
 /* A cluster, of which the disk has `len` bytes. */
-static int add_cluster(struct tide_copy_pack *pack, const uint8_t *cluster, uint64_t len, struct tide_error *err)
+static int add_cluster(struct tide_copy_compressor *pack, const uint8_t *cluster, uint64_t len, struct tide_error *err)
 {
 	struct tide_packed *p = &pack->packed[pack->n_packed];
 	size_t used = pack->cluster;
@@ -110,7 +109,7 @@ static int add_cluster(struct tide_copy_pack *pack, const uint8_t *cluster, uint
 	return 0;
 }
 
-int tide_copy_pack_add_data(struct tide_copy_pack *pack, uint8_t *buf, uint64_t len, struct tide_error *err)
+static int add_data(struct tide_copy_compressor *pack, uint8_t *buf, uint64_t len, struct tide_error *err)
 {
 	memset(buf + len, 0, tide_range_align_up(len, pack->cluster) - len);
 	for (uint64_t pos = 0; pos < len; pos += pack->cluster) {
@@ -120,7 +119,7 @@ int tide_copy_pack_add_data(struct tide_copy_pack *pack, uint8_t *buf, uint64_t 
 	return 0;
 }
 
-static int store_part(struct tide_copy_pack *pack, const struct part *p, bool reads_zero, struct tide_error *err)
+static int store_part(struct tide_copy_compressor *pack, const struct part *p, bool reads_zero, struct tide_error *err)
 {
 	if (p->kind == PACKED)
 		return tide_image_write_packed(pack->target, pack->packed + p->first, p->n, err);
@@ -129,11 +128,34 @@ static int store_part(struct tide_copy_pack *pack, const struct part *p, bool re
 	return reads_zero ? 0 : tide_image_zero(pack->target, p->off, p->len, true, err);
 }
 
-int tide_copy_pack_store(struct tide_copy_pack *pack, bool reads_zero, struct tide_error *err)
+static int store(struct tide_copy_compressor *pack, bool reads_zero, struct tide_error *err)
 {
 	for (size_t i = 0; i < pack->n_parts; i++) {
 		if (store_part(pack, &pack->part[i], reads_zero, err) < 0)
 			return -1;
 	}
 	return 0;
+}
+
+int tide_copy_compress_piece(struct tide_copy_worker *w, const struct tide_copy_piece *piece, bool *reading,
+                             struct tide_error *err)
+{
+	struct tide_copy_engine *e = w->e;
+	struct tide_copy_stretch *s = &w->stretch;
+	uint64_t off = piece->off, len = piece->len;
+
+	begin_piece(w->compressor, off);
+	for (uint64_t pos = 0; pos < len; pos += s->len + s->zeroes) {
+		*reading = true;
+		if (tide_copy_map(e->copy->source, e->align, off + pos, len - pos, s, err) < 0 ||
+		    (s->len && tide_copy_read(e, s, w->buf + pos, err) < 0))
+			return -1;
+		*reading = false;
+		if (add_data(w->compressor, w->buf + pos, s->len, err) < 0)
+			return -1;
+		add_zeroes(w->compressor, s->zeroes);
+	}
+	if (!tide_copy_wait_turn(e, piece->number))
+		return 1;
+	return store(w->compressor, e->copy->target_reads_zero, err);
 }

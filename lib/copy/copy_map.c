@@ -1,7 +1,6 @@
-#include "copy_look.h"
-
 #include <string.h>
 
+#include "copy_impl.h"
 #include "base/error.h"
 #include "base/range.h"
 #include "base/sysio.h"
@@ -85,8 +84,8 @@ static int add_block(struct tide_image *source, uint64_t block, uint64_t end, st
 	return 1;
 }
 
-int tide_copy_look(struct tide_image *source, uint64_t block, uint64_t off, uint64_t len, struct tide_copy_stretch *s,
-                   struct tide_error *err)
+int tide_copy_map(struct tide_image *source, uint64_t block, uint64_t off, uint64_t len, struct tide_copy_stretch *s,
+                  struct tide_error *err)
 {
 	uint64_t end = off + len, zero_end;
 	struct tide_extent x;
@@ -119,16 +118,4 @@ int tide_copy_look(struct tide_image *source, uint64_t block, uint64_t off, uint
 		return 0;
 	}
 	return 0;
-}
-
-int tide_copy_look_read(struct tide_image *source, const struct tide_copy_part *p, uint8_t *buf, struct tide_error *err)
-{
-	if (p->zero) {
-		memset(buf, 0, p->len);
-		return 0;
-	}
-	if (p->fd >= 0 && tide_sysio_pread(p->fd, buf, p->len, p->at, true, NULL) == 0)
-		return 0;
-	/* Once more where it failed, through the image, which knows the file's name. */
-	return tide_image_read(source, buf, p->off, p->len, err);
 }

@@ -1,17 +1,119 @@
-#include "copy_move.h"
-
+/*
+ * Moves data from file to file without reading it: by reflink, or by copy_file_range inside
+ * the kernel.
+ *
+ * Sharing comes first and is done for the whole plan by one worker alone, because file systems
+ * share one range at a time.  What cannot be shared stays in the plan.  Moving inside the kernel
+ * is a way for the pieces of the workers.  A failed attempt does no harm: nothing is committed
+ * in the target, or the next way writes the same place again.
+ */
+#include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/vfs.h>
+#include <unistd.h>
 
+#include "copy_impl.h"
+#include "base/compiler.h"
+#include "base/error.h"
 #include "base/range.h"
 #include "base/sysio.h"
 
-void tide_copy_move_init(struct tide_copy_mover *m, struct tide_image *target, enum tide_copy_way way, bool reads_zero)
+#define BLOCK_MIN  4096u
+#define SHARE_MAX  (UINT64_C(1) << 30)
+#define MISSES_MAX 64u
+
+enum answer {
+	DONE,
+	NOT_HERE, /* not this range, or not now */
+	NEVER,    /* not between these two files */
+};
+
+/* ---- From file to file ---- */
+
+bool tide_copy_offload_is_remote(int fd)
+{
+	static const unsigned types[] = { 0x6969 /* NFS */, 0xff534d42 /* CIFS */, 0xfe534d42 /* SMB2 */,
+		                          0x00c36400 /* Ceph */ };
+	struct statfs fs;
+
+	if (fstatfs(fd, &fs) < 0)
+		return false;
+	for (size_t i = 0; i < TIDE_ARRAY_SIZE(types); i++) {
+		if ((unsigned)fs.f_type == types[i])
+			return true;
+	}
+	return false;
+}
+
+/* The block size in which the file system of fd shares; a power of two. */
+static uint64_t block_of(int fd)
+{
+	struct statfs fs;
+
+	if (fstatfs(fd, &fs) < 0 || !tide_range_is_pow2((uint64_t)fs.f_bsize))
+		return BLOCK_MIN;
+	return TIDE_MAX((uint64_t)fs.f_bsize, BLOCK_MIN);
+}
+
+static enum answer answer_of(int sys)
+{
+	switch (sys) {
+	case EXDEV:
+	case EOPNOTSUPP:
+	case ENOTTY:
+	case ENOSYS:
+	case EPERM:
+	case ETXTBSY:
+		return NEVER;
+	default:
+		return NOT_HERE;
+	}
+}
+
+/* Both: [from, from + len) of the source to `to` of the target. */
+static enum answer reflink(int source, uint64_t from, uint64_t len, int target, uint64_t to)
+{
+	struct file_clone_range range = { .src_fd = source, .src_offset = from, .src_length = len, .dest_offset = to };
+	int rc;
+
+	do
+		rc = ioctl(target, FICLONERANGE, &range);
+	while (rc < 0 && errno == EINTR);
+	return rc == 0 ? DONE : answer_of(errno);
+}
+
+static enum answer copy_in_kernel(int source, uint64_t from, uint64_t len, int target, uint64_t to)
+{
+	loff_t in = (loff_t)from, out = (loff_t)to;
+
+	while (len) {
+		ssize_t n = copy_file_range(source, &in, target, &out, len, 0);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return answer_of(errno);
+		if (n == 0) /* the source ends here, or its file system says so of what it cannot copy */
+			return NOT_HERE;
+		len -= (uint64_t)n;
+	}
+	return DONE;
+}
+
+/* ---- A stretch ---- */
+
+void tide_copy_offload_init(struct tide_copy_mover *m, struct tide_image *target, enum tide_copy_way way,
+                            bool reads_zero)
 {
 	*m = (struct tide_copy_mover){
 		.target = target,
 		.way = way,
 		.reads_zero = reads_zero && tide_image_info(target)->cluster_size == 0,
-		.block = way == TIDE_COPY_WAY_REFLINK ? tide_copy_way_block(tide_image_fd(target)) : 1,
+		.block = way == TIDE_COPY_WAY_REFLINK ? block_of(tide_image_fd(target)) : 1,
 	};
 }
 
@@ -51,17 +153,16 @@ static bool move_data(struct tide_copy_mover *m, const struct tide_copy_part *p,
                       uint64_t to)
 {
 	uint64_t from = p->at + (off - p->off), rest = len % m->block;
-	enum tide_copy_answer answer = TIDE_COPY_DONE;
+	enum answer answer = DONE;
 
 	if (to % m->block || off % m->block)
 		return false;
 	if (len > rest)
-		answer = m->way == TIDE_COPY_WAY_REFLINK ? tide_copy_way_reflink(p->fd, from, len - rest, target, to)
-		                                         : tide_copy_way_kernel(p->fd, from, len - rest, target, to);
-	if (answer == TIDE_COPY_NEVER && m->n_refused < TIDE_COPY_REFUSED_MAX)
+		answer = m->way == TIDE_COPY_WAY_REFLINK ? reflink(p->fd, from, len - rest, target, to)
+		                                         : copy_in_kernel(p->fd, from, len - rest, target, to);
+	if (answer == NEVER && m->n_refused < TIDE_COPY_REFUSED_MAX)
 		m->refused[m->n_refused++] = p->fd;
-	return answer == TIDE_COPY_DONE &&
-	       (!rest || copy_bytes(p->fd, from + len - rest, rest, target, to + len - rest));
+	return answer == DONE && (!rest || copy_bytes(p->fd, from + len - rest, rest, target, to + len - rest));
 }
 
 /* The parts from part[*i] on that lie in this place; *i: where to go on. */
@@ -85,7 +186,7 @@ static bool fill(struct tide_copy_mover *m, const struct tide_copy_stretch *s, c
 	return true;
 }
 
-bool tide_copy_move(struct tide_copy_mover *m, const struct tide_copy_stretch *s)
+bool tide_copy_offload(struct tide_copy_mover *m, const struct tide_copy_stretch *s)
 {
 	uint64_t pos = s->off, end = s->off + s->len;
 	size_t i = 0;
@@ -108,4 +209,58 @@ bool tide_copy_move(struct tide_copy_mover *m, const struct tide_copy_stretch *s
 		pos += place.len;
 	}
 	return true;
+}
+
+/* ---- What the target can share ---- */
+
+static void note_done(struct tide_copy_engine *e, uint64_t off, uint64_t len)
+{
+	struct tide_copy *c = e->copy;
+
+	pthread_mutex_lock(&e->work.lock);
+	/* What cannot be noted is done once more. */
+	if (tide_bitmap_reset(e->plan, off, len, NULL) == 0)
+		(void)!tide_bitmap_reset(c->todo, off, len, NULL);
+	c->offset = c->len - tide_bitmap_count(c->todo) * c->unit;
+	pthread_mutex_unlock(&e->work.lock);
+}
+
+/* A run of the plan; false: sharing is pointless, or it is the end of the copy. */
+static bool share_run(struct tide_copy_engine *e, struct tide_copy_mover *m, uint64_t off, uint64_t len,
+                      unsigned *misses)
+{
+	struct tide_copy *c = e->copy;
+	struct tide_copy_stretch s;
+	uint64_t most = tide_copy_plan_piece(c, SHARE_MAX);
+
+	for (uint64_t end = off + len; off < end; off += s.len + s.zeroes) {
+		if (tide_copy_map(c->source, c->unit, off, TIDE_MIN(end - off, most), &s, NULL) < 0 ||
+		    !tide_copy_throttle(e, UINT64_MAX, 0))
+			return false;
+		if (s.len == 0)
+			continue;
+		if (tide_copy_offload(m, &s)) {
+			*misses = 0;
+			note_done(e, off, s.len);
+			if (!tide_copy_throttle(e, UINT64_MAX, s.len))
+				return false;
+		} else if (++*misses == MISSES_MAX || (m->n_refused && !tide_image_backing(c->source))) {
+			return false;
+		}
+	}
+	return true;
+}
+
+void tide_copy_offload_share(struct tide_copy_engine *e)
+{
+	struct tide_copy *c = e->copy;
+	struct tide_copy_mover m;
+	uint64_t off = 0, start, len;
+	unsigned misses = 0;
+
+	if (c->compress || c->detect_zeroes || (c->way != TIDE_COPY_WAY_AUTO && c->way != TIDE_COPY_WAY_REFLINK))
+		return;
+	tide_copy_offload_init(&m, c->target, TIDE_COPY_WAY_REFLINK, c->target_reads_zero);
+	while (tide_bitmap_next_dirty(e->plan, off, UINT64_MAX, &start, &len) && share_run(e, &m, start, len, &misses))
+		off = start + len;
 }

@@ -7,8 +7,41 @@
  */
 #include "copy_impl.h"
 #include "base/error.h"
+#include "base/range.h"
+#include "base/sysio.h"
 
 #define PLACES (2u * TIDE_COPY_BATCH)
+
+static int copy_stretch(struct tide_copy_worker *w, bool *reading, struct tide_error *err)
+{
+	struct tide_copy_stretch *s = &w->stretch;
+
+	if (w->moves && tide_copy_offload(&w->mover, s))
+		return 0;
+	if (tide_copy_read(w->e, s, w->buf, err) < 0)
+		return -1;
+	*reading = false;
+	return tide_copy_write(w, w->buf, s->off, s->len, err);
+}
+
+int tide_copy_pieces_one(struct tide_copy_worker *w, uint64_t off, uint64_t len, bool *reading, struct tide_error *err)
+{
+	struct tide_copy_stretch *s = &w->stretch;
+
+	for (uint64_t end = off + len; off < end; off += s->len + s->zeroes) {
+		*reading = true;
+		if (tide_copy_map(w->e->copy->source, w->e->align, off, end - off, s, err) < 0)
+			return -1;
+		if (s->len && copy_stretch(w, reading, err) < 0)
+			return -1;
+		*reading = false;
+		if (tide_copy_write_zeroes(w, off + s->len, s->zeroes, err) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+/* ---- Several at once ---- */
 
 /* All of it into the worker's buffer, piece after piece. */
 static bool gather(struct tide_copy_worker *w, const struct tide_copy_batch *b)
@@ -19,8 +52,8 @@ static bool gather(struct tide_copy_worker *w, const struct tide_copy_batch *b)
 	for (size_t i = 0; i < b->n; i++) {
 		const struct tide_copy_piece *p = &b->piece[i];
 
-		if (tide_copy_look(source, w->e->align, p->off, p->len, &w->stretch, NULL) < 0 ||
-		    w->stretch.len != p->len || tide_copy_get(w->e, &w->stretch, buf, NULL) < 0)
+		if (tide_copy_map(source, w->e->align, p->off, p->len, &w->stretch, NULL) < 0 ||
+		    w->stretch.len != p->len || tide_copy_read(w->e, &w->stretch, buf, NULL) < 0)
 			return false;
 		buf += p->len;
 	}
@@ -69,7 +102,7 @@ static bool fill_places(struct tide_copy_worker *w, const struct tide_extent *pl
 		for (k = i + 1;
 		     k < n && place[k].map_fd == place[i].map_fd && place[k].map_off == place[i].map_off + len; k++)
 			len += place[k].len;
-		if (tide_copy_put(w->e, place[i].map_fd, buf, len, place[i].map_off, NULL) < 0)
+		if (tide_copy_write_file(w->e, place[i].map_fd, buf, len, place[i].map_off, NULL) < 0)
 			return false;
 		buf += len;
 	}
@@ -81,7 +114,7 @@ static bool has_zeroes(const struct tide_copy_worker *w, const struct tide_copy_
 	const uint8_t *buf = w->buf;
 
 	for (size_t i = 0; i < b->n; buf += b->piece[i++].len) {
-		if (tide_copy_has_zeroes(w, buf, b->piece[i].len))
+		if (tide_copy_write_has_zeroes(w, buf, b->piece[i].len))
 			return true;
 	}
 	return false;
@@ -92,13 +125,13 @@ static bool store_each(struct tide_copy_worker *w, const struct tide_copy_batch 
 	const uint8_t *buf = w->buf;
 
 	for (size_t i = 0; i < b->n; buf += b->piece[i++].len) {
-		if (tide_copy_store(w, buf, b->piece[i].off, b->piece[i].len, NULL) < 0)
+		if (tide_copy_write(w, buf, b->piece[i].off, b->piece[i].len, NULL) < 0)
 			return false;
 	}
 	return true;
 }
 
-bool tide_copy_batch(struct tide_copy_worker *w, const struct tide_copy_batch *b)
+bool tide_copy_pieces_batch(struct tide_copy_worker *w, const struct tide_copy_batch *b)
 {
 	struct tide_extent place[PLACES];
 	size_t n;

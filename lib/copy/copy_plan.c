@@ -1,5 +1,40 @@
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+
 #include "copy_impl.h"
+#include "base/compiler.h"
+#include "base/error.h"
 #include "base/range.h"
+
+#define PIECE_MAX (UINT64_C(1) << 20)
+/* Compressed pieces are stored in order, and whoever is early waits: the less often, the better. */
+#define PACK_MAX  (UINT64_C(4) << 20)
+#define BATCH_LEN (UINT64_C(2) << 20)
+
+int tide_copy_way_wanted(enum tide_copy_way *way, struct tide_error *err)
+{
+	static const struct {
+		const char *name;
+		enum tide_copy_way way;
+	} names[] = {
+		{ "reflink", TIDE_COPY_WAY_REFLINK }, { "kernel", TIDE_COPY_WAY_KERNEL }, { "rw", TIDE_COPY_WAY_RW },
+		{ "direct", TIDE_COPY_WAY_DIRECT },   { "uring", TIDE_COPY_WAY_DIRECT },
+	};
+	const char *wanted = getenv("TIDE_COPY");
+
+	*way = TIDE_COPY_WAY_AUTO;
+	if (!wanted || !*wanted)
+		return 0;
+	for (size_t i = 0; i < TIDE_ARRAY_SIZE(names); i++) {
+		if (!strcmp(wanted, names[i].name)) {
+			*way = names[i].way;
+			return 0;
+		}
+	}
+	tide_error_set(err, TIDE_E_REFUSED, "TIDE_COPY is '%s': there is no such way to copy", wanted);
+	return tide_error_hint(err, "reflink, kernel, rw, direct or uring; without it the best one is chosen");
+}
 
 struct tide_bitmap *tide_copy_plan(uint64_t size, uint64_t unit, const struct tide_bitmap *dirty,
                                    struct tide_error *err)
@@ -56,4 +91,45 @@ void tide_copy_plan_skip_zeroes(struct tide_copy_engine *e)
 		}
 	}
 	c->offset = c->len - tide_bitmap_count(c->todo) * c->unit;
+}
+
+/* Plain copies wait for the disk, compressed ones for processors. */
+unsigned tide_copy_plan_workers(const struct tide_copy *c)
+{
+	cpu_set_t set;
+	unsigned cpus = sched_getaffinity(0, sizeof(set), &set) == 0 ? (unsigned)CPU_COUNT(&set) : 1;
+	unsigned most =
+	        c->compress ? TIDE_MIN(TIDE_MAX(cpus + 2, TIDE_COPY_WORKERS), TIDE_WORK_MAX) : TIDE_COPY_WORKERS;
+
+	return c->workers ? TIDE_MIN(most, c->workers) : most;
+}
+
+/* Of compressed pieces; a worker has a buffer more for them, and several pieces to do. */
+static uint64_t pack_most(const struct tide_copy *c, unsigned workers)
+{
+	uint64_t most = tide_work_share_buffer(c->share, 2 * workers, PACK_MAX);
+
+	while (most > PIECE_MAX && c->len / most < 4 * workers)
+		most /= 2;
+	return most;
+}
+
+/* How much at once, by how many; before anything is taken out of what there is to do. */
+void tide_copy_plan_pieces(struct tide_copy_engine *e, unsigned workers)
+{
+	const struct tide_copy *c = e->copy;
+	uint64_t most = tide_work_share_buffer(c->share, workers, BATCH_LEN);
+
+	e->piece = tide_copy_plan_piece(c, c->compress ? pack_most(c, workers) : TIDE_MIN(PIECE_MAX, most));
+	e->work.buf_size = e->batch > 1 && c->len >= TIDE_COPY_LARGE ? TIDE_MAX(most, e->piece) : e->piece;
+}
+
+void tide_copy_plan_work(struct tide_copy_engine *e, unsigned workers)
+{
+	const struct tide_copy *c = e->copy;
+	uint64_t left = c->len - c->offset;
+
+	e->work.workers = (unsigned)TIDE_MIN(tide_range_div_up(left, e->piece), workers);
+	e->work.alone = left <= e->piece;
+	e->work.len = c->len;
 }

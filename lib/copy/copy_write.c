@@ -13,32 +13,34 @@
 
 #include "copy_impl.h"
 #include "base/error.h"
+#include "base/range.h"
 #include "base/sysio.h"
 
-#define ALIGN 4096u
-#define SEND  (UINT64_C(8) << 20)
+#define ALIGN      4096u
+#define SEND       (UINT64_C(8) << 20)
+#define ZERO_BLOCK 65536u
 
-void tide_copy_put_begin(struct tide_copy_engine *e)
+void tide_copy_write_begin(struct tide_copy_engine *e)
 {
 	const struct tide_copy *c = e->copy;
 
-	e->put = (struct tide_copy_put){
+	e->writer = (struct tide_copy_writer){
 		.direct = -1,
 		.fd = -1,
 		.wants_direct =
 		        c->way == TIDE_COPY_WAY_DIRECT || (c->way == TIDE_COPY_WAY_AUTO && c->len >= TIDE_COPY_LARGE),
 	};
-	pthread_mutex_init(&e->put.lock, NULL);
+	pthread_mutex_init(&e->writer.lock, NULL);
 }
 
-void tide_copy_put_end(struct tide_copy_engine *e)
+void tide_copy_write_end(struct tide_copy_engine *e)
 {
-	tide_sysio_close(e->put.direct);
-	pthread_mutex_destroy(&e->put.lock);
+	tide_sysio_close(e->writer.direct);
+	pthread_mutex_destroy(&e->writer.lock);
 }
 
 /* The same file, the first one that is written to, for direct writes; -1: there is none. */
-static int direct_fd(struct tide_copy_put *p, int fd)
+static int direct_fd(struct tide_copy_writer *p, int fd)
 {
 	int direct;
 
@@ -53,7 +55,7 @@ static int direct_fd(struct tide_copy_put *p, int fd)
 }
 
 /* 1: not in this way. */
-static int put_direct(struct tide_copy_put *p, int fd, const uint8_t *buf, uint64_t len, uint64_t off,
+static int put_direct(struct tide_copy_writer *p, int fd, const uint8_t *buf, uint64_t len, uint64_t off,
                       struct tide_error *err)
 {
 	struct tide_error mine = TIDE_ERROR_INIT;
@@ -74,7 +76,7 @@ static int put_direct(struct tide_copy_put *p, int fd, const uint8_t *buf, uint6
 }
 
 /* Hints: what they say about errors, the sync at the end says too. */
-static void wrote(struct tide_copy_put *p, int fd, uint64_t off, uint64_t len)
+static void wrote(struct tide_copy_writer *p, int fd, uint64_t off, uint64_t len)
 {
 	struct tide_copy_sent now, old;
 
@@ -102,15 +104,91 @@ static void wrote(struct tide_copy_put *p, int fd, uint64_t off, uint64_t len)
 		posix_fadvise(old.fd, (off_t)old.off, (off_t)old.len, POSIX_FADV_DONTNEED);
 }
 
-int tide_copy_put(struct tide_copy_engine *e, int fd, const uint8_t *buf, uint64_t len, uint64_t off,
-                  struct tide_error *err)
+int tide_copy_write_file(struct tide_copy_engine *e, int fd, const uint8_t *buf, uint64_t len, uint64_t off,
+                         struct tide_error *err)
 {
-	int rc = put_direct(&e->put, fd, buf, len, off, err);
+	int rc = put_direct(&e->writer, fd, buf, len, off, err);
 
 	if (rc > 0) {
 		rc = tide_sysio_pwrite(fd, buf, len, off, err);
 		if (rc == 0)
-			wrote(&e->put, fd, off, len);
+			wrote(&e->writer, fd, off, len);
 	}
 	return rc < 0 ? tide_error_wrap(err, "'%s'", tide_image_path(e->copy->target)) : 0;
+}
+
+/* ---- Buffers of the disk ---- */
+
+static int write_run(struct tide_copy_worker *w, const uint8_t *buf, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	struct tide_image *target = w->e->copy->target;
+
+	while (len) {
+		struct tide_extent place;
+		int rc = tide_image_write_begin(target, off, len, &place, err);
+
+		if (rc > 0)
+			return tide_image_write(target, buf, off, len, err);
+		if (rc < 0)
+			return -1;
+		if (tide_copy_write_file(w->e, place.map_fd, buf, place.len, place.map_off, err) < 0) {
+			tide_image_write_abort(target, &place);
+			return -1;
+		}
+		if (tide_image_write_commit(target, &place, err) < 0)
+			return -1;
+		buf += place.len;
+		off += place.len;
+		len -= place.len;
+	}
+	return 0;
+}
+
+int tide_copy_write_zeroes(struct tide_copy_worker *w, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	if (w->e->copy->target_reads_zero || len == 0)
+		return 0;
+	return tide_image_zero(w->e->copy->target, off, len, true, err);
+}
+
+/* What is looked at for zeroes. */
+static uint64_t zero_block(const struct tide_copy_worker *w)
+{
+	return TIDE_MAX(w->e->align, ZERO_BLOCK);
+}
+
+bool tide_copy_write_has_zeroes(const struct tide_copy_worker *w, const uint8_t *buf, uint64_t len)
+{
+	uint64_t block = zero_block(w);
+
+	for (uint64_t pos = 0; pos < len; pos += block) {
+		if (tide_sysio_is_zero(buf + pos, TIDE_MIN(block, len - pos)))
+			return true;
+	}
+	return false;
+}
+
+int tide_copy_write(struct tide_copy_worker *w, const uint8_t *buf, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	uint64_t block = zero_block(w), pos = 0;
+
+	while (pos < len) {
+		uint64_t end = pos;
+		bool zero = false;
+
+		while (end < len) {
+			uint64_t n = TIDE_MIN(block, len - end);
+			bool z = tide_sysio_is_zero(buf + end, n);
+
+			if (end > pos && z != zero)
+				break;
+			zero = z;
+			end += n;
+		}
+		if ((zero ? tide_copy_write_zeroes(w, off + pos, end - pos, err)
+		          : write_run(w, buf + pos, off + pos, end - pos, err)) < 0)
+			return -1;
+		pos = end;
+	}
+	return 0;
 }
