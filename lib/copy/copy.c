@@ -1,3 +1,13 @@
+/*
+ * The engine: starts the workers, hands out the pieces of the plan in ascending order, and
+ * collects the results.
+ *
+ * One worker shares what can be shared before any piece is handed out.  A piece that fails is
+ * tried again if `retry` says so; else its error ends the copy.  A piece that was not copied
+ * stays in `todo`.  Compressed pieces are stored in the order of their numbers: `turn` is the
+ * next one, and once a piece is given up, `broken` releases the workers that wait for a turn
+ * after it.
+ */
 #include "copy.h"
 
 #include <errno.h>
@@ -29,7 +39,7 @@ bool tide_copy_is_stopped(struct tide_copy *copy)
 	return atomic_load_explicit(&copy->stop, memory_order_relaxed) || tide_event_is_cancelled(copy->sink);
 }
 
-/* The piece will not be stored, and none of those after it.  Lock held. */
+/* Gives up this piece and all after it, and ends the copy.  The caller holds the lock. */
 static void break_off(struct tide_copy_engine *e, uint64_t number)
 {
 	e->work.stop = true;
@@ -44,6 +54,7 @@ bool tide_copy_throttle(struct tide_copy_engine *e, uint64_t number, uint64_t le
 
 	pthread_mutex_lock(&e->work.lock);
 	for (;;) {
+		/* The nap is short, so that a cancel or another worker's error ends the wait soon. */
 		struct timespec nap = { 0, NAP_NS };
 		unsigned __int128 due = c->speed ? (unsigned __int128)e->issued * 1000000000u / c->speed : 0;
 
@@ -61,14 +72,14 @@ bool tide_copy_throttle(struct tide_copy_engine *e, uint64_t number, uint64_t le
 	return go;
 }
 
-/* Lock held. */
+/* Takes the next piece of the plan, of at most max bytes.  The caller holds the lock. */
 static bool take_piece(struct tide_copy_engine *e, uint64_t max, struct tide_copy_piece *p)
 {
-	/* Pieces end on multiples of the piece size, so that they stay aligned in the target. */
 	uint64_t end;
 
 	if (!tide_bitmap_next_dirty(e->plan, e->cursor, max, &p->off, &p->len))
 		return false;
+	/* Pieces end on multiples of the piece size and so stay aligned in the target. */
 	end = tide_range_align_down(p->off, e->piece) + e->piece;
 	p->len = TIDE_MIN(p->len, end - p->off);
 	p->number = e->taken++;
@@ -77,13 +88,14 @@ static bool take_piece(struct tide_copy_engine *e, uint64_t max, struct tide_cop
 	return true;
 }
 
-/* Nobody begins a new piece while somebody waits to try one again: the job is paused. */
+/* While one worker waits to try a piece again, the job is paused and no other worker begins a piece. */
 static void wait_paused(struct tide_copy_engine *e)
 {
 	pthread_mutex_lock(&e->retry_lock);
 	pthread_mutex_unlock(&e->retry_lock);
 }
 
+/* Takes as many pieces as fit into the worker's buffer; false: there are none. */
 static bool take_batch(struct tide_copy_engine *e, struct tide_copy_batch *b)
 {
 	b->n = 0;
@@ -97,7 +109,7 @@ static bool take_batch(struct tide_copy_engine *e, struct tide_copy_batch *b)
 	return b->n > 0;
 }
 
-/* Lock held. */
+/* The piece is in the target: only now `todo` loses it.  The caller holds the lock. */
 static bool count_done(struct tide_copy_engine *e, const struct tide_copy_piece *p, struct tide_error *err)
 {
 	struct tide_copy *c = e->copy;
@@ -117,7 +129,7 @@ static void finish_piece(struct tide_copy_engine *e, const struct tide_copy_piec
 
 	pthread_mutex_lock(&e->work.lock);
 	if (!ok || !count_done(e, p, err)) {
-		/* Cancelled, what went wrong on the way does not matter any more. */
+		/* After a cancel, errors no longer matter. */
 		if (!e->work.error.code && (ok || !tide_copy_is_stopped(c))) {
 			c->failed_reading = !ok && reading;
 			tide_work_fail(&e->work, err);
@@ -128,7 +140,10 @@ static void finish_piece(struct tide_copy_engine *e, const struct tide_copy_piec
 	pthread_mutex_unlock(&e->work.lock);
 }
 
-/* One asks at a time; who waited while another one's wait was answered tries again without asking. */
+/*
+ * Only one worker at a time calls `retry`.  A worker that waited here while another worker's question was answered with
+ * yes tries again without asking: the cause is probably the same.
+ */
 static bool may_retry(struct tide_copy_engine *e, bool reading, unsigned tries, const struct tide_error *err)
 {
 	unsigned seen = atomic_load(&e->retries);
@@ -175,14 +190,17 @@ static void do_batch(struct tide_copy_worker *w, const struct tide_copy_batch *b
 		finish_piece(w->e, &b->piece[i], true, false, &err);
 	for (size_t i = 0; i < b->n && !done; i++) {
 		wait_paused(w->e);
-		if (!tide_copy_throttle(w->e, b->piece[i].number,
-		                        0)) /* one of them has ended the copy, or somebody else */
+		/* False once one of these pieces, or another worker, has ended the copy. */
+		if (!tide_copy_throttle(w->e, b->piece[i].number, 0))
 			break;
 		do_piece(w, &b->piece[i]);
 	}
 }
 
-/* The first one to come sees what can be shared, for file systems do that one range at a time; the others wait. */
+/*
+ * The first worker shares what can be shared; the others wait, because file systems share one range at a time.  So the
+ * plan has only one user while sharing changes it.
+ */
 static void share_first(struct tide_copy_engine *e)
 {
 	bool first;

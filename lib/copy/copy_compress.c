@@ -1,3 +1,13 @@
+/*
+ * Copies one compressed piece.
+ *
+ * In parallel with others, a worker divides its piece into zeroes, clusters that compress and
+ * clusters that do not.  Once all earlier pieces are stored, it stores these parts in the order
+ * of the disk, so the file does not depend on which worker was faster.
+ *
+ * Memory: a buffer of the piece's size for compressed data.  Plain data stays in the worker's
+ * buffer until it is stored: the worker begins no other piece before that.
+ */
 #include <stdlib.h>
 #include <string.h>
 
@@ -20,118 +30,122 @@ struct tide_copy_compressor {
 	struct tide_image *target;
 	void *packer;
 	uint64_t cluster, end; /* end: of the parts so far */
-	uint8_t *out;
-	size_t used;
-	struct part *part;
+	uint8_t *out;          /* compressed clusters, one after the other */
+	size_t used;           /* bytes of it */
+	struct part *part;     /* both: as many as a piece has clusters */
 	struct tide_packed *packed;
 	size_t n_parts, n_packed;
 };
 
 struct tide_copy_compressor *tide_copy_compress_new(struct tide_image *target, uint64_t piece, struct tide_error *err)
 {
-	struct tide_copy_compressor *pack = tide_mem_alloc(1, sizeof(*pack), err);
+	struct tide_copy_compressor *c = tide_mem_alloc(1, sizeof(*c), err);
 	size_t clusters;
 
-	if (!pack)
+	if (!c)
 		return NULL;
-	pack->target = target;
-	pack->cluster = tide_image_info(target)->cluster_size;
-	clusters = piece / pack->cluster;
-	pack->out = tide_mem_aligned(4096, piece, err);
-	pack->part = tide_mem_alloc(clusters, sizeof(*pack->part), err);
-	pack->packed = tide_mem_alloc(clusters, sizeof(*pack->packed), err);
-	if (!pack->out || !pack->part || !pack->packed || tide_image_packer_new(target, &pack->packer, err) < 0) {
-		tide_copy_compress_free(pack);
+	c->target = target;
+	c->cluster = tide_image_info(target)->cluster_size;
+	clusters = piece / c->cluster;
+	c->out = tide_mem_aligned(4096, piece, err);
+	c->part = tide_mem_alloc(clusters, sizeof(*c->part), err);
+	c->packed = tide_mem_alloc(clusters, sizeof(*c->packed), err);
+	if (!c->out || !c->part || !c->packed || tide_image_packer_new(target, &c->packer, err) < 0) {
+		tide_copy_compress_free(c);
 		return NULL;
 	}
-	return pack;
+	return c;
 }
 
-void tide_copy_compress_free(struct tide_copy_compressor *pack)
+void tide_copy_compress_free(struct tide_copy_compressor *c)
 {
-	if (!pack)
+	if (!c)
 		return;
-	tide_image_packer_free(pack->target, pack->packer);
-	free(pack->out);
-	free(pack->part);
-	free(pack->packed);
-	free(pack);
+	tide_image_packer_free(c->target, c->packer);
+	free(c->out);
+	free(c->part);
+	free(c->packed);
+	free(c);
 }
 
-static void begin_piece(struct tide_copy_compressor *pack, uint64_t off)
+/* The parts of a piece are then added in order and without gaps. */
+static void begin_piece(struct tide_copy_compressor *c, uint64_t off)
 {
-	pack->end = off;
-	pack->used = pack->n_parts = pack->n_packed = 0;
+	c->end = off;
+	c->used = c->n_parts = c->n_packed = 0;
 }
 
-static struct part *add(struct tide_copy_compressor *pack, enum kind kind, uint64_t len, const uint8_t *data)
+/* Adds to the last part what continues it, else begins a part; a piece has no more parts than clusters. */
+static struct part *add(struct tide_copy_compressor *c, enum kind kind, uint64_t len, const uint8_t *data)
 {
-	struct part *last = pack->n_parts ? &pack->part[pack->n_parts - 1] : NULL;
+	struct part *last = c->n_parts ? &c->part[c->n_parts - 1] : NULL;
 
 	if (!last || last->kind != kind || (kind == PLAIN && last->data + last->len != data)) {
-		last = &pack->part[pack->n_parts++];
-		/* NOLINTNEXTLINE(clang-analyzer-core.NullDereference): part has room for all of them from the start */
-		*last = (struct part){ .kind = kind, .off = pack->end, .data = data, .first = pack->n_packed };
+		last = &c->part[c->n_parts++];
+		/* NOLINTNEXTLINE(clang-analyzer-core.NullDereference): there is a part for each cluster of a piece */
+		*last = (struct part){ .kind = kind, .off = c->end, .data = data, .first = c->n_packed };
 	}
 	last->len += len;
-	pack->end += len;
+	c->end += len;
 	return last;
 }
 
-static void add_zeroes(struct tide_copy_compressor *pack, uint64_t len)
+static void add_zeroes(struct tide_copy_compressor *c, uint64_t len)
 {
 	if (len)
-		add(pack, ZEROES, len, NULL);
+		add(c, ZEROES, len, NULL);
 }
 
-/* A cluster, of which the disk has `len` bytes. */
-static int add_cluster(struct tide_copy_compressor *pack, const uint8_t *cluster, uint64_t len, struct tide_error *err)
+/* Adds a cluster, of which `len` bytes are within the disk. */
+static int add_cluster(struct tide_copy_compressor *c, const uint8_t *cluster, uint64_t len, struct tide_error *err)
 {
-	struct tide_packed *p = &pack->packed[pack->n_packed];
-	size_t used = pack->cluster;
+	struct tide_packed *p = &c->packed[c->n_packed];
+	size_t used = c->cluster;
 	int rc;
 
 	if (tide_sysio_is_zero(cluster, len)) {
-		add(pack, ZEROES, len, NULL);
+		add(c, ZEROES, len, NULL);
 		return 0;
 	}
-	rc = tide_image_pack(pack->target, pack->packer, cluster, pack->out + pack->used, &used, err);
+	rc = tide_image_pack(c->target, c->packer, cluster, c->out + c->used, &used, err);
 	if (rc < 0)
 		return -1;
 	if (rc > 0) {
-		add(pack, PLAIN, len, cluster);
+		add(c, PLAIN, len, cluster);
 		return 0;
 	}
-	*p = (struct tide_packed){ pack->end, pack->out + pack->used, used };
-	add(pack, PACKED, len, NULL)->n++;
-	pack->n_packed++;
-	pack->used += used;
+	*p = (struct tide_packed){ c->end, c->out + c->used, used };
+	add(c, PACKED, len, NULL)->n++;
+	c->n_packed++;
+	c->used += used;
 	return 0;
 }
 
-static int add_data(struct tide_copy_compressor *pack, uint8_t *buf, uint64_t len, struct tide_error *err)
+/* Fills buf up with zeroes to whole clusters: at the end of the disk, the last one reaches beyond it. */
+static int add_data(struct tide_copy_compressor *c, uint8_t *buf, uint64_t len, struct tide_error *err)
 {
-	memset(buf + len, 0, tide_range_align_up(len, pack->cluster) - len);
-	for (uint64_t pos = 0; pos < len; pos += pack->cluster) {
-		if (add_cluster(pack, buf + pos, TIDE_MIN(pack->cluster, len - pos), err) < 0)
+	memset(buf + len, 0, tide_range_align_up(len, c->cluster) - len);
+	for (uint64_t pos = 0; pos < len; pos += c->cluster) {
+		if (add_cluster(c, buf + pos, TIDE_MIN(c->cluster, len - pos), err) < 0)
 			return -1;
 	}
 	return 0;
 }
 
-static int store_part(struct tide_copy_compressor *pack, const struct part *p, bool reads_zero, struct tide_error *err)
+static int store_part(struct tide_copy_compressor *c, const struct part *p, bool reads_zero, struct tide_error *err)
 {
 	if (p->kind == PACKED)
-		return tide_image_write_packed(pack->target, pack->packed + p->first, p->n, err);
+		return tide_image_write_packed(c->target, c->packed + p->first, p->n, err);
 	if (p->kind == PLAIN)
-		return tide_image_write(pack->target, p->data, p->off, p->len, err);
-	return reads_zero ? 0 : tide_image_zero(pack->target, p->off, p->len, true, err);
+		return tide_image_write(c->target, p->data, p->off, p->len, err);
+	return reads_zero ? 0 : tide_image_zero(c->target, p->off, p->len, true, err);
 }
 
-static int store(struct tide_copy_compressor *pack, bool reads_zero, struct tide_error *err)
+/* reads_zero: zeroes need not be stored.  After a failure the piece may be compressed and stored again. */
+static int store(struct tide_copy_compressor *c, bool reads_zero, struct tide_error *err)
 {
-	for (size_t i = 0; i < pack->n_parts; i++) {
-		if (store_part(pack, &pack->part[i], reads_zero, err) < 0)
+	for (size_t i = 0; i < c->n_parts; i++) {
+		if (store_part(c, &c->part[i], reads_zero, err) < 0)
 			return -1;
 	}
 	return 0;

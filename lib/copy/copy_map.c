@@ -1,5 +1,11 @@
 #include <string.h>
 
+/*
+ * What the source holds at a place.  The extents of its chain are joined into a stretch of data
+ * that ends where whole blocks of zeroes begin.  Zeroes within a block that also holds data
+ * belong to the data, as a part of their own: the caller copies whole blocks but need not read
+ * such a part.
+ */
 #include "copy_impl.h"
 #include "base/error.h"
 #include "base/range.h"
@@ -16,7 +22,7 @@ static int extent_at(struct tide_image *source, uint64_t off, uint64_t len, stru
 	return 0;
 }
 
-/* Where the zeroes at off end, `end` at most; *x: the last thing seen, data at that place if there is any. */
+/* Finds the end of the zeroes at off, at most `end`.  *x is the last extent seen: data there, if there is any. */
 static int zeroes_end(struct tide_image *source, uint64_t off, uint64_t end, uint64_t *zero_end, struct tide_extent *x,
                       struct tide_error *err)
 {
@@ -29,7 +35,7 @@ static int zeroes_end(struct tide_image *source, uint64_t off, uint64_t end, uin
 	return 0;
 }
 
-/* Appends an extent, to its neighbour where that is more of the same. */
+/* Appends an extent, or extends the last part with it if that is of the same kind and adjoins it. */
 static void add(struct tide_copy_stretch *s, const struct tide_extent *x, uint64_t len)
 {
 	struct tide_copy_part p = {
@@ -50,7 +56,7 @@ static void add(struct tide_copy_stretch *s, const struct tide_extent *x, uint64
 		s->part[s->n++] = p;
 }
 
-/* Only what lies in whole blocks that were told stays. */
+/* Removes parts after the stretch: only whole blocks that are described completely stay. */
 static void cut(struct tide_copy_stretch *s)
 {
 	while (s->n && s->part[s->n - 1].off >= s->off + s->len)
@@ -59,7 +65,7 @@ static void cut(struct tide_copy_stretch *s)
 		s->part[s->n - 1].len = s->off + s->len - s->part[s->n - 1].off;
 }
 
-/* One block, whatever is in it, and the data that goes on behind it: 1; 0: too many parts.  x: what it begins with. */
+/* Adds one block, whatever it holds, and the data that continues after it.  x: its first extent.  0: too many parts. */
 static int add_block(struct tide_image *source, uint64_t block, uint64_t end, struct tide_extent x,
                      struct tide_copy_stretch *s, struct tide_error *err)
 {
@@ -70,7 +76,7 @@ static int add_block(struct tide_image *source, uint64_t block, uint64_t end, st
 
 		if (pos != x.off && extent_at(source, pos, end - pos, &x, err) < 0)
 			return -1;
-		/* Zeroes in the blocks behind are looked at anew. */
+		/* Zeroes that continue after this block are left to the caller, who looks for whole blocks of them. */
 		len = TIDE_MIN(x.len, (x.kind == TIDE_EXTENT_DATA ? end : stop) - pos);
 		if (s->n == TIDE_COPY_PARTS_MAX) {
 			cut(s);
@@ -105,7 +111,7 @@ int tide_copy_map(struct tide_image *source, uint64_t block, uint64_t off, uint6
 			s->zeroes = zero_end - pos;
 			return 0;
 		}
-		/* Zeroes that are less than a block: the block begins with them. */
+		/* Less than a block of zeroes: they are the beginning of this block. */
 		if (x.off != pos)
 			x = (struct tide_extent){ .off = pos, .len = x.off - pos, .kind = TIDE_EXTENT_ZERO };
 		rc = add_block(source, block, end, x, s, err);
@@ -114,7 +120,7 @@ int tide_copy_map(struct tide_image *source, uint64_t block, uint64_t off, uint6
 		if (rc > 0)
 			continue;
 		if (s->len == 0)
-			s->len = TIDE_MIN(block, len); /* and no parts: cut left none */
+			s->len = TIDE_MIN(block, len); /* without parts: cut has left none */
 		return 0;
 	}
 	return 0;

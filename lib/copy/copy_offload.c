@@ -97,7 +97,8 @@ static enum answer copy_in_kernel(int source, uint64_t from, uint64_t len, int t
 			continue;
 		if (n < 0)
 			return answer_of(errno);
-		if (n == 0) /* the source ends here, or its file system says so of what it cannot copy */
+		/* The source ends here; some file systems also answer so where they cannot copy. */
+		if (n == 0)
 			return NOT_HERE;
 		len -= (uint64_t)n;
 	}
@@ -126,7 +127,7 @@ static bool is_refused(const struct tide_copy_mover *m, int fd)
 	return false;
 }
 
-/* Is there a chance?  Then nothing need be asked of the target in vain. */
+/* Can it succeed?  Checked first, so that the target does not reserve places in vain. */
 static bool is_movable(const struct tide_copy_mover *m, const struct tide_copy_stretch *s)
 {
 	for (size_t i = 0; i < s->n; i++) {
@@ -140,7 +141,7 @@ static bool is_movable(const struct tide_copy_mover *m, const struct tide_copy_s
 	return s->n > 0;
 }
 
-/* Less than a block, at the end of the disk. */
+/* For the end of the disk, where less than a block is left. */
 static bool copy_bytes(int source, uint64_t from, uint64_t len, int target, uint64_t to)
 {
 	uint8_t buf[65536];
@@ -165,7 +166,7 @@ static bool move_data(struct tide_copy_mover *m, const struct tide_copy_part *p,
 	return answer == DONE && (!rest || copy_bytes(p->fd, from + len - rest, rest, target, to + len - rest));
 }
 
-/* The parts from part[*i] on that lie in this place; *i: where to go on. */
+/* Fills a place from part[*i] on; *i becomes the part to continue with. */
 static bool fill(struct tide_copy_mover *m, const struct tide_copy_stretch *s, const struct tide_extent *place,
                  size_t *i)
 {
@@ -218,14 +219,14 @@ static void note_done(struct tide_copy_engine *e, uint64_t off, uint64_t len)
 	struct tide_copy *c = e->copy;
 
 	pthread_mutex_lock(&e->work.lock);
-	/* What cannot be noted is done once more. */
+	/* If there is no memory to note it, a worker copies it once more. */
 	if (tide_bitmap_reset(e->plan, off, len, NULL) == 0)
 		(void)!tide_bitmap_reset(c->todo, off, len, NULL);
 	c->offset = c->len - tide_bitmap_count(c->todo) * c->unit;
 	pthread_mutex_unlock(&e->work.lock);
 }
 
-/* A run of the plan; false: sharing is pointless, or it is the end of the copy. */
+/* Shares a run of the plan.  False: further attempts are pointless, or the copy ends. */
 static bool share_run(struct tide_copy_engine *e, struct tide_copy_mover *m, uint64_t off, uint64_t len,
                       unsigned *misses)
 {

@@ -1,9 +1,11 @@
 /*
- * Scattered dirty granules cost a read each, but their clusters lie side by side in the target:
- * one write, large enough for the disk to be busy with, takes all of a batch there.
+ * Copies pieces, one at a time or several at once.
  *
- * This is the way of data that is simply there.  Whatever is not so simple (zeroes, errors, places
- * that are taken) is left to copy_piece.c, piece by piece, from the beginning.
+ * Scattered dirty granules need a read each, but their clusters are next to each other in the
+ * target: a batch is written there with one large write that keeps the disk busy.  A batch holds
+ * plain data only.  Whenever something else comes up (zeroes, errors, places that are taken), the
+ * pieces are copied one by one from the beginning.  That is safe at any point of the batch: each
+ * place is committed or aborted, and its worker still owns the pieces.
  */
 #include "copy_impl.h"
 #include "base/error.h"
@@ -12,6 +14,7 @@
 
 #define PLACES (2u * TIDE_COPY_BATCH)
 
+/* *reading stays true only while the source can be the one that fails. */
 static int copy_stretch(struct tide_copy_worker *w, bool *reading, struct tide_error *err)
 {
 	struct tide_copy_stretch *s = &w->stretch;
@@ -43,7 +46,7 @@ int tide_copy_pieces_one(struct tide_copy_worker *w, uint64_t off, uint64_t len,
 
 /* ---- Several at once ---- */
 
-/* All of it into the worker's buffer, piece after piece. */
+/* Reads all pieces into the worker's buffer, one after the other; take_batch has made sure that they fit. */
 static bool gather(struct tide_copy_worker *w, const struct tide_copy_batch *b)
 {
 	struct tide_image *source = w->e->copy->source;
@@ -60,13 +63,17 @@ static bool gather(struct tide_copy_worker *w, const struct tide_copy_batch *b)
 	return true;
 }
 
+/* Aborts place[from] and those after it.  A place whose commit has failed is not aborted (driver.h). */
 static void abort_from(struct tide_copy_worker *w, const struct tide_extent *place, size_t from, size_t n)
 {
 	while (n-- > from)
 		tide_image_write_abort(w->e->copy->target, &place[n]);
 }
 
-/* Places for all of it, in order; *n of them. */
+/*
+ * Reserves *n places for all pieces, in order.  place_lock keeps other batches out, so that a target that allocates in
+ * order puts them next to each other.
+ */
 static bool find_places(struct tide_copy_worker *w, const struct tide_copy_batch *b, struct tide_extent *place,
                         size_t *n)
 {
@@ -91,7 +98,7 @@ static bool find_places(struct tide_copy_worker *w, const struct tide_copy_batch
 	return found;
 }
 
-/* Places that lie one behind the other are written at once. */
+/* Writes the buffer; adjoining places are written at once. */
 static bool fill_places(struct tide_copy_worker *w, const struct tide_extent *place, size_t n)
 {
 	const uint8_t *buf = w->buf;

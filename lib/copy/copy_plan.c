@@ -1,3 +1,9 @@
+/*
+ * Decides what to copy and how: the units of the plan, the way that the user has asked for, the
+ * size of pieces and buffers, and the number of workers.
+ *
+ * A piece is a power of two and at least a copy unit, so that it covers whole units.
+ */
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,7 +14,7 @@
 #include "base/range.h"
 
 #define PIECE_MAX (UINT64_C(1) << 20)
-/* Compressed pieces are stored in order, and whoever is early waits: the less often, the better. */
+/* Compressed pieces are stored in order, and a worker that is early waits; with large pieces that is rare. */
 #define PACK_MAX  (UINT64_C(4) << 20)
 #define BATCH_LEN (UINT64_C(2) << 20)
 
@@ -93,7 +99,7 @@ void tide_copy_plan_skip_zeroes(struct tide_copy_engine *e)
 	c->offset = c->len - tide_bitmap_count(c->todo) * c->unit;
 }
 
-/* Plain copies wait for the disk, compressed ones for processors. */
+/* A plain copy waits for the disk, a compressed one for processors. */
 unsigned tide_copy_plan_workers(const struct tide_copy *c)
 {
 	cpu_set_t set;
@@ -104,7 +110,7 @@ unsigned tide_copy_plan_workers(const struct tide_copy *c)
 	return c->workers ? TIDE_MIN(most, c->workers) : most;
 }
 
-/* Of compressed pieces; a worker has a buffer more for them, and several pieces to do. */
+/* The maximum size of a compressed piece.  A worker needs a second buffer, and should get several pieces. */
 static uint64_t pack_most(const struct tide_copy *c, unsigned workers)
 {
 	uint64_t most = tide_work_share_buffer(c->share, 2 * workers, PACK_MAX);
@@ -114,7 +120,6 @@ static uint64_t pack_most(const struct tide_copy *c, unsigned workers)
 	return most;
 }
 
-/* How much at once, by how many; before anything is taken out of what there is to do. */
 void tide_copy_plan_pieces(struct tide_copy_engine *e, unsigned workers)
 {
 	const struct tide_copy *c = e->copy;

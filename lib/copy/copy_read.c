@@ -1,10 +1,14 @@
 /*
- * How bytes get out of the source's files.
+ * Reads data from the source's files.
  *
- * What is in memory is read from there.  What is not, in a large copy, is read around the page cache (O_DIRECT): nobody
- * has asked for it to be kept, and to find it a place in the cache, copy it out and give the place back costs more than
- * the disk's own time.  A direct read waits for the disk, and nothing is read ahead of it: it takes more workers to
- * keep the disk busy, which the first one asks for.
+ * Data in memory is read from there.  A large copy reads the rest around the page cache (O_DIRECT): nobody has asked to
+ * keep that data, and allocating a page, copying from it and freeing it costs more than the disk's own time.  A direct
+ * read waits for the disk, and nothing is read ahead of it, so more workers are needed to keep the disk busy: the first
+ * direct read starts them.
+ *
+ * A copy through the page cache reads ahead.  Scattered data that is not in memory needs many reads in flight, and the
+ * plan says which data comes next.  Data that was in memory before stays there; data that this copy has brought in is
+ * dropped after use, because a backup must not push out what others use.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -21,10 +25,10 @@
 #define ALIGN      4096u
 #define WINDOW     (UINT64_C(16) << 20)
 #define STEP       (UINT64_C(1) << 20)
-#define CACHED_MIN 64u /* when so many ranges were in memory, only one in LOOK_EACH is looked at */
+#define CACHED_MIN 64u /* after so many ranges that were in memory, only one in LOOK_EACH is checked */
 #define LOOK_EACH  16u
 
-/* cachestat(2), Linux 6.5: not yet in the headers of every system. */
+/* cachestat(2), Linux 6.5: not in the headers of every system yet. */
 #define SYS_CACHESTAT 451
 
 struct cache_range {
@@ -59,7 +63,7 @@ bool tide_copy_read_is_direct(struct tide_copy_engine *e)
 	return atomic_load_explicit(&e->reader.wants_direct, memory_order_relaxed);
 }
 
-/* Is this byte of the file in memory?  In doubt it is. */
+/* Is this byte of the file in memory?  True when it is unknown. */
 static bool is_cached(int fd, uint64_t off)
 {
 	char byte;
@@ -68,7 +72,7 @@ static bool is_cached(int fd, uint64_t off)
 	return preadv2(fd, &v, 1, (off_t)off, RWF_NOWAIT) >= 0 || errno != EAGAIN;
 }
 
-/* Is a quarter of it in memory, or any of it not on the disk yet?  In doubt it is. */
+/* Is a quarter of it in memory, or any of it not on the disk yet?  True when it is unknown. */
 static bool is_in_memory(struct tide_copy_reader *g, int fd, uint64_t off, uint64_t len)
 {
 	struct cache_range range = { off, len };
@@ -82,7 +86,7 @@ static bool is_in_memory(struct tide_copy_reader *g, int fd, uint64_t off, uint6
 	return is_cached(fd, off);
 }
 
-/* The same file for direct reads; -1: there is none. */
+/* The same file opened for direct reads; -1: not possible, and the copy stops trying. */
 static int direct_fd(struct tide_copy_reader *g, int fd)
 {
 	int direct = -1;
@@ -101,6 +105,7 @@ static int direct_fd(struct tide_copy_reader *g, int fd)
 	return direct;
 }
 
+/* The first direct read of the copy asks for more workers. */
 static void want_workers(struct tide_copy_engine *e)
 {
 	if (atomic_exchange_explicit(&e->reader.has_read, true, memory_order_relaxed))
@@ -110,7 +115,7 @@ static void want_workers(struct tide_copy_engine *e)
 	pthread_mutex_unlock(&e->work.lock);
 }
 
-/* False: not in this way; what is wrong, if something is, another way will tell. */
+/* False: the caller reads it through the cache, which also reports what is wrong. */
 static bool get_direct(struct tide_copy_engine *e, const struct tide_copy_part *p, uint8_t *buf)
 {
 	struct tide_error err = TIDE_ERROR_INIT;
@@ -127,7 +132,7 @@ static bool get_direct(struct tide_copy_engine *e, const struct tide_copy_part *
 	if (!atomic_load_explicit(&e->reader.has_read, memory_order_relaxed))
 		want_workers(e);
 	ok = tide_sysio_pread(direct, buf, p->len, p->at, true, &err) == 0;
-	/* This file system, or its disk, wants something else aligned. */
+	/* This file system or its disk has other alignment requirements. */
 	if (!ok && err.sys == EINVAL)
 		atomic_store(&e->reader.wants_direct, false);
 	tide_error_release(&err);
@@ -136,7 +141,7 @@ static bool get_direct(struct tide_copy_engine *e, const struct tide_copy_part *
 
 /* ---- Reading ahead ---- */
 
-/* False when all of it was in memory. */
+/* Starts reading; false: all of it was in memory. */
 static bool fetch(struct tide_copy_engine *e, const struct tide_extent *x)
 {
 	if (is_cached(x->map_fd, x->map_off)) {
@@ -172,6 +177,8 @@ void tide_copy_read_ahead(struct tide_copy_engine *e)
 	if (tide_copy_read_is_direct(e))
 		return;
 	pthread_mutex_lock(&e->work.lock);
+	/* The lock is released while a range is fetched.  `ahead` has passed that range by then, so it is fetched once.
+	 */
 	while (e->ahead_bytes < e->taken_bytes + WINDOW &&
 	       tide_bitmap_next_dirty(e->plan, e->ahead, STEP, &off, &len)) {
 		bool look = e->cached_ranges < CACHED_MIN || e->cached_ranges % LOOK_EACH == 0, fetched = false;
@@ -188,6 +195,7 @@ void tide_copy_read_ahead(struct tide_copy_engine *e)
 	pthread_mutex_unlock(&e->work.lock);
 }
 
+/* Drops what only this copy has brought into memory. */
 static void drop_fetched(struct tide_copy_engine *e, const struct tide_copy_stretch *s)
 {
 	if (!e->fetched || tide_bitmap_count(e->fetched) == 0)
@@ -202,6 +210,7 @@ static void drop_fetched(struct tide_copy_engine *e, const struct tide_copy_stre
 
 /* ---- Reading ---- */
 
+/* Reads one part through the page cache. */
 static int read_part(struct tide_image *source, const struct tide_copy_part *p, uint8_t *buf, struct tide_error *err)
 {
 	if (p->zero) {
@@ -210,7 +219,7 @@ static int read_part(struct tide_image *source, const struct tide_copy_part *p, 
 	}
 	if (p->fd >= 0 && tide_sysio_pread(p->fd, buf, p->len, p->at, true, NULL) == 0)
 		return 0;
-	/* Once more where it failed, through the image, which knows the file's name. */
+	/* After a failure read it again through the image, whose error names the file. */
 	return tide_image_read(source, buf, p->off, p->len, err);
 }
 

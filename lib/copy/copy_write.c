@@ -1,11 +1,14 @@
 /*
- * How bytes get into the target's file.
+ * Writes data to the target.
  *
- * A large copy goes around the page cache (O_DIRECT): what is written once and not read again
- * need not be copied there, found its place, and thrown out.  What is not aligned, and all
- * of a small copy, goes through the cache; then writeback is started every few MiB, so that
- * the sync at the end finds little to do, and what was sent on its way some time ago is
- * given up, for a backup must not push out what others use.
+ * A large copy writes around the page cache (O_DIRECT), because data that is written once and not
+ * read again gains nothing from the cache.  Data that is not aligned, and all data of a small
+ * copy, is written through the cache.  Then writeback is started every few MiB, so that little is
+ * left for the sync at the end, and older ranges are dropped from the cache, because a backup must
+ * not push out what others use.
+ *
+ * Direct and cached writes never share a page: a direct write consists of whole pages, and
+ * ranges that workers write to do not overlap.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -39,7 +42,7 @@ void tide_copy_write_end(struct tide_copy_engine *e)
 	pthread_mutex_destroy(&e->writer.lock);
 }
 
-/* The same file, the first one that is written to, for direct writes; -1: there is none. */
+/* The file opened for direct writes; -1: not possible.  Only the first file that is written to is opened so. */
 static int direct_fd(struct tide_copy_writer *p, int fd)
 {
 	int direct;
@@ -54,7 +57,7 @@ static int direct_fd(struct tide_copy_writer *p, int fd)
 	return direct;
 }
 
-/* 1: not in this way. */
+/* 1: the caller writes it through the cache. */
 static int put_direct(struct tide_copy_writer *p, int fd, const uint8_t *buf, uint64_t len, uint64_t off,
                       struct tide_error *err)
 {
@@ -67,7 +70,7 @@ static int put_direct(struct tide_copy_writer *p, int fd, const uint8_t *buf, ui
 		return 0;
 	if (mine.sys != EINVAL)
 		return tide_error_move(err, &mine);
-	/* This file system, or its disk, wants something else aligned. */
+	/* This file system or its disk has other alignment requirements. */
 	tide_error_release(&mine);
 	pthread_mutex_lock(&p->lock);
 	p->wants_direct = false;
@@ -75,7 +78,10 @@ static int put_direct(struct tide_copy_writer *p, int fd, const uint8_t *buf, ui
 	return 1;
 }
 
-/* Hints: what they say about errors, the sync at the end says too. */
+/*
+ * Starts writeback of what has gathered, and drops from the cache what was started SENT ranges ago.  Errors of these
+ * hints are ignored: the sync at the end reports them.
+ */
 static void wrote(struct tide_copy_writer *p, int fd, uint64_t off, uint64_t len)
 {
 	struct tide_copy_sent now, old;
@@ -119,6 +125,7 @@ int tide_copy_write_file(struct tide_copy_engine *e, int fd, const uint8_t *buf,
 
 /* ---- Buffers of the disk ---- */
 
+/* Writes data in places that the target gives; it says 1 where it has to write the data itself. */
 static int write_run(struct tide_copy_worker *w, const uint8_t *buf, uint64_t off, uint64_t len, struct tide_error *err)
 {
 	struct tide_image *target = w->e->copy->target;
@@ -151,7 +158,7 @@ int tide_copy_write_zeroes(struct tide_copy_worker *w, uint64_t off, uint64_t le
 	return tide_image_zero(w->e->copy->target, off, len, true, err);
 }
 
-/* What is looked at for zeroes. */
+/* Data is searched for zeroes in blocks of this size. */
 static uint64_t zero_block(const struct tide_copy_worker *w)
 {
 	return TIDE_MAX(w->e->align, ZERO_BLOCK);
