@@ -166,6 +166,7 @@ static bool raw_can_zero_fast(void *state, bool may_unmap)
 
 const struct tide_image_driver tide_raw_driver = {
 	.name = "raw",
+	.is_raw = true,
 	.probe = raw_probe,
 	.create = raw_create,
 	.open = raw_open,

@@ -129,7 +129,7 @@ enum tide_allow {
 struct tide_drive {
 	const char *id;      /* the name that requests, replies and events use; NULL: file name up to its first dot */
 	const char *path;    /* a file or a block device */
-	const char *format;  /* "raw", "qcow2", "nbd"; NULL: as pinned in the sidecar, else probed */
+	const char *format;  /* one of tide_image_format; NULL: as pinned in the sidecar, else probed */
 	const char *sidecar; /* NULL: IMAGE.bitmaps, or for a block device a file in /var/lib/tidemark */
 	bool ignore_stamp;   /* trust the bitmaps although the image changed around the tracking */
 	bool force_share;    /* look although another program may be writing */
@@ -286,7 +286,7 @@ struct tide_backup {
 	bool reset_bitmap; /* sync full, mode on-success: the bitmap may be disabled or inconsistent, and is as good as
 	               new afterwards */
 	const char *backing;        /* the new target's backing image; NULL: none (sync top: the source's) */
-	const char *backing_format; /* NULL: probed, qcow2 or refused */
+	const char *backing_format; /* NULL: probed, and then raw is refused */
 	const char *settings; /* of a new target, "cluster_size=64K,compression_type=zstd"; NULL: the format's own */
 	const char *job_id;   /* NULL: the device id */
 	uint64_t speed;       /* bytes a second; 0: unlimited */
@@ -303,7 +303,7 @@ struct tide_backup {
 /* "key=value" settings of a new image, as qemu-img's -o. */
 struct tide_image_create {
 	const char *path;
-	const char *format;
+	const char *format;         /* NULL: raw */
 	const char *backing;        /* NULL: none; a relative name is relative to the new image's directory */
 	const char *backing_format; /* required with backing */
 	bool has_size;
@@ -606,6 +606,27 @@ void tide_stream_free(struct tide_stream *stream);
  * TIDE_E_CANCELLED.
  */
 int tide_stream_next(struct tide_stream *stream, struct tide_error *err);
+
+/* ---- formats of images ------------------------------------------------------------- */
+
+/* The names of the image formats, from 0 up; NULL after the last one. */
+const char *tide_image_format(size_t i);
+
+enum tide_format_use {
+	TIDE_FORMAT_FILE = 1 << 0,    /* files and block devices can be images of it */
+	TIDE_FORMAT_URI = 1 << 1,     /* so can what the URI of one of its schemes leads to */
+	TIDE_FORMAT_CREATE = 1 << 2,  /* new images can be made */
+	TIDE_FORMAT_OVERLAY = 1 << 3, /* with a backing image */
+};
+
+/* The uses that the format of that name has, of enum tide_format_use; 0: there is no such format. */
+unsigned tide_image_format_uses(const char *format);
+
+/* The settings that new images of a format can be given, from 0 up; NULL after the last one. */
+const char *tide_image_format_setting(const char *format, size_t i);
+
+/* The schemes of the URIs that can be opened as images ("nbd+unix"), from 0 up; NULL after the last one. */
+const char *tide_image_scheme(size_t i);
 
 /* ---- ranges written elsewhere ------------------------------------------------------ */
 

@@ -323,8 +323,16 @@ static int nbd_driver_flush(void *state, struct tide_error *err)
 	return 0;
 }
 
+/* Those of libnbd. */
+static const char *const schemes[] = { "nbd",        "nbds",    "nbd+unix", "nbds+unix", "nbd+vsock",
+	                               "nbds+vsock", "nbd+ssh", "nbds+ssh", NULL };
+
 const struct tide_image_driver tide_nbd_driver = {
 	.name = "nbd",
+	.schemes = schemes,
+	.uri_noun = "an NBD export",
+	.uri_example = "nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH",
+	.uri_raw_hint = "let the server read the image: qemu-nbd -f FORMAT",
 	.open_uri = nbd_driver_open,
 	.close = nbd_driver_close,
 	.flush = nbd_driver_flush,

@@ -120,6 +120,7 @@ static int open_image(int fd, const char *dir, unsigned flags, struct tide_drive
 const struct tide_image_driver tide_qcow2_driver = {
 	.name = "qcow2",
 	.has_backing = true,
+	.settings = tide_qcow2_settings,
 	.probe = tide_qcow2_header_probe,
 	.create = tide_qcow2_create_image,
 	.open = open_image,

@@ -410,6 +410,8 @@ int tide_qcow2_check(int fd, const struct tide_check *check, struct tide_error *
 
 /* ---- qcow2_create.c ---- */
 
+/* The keys that create_image knows, and a NULL. */
+extern const char *const tide_qcow2_settings[];
 int tide_qcow2_create_image(int fd, const struct tide_driver_create *options, struct tide_error *err);
 
 /* ---- qcow2_write.c ---- */

@@ -127,6 +127,10 @@ static int parse_unsupported(const char *key, const char *value, struct config *
 	return tide_error_set(err, TIDE_E_REFUSED, "Invalid parameter '%s'", key);
 }
 
+const char *const tide_qcow2_settings[] = { "cluster_size",     "refcount_bits",  "compat",
+	                                    "compression_type", "lazy_refcounts", "extended_l2",
+	                                    "data_file_raw",    "data_file",      NULL };
+
 static int parse_setting(const char *key, const char *value, struct config *c, struct tide_error *err)
 {
 	if (!strcmp(key, "cluster_size"))

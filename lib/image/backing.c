@@ -12,6 +12,7 @@
 #include "base/json.h"
 #include "base/mem.h"
 #include "base/sysio.h"
+#include "image_formats.h"
 
 /* The path and the format in a name, without its wrapping; both may be NULL. */
 struct plain {
@@ -37,23 +38,11 @@ bool tide_backing_has_protocol(const char *name)
 	return name[strcspn(name, ":/")] == ':';
 }
 
-bool tide_backing_is_uri(const char *name)
-{
-	static const char *const schemes[] = { "nbd:",       "nbds:",       "nbd+unix:", "nbds+unix:",
-		                               "nbd+vsock:", "nbds+vsock:", "nbd+ssh:",  "nbds+ssh:" };
-
-	for (size_t i = 0; i < TIDE_ARRAY_SIZE(schemes); i++) {
-		if (!strncmp(name, schemes[i], strlen(schemes[i])))
-			return true;
-	}
-	return false;
-}
-
 char *tide_backing_join(const char *path, const char *name, struct tide_error *err)
 {
 	const char *slash = strrchr(path, '/');
 
-	if (name[0] == '/' || !slash || tide_backing_is_uri(name))
+	if (name[0] == '/' || !slash || tide_image_is_uri(name))
 		return tide_mem_strdup(name, err);
 	return tide_mem_printf(err, "%.*s/%s", (int)(slash - path), path, name);
 }
@@ -130,10 +119,11 @@ static int take_file(struct plain *plain, const struct tide_json *file, struct t
 /* The driver at the top: a format, or the driver of a plain file, which does not determine the format. */
 static int take_driver(struct plain *plain, const struct tide_json *json, struct tide_error *err)
 {
-	static const char *const formats[] = { "raw", "qcow2", NULL };
-	const char *driver;
+	const struct tide_image_driver *driver;
+	const char *name;
 
-	if (!tide_json_get_string(json, &driver, NULL) || !is_word(driver, formats))
+	driver = tide_json_get_string(json, &name, NULL) ? tide_image_find_driver(name) : NULL;
+	if (!driver || !driver->open)
 		return take_protocol("driver", json, err);
 	return take_string(&plain->format, "driver", json, err);
 }
@@ -180,7 +170,7 @@ static int unwrap(struct plain *plain, const char *name, struct tide_error *err)
 {
 	if (!strncmp(name, "json:", 5))
 		return take_json(plain, name + 5, err);
-	if (tide_backing_is_uri(name)) {
+	if (tide_image_is_uri(name)) {
 		plain->path = tide_mem_strdup(name, err);
 		return plain->path ? 0 : -1;
 	}
@@ -263,7 +253,7 @@ int tide_backing_find(const char *image, const char *what, const char *name, uns
 	out->path = tide_backing_join(image, plain.path ? plain.path : name, err);
 	if (!out->path)
 		return -1;
-	if (tide_backing_is_uri(name))
+	if (tide_image_is_uri(name))
 		return 0;
 	if (judge(out, image, plain.path ? plain.path : name, err) < 0) {
 		tide_backing_release(out);

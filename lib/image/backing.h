@@ -49,9 +49,6 @@ void tide_backing_release(struct tide_backing *backing);
 /* The path that a plain name means in the image at path; the caller frees it. */
 char *tide_backing_join(const char *path, const char *name, struct tide_error *err);
 
-/* Is it a URI, or does it begin like one for QEMU? Then it is not a path. */
-bool tide_backing_is_uri(const char *name);
-
 /* Does the name begin with a protocol, as QEMU sees it: is its first colon before any slash? */
 bool tide_backing_has_protocol(const char *name);
 

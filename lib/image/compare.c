@@ -78,7 +78,7 @@ static bool is_shared(struct tide_compare *c, const struct tide_extent *x, const
 		return x->map_off == y->map_off && is_same_file(x->map_fd, y->map_fd);
 	/* Compressed data is not mapped; it is shared when it comes from the same image, at the same offset. */
 	return x->mapped == y->mapped && a && b && tide_image_is_same_file(a, b) &&
-	       !strcmp(tide_image_format(a), tide_image_format(b));
+	       !strcmp(tide_image_format_name(a), tide_image_format_name(b));
 }
 
 /* A stretch of the disk that is compared in one way. */

@@ -66,6 +66,7 @@
 
 #include "bitmap/bitmap.h"
 #include "base/compiler.h"
+#include "base/json.h"
 #include "extent.h"
 #include "base/stamp.h"
 #include "tidemark.h"
@@ -159,9 +160,44 @@ struct tide_check {
 	void *data;
 };
 
+/*
+ * An option of a driver in blockdev-add's tree of drivers, in the order of QEMU's schema.  Its kind follows from what
+ * is filled in: a text, unless there are variants or `unsupported` is set.
+ */
+struct tide_driver_option {
+	const char *name; /* NULL ends a list */
+	bool required;
+	bool unsupported;                           /* QEMU knows it; it is refused by name */
+	const char *hint;                           /* of that refusal, or NULL */
+	const struct tide_driver_variant *variants; /* an object, the member "type" of which is one of their names */
+};
+
+struct tide_driver_variant {
+	const char *type;                         /* NULL ends a list */
+	const struct tide_driver_option *options; /* those beside `type`; NULL: QEMU knows it, this version does not */
+};
+
 struct tide_image_driver {
 	const char *name;
+	/* The file is the disk: nothing in it says so, and whoever writes to the disk decides how it begins. */
+	bool is_raw;
 	bool has_backing; /* may new images have a backing image? */
+	/* The keys of tide_driver_create.settings, for completion; NULL ends the list; NULL: there are none. */
+	const char *const *settings;
+
+	/* With open_uri: the schemes of the URIs that it opens ("nbd", "nbd+unix"), and a NULL. */
+	const char *const *schemes;
+	const char *uri_noun;     /* for messages: the thing that such a URI names, with its article: "an NBD export" */
+	const char *uri_example;  /* for hints: how such URIs begin */
+	const char *uri_raw_hint; /* what to do where an image of another format is in the thing, or NULL */
+
+	/*
+	 * With open_uri: how blockdev-add gives such an image, or NULL when it cannot.  Makes the URI of an object
+	 * that has been checked against the options; *socket: the path of the Unix socket that it leads to, of the
+	 * object's, or NULL.
+	 */
+	const struct tide_driver_option *options;
+	int (*options_uri)(const struct tide_json *object, char **uri, const char **socket, struct tide_error *err);
 
 	/* Does the file begin like one of this format?  head: its first len bytes, 512 or all there are. */
 	bool (*probe)(const uint8_t *head, size_t len);
@@ -241,8 +277,8 @@ int tide_driver_info_add(struct tide_driver_info *info, const char *key, enum ti
  */
 int tide_driver_next_setting(const char **settings, char key[64], char value[256], struct tide_error *err);
 
-extern const struct tide_image_driver tide_raw_driver;
-extern const struct tide_image_driver tide_qcow2_driver;
-extern const struct tide_image_driver tide_nbd_driver;
+#define TIDE_FORMAT(driver) extern const struct tide_image_driver driver;
+#include "../../formats/formats.def"
+#undef TIDE_FORMAT
 
 #endif

@@ -31,28 +31,9 @@ struct chain_link {
 	unsigned depth;
 };
 
-/* The unit tests build this file with a list of their own, which has formats for tests in it. */
-#ifndef TIDE_FORMATS
-#define TIDE_FORMATS "../../formats/formats.def"
-#endif
-
-static const struct tide_image_driver *const drivers[] = {
-#define TIDE_FORMAT(driver) &driver,
-#include TIDE_FORMATS
-#undef TIDE_FORMAT
-};
-
-const struct tide_image_driver *tide_image_find_driver(const char *format)
-{
-	for (size_t i = 0; i < TIDE_ARRAY_SIZE(drivers); i++) {
-		if (!strcmp(drivers[i]->name, format))
-			return drivers[i];
-	}
-	return NULL;
-}
-
 static const struct tide_image_driver *probe(int fd, struct tide_error *err)
 {
+	const struct tide_image_driver *driver;
 	uint8_t head[512] = { 0 };
 	const char *foreign;
 	uint64_t size;
@@ -73,35 +54,33 @@ static const struct tide_image_driver *probe(int fd, struct tide_error *err)
 		tide_error_hint(err, "if it is a raw disk that only begins like one, specify the format raw");
 		return NULL;
 	}
-	for (size_t i = 0; i < TIDE_ARRAY_SIZE(drivers); i++) {
-		if (drivers[i]->probe && drivers[i]->probe(head, n))
-			return drivers[i];
-	}
-	tide_error_set(err, TIDE_E_UNSUPPORTED, "Image format not recognized");
-	return NULL;
+	driver = tide_image_probe_driver(head, n);
+	if (!driver)
+		tide_error_set(err, TIDE_E_UNSUPPORTED, "Image format not recognized");
+	return driver;
 }
 
 static const struct tide_image_driver *choose_driver(int fd, const char *format, struct tide_error *err)
 {
 	const struct tide_image_driver *driver;
+	TIDE_AUTOFREE char *names = NULL;
 
 	if (!format)
 		return probe(fd, err);
 	driver = tide_image_find_driver(format);
-	if (!driver) {
-		tide_error_set(err, TIDE_E_REFUSED, "Unknown driver '%s'", format);
-		tide_error_hint(err, "this version knows the formats raw and qcow2, and nbd for URIs");
-	} else if (driver->open_uri) {
-		tide_error_set(err, TIDE_E_REFUSED, "It is not the URI of an NBD export");
-		tide_error_hint(err, "such URIs begin with nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH");
+	if (driver && driver->open)
+		return driver;
+	if (driver) {
+		tide_error_set(err, TIDE_E_REFUSED, "It is not the URI of %s", driver->uri_noun);
+		tide_error_hint(err, "such URIs begin with %s", driver->uri_example);
 		return NULL;
 	}
-	return driver;
-}
-
-bool tide_image_is_uri(const char *path)
-{
-	return tide_backing_is_uri(path);
+	names = tide_image_format_list(0, err);
+	if (names) {
+		tide_error_set(err, TIDE_E_REFUSED, "Unknown driver '%s'", format);
+		tide_error_hint(err, "this version knows the formats %s", names);
+	}
+	return NULL;
 }
 
 char *tide_image_resolve(const char *path, const char *name, struct tide_error *err)
@@ -229,7 +208,7 @@ char *tide_image_find_data_file(const char *image, const char *name, unsigned al
 
 	if (tide_backing_find(image, "data file", name, allow, &found, err) < 0)
 		return NULL;
-	if (tide_backing_is_uri(found.path)) {
+	if (tide_image_is_uri(found.path)) {
 		tide_error_set(err, TIDE_E_UNSUPPORTED,
 		               "The data file '%s' that '%s' names cannot be followed: it is not a file", name, image);
 		return NULL;
@@ -399,25 +378,25 @@ static int open_checked(struct tide_image *image, const struct tide_image_option
 static int open_uri(const struct tide_image_options *options, const struct chain_link *above, struct tide_image *image,
                     struct tide_error *err)
 {
+	const struct tide_image_driver *driver = tide_image_uri_driver(image->path);
 	bool writes = options->write || options->write_later;
 
 	image->is_uri = true;
 	image->fd = options->has_lock_fd ? options->lock_fd : -1;
 	image->flags = (writes ? TIDE_OPEN_WRITE : 0) | (above ? TIDE_OPEN_UNTRUSTED : 0);
-	if (options->format && strcmp(options->format, "nbd") && strcmp(options->format, "raw")) {
-		tide_error_set(err, TIDE_E_UNSUPPORTED, "An NBD export is raw: a %s image in it cannot be used",
+	if (options->format && strcmp(options->format, driver->name) && !tide_image_is_raw_format(options->format)) {
+		tide_error_set(err, TIDE_E_UNSUPPORTED,
+		               "The URI of %s leads to a raw disk: a %s image in it cannot be used", driver->uri_noun,
 		               options->format);
-		return tide_error_hint(err, "let the server read the image: qemu-nbd -f %s", options->format);
+		return driver->uri_raw_hint ? tide_error_hint(err, "%s", driver->uri_raw_hint) : -1;
 	}
 	if (image->fd >= 0 && !options->force_share &&
 	    tide_lock_acquire(image->fd, options->write ? TIDE_LOCK_WRITE_HELD : TIDE_LOCK_READ_HELD,
 	                      options->write ? TIDE_LOCK_WRITE_UNSHARED : TIDE_LOCK_READ_UNSHARED, image->path,
 	                      err) < 0)
 		return -1;
-	image->driver = tide_image_find_driver("nbd");
-	if (!image->driver)
-		return tide_error_set(err, TIDE_E_UNSUPPORTED, "NBD is not built in");
-	return image->driver->open_uri(image->path, image->flags, options->cancel, &image->info, &image->state, err);
+	image->driver = driver;
+	return driver->open_uri(image->path, image->flags, options->cancel, &image->info, &image->state, err);
 }
 
 static int open_file(const struct tide_image_options *options, const char *real, const struct chain_link *above,
@@ -454,7 +433,7 @@ static int open_link(const struct tide_image_options *options, const char *real,
 
 	if (!image)
 		return -1;
-	if (tide_backing_is_uri(options->path)) {
+	if (tide_image_is_uri(options->path)) {
 		if (open_uri(options, above, image, err) < 0)
 			return err && err->code == TIDE_E_LOCKED
 			               ? -1
@@ -473,8 +452,10 @@ static int open_link(const struct tide_image_options *options, const char *real,
 
 int tide_image_open(const struct tide_image_options *options, struct tide_image **image, struct tide_error *err)
 {
-	TIDE_AUTOFREE char *real = tide_backing_is_uri(options->path) ? NULL : realpath(options->path, NULL);
+	TIDE_AUTOFREE char *real = tide_image_is_uri(options->path) ? NULL : realpath(options->path, NULL);
 
+	if (tide_image_check_scheme(options->path, err) < 0)
+		return tide_error_wrap(err, "Could not open '%s'", options->path);
 	return open_link(options, real, NULL, image, err);
 }
 
@@ -521,9 +502,14 @@ const char *tide_image_path(const struct tide_image *image)
 	return image->path;
 }
 
-const char *tide_image_format(const struct tide_image *image)
+const char *tide_image_format_name(const struct tide_image *image)
 {
 	return image->driver->name;
+}
+
+bool tide_image_is_raw(const struct tide_image *image)
+{
+	return image->driver->is_raw;
 }
 
 int tide_image_fd(const struct tide_image *image)

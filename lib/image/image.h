@@ -8,7 +8,7 @@
  * no name leads out of the directory. A chain that loops, or is deeper than TIDE_IMAGE_DEPTH_MAX, is
  * refused. An external data file is named, found and locked like the image that it belongs to.
  *
- * An image may also be named by a URI instead of a path (nbd). Then nothing here can be locked or stamped;
+ * An image may also be named by a URI instead of a path. Then nothing here can be locked or stamped;
  * the server controls who shares it. The bitmaps of such an image have a file of their own, which is locked
  * in the image's place (node.h).
  *
@@ -22,6 +22,7 @@
 #define TIDE_IMAGE_H
 
 #include "driver.h"
+#include "image_formats.h"
 #include "base/stamp.h"
 
 #define TIDE_IMAGE_DEPTH_MAX 200
@@ -58,12 +59,6 @@ void tide_image_close(struct tide_image *image); /* without flush: recent writes
 void tide_image_closep(struct tide_image **image);
 #define TIDE_AUTOIMAGE TIDE_CLEANUP(tide_image_closep)
 
-/* Is it the URI of an image, and not a path? */
-bool tide_image_is_uri(const char *path);
-
-/* NULL when no driver has this name. */
-const struct tide_image_driver *tide_image_find_driver(const char *format);
-
 /* The path that name means in the image at path; the caller frees it. */
 char *tide_image_resolve(const char *path, const char *name, struct tide_error *err);
 /* The same for an external data file; refuses a name that may not be followed (backing.h). */
@@ -73,7 +68,8 @@ char *tide_image_find_data_file(const char *path, const char *name, unsigned all
 char *tide_image_backing_path(const struct tide_image *image, const char *path, struct tide_error *err);
 
 const char *tide_image_path(const struct tide_image *image); /* symbolic links resolved */
-const char *tide_image_format(const struct tide_image *image);
+const char *tide_image_format_name(const struct tide_image *image);
+bool tide_image_is_raw(const struct tide_image *image);
 int tide_image_fd(const struct tide_image *image); /* URIs: of the file locked in its place, or -1 */
 bool tide_image_is_file(const struct tide_image *image);
 uint64_t tide_image_size(const struct tide_image *image);

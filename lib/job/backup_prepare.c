@@ -121,11 +121,11 @@ static const char *probe_backing(const char *path, const char *name, struct tide
 		tide_error_wrap(err, "Could not open backing file");
 		return NULL;
 	}
-	if (strcmp(tide_image_format(image), "raw"))
-		return tide_image_find_driver(tide_image_format(image))->name;
+	if (!tide_image_is_raw(image))
+		return tide_image_format_name(image);
 	tide_error_set(err, TIDE_E_REFUSED, "The format of the backing image '%s' cannot be told from its content",
 	               name);
-	tide_error_hint(err, "say it: --backing '%s',format=raw", name);
+	tide_error_hint(err, "say it: --backing '%s',format=%s", name, tide_image_raw_driver()->name);
 	return NULL;
 }
 
@@ -156,15 +156,16 @@ static int create_target(struct tide_backup_job *job, const struct tide_backup *
 		.allow = job->node->allow,
 		.settings = args->settings,
 	};
-	const char *own = tide_image_is_file(source) ? tide_image_format(source) : "raw";
+	const char *own = tide_image_is_file(source) ? tide_image_format_name(source) : tide_image_raw_driver()->name;
 	const char *format = args->format ? args->format : own;
+	const struct tide_image_driver *driver = tide_image_find_driver(format);
 	TIDE_AUTOFREE char *backing = NULL;
 
 	if (job->node->sidecar_path && check_not_sidecar(job, args->target, err) < 0)
 		return -1;
 	/* QEMU gives such a target the source for a backing image. */
-	if (job->sync == TIDE_SYNC_NONE && !strcmp(format, "raw"))
-		return tide_error_set(err, TIDE_E_REFUSED, "Backing file not supported for file format 'raw'");
+	if (job->sync == TIDE_SYNC_NONE && driver && driver->create && !driver->has_backing)
+		return tide_error_set(err, TIDE_E_REFUSED, "Backing file not supported for file format '%s'", format);
 	if (args->backing) {
 		backing = tide_target_backing_name(args->target, args->backing, err);
 		if (!backing)
@@ -185,8 +186,8 @@ static int create_target(struct tide_backup_job *job, const struct tide_backup *
 	tide_target_warn_outside(&job->target, job->sink, args->target);
 	/* A target that something else may be chained under, or that stays when it is not whole, must say where zeroes
 	 * are. */
-	job->copy.target_reads_zero = !strcmp(format, "raw") || (!backing && job->sync == TIDE_SYNC_FULL &&
-	                                                         job->bitmap_mode != TIDE_BITMAP_MODE_ALWAYS);
+	job->copy.target_reads_zero = driver->is_raw || (!backing && job->sync == TIDE_SYNC_FULL &&
+	                                                 job->bitmap_mode != TIDE_BITMAP_MODE_ALWAYS);
 	return 0;
 }
 

@@ -37,6 +37,8 @@ static int split_settings(const char *given, struct settings *out, struct tide_e
 
 static int check_backing(const struct tide_image_create *args, struct tide_error *err)
 {
+	TIDE_AUTOFREE char *formats = NULL;
+
 	if (!args->backing && args->backing_format)
 		return tide_error_set(err, TIDE_E_REFUSED, "Backing format cannot be used without backing file");
 	if (!args->backing)
@@ -46,11 +48,13 @@ static int check_backing(const struct tide_image_create *args, struct tide_error
 	if (!strcmp(args->backing, args->path))
 		return tide_error_set(err, TIDE_E_REFUSED,
 		                      "Error: Trying to create an image with the same filename as the backing file");
-	if (!args->backing_format) {
-		tide_error_set(err, TIDE_E_REFUSED, "Backing file specified without backing format");
-		return tide_error_hint(err, "add -F raw or -F qcow2");
-	}
-	return 0;
+	if (args->backing_format)
+		return 0;
+	formats = tide_image_format_list(0, err);
+	if (!formats)
+		return -1;
+	tide_error_set(err, TIDE_E_REFUSED, "Backing file specified without backing format");
+	return tide_error_hint(err, "add -F FORMAT, one of %s", formats);
 }
 
 static int backing_size(const struct tide_image_create *args, uint64_t *size, struct tide_error *err)
@@ -76,13 +80,13 @@ static int create(struct tide_target *target, const struct tide_image_create *ar
 		.settings = args->settings,
 		.allow = args->allow,
 	};
-	const struct tide_image_driver *driver = tide_image_find_driver(args->format);
+	const char *format = args->format ? args->format : tide_image_raw_driver()->name;
+	const struct tide_image_driver *driver = tide_image_find_driver(format);
 
 	if (!driver)
-		return tide_error_set(err, TIDE_E_REFUSED, "Unknown file format '%s'", args->format);
+		return tide_error_set(err, TIDE_E_REFUSED, "Unknown file format '%s'", format);
 	if (args->backing && !driver->has_backing)
-		return tide_error_set(err, TIDE_E_REFUSED, "Backing file not supported for file format '%s'",
-		                      args->format);
+		return tide_error_set(err, TIDE_E_REFUSED, "Backing file not supported for file format '%s'", format);
 	if (check_backing(args, err) < 0)
 		return -1;
 	if (args->backing) {
@@ -98,7 +102,7 @@ static int create(struct tide_target *target, const struct tide_image_create *ar
 	if (create.size > INT64_MAX - 511)
 		return tide_error_set(err, TIDE_E_REFUSED, "Image size must be less than 8 EiB!");
 	create.size = tide_range_align_up(create.size, 512);
-	return tide_target_create(target, args->path, args->format, &create, NULL, false, err);
+	return tide_target_create(target, args->path, format, &create, NULL, false, err);
 }
 
 int tide_create_image(struct tide_target *target, const struct tide_image_create *args, struct tide_error *err)

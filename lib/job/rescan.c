@@ -14,11 +14,11 @@ static int open_other(const struct tide_bitmap_rescan *args, unsigned allow, str
 
 	if (tide_image_open(&options, other, err) < 0)
 		return -1;
-	if (args->against_format || strcmp(tide_image_format(*other), "raw"))
+	if (args->against_format || !tide_image_is_raw(*other))
 		return 0;
 	/* Else what a guest writes into its disk could make a raw backup of it another image. */
 	tide_error_set(err, TIDE_E_REFUSED, "The format of '%s' cannot be told from its content", args->against);
-	return tide_error_hint(err, "if it is a raw image, say so: --against-format raw");
+	return tide_error_hint(err, "if it is a raw image, say so: --against-format %s", tide_image_raw_driver()->name);
 }
 
 /* What reads through to the disk itself is the same everywhere, and no backup of it. */

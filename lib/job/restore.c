@@ -41,7 +41,8 @@ static int create_target(struct tide_restore *restore, const struct tide_chain_r
 	struct tide_image *source = restore->node->image;
 	struct tide_driver_create create = { .size = tide_image_exact_size(source), .settings = args->settings };
 
-	if (tide_target_create(&restore->target, args->target, args->format ? args->format : "raw", &create, source,
+	if (tide_target_create(&restore->target, args->target,
+	                       args->format ? args->format : tide_image_raw_driver()->name, &create, source,
 	                       !args->overwrite, err) < 0)
 		return -1;
 	if (args->compress && !tide_image_can_compress(restore->target.image))
@@ -112,11 +113,13 @@ static int open_existing(struct tide_restore *restore, const struct tide_chain_r
 	    tide_target_open(&restore->target, args->target, format, restore->node->allow, &restore->sink->cancelled,
 	                     err) < 0)
 		return -1;
-	if (format || restore->is_uri || !strcmp(tide_image_format(restore->target.image), "raw"))
+	if (format || restore->is_uri || tide_image_is_raw(restore->target.image))
 		return 0;
+	format = tide_image_format_name(restore->target.image);
 	tide_error_set(err, TIDE_E_REFUSED, "'%s' looks like an image of format '%s', and its format was not given",
-	               args->target, tide_image_format(restore->target.image));
-	return tide_error_hint(err, "-F qcow2 restores to the disk in it, -F raw over it");
+	               args->target, format);
+	return tide_error_hint(err, "-F %s restores to the disk in it, -F %s over it", format,
+	                       tide_image_raw_driver()->name);
 }
 
 static int check_size(const struct tide_restore *restore, const char *path, struct tide_error *err)
@@ -158,9 +161,9 @@ static int use_target(struct tide_restore *restore, const struct tide_chain_rest
 	if (!restore->is_device && !S_ISREG(st->st_mode))
 		return tide_error_set(err, TIDE_E_REFUSED, "'%s' is neither a regular file nor a block device",
 		                      args->target);
-	if (restore->blindly && !restore->is_uri && args->format && strcmp(args->format, "raw"))
-		return tide_error_set(err, TIDE_E_REFUSED,
-		                      "Could not create '%s': a new image on a block device is raw", args->target);
+	if (restore->blindly && !restore->is_uri && args->format && !tide_image_is_raw_format(args->format))
+		return tide_error_set(err, TIDE_E_REFUSED, "Could not create '%s': a new image on a block device is %s",
+		                      args->target, tide_image_raw_driver()->name);
 	if (check_apart(restore, args->target, *st, err) < 0 || claim_device(restore, args->target, err) < 0 ||
 	    tide_target_bitmaps_find(&restore->bitmaps, args->target, NULL, err) < 0 ||
 	    open_existing(restore, args, err) < 0)

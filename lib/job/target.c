@@ -157,14 +157,18 @@ static bool take_fingerprint(const char *path, const struct tide_driver_create *
 static int check_can_create(const char *path, const char *format, const struct tide_image_driver *driver,
                             bool exclusive, struct tide_error *err)
 {
+	const struct tide_image_driver *uri_driver = tide_image_uri_driver(path);
+
 	if (!driver)
 		return tide_error_set(err, TIDE_E_REFUSED, "Unknown file format '%s'", format);
-	if (tide_image_is_uri(path)) {
-		tide_error_set(err, TIDE_E_REFUSED,
-		               "Could not create '%s': an NBD export cannot be created, only written", path);
+	if (tide_image_check_scheme(path, err) < 0)
+		return tide_error_wrap(err, "Could not create '%s'", path);
+	if (uri_driver) {
+		tide_error_set(err, TIDE_E_REFUSED, "Could not create '%s': %s cannot be created, only written", path,
+		               uri_driver->uri_noun);
 		return tide_error_hint(err, "%s",
 		                       exclusive ? "--in-place writes what differs into it, --overwrite all of it"
-		                                 : "write into the export that is there with --mode existing");
+		                                 : "write into the one that exists with --mode existing");
 	}
 	if (driver->create)
 		return 0;

@@ -171,7 +171,7 @@ void tide_tracker_get_info(const struct tide_tracker *t, struct tide_tracker_inf
 		.read_only = t->node->mode != TIDE_NODE_WRITE_DATA,
 		.recording = t->recording && records(t->node),
 		.fast_zero = tide_image_can_zero_fast(t->image, true),
-		.format = tide_image_format(t->image),
+		.format = tide_image_format_name(t->image),
 	};
 }
 

@@ -33,6 +33,8 @@ static char *dup_or_null(const char *s, bool *failed, struct tide_error *err)
 struct tide_node *tide_node_new(const struct tide_drive *drive, struct tide_error *err)
 {
 	struct tide_node *node = tide_mem_alloc(1, sizeof(*node), err);
+	/* The disk that a URI leads to is raw, and may be called so: a sidecar pins one name for it. */
+	const struct tide_image_driver *uri_driver = tide_image_uri_driver(drive->path);
 	bool failed = false;
 
 	if (!node)
@@ -40,11 +42,8 @@ struct tide_node *tide_node_new(const struct tide_drive *drive, struct tide_erro
 	node->store = (struct tide_store)TIDE_STORE_INIT;
 	node->lock_fd = -1;
 	node->path = dup_or_null(drive->path, &failed, err);
-	/* A sidecar pins one name for it. */
-	node->format = dup_or_null(tide_image_is_uri(drive->path) && drive->format && !strcmp(drive->format, "raw")
-	                                   ? "nbd"
-	                                   : drive->format,
-	                           &failed, err);
+	node->format = dup_or_null(
+	        uri_driver && tide_image_is_raw_format(drive->format) ? uri_driver->name : drive->format, &failed, err);
 	node->sidecar = dup_or_null(drive->sidecar, &failed, err);
 	node->id = drive->id ? tide_mem_strdup(drive->id, err) : default_id(drive->path, err);
 	node->ignore_stamp = drive->ignore_stamp;

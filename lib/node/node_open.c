@@ -33,7 +33,7 @@ static int open_for_bitmaps(struct tide_node *node, struct tide_image_options *o
 		return 0;
 	if (tide_image_info(node->image)->n_bitmaps == 0 && !node->want_inside)
 		return 0;
-	format = tide_mem_strdup(tide_image_format(node->image), err);
+	format = tide_mem_strdup(tide_image_format_name(node->image), err);
 	if (!format)
 		return -1;
 	tide_image_close(node->image); /* its locks must not be in the way of who changes them now */
@@ -97,7 +97,7 @@ static int open_image(struct tide_node *node, struct tide_sink *sink, struct tid
 	if (open_for_bitmaps(node, &options, err) < 0 || tide_node_inside_open(node, err) < 0)
 		return -1;
 	if (!node->has_sidecar) {
-		strncpy(node->sc->format, tide_image_format(node->image), TIDE_SIDECAR_FORMAT_MAX);
+		strncpy(node->sc->format, tide_image_format_name(node->image), TIDE_SIDECAR_FORMAT_MAX);
 		node->sc->disk_size = tide_image_size(node->image);
 	}
 	return 0;
@@ -259,6 +259,8 @@ static int open_parts(struct tide_node *node, bool create, struct tide_sink *sin
 	TIDE_AUTOFREE char *real = is_uri ? NULL : realpath(node->path, NULL);
 	struct tide_error why = TIDE_ERROR_INIT;
 
+	if (tide_image_check_scheme(node->path, err) < 0)
+		return tide_error_wrap(err, "Could not open '%s'", node->path);
 	if (!real && !is_uri)
 		return tide_error_set_sys(err, errno, "Could not open '%s'", node->path);
 	if (is_uri && !node->sidecar && create) {

@@ -17,7 +17,7 @@ char *tide_node_uri_id(const char *uri, struct tide_error *err)
 	start = start ? start + 3 : uri;
 	slash = start < end ? memrchr(start, '/', (size_t)(end - start)) : NULL;
 	n = slash ? strcspn(slash + 1, ".?#") : 0;
-	return n ? tide_mem_strndup(slash + 1, n, err) : tide_mem_strdup("nbd", err);
+	return n ? tide_mem_strndup(slash + 1, n, err) : tide_mem_strdup(tide_image_uri_driver(uri)->name, err);
 }
 
 int tide_node_uri_lock(struct tide_node *node, struct tide_error *err)

@@ -6,7 +6,7 @@
 
 #include "node.h"
 
-/* The device id: the name of the export; many have none. */
+/* The device id: the last part of the path, or the name of the format where there is none. */
 char *tide_node_uri_id(const char *uri, struct tide_error *err);
 
 /* Opens what is locked in the place of the image; who only looks does without, where nobody made it. */

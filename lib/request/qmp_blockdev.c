@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "image/backing.h"
+#include "image/image_formats.h"
 #include "base/error.h"
 #include "base/mem.h"
 #include "base/strbuf.h"
@@ -205,7 +205,7 @@ static int make_uri(const struct parts *parts, struct tide_qmp_blockdev *out, st
 /* A file whose name looks like a URI is one all the same. */
 static int make_path(const struct parts *parts, struct tide_qmp_blockdev *out, struct tide_error *err)
 {
-	out->path = tide_mem_printf(err, "%s%s", tide_backing_is_uri(parts->filename) ? "./" : "", parts->filename);
+	out->path = tide_mem_printf(err, "%s%s", tide_image_is_uri(parts->filename) ? "./" : "", parts->filename);
 	return out->path ? 0 : -1;
 }
 

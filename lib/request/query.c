@@ -194,7 +194,7 @@ static int describe(struct tide_image *image, const char *filename, struct tide_
 	if (!out->is_remote && fstat(tide_image_fd(image), &st) == 0)
 		out->actual_size = (uint64_t)st.st_blocks * 512;
 	if (copy_text(&out->filename, filename, err) < 0 ||
-	    copy_text(&out->format, tide_image_format(image), err) < 0 ||
+	    copy_text(&out->format, tide_image_format_name(image), err) < 0 ||
 	    copy_text(&out->backing_filename, info->backing, err) < 0 ||
 	    copy_text(&out->backing_format, info->backing_format, err) < 0 || copy_features(out, info, err) < 0)
 		return -1;

@@ -206,7 +206,7 @@ static int describe(struct tide_image *image, const char *top, bool verify, stru
 	to->modified_ns = (uint32_t)st.st_mtim.tv_nsec;
 	if ((is_file && tide_sysio_size(tide_image_fd(image), &to->file_size, err) < 0) ||
 	    set_path(to, tide_image_path(image), top, err) < 0 ||
-	    copy_text(&to->format, tide_image_format(image), err) < 0 ||
+	    copy_text(&to->format, tide_image_format_name(image), err) < 0 ||
 	    copy_text(&to->backing_filename, info->backing, err) < 0 ||
 	    copy_text(&to->backing_format, info->backing_format, err) < 0)
 		return -1;
@@ -258,19 +258,21 @@ static int check_times(const struct tide_image *image, struct tide_chain_image *
 /* A raw image is what its overlay says it is; but one that looks like another format may be that. */
 static int check_raw(struct tide_image *below, struct tide_chain_image *to, struct tide_error *err)
 {
-	const struct tide_image_driver *qcow2 = tide_image_find_driver("qcow2");
+	const struct tide_image_driver *other;
 	struct tide_error ignored = TIDE_ERROR_INIT;
 	uint8_t head[512];
 
-	if (strcmp(tide_image_format(below), "raw"))
+	if (!tide_image_is_raw(below))
 		return 0;
 	if (tide_sysio_pread(tide_image_fd(below), head, sizeof(head), 0, true, &ignored) < 0) {
 		tide_error_release(&ignored);
 		return 0;
 	}
-	if (!qcow2 || !qcow2->probe(head, sizeof(head)))
+	other = tide_image_probe_driver(head, sizeof(head));
+	if (!other || other->is_raw)
 		return 0;
-	return say(to, TIDE_FINDING_DOUBT, err, "the backing image is recorded as raw, and begins like a qcow2");
+	return say(to, TIDE_FINDING_DOUBT, err, "the backing image is recorded as %s, and begins like a %s",
+	           tide_image_format_name(below), other->name);
 }
 
 /* ---- the chain --------------------------------------------------------------------- */
@@ -403,11 +405,11 @@ static int open_other(const struct tide_chain_options *options, const struct tid
 
 	if (tide_image_open(&open, other, err) < 0)
 		return -1;
-	if (options->against_format || strcmp(tide_image_format(*other), "raw"))
+	if (options->against_format || !tide_image_is_raw(*other))
 		return 0;
 	/* Else what a guest writes into its disk could make a raw image of it another one. */
 	tide_error_set(err, TIDE_E_REFUSED, "The format of '%s' cannot be told from its content", options->against);
-	return tide_error_hint(err, "if it is a raw image, say so: --against-format raw");
+	return tide_error_hint(err, "if it is a raw image, say so: --against-format %s", tide_image_raw_driver()->name);
 }
 
 /* Where one reads through to the other there is nothing to learn. */

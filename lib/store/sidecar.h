@@ -38,11 +38,10 @@ struct tide_sidecar_bitmap {
 #define TIDE_SIDECAR_FORMAT_MAX 15
 
 struct tide_sidecar {
-	uint64_t compatible; /* unknown compatible feature bits, preserved */
-	uint64_t generation; /* counts the replacements */
-	uint64_t disk_size;  /* bytes */
-	char format[TIDE_SIDECAR_FORMAT_MAX +
-	            1]; /* of the image, recorded so that it is never probed: "raw", "qcow2" */
+	uint64_t compatible;                      /* unknown compatible feature bits, preserved */
+	uint64_t generation;                      /* counts the replacements */
+	uint64_t disk_size;                       /* bytes */
+	char format[TIDE_SIDECAR_FORMAT_MAX + 1]; /* of the image, recorded so that it is never probed */
 	struct tide_stamp stamp;
 	uint64_t log;      /* identity of the write log whose bits were added last (write_log.h), or 0 */
 	uint32_t checksum; /* of the header it was decoded from; 0: not on disk */

@@ -47,7 +47,7 @@ static void test_probed_by_its_mark(void)
 
 		UNIT_ROW("script %zu", i);
 		if (CHECK_OK(tide_image_open(&options, &image, &err), &err)) {
-			CHECK_STR(tide_image_format(image), scripts[i].remote ? "memory-remote" : "memory");
+			CHECK_STR(tide_image_format_name(image), scripts[i].remote ? "memory-remote" : "memory");
 			CHECK_EQ_U64(tide_image_size(image), SIZE);
 			CHECK(memory_disk_find(options.path) == disk);
 		}

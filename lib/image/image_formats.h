@@ -1,0 +1,37 @@
+/*
+ * The image formats that this version has, and the schemes of the URIs that they open: the drivers of formats.def.
+ *
+ * Nothing else lists formats or schemes by hand.  Messages, --help, completion, blockdev-add and the names in images
+ * all ask here, so that a line in formats.def is all that a new format needs.
+ */
+#ifndef TIDE_IMAGE_FORMATS_H
+#define TIDE_IMAGE_FORMATS_H
+
+#include "driver.h"
+
+/* NULL for a name that no driver has. */
+const struct tide_image_driver *tide_image_find_driver(const char *format);
+
+/* The driver that recognizes the first len bytes of a file; raw, which takes every file, comes last. */
+const struct tide_image_driver *tide_image_probe_driver(const uint8_t *head, size_t len);
+
+/* The driver of raw disks, the format of whatever has no other. */
+const struct tide_image_driver *tide_image_raw_driver(void);
+
+/* Is it the name of a driver whose images are raw disks?  NULL is none. */
+bool tide_image_is_raw_format(const char *format);
+
+/*
+ * The driver that opens this URI, or what begins like one ("SCHEME:").  NULL: it is a path, or no driver has its
+ * scheme.
+ */
+const struct tide_image_driver *tide_image_uri_driver(const char *name);
+bool tide_image_is_uri(const char *name);
+
+/* Refuses "SCHEME://…" by name when no driver has the scheme.  0: it is a path, or a URI that a driver opens. */
+int tide_image_check_scheme(const char *name, struct tide_error *err);
+
+/* The names of the formats that can do all of `uses` (enum tide_format_use), as "a, b, c"; the caller frees it. */
+char *tide_image_format_list(unsigned uses, struct tide_error *err);
+
+#endif
