@@ -30,7 +30,7 @@ static const struct poptOption options[] = {
 	{ "store", 0, POPT_ARG_STRING, NULL, STORE, "where --sync auto puts a bitmap that it makes (default: sidecar)",
 	  "sidecar|image" },
 	{ "format", 'F', POPT_ARG_STRING, NULL, FORMAT,
-	  "format of TARGET (default: IMAGE's when it is created, else probed)", "raw|qcow2" },
+	  "format of TARGET (default: IMAGE's when it is created, else probed)", OPT_NEW_FORMAT },
 	{ "mode", 0, POPT_ARG_STRING, NULL, MODE,
 	  "create TARGET, or write into one that exists (default: absolute-paths)", "absolute-paths|existing" },
 	{ "backing", 0, POPT_ARG_STRING, NULL, BACKING, "the backup that a new TARGET is chained on",

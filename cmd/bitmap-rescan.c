@@ -8,7 +8,7 @@ enum { AGAINST = 1, AGAINST_FORMAT };
 static const struct poptOption options[] = {
 	{ "against", 0, POPT_ARG_STRING, NULL, AGAINST, "the image, or the top of a chain, to compare with", "PATH" },
 	{ "against-format", 'F', POPT_ARG_STRING, NULL, AGAINST_FORMAT,
-	  "format of that image (default: probed, and then raw is refused)", "raw|qcow2" },
+	  "format of that image (default: probed, and then raw is refused)", OPT_FILE_FORMAT },
 	POPT_TABLEEND
 };
 
@@ -37,7 +37,7 @@ static int run(struct cmd *c, struct tide_error *err)
 
 	if (!args.against)
 		return opt_usage(err, "say what to compare with: --against PATH");
-	if (cmd_check_image(args.against, args.against_format, err) || cmd_add_image(c, err) || cmd_begin(c, err))
+	if (cmd_check_format(args.against_format, err) || cmd_add_image(c, err) || cmd_begin(c, err))
 		return -1;
 	args.node = c->node;
 	if (tide_txn_bitmap_rescan(c->txn, &args, err) || tide_txn_run(c->txn, err))

@@ -6,7 +6,7 @@
 enum { FORMAT = 1, OVERWRITE, IN_PLACE, COMPRESS, SETTINGS };
 
 static const struct poptOption options[] = {
-	{ "format", 'F', POPT_ARG_STRING, NULL, FORMAT, "format of TARGET (default: raw)", "raw|qcow2" },
+	{ "format", 'F', POPT_ARG_STRING, NULL, FORMAT, "format of TARGET (default: raw)", OPT_NEW_FORMAT },
 	{ "overwrite", 0, POPT_ARG_NONE, NULL, OVERWRITE, "replace a TARGET that exists", NULL },
 	{ "in-place", 0, POPT_ARG_NONE, NULL, IN_PLACE, "write what differs into a TARGET that exists", NULL },
 	{ "compress", 'c', POPT_ARG_NONE, NULL, COMPRESS, "compress what is written to a new TARGET", NULL },

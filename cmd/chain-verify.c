@@ -11,7 +11,7 @@ static const struct poptOption options[] = {
 	{ "against", 0, POPT_ARG_STRING, NULL, AGAINST, "compare every byte with this image, or top of a chain",
 	  "PATH" },
 	{ "against-format", 'F', POPT_ARG_STRING, NULL, AGAINST_FORMAT,
-	  "format of that image (default: probed, and then raw is refused)", "raw|qcow2" },
+	  "format of that image (default: probed, and then raw is refused)", OPT_FILE_FORMAT },
 	{ "output", 0, POPT_ARG_STRING, NULL, OPT_OUTPUT, "in words, or the reply (default: human)", "human|json" },
 	POPT_TABLEEND
 };
@@ -90,8 +90,8 @@ static int run(struct cmd *c, struct tide_error *err)
 
 	if (args.against_format && !args.against)
 		return opt_usage(err, "--against-format says what --against is, which is not given");
-	if (opt_choice(c->opt, OPT_OUTPUT, &output, err) ||
-	    (args.against && cmd_check_image(args.against, args.against_format, err)) || cmd_add_image(c, err))
+	if (opt_choice(c->opt, OPT_OUTPUT, &output, err) || cmd_check_format(args.against_format, err) ||
+	    cmd_add_image(c, err))
 		return -1;
 	cmd_catch_signals(c);
 	if (tide_query_chain(c->session, c->node, &args, &chain, err))

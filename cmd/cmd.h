@@ -64,8 +64,8 @@ extern const struct command command;
 /* Makes the first argument known to the session as c->node, as the common options say. */
 int cmd_add_image(struct cmd *c, struct tide_error *err);
 
-/* Refuses formats and URIs that this version does not know. */
-int cmd_check_image(const char *path, const char *format, struct tide_error *err);
+/* Refuses a format that this version does not know; NULL is none. */
+int cmd_check_format(const char *format, struct tide_error *err);
 
 /* From now on SIGINT and SIGTERM cancel the session. */
 void cmd_catch_signals(struct cmd *c);

@@ -101,12 +101,46 @@ static void print_bitmaps(const struct opt_line *line, const char *before, const
 	tide_session_free(session);
 }
 
+/* The keys of -o; those of the format that --format gives, else of all formats. */
+static void print_settings(const struct opt_line *line, const char *before, const char *typed)
+{
+	const struct poptOption *option = opt_find(line, 0, "--format");
+	const char *given = option ? opt_text(line, option->val) : NULL, *comma = strrchr(typed, ',');
+	const char *start = comma ? comma + 1 : typed, *format, *key;
+
+	for (size_t i = 0; (format = tide_image_format(i)); i++) {
+		if (given && strcmp(given, format) != 0)
+			continue;
+		for (size_t k = 0; (key = tide_image_format_setting(format, k)); k++)
+			if (strncmp(key, start, strlen(start)) == 0)
+				printf("%s%.*s%s=\n", before, (int)(start - typed), typed, key);
+	}
+}
+
+/* The value of format= in a list with commas.  False: something else is typed there. */
+static bool print_formats(const char *before, const char *typed)
+{
+	const char *comma = strrchr(typed, ','), *start, *format;
+
+	if (!comma || strncmp(comma + 1, "format=", strlen("format=")) != 0)
+		return false;
+	start = comma + 1 + strlen("format=");
+	for (size_t i = 0; (format = tide_image_format(i)); i++)
+		if (strncmp(format, start, strlen(start)) == 0)
+			printf("%s%.*s%s\n", before, (int)(start - typed), typed, format);
+	return true;
+}
+
 static void complete_value(const struct typed *t, const struct poptOption *option, const char *before,
                            const char *typed)
 {
 	const char *kind = option && option->argDescrip ? option->argDescrip : "";
 
-	if (strchr(kind, '|'))
+	if (strstr(kind, "[,format=") && print_formats(before, typed))
+		return;
+	if (strncmp(kind, "KEY=", 4) == 0)
+		print_settings(t->line, before, typed);
+	else if (strchr(kind, '|'))
 		print_choices(kind, before, typed);
 	else if (strcmp(kind, "NAME") == 0)
 		print_bitmaps(t->line, before, typed);

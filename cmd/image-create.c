@@ -3,11 +3,11 @@
 enum { FORMAT = 1, BACKING, BACKING_FORMAT, SETTINGS };
 
 static const struct poptOption options[] = {
-	{ "format", 'f', POPT_ARG_STRING, NULL, FORMAT, "format of the new image (default: raw)", "raw|qcow2" },
+	{ "format", 'f', POPT_ARG_STRING, NULL, FORMAT, "format of the new image (default: raw)", OPT_NEW_FORMAT },
 	{ "backing", 'b', POPT_ARG_STRING, NULL, BACKING,
 	  "the image that the new one is an overlay of; a relative name starts at PATH's directory", "PATH" },
 	{ "backing-format", 'F', POPT_ARG_STRING, NULL, BACKING_FORMAT, "format of the backing image, required with -b",
-	  "raw|qcow2" },
+	  OPT_FILE_FORMAT },
 	{ "settings", 'o', POPT_ARG_STRING, NULL, SETTINGS,
 	  "settings of the format: cluster_size=64K, compression_type=zstd, ...; may be repeated", "KEY=VALUE,..." },
 	OPT_ALLOW_BACKING_ENTRY,
@@ -19,7 +19,7 @@ static int run(struct cmd *c, struct tide_error *err)
 	CMD_AUTOFREE char *settings = opt_join(c->opt, SETTINGS);
 	struct tide_image_create args = {
 		.path = c->args[0],
-		.format = opt_has(c->opt, FORMAT) ? opt_text(c->opt, FORMAT) : "raw",
+		.format = opt_text(c->opt, FORMAT),
 		.backing = opt_text(c->opt, BACKING),
 		.backing_format = opt_text(c->opt, BACKING_FORMAT),
 		.has_size = c->n_args > 1,

@@ -164,9 +164,9 @@ static void on_progress(void *data, const struct tide_progress *progress)
 
 /* ---- what commands call ------------------------------------------------------------ */
 
-int cmd_check_image(const char *path, const char *format, struct tide_error *err)
+int cmd_check_format(const char *format, struct tide_error *err)
 {
-	if (format && strcmp(format, "raw") != 0 && strcmp(format, "qcow2") != 0 && strcmp(format, "nbd") != 0)
+	if (format && !tide_image_format_uses(format))
 		return opt_fail(err, TIDE_E_REFUSED, "Unknown driver '%s'", format);
 	return 0;
 }
@@ -183,8 +183,6 @@ int cmd_add_image(struct cmd *c, struct tide_error *err)
 		.allow = c->allow,
 	};
 
-	if (cmd_check_image(drive.path, drive.format, err))
-		return -1;
 	return tide_session_add_drive(c->session, &drive, &c->node, err);
 }
 

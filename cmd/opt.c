@@ -9,7 +9,7 @@
 
 static const struct poptOption image_options[] = {
 	{ "image-format", 'f', POPT_ARG_STRING, NULL, OPT_IMAGE_FORMAT,
-	  "format of IMAGE (default: as pinned in the sidecar, else probed)", "raw|qcow2|nbd" },
+	  "format of IMAGE (default: as pinned in the sidecar, else probed)", OPT_ANY_FORMAT },
 	{ "sidecar", 0, POPT_ARG_STRING, NULL, OPT_SIDECAR, "where the bitmaps are kept (default: IMAGE.bitmaps)",
 	  "PATH" },
 	{ "device", 'd', POPT_ARG_STRING, NULL, OPT_DEVICE,
@@ -46,8 +46,68 @@ static const struct poptOption other_options[] = {
 	POPT_TABLEEND
 };
 
+static const struct {
+	const char *description;
+	unsigned uses;
+} format_lists[] = {
+	{ OPT_ANY_FORMAT, 0 },
+	{ OPT_FILE_FORMAT, TIDE_FORMAT_FILE },
+	{ OPT_NEW_FORMAT, TIDE_FORMAT_CREATE },
+};
+
+/* "a|b|c", to be freed: the formats that have these uses; NULL: no memory. */
+static char *list_formats(unsigned uses)
+{
+	char *list = strdup("");
+	const char *name;
+
+	for (size_t i = 0; list && (name = tide_image_format(i)); i++) {
+		char *longer;
+
+		if ((tide_image_format_uses(name) & uses) != uses)
+			continue;
+		if (asprintf(&longer, "%s%s%s", list, *list ? "|" : "", name) < 0)
+			longer = NULL;
+		free(list);
+		list = longer;
+	}
+	return list;
+}
+
+/* The list that an option's description is replaced by, or the description itself. */
+static const char *describe_argument(struct opt_line *line, const char *description)
+{
+	for (size_t i = 0; description && i < CMD_ARRAY_SIZE(format_lists); i++) {
+		if (strcmp(description, format_lists[i].description) != 0)
+			continue;
+		if (!line->formats[i])
+			line->formats[i] = list_formats(format_lists[i].uses);
+		return line->formats[i] ? line->formats[i] : description;
+	}
+	return description;
+}
+
+/* The table with its lists of formats, in a copy if there are any. */
+static const struct poptOption *with_formats(struct opt_line *line, size_t n, const struct poptOption *table)
+{
+	struct poptOption *copy;
+	size_t count = 0;
+
+	while (!opt_is_end(&table[count]))
+		count++;
+	copy = calloc(count + 1, sizeof(*copy));
+	if (!copy)
+		return table;
+	memcpy(copy, table, count * sizeof(*copy));
+	for (size_t i = 0; i < count; i++)
+		copy[i].argDescrip = describe_argument(line, table[i].argDescrip);
+	line->copies[n] = copy;
+	return copy;
+}
+
 static void include(struct opt_line *line, size_t *n, const struct poptOption *table, const char *title)
 {
+	table = with_formats(line, *n, table);
 	line->tables[(*n)++] =
 	        (struct poptOption){ .argInfo = POPT_ARG_INCLUDE_TABLE, .arg = (void *)table, .descrip = title };
 }
@@ -111,6 +171,10 @@ void opt_line_release(struct opt_line *line)
 		free(line->given[i].text);
 	free(line->given);
 	poptFreeContext(line->popt);
+	for (size_t i = 0; i < CMD_ARRAY_SIZE(line->copies); i++)
+		free(line->copies[i]);
+	for (size_t i = 0; i < CMD_ARRAY_SIZE(line->formats); i++)
+		free(line->formats[i]);
 	*line = (struct opt_line){ 0 };
 }
 

@@ -43,6 +43,11 @@ enum {
 	OPT_COMPLETE_VALUES,
 };
 
+/* The argument descriptions of options that take a format: opt_line_parse puts the library's list in their place. */
+#define OPT_ANY_FORMAT  "FORMAT"
+#define OPT_FILE_FORMAT "FORMAT-OF-FILE"
+#define OPT_NEW_FORMAT  "FORMAT-OF-NEW"
+
 /* For the tables of commands that open chains and have no IMAGE. */
 #define OPT_ALLOW_BACKING_ENTRY                                                                                     \
 	{                                                                                                           \
@@ -57,7 +62,9 @@ struct opt_given {
 
 struct opt_line {
 	const struct command *command;
-	struct poptOption tables[7]; /* the command's own and those that its flags bring */
+	struct poptOption tables[7];  /* the command's own and those that its flags bring */
+	struct poptOption *copies[7]; /* of those of them that list formats; else NULL */
+	char *formats[3];             /* the lists in them */
 	poptContext popt;
 	size_t n;
 	struct opt_given *given;

@@ -43,8 +43,7 @@ static int add_drives(struct cmd *c, struct tide_error *err)
 		text = strdup(c->opt->given[i].text);
 		if (!text)
 			return opt_fail(err, TIDE_E_NOMEM, "Out of memory");
-		if (parse_drive(text, &drive, err) || cmd_check_image(drive.path, drive.format, err) ||
-		    tide_session_add_drive(c->session, &drive, NULL, err))
+		if (parse_drive(text, &drive, err) || tide_session_add_drive(c->session, &drive, NULL, err))
 			return -1;
 	}
 	return 0;

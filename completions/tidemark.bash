@@ -52,6 +52,8 @@ _tidemark()
 		# Outside of a completion, as in a test, there are no options to set.
 		compopt -o filenames 2>/dev/null
 	else
+		# After KEY= the value follows at once.
+		[[ ${names[0]-} == *= ]] && compopt -o nospace 2>/dev/null
 		for line in "${names[@]}"; do
 			printf -v plain '%q' "$line"
 			COMPREPLY+=("$plain")

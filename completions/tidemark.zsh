@@ -4,7 +4,7 @@
 
 _tidemark() {
 	local line files word
-	local -a asked names shown expl
+	local -a asked names shown expl together
 
 	for word in "${words[@]:0:$CURRENT}"; do
 		word=${(Q)word}
@@ -19,7 +19,9 @@ _tidemark() {
 			shown+=("${line//$'\t'/  -- }")
 		fi
 	done
-	(( $#names )) && _wanted values expl value compadd -l -d shown -a names
+	# After KEY= the value follows at once.
+	[[ ${names[1]-} == *= ]] && together=(-S '')
+	(( $#names )) && _wanted values expl value compadd $together -l -d shown -a names
 	if [[ -n $files ]]; then
 		compset -P '--*='
 		_files
