@@ -32,14 +32,17 @@ static void declare(struct tide_session *session, const char *id, enum tide_node
 
 /* ---- add --------------------------------------------------------------------------- */
 
-static int add_copy(struct tide_step *step, struct tide_error *err)
-{
-	struct tide_bitmap_add *args = step->args;
+const char *const tide_action_stores[] = { "sidecar", "image", NULL };
 
-	if (tide_action_own_string(step, &args->node, err) < 0)
-		return -1;
-	return tide_action_own_string(step, &args->name, err);
-}
+static const struct tide_qmp_field add_fields[] = {
+	TIDE_FIELD_STRING("node", true, struct tide_bitmap_add, node),
+	TIDE_FIELD_STRING("name", true, struct tide_bitmap_add, name),
+	TIDE_FIELD_OPTIONAL(TIDE_QMP_UINT32, "granularity", struct tide_bitmap_add, granularity, has_granularity),
+	TIDE_FIELD_CHECKED("persistent", TIDE_QMP_BOOL),
+	TIDE_FIELD_BOOL("disabled", struct tide_bitmap_add, disabled),
+	TIDE_FIELD_ENUM("x-store", false, struct tide_bitmap_add, store, tide_action_stores, TIDE_STORE_SIDECAR),
+	TIDE_FIELD_END,
+};
 
 static void add_declare(struct tide_session *session, const struct tide_step *step)
 {
@@ -108,22 +111,20 @@ static int add_prepare(struct tide_session *session, struct tide_step *step, str
 
 const struct tide_action tide_action_bitmap_add = {
 	.name = "block-dirty-bitmap-add",
+	.use = TIDE_ACTION_ANYWHERE,
+	.fields = add_fields,
 	.args_size = sizeof(struct tide_bitmap_add),
-	.copy_args = add_copy,
 	.declare = add_declare,
 	.prepare = add_prepare,
 };
 
 /* ---- remove, clear, enable, disable ------------------------------------------------ */
 
-static int ref_copy(struct tide_step *step, struct tide_error *err)
-{
-	struct tide_bitmap_ref *args = step->args;
-
-	if (tide_action_own_string(step, &args->node, err) < 0)
-		return -1;
-	return tide_action_own_string(step, &args->name, err);
-}
+static const struct tide_qmp_field ref_fields[] = {
+	TIDE_FIELD_STRING("node", true, struct tide_bitmap_ref, node),
+	TIDE_FIELD_STRING("name", true, struct tide_bitmap_ref, name),
+	TIDE_FIELD_END,
+};
 
 static void ref_declare(struct tide_session *session, const struct tide_step *step)
 {
@@ -151,8 +152,9 @@ static int remove_prepare(struct tide_session *session, struct tide_step *step, 
 
 const struct tide_action tide_action_bitmap_remove = {
 	.name = "block-dirty-bitmap-remove",
+	.use = TIDE_ACTION_ANYWHERE,
+	.fields = ref_fields,
 	.args_size = sizeof(struct tide_bitmap_ref),
-	.copy_args = ref_copy,
 	.declare = ref_declare,
 	.prepare = remove_prepare,
 };
@@ -167,8 +169,9 @@ static int clear_prepare(struct tide_session *session, struct tide_step *step, s
 
 const struct tide_action tide_action_bitmap_clear = {
 	.name = "block-dirty-bitmap-clear",
+	.use = TIDE_ACTION_ANYWHERE,
+	.fields = ref_fields,
 	.args_size = sizeof(struct tide_bitmap_ref),
-	.copy_args = ref_copy,
 	.declare = ref_declare,
 	.prepare = clear_prepare,
 };
@@ -197,38 +200,30 @@ static int disable_prepare(struct tide_session *session, struct tide_step *step,
 
 const struct tide_action tide_action_bitmap_enable = {
 	.name = "block-dirty-bitmap-enable",
+	.use = TIDE_ACTION_ANYWHERE,
+	.fields = ref_fields,
 	.args_size = sizeof(struct tide_bitmap_ref),
-	.copy_args = ref_copy,
 	.declare = ref_declare,
 	.prepare = enable_prepare,
 };
 
 const struct tide_action tide_action_bitmap_disable = {
 	.name = "block-dirty-bitmap-disable",
+	.use = TIDE_ACTION_ANYWHERE,
+	.fields = ref_fields,
 	.args_size = sizeof(struct tide_bitmap_ref),
-	.copy_args = ref_copy,
 	.declare = ref_declare,
 	.prepare = disable_prepare,
 };
 
 /* ---- merge ------------------------------------------------------------------------- */
 
-static int merge_copy(struct tide_step *step, struct tide_error *err)
-{
-	struct tide_bitmap_merge *args = step->args;
-	struct tide_bitmap_ref *sources = tide_action_own(step, args->sources, args->n_sources, sizeof(*sources), err);
-
-	if (!sources || tide_action_own_string(step, &args->node, err) < 0 ||
-	    tide_action_own_string(step, &args->target, err) < 0)
-		return -1;
-	for (size_t i = 0; i < args->n_sources; i++) {
-		if (tide_action_own_string(step, &sources[i].node, err) < 0 ||
-		    tide_action_own_string(step, &sources[i].name, err) < 0)
-			return -1;
-	}
-	args->sources = sources;
-	return 0;
-}
+static const struct tide_qmp_field merge_fields[] = {
+	TIDE_FIELD_STRING("node", true, struct tide_bitmap_merge, node),
+	TIDE_FIELD_STRING("target", true, struct tide_bitmap_merge, target),
+	TIDE_FIELD_LIST("bitmaps", struct tide_bitmap_merge, sources, n_sources, ref_fields, "BlockDirtyBitmapOrStr"),
+	TIDE_FIELD_END,
+};
 
 static void merge_declare(struct tide_session *session, const struct tide_step *step)
 {
@@ -287,23 +282,30 @@ static int merge_prepare(struct tide_session *session, struct tide_step *step, s
 
 const struct tide_action tide_action_bitmap_merge = {
 	.name = "block-dirty-bitmap-merge",
+	.use = TIDE_ACTION_ANYWHERE,
+	.fields = merge_fields,
 	.args_size = sizeof(struct tide_bitmap_merge),
-	.copy_args = merge_copy,
 	.declare = merge_declare,
 	.prepare = merge_prepare,
 };
 
 /* ---- mark -------------------------------------------------------------------------- */
 
-static int mark_copy(struct tide_step *step, struct tide_error *err)
-{
-	struct tide_bitmap_mark *args = step->args;
+static const struct tide_qmp_field range_fields[] = {
+	TIDE_FIELD(TIDE_QMP_UINT, "start", true, struct tide_range, off),
+	TIDE_FIELD(TIDE_QMP_UINT, "length", true, struct tide_range, len),
+	TIDE_FIELD_END,
+};
 
-	args->ranges = tide_action_own(step, args->ranges, args->n_ranges, sizeof(*args->ranges), err);
-	if (!args->ranges || tide_action_own_string(step, &args->node, err) < 0)
-		return -1;
-	return tide_action_own_string(step, &args->name, err);
-}
+static const struct tide_qmp_field mark_fields[] = {
+	TIDE_FIELD_STRING("node", true, struct tide_bitmap_mark, node),
+	TIDE_FIELD_STRING("name", true, struct tide_bitmap_mark, name),
+	TIDE_FIELD_BOOL("unset", struct tide_bitmap_mark, unset),
+	TIDE_FIELD_BOOL("clamp", struct tide_bitmap_mark, clamp),
+	TIDE_FIELD(TIDE_QMP_UINT, "covers", false, struct tide_bitmap_mark, covers),
+	TIDE_FIELD_LIST("ranges", struct tide_bitmap_mark, ranges, n_ranges, range_fields, NULL),
+	TIDE_FIELD_END,
+};
 
 static void mark_declare(struct tide_session *session, const struct tide_step *step)
 {
@@ -381,24 +383,23 @@ static int mark_prepare(struct tide_session *session, struct tide_step *step, st
 
 const struct tide_action tide_action_bitmap_mark = {
 	.name = "x-block-dirty-bitmap-mark",
+	.fields = mark_fields,
 	.args_size = sizeof(struct tide_bitmap_mark),
-	.copy_args = mark_copy,
 	.declare = mark_declare,
 	.prepare = mark_prepare,
 };
 
 /* ---- rescan ------------------------------------------------------------------------ */
 
-static int rescan_copy(struct tide_step *step, struct tide_error *err)
-{
-	struct tide_bitmap_rescan *args = step->args;
-
-	if (tide_action_own_string(step, &args->node, err) < 0 || tide_action_own_string(step, &args->name, err) < 0)
-		return -1;
-	if (tide_action_own_string(step, &args->against, err) < 0)
-		return -1;
-	return tide_action_own_string(step, &args->against_format, err);
-}
+static const struct tide_qmp_field rescan_fields[] = {
+	TIDE_FIELD_STRING("node", true, struct tide_bitmap_rescan, node),
+	TIDE_FIELD_STRING("name", true, struct tide_bitmap_rescan, name),
+	TIDE_FIELD_STRING("against", true, struct tide_bitmap_rescan, against),
+	TIDE_FIELD_STRING("against-format", false, struct tide_bitmap_rescan, against_format),
+	TIDE_FIELD_INTERNAL,
+	TIDE_FIELD_RESULT("differing", struct tide_bitmap_rescan, differing),
+	TIDE_FIELD_END,
+};
 
 static void rescan_declare(struct tide_session *session, const struct tide_step *step)
 {
@@ -450,18 +451,14 @@ static int rescan_prepare(struct tide_session *session, struct tide_step *step, 
 
 const struct tide_action tide_action_bitmap_rescan = {
 	.name = "x-block-dirty-bitmap-rescan",
+	.use = TIDE_ACTION_ANYWHERE,
+	.fields = rescan_fields,
 	.args_size = sizeof(struct tide_bitmap_rescan),
-	.copy_args = rescan_copy,
 	.declare = rescan_declare,
 	.prepare = rescan_prepare,
 };
 
 /* ---- abort ------------------------------------------------------------------------- */
-
-static int abort_copy(struct tide_step *step, struct tide_error *err)
-{
-	return 0;
-}
 
 static int abort_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
 {
@@ -470,54 +467,7 @@ static int abort_prepare(struct tide_session *session, struct tide_step *step, s
 
 const struct tide_action tide_action_abort = {
 	.name = "abort",
-	.args_size = 1,
-	.copy_args = abort_copy,
+	.use = TIDE_ACTION_IN_TRANSACTION,
+	.fields = tide_qmp_field_none,
 	.prepare = abort_prepare,
 };
-
-/* ---- the public calls -------------------------------------------------------------- */
-
-int tide_txn_bitmap_add(struct tide_txn *txn, const struct tide_bitmap_add *args, struct tide_error *err)
-{
-	return tide_txn_append(txn, &tide_action_bitmap_add, args, err);
-}
-
-int tide_txn_bitmap_remove(struct tide_txn *txn, const struct tide_bitmap_ref *args, struct tide_error *err)
-{
-	return tide_txn_append(txn, &tide_action_bitmap_remove, args, err);
-}
-
-int tide_txn_bitmap_clear(struct tide_txn *txn, const struct tide_bitmap_ref *args, struct tide_error *err)
-{
-	return tide_txn_append(txn, &tide_action_bitmap_clear, args, err);
-}
-
-int tide_txn_bitmap_enable(struct tide_txn *txn, const struct tide_bitmap_ref *args, struct tide_error *err)
-{
-	return tide_txn_append(txn, &tide_action_bitmap_enable, args, err);
-}
-
-int tide_txn_bitmap_disable(struct tide_txn *txn, const struct tide_bitmap_ref *args, struct tide_error *err)
-{
-	return tide_txn_append(txn, &tide_action_bitmap_disable, args, err);
-}
-
-int tide_txn_bitmap_merge(struct tide_txn *txn, const struct tide_bitmap_merge *args, struct tide_error *err)
-{
-	return tide_txn_append(txn, &tide_action_bitmap_merge, args, err);
-}
-
-int tide_txn_bitmap_mark(struct tide_txn *txn, const struct tide_bitmap_mark *args, struct tide_error *err)
-{
-	return tide_txn_append(txn, &tide_action_bitmap_mark, args, err);
-}
-
-int tide_txn_bitmap_rescan(struct tide_txn *txn, const struct tide_bitmap_rescan *args, struct tide_error *err)
-{
-	return tide_txn_append(txn, &tide_action_bitmap_rescan, args, err);
-}
-
-int tide_txn_abort(struct tide_txn *txn, struct tide_error *err)
-{
-	return tide_txn_append(txn, &tide_action_abort, "", err);
-}

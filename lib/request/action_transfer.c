@@ -4,16 +4,44 @@
 #include "base/error.h"
 #include "txn.h"
 
-static int transfer_copy(struct tide_step *step, struct tide_error *err)
-{
-	struct tide_bitmap_transfer *args = step->args;
+/*
+ * New bitmaps are described as in block-dirty-bitmap-add.  Both commands have the same arguments: the members of one
+ * side are those of the command, the other side is an object.
+ */
+#define NEW_BITMAP_FIELDS                                                                                 \
+	TIDE_FIELD_OPTIONAL(TIDE_QMP_UINT32, "granularity", struct tide_bitmap_transfer, granularity,     \
+	                    has_granularity),                                                             \
+	        TIDE_FIELD_BOOL("disabled", struct tide_bitmap_transfer, disabled),                       \
+	        TIDE_FIELD_ENUM("x-store", false, struct tide_bitmap_transfer, store, tide_action_stores, \
+	                        TIDE_STORE_SIDECAR)
 
-	if (tide_action_own_string(step, &args->source.node, err) < 0 ||
-	    tide_action_own_string(step, &args->source.name, err) < 0 ||
-	    tide_action_own_string(step, &args->target.node, err) < 0)
-		return -1;
-	return tide_action_own_string(step, &args->target.name, err);
-}
+static const struct tide_qmp_field source_fields[] = {
+	TIDE_FIELD_STRING("node", true, struct tide_bitmap_transfer, source.node),
+	TIDE_FIELD_STRING("name", true, struct tide_bitmap_transfer, source.name),
+	TIDE_FIELD_END,
+};
+
+static const struct tide_qmp_field target_fields[] = {
+	TIDE_FIELD_STRING("node", true, struct tide_bitmap_transfer, target.node),
+	TIDE_FIELD_STRING("name", true, struct tide_bitmap_transfer, target.name),
+	TIDE_FIELD_END,
+};
+
+static const struct tide_qmp_field import_fields[] = {
+	TIDE_FIELD_STRING("node", true, struct tide_bitmap_transfer, target.node),
+	TIDE_FIELD_STRING("name", true, struct tide_bitmap_transfer, target.name),
+	NEW_BITMAP_FIELDS,
+	TIDE_FIELD_STRUCT("source", true, source_fields),
+	TIDE_FIELD_END,
+};
+
+static const struct tide_qmp_field export_fields[] = {
+	TIDE_FIELD_STRING("node", true, struct tide_bitmap_transfer, source.node),
+	TIDE_FIELD_STRING("name", true, struct tide_bitmap_transfer, source.name),
+	NEW_BITMAP_FIELDS,
+	TIDE_FIELD_STRUCT("sink", true, target_fields),
+	TIDE_FIELD_END,
+};
 
 static void transfer_declare(struct tide_session *session, const struct tide_step *step)
 {
@@ -146,26 +174,18 @@ static int transfer_prepare(struct tide_session *session, struct tide_step *step
 
 const struct tide_action tide_action_bitmap_import = {
 	.name = "x-block-dirty-bitmap-import",
+	.use = TIDE_ACTION_ANYWHERE,
+	.fields = import_fields,
 	.args_size = sizeof(struct tide_bitmap_transfer),
-	.copy_args = transfer_copy,
 	.declare = transfer_declare,
 	.prepare = transfer_prepare,
 };
 
 const struct tide_action tide_action_bitmap_export = {
 	.name = "x-block-dirty-bitmap-export",
+	.use = TIDE_ACTION_ANYWHERE,
+	.fields = export_fields,
 	.args_size = sizeof(struct tide_bitmap_transfer),
-	.copy_args = transfer_copy,
 	.declare = transfer_declare,
 	.prepare = transfer_prepare,
 };
-
-int tide_txn_bitmap_import(struct tide_txn *txn, const struct tide_bitmap_transfer *args, struct tide_error *err)
-{
-	return tide_txn_append(txn, &tide_action_bitmap_import, args, err);
-}
-
-int tide_txn_bitmap_export(struct tide_txn *txn, const struct tide_bitmap_transfer *args, struct tide_error *err)
-{
-	return tide_txn_append(txn, &tide_action_bitmap_export, args, err);
-}

@@ -1,3 +1,8 @@
+/*
+ * Decodes JSON objects by tables of fields.  Fields are looked at in the order of the table, members that it does not
+ * have come last: of several mistakes the one that QEMU reports is reported.
+ */
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
@@ -100,6 +105,23 @@ static int decode_int64(const struct tide_qmp_path *path, const struct tide_json
 	return 0;
 }
 
+/* Of 1, 4 or 8 bytes. */
+static int decode_uint(const struct tide_qmp_path *path, const struct tide_json *json, size_t size, void *to,
+                       struct tide_error *err)
+{
+	uint64_t v;
+
+	if (!tide_json_get_uint(json, &v) || (size < sizeof(v) && v >> (8 * size)))
+		return REFUSE(path, err, "Invalid parameter type for '%s', expected: uint%zu", 8 * size);
+	if (size == sizeof(uint64_t))
+		*(uint64_t *)to = v;
+	else if (size == sizeof(uint32_t))
+		*(uint32_t *)to = (uint32_t)v;
+	else
+		*(uint8_t *)to = (uint8_t)v;
+	return 0;
+}
+
 static int decode_enum(const struct tide_qmp_path *path, const struct tide_qmp_field *field,
                        const struct tide_json *json, int *to, struct tide_error *err)
 {
@@ -109,6 +131,46 @@ static int decode_enum(const struct tide_qmp_path *path, const struct tide_qmp_f
 		return -1;
 	if (to)
 		*to = field->first + place;
+	return 0;
+}
+
+static int decode_element(const struct tide_qmp_path *path, const struct tide_qmp_field *list,
+                          const struct tide_json *json, char *to, struct tide_error *err)
+{
+	const struct tide_qmp_field *last = list->fields;
+	const char *text;
+
+	if (!list->union_name || tide_json_kind(json) == TIDE_JSON_OBJECT)
+		return tide_qmp_decode(path, list->fields, json, NULL, to, err);
+	/* QEMU has no name for the element either. */
+	if (!tide_json_get_string(json, &text, NULL))
+		return tide_error_set(err, TIDE_E_REFUSED, "Invalid parameter type for 'null', expected: %s",
+		                      list->union_name);
+	while (last[1].kind != TIDE_QMP_END)
+		last++;
+	*(const char **)(to + last->to) = text;
+	return 0;
+}
+
+static int decode_list(const struct tide_qmp_path *path, const struct tide_qmp_field *field,
+                       const struct tide_json *json, char *base, struct tide_error *err)
+{
+	size_t n = tide_json_count(json);
+	char *elements;
+
+	if (tide_json_kind(json) != TIDE_JSON_ARRAY)
+		return tide_qmp_decode_bad_type(path, "array", err);
+	elements = tide_mem_alloc(n + 1, field->element, err);
+	if (!elements)
+		return -1;
+	*(char **)(base + field->to) = elements;
+	*(size_t *)(base + field->count) = n;
+	for (size_t i = 0; i < n; i++) {
+		struct tide_qmp_path element = { path, NULL, i };
+
+		if (decode_element(&element, field, tide_json_at(json, i), elements + i * field->element, err) < 0)
+			return -1;
+	}
 	return 0;
 }
 
@@ -126,21 +188,34 @@ static int decode_field(const struct tide_qmp_path *path, const struct tide_qmp_
 		return decode_uint32(path, json, to, err);
 	case TIDE_QMP_INT64:
 		return decode_int64(path, json, to, err);
+	case TIDE_QMP_UINT:
+		return decode_uint(path, json, field->size, to, err);
 	case TIDE_QMP_ENUM:
 		return decode_enum(path, field, json, to, err);
 	case TIDE_QMP_STRUCT:
 		return tide_qmp_decode(path, field->fields, json, NULL, base, err);
+	case TIDE_QMP_LIST:
+		return decode_list(path, field, json, base, err);
 	case TIDE_QMP_OTHER:
 		return field->decode(path, json, base, err);
+	case TIDE_QMP_FILE:
+	case TIDE_QMP_RESULT:
+	case TIDE_QMP_INTERNAL:
 	case TIDE_QMP_END:
 		break;
 	}
 	return 0;
 }
 
+/* The fields that a stream knows end here. */
+static bool is_last(const struct tide_qmp_field *field)
+{
+	return field->kind == TIDE_QMP_END || field->kind == TIDE_QMP_INTERNAL;
+}
+
 static bool is_known(const struct tide_qmp_field *fields, const char *name)
 {
-	for (; fields->kind != TIDE_QMP_END; fields++) {
+	for (; !is_last(fields); fields++) {
 		if (!strcmp(fields->name, name))
 			return true;
 	}
@@ -168,7 +243,7 @@ int tide_qmp_decode(const struct tide_qmp_path *up, const struct tide_qmp_field 
 {
 	if (object && tide_json_kind(object) != TIDE_JSON_OBJECT)
 		return tide_qmp_decode_bad_type(up, "object", err);
-	for (const struct tide_qmp_field *field = fields; field->kind != TIDE_QMP_END; field++) {
+	for (const struct tide_qmp_field *field = fields; !is_last(field); field++) {
 		const struct tide_json *value = object ? tide_json_member(object, field->name) : NULL;
 		struct tide_qmp_path path = { up, field->name, 0 };
 
@@ -182,4 +257,12 @@ int tide_qmp_decode(const struct tide_qmp_path *up, const struct tide_qmp_field 
 			*(bool *)((char *)to + field->has) = true;
 	}
 	return object ? refuse_unknown(up, fields, object, but, err) : 0;
+}
+
+void tide_qmp_decode_release(const struct tide_qmp_field *fields, void *to)
+{
+	for (const struct tide_qmp_field *field = fields; !is_last(field); field++) {
+		if (field->kind == TIDE_QMP_LIST)
+			free(*(void **)((char *)to + field->to));
+	}
 }

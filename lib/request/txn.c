@@ -30,9 +30,7 @@ struct tide_txn *tide_txn_new(struct tide_session *session, struct tide_error *e
 
 static void release_step(struct tide_step *step)
 {
-	for (size_t i = 0; i < step->n_owned; i++)
-		free(step->owned[i]);
-	free(step->owned);
+	tide_qmp_owned_release(&step->owned);
 	free(step->args);
 }
 
@@ -52,31 +50,6 @@ void tide_txn_set_dry_run(struct tide_txn *txn, bool dry_run)
 	txn->dry_run = dry_run;
 }
 
-void *tide_action_own(struct tide_step *step, const void *data, size_t n, size_t size, struct tide_error *err)
-{
-	void **grown = tide_mem_realloc(step->owned, step->n_owned + 1, sizeof(*grown), err);
-	void *copy;
-
-	if (!grown)
-		return NULL;
-	step->owned = grown;
-	copy = tide_mem_alloc(n ? n : 1, size, err);
-	if (!copy)
-		return NULL;
-	if (n)
-		memcpy(copy, data, n * size);
-	step->owned[step->n_owned++] = copy;
-	return copy;
-}
-
-int tide_action_own_string(struct tide_step *step, const char **s, struct tide_error *err)
-{
-	if (!*s)
-		return 0;
-	*s = tide_action_own(step, *s, strlen(*s) + 1, 1, err);
-	return *s ? 0 : -1;
-}
-
 int tide_txn_append(struct tide_txn *txn, const struct tide_action *action, const void *args, struct tide_error *err)
 {
 	struct tide_step *grown = tide_mem_realloc(txn->steps, txn->n + 1, sizeof(*grown), err);
@@ -88,8 +61,7 @@ int tide_txn_append(struct tide_txn *txn, const struct tide_action *action, cons
 	step.args = tide_mem_alloc(1, action->args_size, err);
 	if (!step.args)
 		return -1;
-	memcpy(step.args, args, action->args_size);
-	if (action->copy_args(&step, err) < 0) {
+	if (tide_qmp_field_copy(action->fields, args, step.args, &step.owned, err) < 0) {
 		release_step(&step);
 		return -1;
 	}

@@ -15,6 +15,7 @@ struct tide_session *tide_txn_session(const struct tide_txn *txn);
 /* What the reply returns instead of {}: JSON, which is the transaction's from now on. */
 void tide_txn_set_answer(struct tide_txn *txn, char *json);
 
+/* args: the action's argument structure, which is copied. */
 int tide_txn_append(struct tide_txn *txn, const struct tide_action *action, const void *args, struct tide_error *err);
 
 #endif

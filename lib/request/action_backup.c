@@ -1,0 +1,352 @@
+/*
+ * The actions that start a backup: drive-backup and blockdev-backup, and the one that decides between a full and an
+ * incremental drive-backup.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "base/json.h"
+#include "job/backup.h"
+#include "txn.h"
+
+static struct tide_node *find_device(struct tide_session *session, const char *id, struct tide_error *err)
+{
+	struct tide_node *node = tide_session_find(session, id);
+
+	if (!node)
+		tide_error_set(err, TIDE_E_REFUSED, "Cannot find device='%s' nor node-name='%s'", id, id);
+	return node;
+}
+
+/* ---- arguments --------------------------------------------------------------------- */
+
+static const char *const syncs[] = { "full", "top", "incremental", "bitmap", "none", NULL };
+static const char *const bitmap_modes[] = { "on-success", "never", "always", NULL };
+static const char *const new_image_modes[] = { "absolute-paths", "existing", NULL };
+static const char *const on_errors[] = { "report", "ignore", "enospc", "stop", "auto", NULL };
+
+static const struct tide_qmp_field perf_fields[] = {
+	TIDE_FIELD_CHECKED("use-copy-range", TIDE_QMP_BOOL),
+	TIDE_FIELD_OPTIONAL(TIDE_QMP_INT64, "max-workers", struct tide_backup, max_workers, has_max_workers),
+	TIDE_FIELD_OPTIONAL(TIDE_QMP_INT64, "max-chunk", struct tide_backup, max_chunk, has_max_chunk),
+	TIDE_FIELD_END,
+};
+
+static const struct tide_qmp_field backing_fields[] = {
+	TIDE_FIELD_STRING("path", true, struct tide_backup, backing),
+	TIDE_FIELD_STRING("format", false, struct tide_backup, backing_format),
+	TIDE_FIELD_END,
+};
+
+/*
+ * What QEMU calls BackupCommon, with SYNC in its place or without.  A negative speed is refused by the backup itself,
+ * as is one that is too large.
+ */
+#define BACKUP_FIELDS(...)                                                                                             \
+	TIDE_FIELD_STRING("job-id", false, struct tide_backup, job_id),                                                \
+	        TIDE_FIELD_STRING("device", true, struct tide_backup, device),                                         \
+	        __VA_ARGS__ TIDE_FIELD(TIDE_QMP_INT64, "speed", false, struct tide_backup, speed),                     \
+	        TIDE_FIELD_STRING("bitmap", false, struct tide_backup, bitmap),                                        \
+	        TIDE_FIELD_ENUM("bitmap-mode", false, struct tide_backup, bitmap_mode, bitmap_modes,                   \
+	                        TIDE_BITMAP_MODE_ON_SUCCESS),                                                          \
+	        TIDE_FIELD_BOOL("compress", struct tide_backup, compress),                                             \
+	        TIDE_FIELD_ENUM("on-source-error", false, struct tide_backup, on_source_error, on_errors,              \
+	                        TIDE_ON_ERROR_REPORT),                                                                 \
+	        TIDE_FIELD_ENUM("on-target-error", false, struct tide_backup, on_target_error, on_errors,              \
+	                        TIDE_ON_ERROR_REPORT),                                                                 \
+	        TIDE_FIELD_CHECKED("auto-finalize", TIDE_QMP_BOOL), TIDE_FIELD_CHECKED("auto-dismiss", TIDE_QMP_BOOL), \
+	        TIDE_FIELD_STRING("filter-node-name", false, struct tide_backup, filter_node_name),                    \
+	        TIDE_FIELD_STRUCT("x-perf", false, perf_fields),                                                       \
+	        TIDE_FIELD_STRING("target", true, struct tide_backup, target)
+
+#define SYNC TIDE_FIELD_ENUM("sync", true, struct tide_backup, sync, syncs, TIDE_SYNC_FULL),
+
+#define NEW_TARGET_FIELDS                                                                                            \
+	TIDE_FIELD_STRING("format", false, struct tide_backup, format),                                              \
+	        TIDE_FIELD_ENUM("mode", false, struct tide_backup, mode, new_image_modes, TIDE_MODE_ABSOLUTE_PATHS), \
+	        TIDE_FIELD_STRUCT("x-backing", false, backing_fields),                                               \
+	        TIDE_FIELD_STRING("x-settings", false, struct tide_backup, settings)
+
+#define INTERNAL_FIELDS                                                                                               \
+	TIDE_FIELD_INTERNAL,                                                                                          \
+	        TIDE_FIELD_ENUM("x-store", false, struct tide_backup, store, tide_action_stores, TIDE_STORE_SIDECAR), \
+	        TIDE_FIELD_BOOL("x-reset-bitmap", struct tide_backup, reset_bitmap),                                  \
+	        TIDE_FIELD_BOOL("x-detect-zeroes", struct tide_backup, detect_zeroes),                                \
+	        TIDE_FIELD(TIDE_QMP_UINT, "x-retry-after", false, struct tide_backup, retry_after)
+
+static const struct tide_qmp_field drive_fields[] = { BACKUP_FIELDS(SYNC), NEW_TARGET_FIELDS, INTERNAL_FIELDS,
+	                                              TIDE_FIELD_END };
+
+/* The target is another drive, which exists. */
+static const struct tide_qmp_field blockdev_fields[] = { BACKUP_FIELDS(SYNC), INTERNAL_FIELDS, TIDE_FIELD_END };
+
+/* ---- backup ------------------------------------------------------------------------ */
+
+static void backup_declare(struct tide_session *session, const struct tide_step *step)
+{
+	const struct tide_backup *args = step->args;
+	struct tide_node *node = tide_session_find(session, args->device);
+
+	if (node)
+		tide_node_want(node, args->bitmap ? TIDE_NODE_EDIT_BITMAPS : TIDE_NODE_READ, false);
+}
+
+static int check_job_id(struct tide_session *session, const char *id, struct tide_error *err)
+{
+	for (size_t i = 0; i < session->n_nodes; i++) {
+		const struct tide_backup_job *other = session->nodes[i]->job;
+
+		if (other && !strcmp(tide_backup_id(other), id))
+			return tide_error_set(err, TIDE_E_REFUSED, "Job ID '%s' already in use", id);
+	}
+	return 0;
+}
+
+/* What makes no difference to a backup here, but has its rules. */
+static int check_details(struct tide_session *session, const struct tide_backup *args, struct tide_error *err)
+{
+	const char *name = args->filter_node_name;
+
+	if (name && tide_session_find(session, name))
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "Could not create node: node-name=%s is conflicting with a device id", name);
+	if (name && tide_backup_check_node_name(name, err) < 0)
+		return tide_error_wrap(err, "Could not create node");
+	return 0;
+}
+
+/* The later one would replace what the earlier one has made. */
+static int check_target_free(struct tide_session *session, const struct tide_backup_job *job, struct tide_error *err)
+{
+	for (size_t i = 0; i < session->n_nodes; i++) {
+		if (session->nodes[i]->job && tide_backup_collides(job, session->nodes[i]->job))
+			return tide_error_set(err, TIDE_E_REFUSED, "Failed to get \"write\" lock");
+	}
+	return 0;
+}
+
+/* onto: the drive that is the target, or NULL. */
+static int prepare_backup(struct tide_session *session, struct tide_step *step, struct tide_node *onto,
+                          struct tide_error *err)
+{
+	struct tide_backup *args = step->args;
+	struct tide_node *node = find_device(session, args->device, err);
+	struct tide_backup_job *job;
+
+	if (!node || check_details(session, args, err) < 0)
+		return -1;
+	if (tide_node_open(node, args->bitmap ? TIDE_NODE_EDIT_BITMAPS : TIDE_NODE_READ, false, &session->sink, err) <
+	    0)
+		return -1;
+	/* QEMU's drive-backup does this, blockdev-backup does not. */
+	if (args->sync == TIDE_SYNC_TOP && !tide_image_backing(node->image) && step->action == &tide_action_backup)
+		args->sync = TIDE_SYNC_FULL;
+	if (check_job_id(session, args->job_id ? args->job_id : node->id, err) < 0 ||
+	    tide_backup_prepare(node, args, onto, session->group, &session->sink, &job, err) < 0)
+		return -1;
+	if (check_target_free(session, job, err) < 0) {
+		tide_backup_free(job);
+		return -1;
+	}
+	tide_backup_register(job);
+	step->state = job;
+	return 0;
+}
+
+static int backup_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
+{
+	return prepare_backup(session, step, NULL, err);
+}
+
+static struct tide_backup_job *backup_job(const struct tide_step *step)
+{
+	return step->state;
+}
+
+static void backup_clean(struct tide_step *step)
+{
+	tide_backup_free(step->state);
+	step->state = NULL;
+}
+
+const struct tide_action tide_action_backup = {
+	.name = "drive-backup",
+	.use = TIDE_ACTION_ANYWHERE,
+	.fields = drive_fields,
+	.args_size = sizeof(struct tide_backup),
+	.declare = backup_declare,
+	.prepare = backup_prepare,
+	.job = backup_job,
+	.clean = backup_clean,
+};
+
+/* The same, onto another drive of the session. */
+static int blockdev_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
+{
+	struct tide_backup *args = step->args;
+	struct tide_node *source = find_device(session, args->device, err);
+	struct tide_node *target = source ? find_device(session, args->target, err) : NULL;
+
+	if (!target)
+		return -1;
+	if (source == target)
+		return tide_error_set(err, TIDE_E_REFUSED, "Source and target cannot be the same");
+	/* Another action has it, or is going to. */
+	if (target->job || target->wanted)
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "Node '%s' is busy: block device is in use by block job: backup", target->id);
+	args->target = target->path;
+	args->format = target->format;
+	args->mode = TIDE_MODE_EXISTING;
+	args->backing = args->backing_format = args->settings = NULL;
+	return prepare_backup(session, step, target, err);
+}
+
+const struct tide_action tide_action_blockdev_backup = {
+	.name = "blockdev-backup",
+	.use = TIDE_ACTION_ANYWHERE,
+	.fields = blockdev_fields,
+	.args_size = sizeof(struct tide_backup),
+	.declare = backup_declare,
+	.prepare = blockdev_prepare,
+	.job = backup_job,
+	.clean = backup_clean,
+};
+
+/* ---- auto -------------------------------------------------------------------------- */
+
+/*
+ * An incremental backup where the bitmap permits it, otherwise a full one that starts the bitmap from scratch.  It is
+ * decided with the node open and locked, and becomes ordinary actions.
+ */
+static const struct tide_qmp_field auto_fields[] = { BACKUP_FIELDS(), NEW_TARGET_FIELDS, INTERNAL_FIELDS,
+	                                             TIDE_FIELD_END };
+
+/* A bitmap that is made here may be the node's first. */
+static void auto_declare(struct tide_session *session, const struct tide_step *step)
+{
+	const struct tide_backup *args = step->args;
+	struct tide_node *node = tide_session_find(session, args->device);
+
+	if (!node)
+		return;
+	tide_node_want(node, TIDE_NODE_EDIT_BITMAPS, args->store == TIDE_STORE_SIDECAR);
+	if (args->store == TIDE_STORE_IMAGE)
+		tide_node_want_inside(node);
+}
+
+static int check_args(const struct tide_backup *args, struct tide_error *err)
+{
+	if (!args->bitmap)
+		return tide_error_set(err, TIDE_E_REFUSED, "must provide a valid bitmap name for 'auto' sync mode");
+	if (args->bitmap_mode != TIDE_BITMAP_MODE_UNSET && args->bitmap_mode != TIDE_BITMAP_MODE_ON_SUCCESS)
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "Bitmap sync mode must be 'on-success' when using sync mode 'auto'");
+	return 0;
+}
+
+/* Why not incremental; NULL: nothing speaks against it. */
+static const char *doubt(const struct tide_node *node, const struct tide_sidecar_bitmap *bitmap)
+{
+	if (!bitmap)
+		return "there was no such bitmap";
+	if (bitmap->token) /* refused by the backup, with the text for that */
+		return NULL;
+	if (bitmap->in_use)
+		return "the bitmap was inconsistent: a program died while it used it";
+	if (bitmap->untracked && !node->ignore_stamp)
+		return "the bitmap was inconsistent: the image was changed without being tracked";
+	return bitmap->enabled ? NULL : "the bitmap was disabled, and did not record what was written";
+}
+
+static int set_answer(struct tide_txn *txn, const char *reason, struct tide_error *err)
+{
+	struct tide_strbuf sb = TIDE_STRBUF_INIT;
+	struct tide_json_writer w = { &sb, false };
+	char *answer;
+
+	tide_json_begin(&w, NULL, '{');
+	tide_json_string(&w, "sync", reason ? "full" : "incremental");
+	tide_json_string(&w, "reason", reason ? reason : "the bitmap has recorded what was written");
+	tide_json_end(&w, '}');
+	answer = tide_strbuf_steal(&sb, err);
+	if (!answer)
+		return -1;
+	tide_txn_set_answer(txn, answer);
+	return 0;
+}
+
+/* The chain begins anew: nothing lies below. */
+static void drop_backing(struct tide_txn *txn, const char *path, struct tide_backup *args)
+{
+	if (!args->backing)
+		return;
+	tide_event_warning(&tide_txn_session(txn)->sink, path,
+	                   "the backup is a full one, so '%s' does not become its backing image", args->backing);
+	args->backing = args->backing_format = NULL;
+}
+
+static int add_full(struct tide_txn *txn, struct tide_backup *args, bool has_bitmap, struct tide_error *err)
+{
+	struct tide_bitmap_add add = { .node = args->device, .name = args->bitmap, .store = args->store };
+
+	args->sync = TIDE_SYNC_FULL;
+	if (has_bitmap) {
+		args->reset_bitmap = true;
+		args->bitmap_mode = TIDE_BITMAP_MODE_ON_SUCCESS;
+		return tide_txn_append(txn, &tide_action_backup, args, err);
+	}
+	/* In a group with the backup, the new bitmap is gone if that fails. */
+	args->bitmap = NULL;
+	args->bitmap_mode = TIDE_BITMAP_MODE_UNSET;
+	tide_txn_set_grouped(txn, true);
+	if (tide_txn_bitmap_add(txn, &add, err) < 0)
+		return -1;
+	return tide_txn_append(txn, &tide_action_backup, args, err);
+}
+
+static int add_incremental(struct tide_txn *txn, const char *path, struct tide_backup *args, struct tide_error *err)
+{
+	args->sync = TIDE_SYNC_INCREMENTAL;
+	if (!args->backing && args->mode == TIDE_MODE_ABSOLUTE_PATHS)
+		tide_event_warning(
+		        &tide_txn_session(txn)->sink, path,
+		        "the backup is an incremental one and has no backing image: '%s' holds only what has changed",
+		        args->target);
+	return tide_txn_append(txn, &tide_action_backup, args, err);
+}
+
+static int auto_decide(struct tide_txn *txn, const struct tide_step *step, struct tide_error *err)
+{
+	struct tide_backup args = *(const struct tide_backup *)step->args;
+	struct tide_node *node = tide_session_find(tide_txn_session(txn), args.device);
+	struct tide_sidecar_bitmap *bitmap = NULL;
+	const char *reason;
+
+	if (!node)
+		return tide_error_set(err, TIDE_E_REFUSED, "Cannot find device='%s' nor node-name='%s'", args.device,
+		                      args.device);
+	if (check_args(&args, err) < 0)
+		return -1;
+	if (tide_node_has(node, args.bitmap)) {
+		bitmap = tide_node_find(node, args.bitmap, err);
+		if (!bitmap)
+			return -1;
+	}
+	reason = doubt(node, bitmap);
+	if (set_answer(txn, reason, err) < 0)
+		return -1;
+	if (!reason)
+		return add_incremental(txn, node->path, &args, err);
+	drop_backing(txn, node->path, &args);
+	return add_full(txn, &args, bitmap != NULL, err);
+}
+
+const struct tide_action tide_action_backup_auto = {
+	.name = "x-backup-auto",
+	.fields = auto_fields,
+	.args_size = sizeof(struct tide_backup),
+	.declare = auto_declare,
+	.decide = auto_decide,
+};
