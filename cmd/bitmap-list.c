@@ -82,7 +82,7 @@ static int show(struct cmd *c, const struct tide_bitmap_list *list, struct tide_
 	CMD_CLEANUP(table_release) struct table t = { .rows = calloc(list->n + 1, sizeof(*t.rows)) };
 
 	for (; t.rows && t.n < list->n; t.n++)
-		if (fill(&t.rows[t.n], &list->items[t.n]))
+		if (fill(&t.rows[t.n], list->items[t.n]))
 			break;
 	if (!t.rows || t.n < list->n)
 		return opt_fail(err, TIDE_E_NOMEM, "Out of memory");

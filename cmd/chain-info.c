@@ -101,9 +101,9 @@ static void print_bitmap(const struct tide_bitmap_info *b, int indent)
 static void print_notes(const struct tide_chain_image *image, int indent)
 {
 	for (size_t i = 0; image->bitmaps && i < image->bitmaps->n; i++)
-		print_bitmap(&image->bitmaps->items[i], indent);
+		print_bitmap(image->bitmaps->items[i], indent);
 	for (size_t i = 0; i < image->n_findings; i++) {
-		const struct tide_finding *f = &image->findings[i];
+		const struct tide_finding *f = image->findings[i];
 		CMD_AUTOFREE char *text = ui_escape(f->text);
 
 		printf("%*s%c %s\n", indent, "", f->kind == TIDE_FINDING_DOUBT ? '?' : '!', text ? text : "");
@@ -124,7 +124,7 @@ static void print_chain(const struct tide_chain *chain, const struct table *t)
 	print_row(&head, name);
 	for (size_t i = 0; i < t->n; i++) {
 		print_row(&t->rows[i], name);
-		print_notes(&chain->images[i], indent_of(i) + 3);
+		print_notes(chain->images[i], indent_of(i) + 3);
 	}
 }
 
@@ -133,7 +133,7 @@ static int show(const struct tide_chain *chain, struct tide_error *err)
 	CMD_CLEANUP(table_release) struct table t = { .rows = calloc(chain->n + 1, sizeof(*t.rows)) };
 
 	for (; t.rows && t.n < chain->n; t.n++)
-		if (fill(&t.rows[t.n], &chain->images[t.n], t.n))
+		if (fill(&t.rows[t.n], chain->images[t.n], t.n))
 			break;
 	if (!t.rows || t.n < chain->n)
 		return opt_fail(err, TIDE_E_NOMEM, "Out of memory");

@@ -40,7 +40,7 @@ static void print_image(const struct tide_chain_image *image)
 	printf("%s: %s%s%s\n", name ? name : "", image->format ? image->format : "", image->format ? ", " : "",
 	       verdicts[image->verdict]);
 	for (size_t i = 0; i < shown; i++)
-		print_finding(&image->findings[i]);
+		print_finding(image->findings[i]);
 	if (shown < image->n_findings)
 		printf("    … and %zu more\n", image->n_findings - shown);
 }
@@ -68,7 +68,7 @@ static int judge(const struct tide_chain *chain, const char *against, struct tid
 	bool damaged = false;
 
 	for (size_t i = 0; i < chain->n; i++)
-		damaged |= chain->images[i].verdict == TIDE_VERDICT_DAMAGED;
+		damaged |= chain->images[i]->verdict == TIDE_VERDICT_DAMAGED;
 	if (damaged)
 		return opt_fail(err, TIDE_E_DAMAGED, "The chain is damaged");
 	if (chain->n_differences)
@@ -100,7 +100,7 @@ static int run(struct cmd *c, struct tide_error *err)
 	if (output != CMD_OUTPUT_HUMAN)
 		tide_reply_chain(c->session, chain);
 	for (size_t i = 0; output == CMD_OUTPUT_HUMAN && i < chain->n; i++)
-		print_image(&chain->images[i]);
+		print_image(chain->images[i]);
 	if (output == CMD_OUTPUT_HUMAN && chain->compared)
 		print_differences(chain, args.against);
 	failed = judge(chain, args.against, err);

@@ -75,9 +75,9 @@ static void print_names(const struct tide_bitmap_list *list, const char *before,
 	char count[UI_SIZE_MAX];
 
 	for (size_t i = 0; i < list->n; i++)
-		if (is_offerable(list->items[i].name, typed))
-			printf("%s%s\t%s dirty%s\n", before, list->items[i].name, ui_size(count, list->items[i].count),
-			       list->items[i].recording ? "" : ", disabled");
+		if (is_offerable(list->items[i]->name, typed))
+			printf("%s%s\t%s dirty%s\n", before, list->items[i]->name,
+			       ui_size(count, list->items[i]->count), list->items[i]->recording ? "" : ", disabled");
 }
 
 /* Whatever goes wrong, there is nothing to offer. */

@@ -20,7 +20,7 @@ static void print_features(const struct tide_image_info *info)
 	if (info->n_features)
 		puts("Format specific information:");
 	for (size_t i = 0; i < info->n_features; i++) {
-		const struct tide_feature *f = &info->features[i];
+		const struct tide_feature *f = info->features[i];
 
 		fputs("    ", stdout);
 		for (const char *p = f->key; *p; p++)
@@ -41,7 +41,7 @@ static void print_bitmaps(const struct tide_bitmap_list *list)
 	if (list && list->n)
 		puts("Bitmaps:");
 	for (size_t i = 0; list && i < list->n; i++) {
-		const struct tide_bitmap_info *b = &list->items[i];
+		const struct tide_bitmap_info *b = list->items[i];
 
 		printf("    [%zu]:\n", i);
 		print_text("        name", b->name);

@@ -362,7 +362,7 @@ struct tide_bitmap_info {
 
 struct tide_bitmap_list {
 	size_t n;
-	struct tide_bitmap_info *items; /* newest first, as QEMU lists them */
+	struct tide_bitmap_info **items; /* newest first, as QEMU lists them */
 };
 
 int tide_query_bitmaps(struct tide_session *session, const char *node, struct tide_bitmap_list **list,
@@ -409,7 +409,7 @@ struct tide_image_info {
 	bool corrupt;
 	uint32_t snapshots;
 	size_t n_features;
-	struct tide_feature *features;    /* "format-specific" */
+	struct tide_feature **features;   /* "format-specific" */
 	struct tide_bitmap_list *bitmaps; /* those inside the image and, for the top one, the sidecar's */
 	char *sidecar;                    /* top image: the sidecar's path if there is one, else NULL */
 	char *backing_filename;           /* as written in the image, or NULL */
@@ -469,18 +469,18 @@ struct tide_chain_image {
 	char *backing_format;             /* or NULL */
 	struct tide_bitmap_list *bitmaps; /* inside, and for the top image those of its sidecar */
 	enum tide_verdict verdict;
-	uint64_t counts[TIDE_FINDING_KINDS]; /* all findings */
-	size_t n_findings;                   /* the first TIDE_FINDINGS_MAX of them */
-	struct tide_finding *findings;
+	uint64_t *counts;  /* of all findings, by enum tide_finding_kind */
+	size_t n_findings; /* the first TIDE_FINDINGS_MAX of them */
+	struct tide_finding **findings;
 };
 
 #define TIDE_FINDINGS_MAX 10000
 
 struct tide_chain {
 	size_t n;
-	struct tide_chain_image *images; /* the top one first; the last may be one that could not be opened */
-	bool verified;                   /* the images' metadata was looked at */
-	bool compared;                   /* with another image, to the end */
+	struct tide_chain_image **images; /* the top one first; the last may be one that could not be opened */
+	bool verified;                    /* the images' metadata was looked at */
+	bool compared;                    /* with another image, to the end */
 	enum tide_verdict verdict;
 	uint64_t size;      /* compared: bytes */
 	uint64_t differing; /* bytes */

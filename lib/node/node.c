@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "base/mem.h"
+#include "bitmap/bitmap_list.h"
 #include "node_inside.h"
 #include "node_log.h"
 #include "node_uri.h"
@@ -351,54 +352,48 @@ int tide_node_commit(struct tide_node *node, struct tide_error *err)
 
 /* ---- listing ----------------------------------------------------------------------- */
 
-static int list_entry(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_bitmap_info *out,
+static int list_entry(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_bitmap_list *list,
                       struct tide_error *err)
 {
-	out->name = tide_mem_strdup(entry->name, err);
-	if (!out->name)
+	struct tide_bitmap_info *item = tide_bitmap_list_add(list, entry->name, err);
+
+	if (!item)
 		return -1;
 	if (entry->inside && !entry->in_use && !tide_node_bitmap(node, entry, err))
 		return -1;
-	out->granularity = entry->granularity;
-	out->count = tide_sidecar_bitmap_count(entry) * entry->granularity;
-	out->busy = entry->token != 0;
-	out->inconsistent = (entry->untracked && !node->ignore_stamp) || entry->in_use;
-	out->recording = (entry->enabled || (entry->successor && entry->successor->enabled)) && !out->inconsistent;
-	out->persistent = true;
-	out->store = entry->inside ? TIDE_STORE_IMAGE : TIDE_STORE_SIDECAR;
+	item->granularity = entry->granularity;
+	item->count = tide_sidecar_bitmap_count(entry) * entry->granularity;
+	item->busy = entry->token != 0;
+	item->inconsistent = (entry->untracked && !node->ignore_stamp) || entry->in_use;
+	item->recording = (entry->enabled || (entry->successor && entry->successor->enabled)) && !item->inconsistent;
+	item->persistent = true;
+	item->store = entry->inside ? TIDE_STORE_IMAGE : TIDE_STORE_SIDECAR;
+	return 0;
+}
+
+static int list_set(struct tide_node *node, const struct tide_sidecar *set, struct tide_bitmap_list *list,
+                    struct tide_error *err)
+{
+	for (size_t i = 0; i < set->n; i++) {
+		if (list_entry(node, set->items[i], list, err) < 0)
+			return -1;
+	}
 	return 0;
 }
 
 int tide_node_list(struct tide_node *node, struct tide_bitmap_list **out, struct tide_error *err)
 {
-	struct tide_bitmap_list *list = tide_mem_alloc(1, sizeof(*list), err);
+	struct tide_bitmap_list *list;
 
-	if (!list || tide_node_log_fold(node, err) < 0)
-		goto fail;
-	list->items = tide_mem_alloc(node->sc->n + node->inside->n + 1, sizeof(*list->items), err);
-	if (!list->items)
-		goto fail;
-	for (size_t i = 0; i < node->sc->n; i++) {
-		if (list_entry(node, node->sc->items[i], &list->items[list->n++], err) < 0)
-			goto fail;
-	}
-	for (size_t i = 0; i < node->inside->n; i++) {
-		if (list_entry(node, node->inside->items[i], &list->items[list->n++], err) < 0)
-			goto fail;
+	if (tide_node_log_fold(node, err) < 0)
+		return -1;
+	list = tide_bitmap_list_new(node->sc->n + node->inside->n, err);
+	if (!list)
+		return -1;
+	if (list_set(node, node->sc, list, err) < 0 || list_set(node, node->inside, list, err) < 0) {
+		tide_bitmap_list_free(list);
+		return -1;
 	}
 	*out = list;
 	return 0;
-fail:
-	tide_bitmap_list_free(list);
-	return -1;
-}
-
-void tide_bitmap_list_free(struct tide_bitmap_list *list)
-{
-	if (!list)
-		return;
-	for (size_t i = 0; list->items && i < list->n; i++)
-		free(list->items[i].name);
-	free(list->items);
-	free(list);
 }

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/mem.h"
+#include "bitmap/bitmap_list.h"
 #include "session.h"
 
 static struct tide_node *look(struct tide_session *session, const char *id, struct tide_error *err)
@@ -147,8 +148,11 @@ static int copy_features(struct tide_image_info *out, const struct tide_driver_i
 		return -1;
 	for (size_t i = 0; i < info->n_features; i++) {
 		const struct tide_feature *f = &info->features[i];
-		struct tide_feature *to = &out->features[out->n_features++];
+		struct tide_feature *to = tide_mem_alloc(1, sizeof(*to), err);
 
+		if (!to)
+			return -1;
+		out->features[out->n_features++] = to;
 		to->kind = f->kind;
 		to->number = f->number;
 		if (copy_text(&to->key, f->key, err) < 0 || copy_text(&to->text, f->text, err) < 0)
@@ -160,22 +164,19 @@ static int copy_features(struct tide_image_info *out, const struct tide_driver_i
 /* The bitmaps that the image file itself holds, as its directory says; their contents are not read. */
 static int copy_inside(struct tide_image_info *out, const struct tide_driver_info *info, struct tide_error *err)
 {
-	out->bitmaps = tide_mem_alloc(1, sizeof(*out->bitmaps), err);
+	out->bitmaps = tide_bitmap_list_new(info->n_bitmaps, err);
 	if (!out->bitmaps)
 		return -1;
-	out->bitmaps->items = tide_mem_alloc(info->n_bitmaps + 1, sizeof(*out->bitmaps->items), err);
-	if (!out->bitmaps->items)
-		return -1;
 	for (size_t i = 0; i < info->n_bitmaps; i++) {
-		struct tide_bitmap_info *to = &out->bitmaps->items[out->bitmaps->n++];
+		struct tide_bitmap_info *to = tide_bitmap_list_add(out->bitmaps, info->bitmaps[i].name, err);
 
+		if (!to)
+			return -1;
 		to->granularity = info->bitmaps[i].granularity;
 		to->recording = info->bitmaps[i].enabled;
 		to->inconsistent = info->bitmaps[i].in_use;
 		to->persistent = true;
 		to->store = TIDE_STORE_IMAGE;
-		if (copy_text(&to->name, info->bitmaps[i].name, err) < 0)
-			return -1;
 	}
 	return 0;
 }
@@ -257,8 +258,9 @@ void tide_image_info_free(struct tide_image_info *info)
 		free(info->filename);
 		free(info->format);
 		for (size_t i = 0; info->features && i < info->n_features; i++) {
-			free(info->features[i].key);
-			free(info->features[i].text);
+			free(info->features[i]->key);
+			free(info->features[i]->text);
+			free(info->features[i]);
 		}
 		free(info->features);
 		tide_bitmap_list_free(info->bitmaps);

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "bitmap/bitmap_list.h"
 #include "image/compare.h"
 #include "base/error.h"
 #include "image/fingerprint.h"
@@ -46,7 +47,7 @@ static enum tide_verdict verdict_of(enum tide_finding_kind kind)
 /* The same thing goes on where the last finding ended. */
 static bool continues(const struct tide_chain_image *to, enum tide_finding_kind kind, uint64_t off, const char *text)
 {
-	const struct tide_finding *last = to->n_findings ? &to->findings[to->n_findings - 1] : NULL;
+	const struct tide_finding *last = to->n_findings ? to->findings[to->n_findings - 1] : NULL;
 
 	return last && last->kind == kind && last->len && last->off + last->len == off && !strcmp(last->text, text);
 }
@@ -55,25 +56,30 @@ static int add_finding(void *data, enum tide_finding_kind kind, uint64_t off, ui
                        struct tide_error *err)
 {
 	struct tide_chain_image *to = data;
+	struct tide_finding *finding;
 
 	to->counts[kind]++;
 	to->verdict = TIDE_MAX(to->verdict, verdict_of(kind));
 	if (continues(to, kind, off, text)) {
-		to->findings[to->n_findings - 1].len += len;
+		to->findings[to->n_findings - 1]->len += len;
 		return 0;
 	}
 	if (to->n_findings == TIDE_FINDINGS_MAX)
 		return 0;
 	if (!(to->n_findings & (to->n_findings - 1))) {
-		struct tide_finding *grown =
+		struct tide_finding **grown =
 		        tide_mem_realloc(to->findings, TIDE_MAX(to->n_findings * 2, 1), sizeof(*grown), err);
 
 		if (!grown)
 			return -1;
 		to->findings = grown;
 	}
-	to->findings[to->n_findings] = (struct tide_finding){ kind, off, len, tide_mem_strdup(text, err) };
-	return to->findings[to->n_findings++].text ? 0 : -1;
+	finding = tide_mem_alloc(1, sizeof(*finding), err);
+	if (!finding)
+		return -1;
+	*finding = (struct tide_finding){ kind, off, len, tide_mem_strdup(text, err) };
+	to->findings[to->n_findings++] = finding;
+	return finding->text ? 0 : -1;
 }
 
 static TIDE_PRINTF(4, 5) int say(struct tide_chain_image *to, enum tide_finding_kind kind, struct tide_error *err,
@@ -159,21 +165,20 @@ static int list_inside(struct tide_image *image, struct tide_chain_image *to, st
 {
 	const struct tide_driver_info *info = tide_image_info(image);
 
-	to->bitmaps = tide_mem_alloc(1, sizeof(*to->bitmaps), err);
+	to->bitmaps = tide_bitmap_list_new(info->n_bitmaps, err);
 	if (!to->bitmaps)
 		return -1;
-	to->bitmaps->items = tide_mem_alloc(info->n_bitmaps + 1, sizeof(*to->bitmaps->items), err);
-	if (!to->bitmaps->items)
-		return -1;
 	for (size_t i = 0; i < info->n_bitmaps; i++) {
-		struct tide_bitmap_info *b = &to->bitmaps->items[to->bitmaps->n++];
+		struct tide_bitmap_info *b = tide_bitmap_list_add(to->bitmaps, info->bitmaps[i].name, err);
 
+		if (!b)
+			return -1;
 		b->granularity = info->bitmaps[i].granularity;
 		b->recording = info->bitmaps[i].enabled;
 		b->inconsistent = info->bitmaps[i].in_use;
 		b->persistent = true;
 		b->store = TIDE_STORE_IMAGE;
-		if (copy_text(&b->name, info->bitmaps[i].name, err) < 0 || count_bitmap(image, i, b, to, err) < 0)
+		if (count_bitmap(image, i, b, to, err) < 0)
 			return -1;
 	}
 	return 0;
@@ -215,6 +220,18 @@ static int describe(struct tide_image *image, const char *top, bool verify, stru
 	return look_at_flags(info, to, err) < 0 ? -1 : measure(image, to, err);
 }
 
+/* The next image of the chain, in the room that it has. */
+static struct tide_chain_image *add_image(struct tide_chain *chain, struct tide_error *err)
+{
+	struct tide_chain_image *image = tide_mem_alloc(1, sizeof(*image), err);
+
+	if (!image)
+		return NULL;
+	chain->images[chain->n++] = image;
+	image->counts = tide_mem_alloc(TIDE_FINDING_KINDS, sizeof(*image->counts), err);
+	return image->counts ? image : NULL;
+}
+
 /* ---- links ------------------------------------------------------------------------- */
 
 /* Why the chain ends here although it should not: known damage, or something that stands in the way. */
@@ -222,11 +239,11 @@ static int explain_break(struct tide_chain *chain, const struct tide_image *abov
                          struct tide_error *err)
 {
 	const struct tide_error *why = tide_image_broken(above);
-	struct tide_chain_image *to = &chain->images[chain->n++];
+	struct tide_chain_image *to = add_image(chain, err);
 	bool gone = why->code == TIDE_E_IO && (why->sys == ENOENT || why->sys == ENOTDIR || why->sys == ELOOP);
 	TIDE_AUTOFREE char *path = tide_image_resolve(tide_image_path(above), tide_image_info(above)->backing, err);
 
-	if (!path || set_path(to, path, top, err) < 0)
+	if (!to || !path || set_path(to, path, top, err) < 0)
 		return -1;
 	return add_finding(to, gone || why->code == TIDE_E_CORRUPT ? TIDE_FINDING_LINK : TIDE_FINDING_UNKNOWN, 0, 0,
 	                   why->msg, err);
@@ -291,9 +308,10 @@ static int walk(struct tide_image *top, bool verify, struct tide_chain *chain, s
 	const char *path = tide_image_path(top);
 
 	for (struct tide_image *image = top; image; image = tide_image_backing(image)) {
-		struct tide_chain_image *to = &chain->images[chain->n++];
+		struct tide_chain_image *to = add_image(chain, err);
 
-		if (describe(image, path, verify, to, err) < 0 || (image != top && list_inside(image, to, err) < 0))
+		if (!to || describe(image, path, verify, to, err) < 0 ||
+		    (image != top && list_inside(image, to, err) < 0))
 			return -1;
 		if (tide_image_broken(image) && explain_break(chain, image, path, err) < 0)
 			return -1;
@@ -333,7 +351,7 @@ static int check_contents(struct tide_image *image, bool compared, struct tide_c
 	for (size_t i = 0; tide_image_backing(image); image = tide_image_backing(image), i++) {
 		if (tide_event_is_cancelled(sink))
 			return tide_error_set(err, TIDE_E_CANCELLED, "Cancelled");
-		if (check_content(image, compared, &chain->images[i], err) < 0)
+		if (check_content(image, compared, chain->images[i], err) < 0)
 			return -1;
 	}
 	return 0;
@@ -343,9 +361,9 @@ static int check_contents(struct tide_image *image, bool compared, struct tide_c
 static int check_links(struct tide_image *image, struct tide_chain *chain, struct tide_error *err)
 {
 	for (size_t i = 0; tide_image_backing(image); image = tide_image_backing(image), i++) {
-		struct tide_chain_image *to = &chain->images[i];
+		struct tide_chain_image *to = chain->images[i];
 
-		if (check_sizes(to, to + 1, err) < 0 || check_times(image, to, err) < 0 ||
+		if (check_sizes(to, chain->images[i + 1], err) < 0 || check_times(image, to, err) < 0 ||
 		    check_raw(tide_image_backing(image), to, err) < 0)
 			return -1;
 	}
@@ -378,7 +396,7 @@ static int check_images(struct tide_image *image, struct tide_chain *chain, stru
                         struct tide_error *err)
 {
 	for (size_t i = 0; image; image = tide_image_backing(image), i++) {
-		struct checking data = { &chain->images[i], sink };
+		struct checking data = { chain->images[i], sink };
 		struct tide_check check = { .found = on_found, .cancelled = on_cancelled, .data = &data };
 		struct tide_error cause = TIDE_ERROR_INIT;
 
@@ -489,7 +507,7 @@ static int compare_disks(struct tide_node *node, struct tide_image *other, struc
 		return -1;
 	if (tide_compare_run(&compare, &cause) < 0 || tide_image_check_unchanged(other, &cause) < 0)
 		return compare.cancelled ? tide_error_move(err, &cause)
-		                         : say_error(&chain->images[0], TIDE_FINDING_ENTRY, &cause, err);
+		                         : say_error(chain->images[0], TIDE_FINDING_ENTRY, &cause, err);
 	chain->compared = true;
 	return list_differences(different, chain, err);
 }
@@ -502,8 +520,8 @@ static int compare_with(struct tide_node *node, const struct tide_chain_options 
 	if (open_other(options, node, sink, &other, err) < 0 ||
 	    check_apart(node->image, other, options->against, err) < 0)
 		return -1;
-	if (!chain->images[chain->n - 1].format)
-		return say(&chain->images[0], TIDE_FINDING_UNKNOWN, err, "not compared: the chain is broken");
+	if (!chain->images[chain->n - 1]->format)
+		return say(chain->images[0], TIDE_FINDING_UNKNOWN, err, "not compared: the chain is broken");
 	return compare_disks(node, other, sink, chain, err);
 }
 
@@ -513,7 +531,7 @@ static void judge(struct tide_chain *chain)
 {
 	chain->verdict = chain->n_differences ? TIDE_VERDICT_DAMAGED : TIDE_VERDICT_WHOLE;
 	for (size_t i = 0; i < chain->n; i++)
-		chain->verdict = TIDE_MAX(chain->verdict, chain->images[i].verdict);
+		chain->verdict = TIDE_MAX(chain->verdict, chain->images[i]->verdict);
 }
 
 static int verify_chain(struct tide_session *session, struct tide_node *node, const struct tide_chain_options *options,
@@ -523,14 +541,14 @@ static int verify_chain(struct tide_session *session, struct tide_node *node, co
 
 	if (check_images(node->image, chain, &session->sink, err) < 0)
 		return -1;
-	if (chain->images[chain->n - 1].format &&
+	if (chain->images[chain->n - 1]->format &&
 	    check_contents(node->image, options->against, chain, &session->sink, err) < 0)
 		return -1;
 	if (options->against && compare_with(node, options, &session->sink, chain, err) < 0)
 		return -1;
 	/* Whoever looks although others write has been told. */
 	if (!node->force_share && tide_image_check_unchanged(node->image, &cause) < 0)
-		return say_error(&chain->images[0], TIDE_FINDING_UNKNOWN, &cause, err);
+		return say_error(chain->images[0], TIDE_FINDING_UNKNOWN, &cause, err);
 	return 0;
 }
 
@@ -544,8 +562,8 @@ static int query_chain(struct tide_session *session, struct tide_node *node, con
 	if (!chain->images || walk(node->image, options->verify, chain, err) < 0 ||
 	    check_links(node->image, chain, err) < 0)
 		return -1;
-	if (tide_node_list(node, &chain->images[0].bitmaps, &cause) < 0 &&
-	    say_error(&chain->images[0], TIDE_FINDING_ENTRY, &cause, err) < 0)
+	if (tide_node_list(node, &chain->images[0]->bitmaps, &cause) < 0 &&
+	    say_error(chain->images[0], TIDE_FINDING_ENTRY, &cause, err) < 0)
 		return -1;
 	if (options->verify && verify_chain(session, node, options, chain, err) < 0)
 		return -1;
@@ -586,7 +604,7 @@ void tide_chain_free(struct tide_chain *chain)
 	if (!chain)
 		return;
 	for (size_t i = 0; chain->images && i < chain->n; i++) {
-		struct tide_chain_image *image = &chain->images[i];
+		struct tide_chain_image *image = chain->images[i];
 
 		free(image->filename);
 		free(image->path);
@@ -594,9 +612,13 @@ void tide_chain_free(struct tide_chain *chain)
 		free(image->backing_filename);
 		free(image->backing_format);
 		tide_bitmap_list_free(image->bitmaps);
-		for (size_t k = 0; k < image->n_findings; k++)
-			free(image->findings[k].text);
+		for (size_t k = 0; k < image->n_findings; k++) {
+			free(image->findings[k]->text);
+			free(image->findings[k]);
+		}
 		free(image->findings);
+		free(image->counts);
+		free(image);
 	}
 	free(chain->images);
 	free(chain->differences);

@@ -49,7 +49,7 @@ void tide_reply_put_bitmaps(struct tide_json_writer *w, const char *key, const s
 {
 	tide_json_begin(w, key, '[');
 	for (size_t i = 0; i < list->n; i++)
-		put_bitmap(w, &list->items[i], with_store);
+		put_bitmap(w, list->items[i], with_store);
 	tide_json_end(w, ']');
 }
 
@@ -112,12 +112,12 @@ static void put_inside(struct tide_json_writer *w, const struct tide_bitmap_list
 	size_t n = 0;
 
 	for (size_t i = 0; i < list->n; i++)
-		n += list->items[i].store == TIDE_STORE_IMAGE;
+		n += list->items[i]->store == TIDE_STORE_IMAGE;
 	if (n == 0)
 		return;
 	tide_json_begin(w, "bitmaps", '[');
 	for (size_t k = 0; k < list->n; k++) {
-		const struct tide_bitmap_info *info = &list->items[newest_first ? list->n - 1 - k : k];
+		const struct tide_bitmap_info *info = list->items[newest_first ? list->n - 1 - k : k];
 
 		if (info->store != TIDE_STORE_IMAGE)
 			continue;
@@ -143,7 +143,7 @@ static void put_features(struct tide_json_writer *w, const struct tide_image_inf
 	tide_json_string(w, "type", info->format);
 	tide_json_begin(w, "data", '{');
 	for (size_t i = 0; i < info->n_features; i++) {
-		const struct tide_feature *f = &info->features[i];
+		const struct tide_feature *f = info->features[i];
 
 		if (f->kind == TIDE_FEATURE_BOOL)
 			tide_json_bool(w, f->key, f->number != 0);

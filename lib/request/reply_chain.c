@@ -19,7 +19,7 @@ static void put_findings(struct tide_json_writer *w, const struct tide_chain_ima
 	tide_json_uint(w, "corruptions", corruptions);
 	tide_json_begin(w, "findings", '[');
 	for (size_t i = 0; i < image->n_findings; i++) {
-		const struct tide_finding *f = &image->findings[i];
+		const struct tide_finding *f = image->findings[i];
 
 		tide_json_begin(w, NULL, '{');
 		tide_json_string(w, "kind", tide_finding_name(f->kind));
@@ -103,7 +103,7 @@ int tide_reply_chain(struct tide_session *session, const struct tide_chain *chai
 		put_differences(&w, chain);
 	tide_json_begin(&w, "images", '[');
 	for (size_t i = 0; i < chain->n; i++)
-		put_image(&w, &chain->images[i], chain->verified);
+		put_image(&w, chain->images[i], chain->verified);
 	tide_json_end(&w, ']');
 	tide_json_end(&w, '}');
 	return tide_reply_send(session, &w);

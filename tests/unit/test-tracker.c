@@ -166,7 +166,7 @@ static uint64_t count(void)
 
 	if (CHECK_OK(tide_session_add_drive(session, &drive, NULL, &err), &err) &&
 	    CHECK_OK(tide_query_bitmaps(session, "d", &list, &err), &err))
-		n = list->items[0].inconsistent ? UINT64_MAX : list->items[0].count;
+		n = list->items[0]->inconsistent ? UINT64_MAX : list->items[0]->count;
 	tide_bitmap_list_free(list);
 	tide_session_free(session);
 	return n;
