@@ -170,7 +170,7 @@ int tide_staged_begin(struct tide_staged *st, const char *path, mode_t mode, str
 	return 0;
 }
 
-static int sync_file(struct tide_staged *st, struct tide_error *err)
+int tide_staged_flush(struct tide_staged *st, struct tide_error *err)
 {
 	if (st->synced)
 		return 0;
@@ -182,7 +182,7 @@ static int sync_file(struct tide_staged *st, struct tide_error *err)
 
 int tide_staged_sync(struct tide_staged *st, struct tide_error *err)
 {
-	return sync_file(st, err) < 0 || (!st->tmp && take_temp_name(st, make_by_link, err) < 0) ? -1 : 0;
+	return tide_staged_flush(st, err) < 0 || (!st->tmp && take_temp_name(st, make_by_link, err) < 0) ? -1 : 0;
 }
 
 /* Renames the temporary name to the final one unless that exists. */
@@ -217,7 +217,7 @@ static int put_name(struct tide_staged *st, bool exclusive, struct tide_error *e
 
 int tide_staged_commit(struct tide_staged *st, bool exclusive, struct tide_error *err)
 {
-	if (sync_file(st, err) < 0)
+	if (tide_staged_flush(st, err) < 0)
 		return -1;
 	/* The directory is opened first, so that once the file has its name only the sync itself can fail. */
 	int dir TIDE_AUTOCLOSE = tide_sysio_open(st->dir, O_RDONLY | O_DIRECTORY, err);
@@ -230,7 +230,7 @@ int tide_staged_commit(struct tide_staged *st, bool exclusive, struct tide_error
 
 int tide_staged_publish(struct tide_staged *st, struct tide_error *err)
 {
-	if (sync_file(st, err) < 0)
+	if (tide_staged_flush(st, err) < 0)
 		return -1;
 	if ((st->tmp ? rename_exclusive(st) : link_fd(st, st->path)) < 0)
 		return errno == EEXIST ? 1 : cannot_create(st, errno, err);

@@ -73,6 +73,8 @@ struct tide_staged {
 	}
 
 int tide_staged_begin(struct tide_staged *st, const char *path, mode_t mode, struct tide_error *err);
+/* The content is durable; the file may still have no name.  The last write comes before. */
+int tide_staged_flush(struct tide_staged *st, struct tide_error *err);
 /*
  * Makes the content durable, so that only a rename and the directory's sync remain. The last write must
  * come before. The temporary name itself is durable only after a sync of the directory.

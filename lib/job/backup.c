@@ -1,3 +1,7 @@
+/*
+ * The backup job from its start to its last event: the copy, the policies for errors on the way, the commit or the way
+ * back.  backup_prepare.c makes the job, backup_settle.c is its part in the commit.
+ */
 #include <errno.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -8,7 +12,6 @@
 #include "base/error.h"
 #include "base/lock.h"
 #include "base/mem.h"
-#include "node/node_inside.h"
 
 #define RETRY_NAP_NS 10000000
 #define IGNORE_TRIES 4
@@ -92,128 +95,12 @@ void tide_backup_free(struct tide_backup_job *job)
 		tide_lock_token_drop(tide_image_fd(job->node->image), job->token);
 	free(job->id);
 	free(job->bitmap);
+	free(job->record);
 	for (size_t i = 0; i < job->n_older; i++)
 		free(job->older[i]);
 	free(job->older);
 	tide_error_release(&job->cause);
 	free(job);
-}
-
-/* ---- settling ---------------------------------------------------------------------- */
-
-static struct tide_sidecar *store_of(const struct tide_backup_job *job)
-{
-	return job->is_inside ? job->node->inside : job->node->sc;
-}
-
-/* Where this job's bitmap is, or -1. */
-static long find_own(const struct tide_backup_job *job)
-{
-	const struct tide_sidecar *store = store_of(job);
-
-	if (job->is_inside)
-		return tide_sidecar_find(store, job->bitmap);
-	for (size_t i = 0; i < store->n; i++) {
-		if (store->items[i]->token == job->token)
-			return (long)i;
-	}
-	return -1;
-}
-
-static bool is_older(const struct tide_backup_job *job, const char *name)
-{
-	for (size_t i = 0; i < job->n_older; i++) {
-		if (!strcmp(job->older[i], name))
-			return true;
-	}
-	return false;
-}
-
-/* An empty bitmap that records, whatever was wrong with the one before. */
-static struct tide_bitmap *begin_anew(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry,
-                                      struct tide_error *err)
-{
-	struct tide_bitmap *bm = tide_bitmap_new(tide_image_size(job->node->image), entry->granularity, err);
-
-	if (!bm)
-		return NULL;
-	tide_node_replace_bitmap(job->node, entry, bm);
-	entry->untracked = false;
-	entry->enabled = true;
-	return bm;
-}
-
-/* What the bitmap holds, cleared or as it is. */
-static struct tide_bitmap *contents(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry, bool ok,
-                                    bool clears, struct tide_error *err)
-{
-	if (ok && job->reset_bitmap)
-		return begin_anew(job, entry, err);
-	if (clears)
-		return tide_node_bitmap_clear(job->node, entry, err);
-	return job->is_inside ? tide_node_bitmap(job->node, entry, err)
-	                      : tide_node_bitmap_for_change(job->node, entry, err);
-}
-
-/* ok: the job succeeded.  kept: it did not, but its partial target was kept (always). */
-static int settle_entry(struct tide_backup_job *job, bool ok, bool kept, struct tide_error *err)
-{
-	bool clears = (ok && job->bitmap_mode != TIDE_BITMAP_MODE_NEVER) || kept;
-	struct tide_sidecar *store = store_of(job);
-	long index = find_own(job);
-	struct tide_sidecar_bitmap *entry;
-	struct tide_bitmap *bm;
-	size_t newer = 0;
-
-	if (index < 0)
-		return tide_error_set(err, TIDE_E_CORRUPT, "The bitmap '%s' is no longer this job's", job->bitmap);
-	entry = store->items[index];
-	bm = contents(job, entry, ok, clears, err);
-	if (!bm)
-		return -1;
-	if (kept) {
-		TIDE_AUTOBITMAP struct tide_bitmap *rest =
-		        tide_copy_plan(tide_bitmap_size(bm), entry->granularity, job->copy.todo, err);
-
-		if (!rest || tide_bitmap_merge(bm, rest, err) < 0)
-			return -1;
-	}
-	if (tide_sidecar_bitmap_thaw(store, entry, err) < 0)
-		return -1;
-	if (!clears)
-		return 0;
-	/* To where QEMU's successor stands, which takes over: the front as it was when the job began. */
-	entry = tide_sidecar_take(store, (size_t)index);
-	while (newer < store->n && !is_older(job, store->items[newer]->name))
-		newer++;
-	return tide_sidecar_insert(store, newer, entry, err);
-}
-
-static int settle_bitmap(struct tide_backup_job *job, bool ok, bool kept, struct tide_error *err)
-{
-	int rc;
-
-	if (!job->token)
-		return 0;
-	/* After a failure an image holds what it held before. */
-	if (job->is_inside && !ok && tide_node_inside_reload(job->node, err) < 0)
-		return -1;
-	if (job->is_inside && !ok && !kept)
-		return 0;
-	rc = job->is_inside ? tide_node_begin_settling(job->node, job->sink, err)
-	                    : tide_node_relock_store(job->node, job->sink, err);
-	if (rc == 0 && (job->node->after || job->is_inside) && find_own(job) < 0) {
-		tide_node_unlock_store(job->node);
-		return 0; /* a bitmap that was to come with the group */
-	}
-	if (rc == 0)
-		rc = settle_entry(job, ok, kept, err);
-	if (rc == 0)
-		rc = tide_node_stage(job->node, err);
-	if (rc == 0)
-		rc = tide_node_commit(job->node, err);
-	tide_node_unlock_store(job->node);
-	return rc < 0 ? tide_error_wrap(err, "The bitmap '%s' could not be updated", job->bitmap) : 0;
 }
 
 /* ---- running ----------------------------------------------------------------------- */
@@ -273,24 +160,6 @@ void tide_backup_cancel(struct tide_backup_job *job)
 		tide_error_set(&job->cause, TIDE_E_CANCELLED, "Cancelled");
 }
 
-/* After a failure with bitmap-mode always: what was copied stays, and the bitmap knows what is missing. */
-static bool keep_partial(struct tide_backup_job *job)
-{
-	struct tide_error err = TIDE_ERROR_INIT;
-
-	if (job->bitmap_mode != TIDE_BITMAP_MODE_ALWAYS || job->unsound ||
-	    tide_image_check_unchanged(job->node->image, &err) < 0 || tide_target_commit(&job->target, &err) < 0) {
-		tide_error_release(&err);
-		return false;
-	}
-	tide_event_warning(
-	        job->sink, job->node->path,
-	        "the backup ended early (%s); its partial target is kept, and the next backup from bitmap '%s' "
-	        "must be chained on it",
-	        job->cause.msg, job->bitmap);
-	return true;
-}
-
 void tide_backup_emit_pending(struct tide_backup_job *job)
 {
 	tide_event_job_status(job->sink, job->id, "pending");
@@ -338,16 +207,51 @@ int tide_backup_conclude(struct tide_backup_job *job, struct tide_error *err)
 	return tide_error_move(err, &job->cause);
 }
 
+/* May what was copied stay, though the job failed?  Then the bitmap will say what is missing. */
+static bool can_keep_partial(struct tide_backup_job *job)
+{
+	return job->bitmap_mode == TIDE_BITMAP_MODE_ALWAYS && !job->unsound && job->target.image &&
+	       tide_image_check_unchanged(job->node->image, NULL) == 0;
+}
+
+static int commit(struct tide_backup_job *job, enum tide_backup_outcome outcome, struct tide_error *err)
+{
+	struct tide_commit_member member = tide_backup_member(job);
+	struct tide_commit commit = { .members = &member, .n = 1, .record = job->record, .sink = job->sink };
+
+	job->outcome = outcome;
+	return tide_commit_run(&commit, NULL, err);
+}
+
 void tide_backup_roll_back(struct tide_backup_job *job)
 {
 	struct tide_error err = TIDE_ERROR_INIT;
-	bool kept = keep_partial(job);
 
+	if (can_keep_partial(job) && commit(job, TIDE_BACKUP_KEPT, NULL) == 0) {
+		tide_event_warning(
+		        job->sink, job->node->path,
+		        "the backup ended early (%s); its partial target is kept, and the next backup from bitmap '%s' "
+		        "must be chained on it",
+		        job->cause.msg, job->bitmap);
+		return;
+	}
 	/* First, so that its pages are gone before anything has to wait for the disk. */
-	if (!kept)
-		tide_target_release(&job->target);
-	if (settle_bitmap(job, false, kept, &err) < 0)
-		tide_event_warning(job->sink, job->node->path, "%s; the next command on the image will do it", err.msg);
+	tide_target_release(&job->target);
+	if (commit(job, TIDE_BACKUP_FAILED, &err) < 0)
+		tide_event_warning(job->sink, job->node->path,
+		                   "%s; it will be completed by the next command that opens the image", err.msg);
+	tide_error_release(&err);
+}
+
+void tide_backup_thaw(struct tide_backup_job *job)
+{
+	struct tide_error err = TIDE_ERROR_INIT;
+
+	if (!job || !job->token || job->is_inside || job->node->dirty || !job->node->has_sidecar)
+		return;
+	if (commit(job, TIDE_BACKUP_FAILED, &err) < 0)
+		tide_event_warning(job->sink, job->node->path,
+		                   "%s; it will be completed by the next command that opens the image", err.msg);
 	tide_error_release(&err);
 }
 
@@ -355,19 +259,11 @@ int tide_backup_run(struct tide_backup_job *job, struct tide_error *err)
 {
 	struct tide_error late = TIDE_ERROR_INIT;
 
-	if (tide_backup_copy(job) && tide_target_commit(&job->target, &late) < 0) {
-		job->unsound = true;
+	if (tide_backup_copy(job) && commit(job, TIDE_BACKUP_SUCCEEDED, &late) < 0)
 		fail(job, false, &late);
-	}
 	if (job->cause.code) {
 		tide_backup_emit_aborting(job);
 		tide_backup_roll_back(job);
-		return tide_backup_conclude(job, err);
-	}
-	if (settle_bitmap(job, true, false, &late) < 0) {
-		tide_error_hint(&late, "the backup itself is complete; the bitmap still holds all it held");
-		fail(job, false, &late);
-		tide_backup_emit_aborting(job);
 		return tide_backup_conclude(job, err);
 	}
 	tide_backup_emit_waiting(job);
@@ -375,63 +271,19 @@ int tide_backup_run(struct tide_backup_job *job, struct tide_error *err)
 	return tide_backup_conclude(job, err);
 }
 
-/* ---- with others ------------------------------------------------------------------- */
-
-bool tide_backup_stage(struct tide_backup_job *job)
-{
-	struct tide_error err = TIDE_ERROR_INIT;
-	int rc = tide_target_stage(&job->target, &err);
-
-	job->unsound = rc < 0;
-	if (rc == 0 && job->token) {
-		rc = tide_node_begin_settling(job->node, job->sink, &err);
-		if (rc == 0)
-			rc = settle_entry(job, true, false, &err);
-		if (rc == 0)
-			rc = tide_node_stage(job->node, &err);
-	}
-	if (rc < 0)
-		fail(job, false, &err);
-	return rc == 0;
-}
-
-int tide_backup_add_to_record(const struct tide_backup_job *job, struct tide_commit_record *record,
-                              struct tide_error *err)
-{
-	if (tide_target_add_to_record(&job->target, record, err) < 0)
-		return -1;
-	return tide_node_add_to_record(job->node, record, err);
-}
-
-void tide_backup_recorded(struct tide_backup_job *job)
-{
-	tide_target_recorded(&job->target);
-	tide_node_recorded(job->node);
-}
-
-int tide_backup_commit(struct tide_backup_job *job, struct tide_error *err)
-{
-	int rc = tide_target_name(&job->target, err);
-
-	if (rc == 0 && job->token)
-		rc = tide_node_commit(job->node, err);
-	return rc;
-}
-
-void tide_backup_unlock(struct tide_backup_job *job)
-{
-	if (job->token)
-		tide_node_unlock_store(job->node);
-}
-
 void tide_backup_fail(struct tide_backup_job *job, struct tide_error *err)
 {
 	fail(job, false, err);
 }
 
-struct tide_node *tide_backup_node(const struct tide_backup_job *job)
+void tide_backup_succeed(struct tide_backup_job *job)
 {
-	return job->node;
+	job->outcome = TIDE_BACKUP_SUCCEEDED;
+}
+
+bool tide_backup_settles(const struct tide_backup_job *job, const struct tide_node *node)
+{
+	return job->token && job->node == node;
 }
 
 const char *tide_backup_id(const struct tide_backup_job *job)
@@ -455,9 +307,4 @@ void tide_backup_register(struct tide_backup_job *job)
 const char *tide_backup_target(const struct tide_backup_job *job)
 {
 	return tide_image_path(job->target.image);
-}
-
-const char *tide_backup_sidecar(const struct tide_backup_job *job)
-{
-	return job->token ? job->node->sidecar_path : NULL;
 }

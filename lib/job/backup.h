@@ -9,9 +9,8 @@
  *             been committed and unlocked by then.
  *   free      before run: the job never was (the caller drops the node's changes).
  *
- * A job that ends with others (group.h) goes through the steps one by one: copy; stage, which
- * makes everything durable that is to be renamed; commit, the renames; or roll_back; and
- * conclude, its last events.
+ * A job that ends with others (group.h) goes through the steps one by one: copy; the commit of all
+ * (commit.h), or roll_back; and conclude, its last events.
  *
  * The bitmap afterwards, with D what it held, S what its successor recorded and R the units
  * not copied:
@@ -30,6 +29,7 @@
 #include "base/event.h"
 #include "node/node.h"
 #include "base/work.h"
+#include "commit.h"
 
 struct tide_backup_job;
 
@@ -51,6 +51,8 @@ bool tide_backup_is_empty(const struct tide_backup_job *job);
 void tide_backup_start(struct tide_backup_job *job, struct tide_work_share *share);
 /* The transaction is refused: the events of a job that never began. */
 void tide_backup_drop(struct tide_backup_job *job);
+/* The same, when the node has been committed with the bitmap frozen: it is thawed on disk. */
+void tide_backup_thaw(struct tide_backup_job *job);
 int tide_backup_run(struct tide_backup_job *job, struct tide_error *err);
 void tide_backup_free(struct tide_backup_job *job);
 
@@ -61,19 +63,13 @@ void tide_backup_stop(struct tide_backup_job *job);
 /* It has to end because another one failed. */
 void tide_backup_cancel(struct tide_backup_job *job);
 void tide_backup_fail(struct tide_backup_job *job, struct tide_error *err);
-/* The sidecar's lock is held from here to unlock.  False: failed, as copy. */
-bool tide_backup_stage(struct tide_backup_job *job);
-struct tide_node *tide_backup_node(const struct tide_backup_job *job);
 const char *tide_backup_target(const struct tide_backup_job *job); /* its path, absolute */
-/* NULL when the job has no bitmap. */
-const char *tide_backup_sidecar(const struct tide_backup_job *job);
-/* What has been staged, the target and the bitmaps. */
-int tide_backup_add_to_record(const struct tide_backup_job *job, struct tide_commit_record *record,
-                              struct tide_error *err);
-/* The group's record is durable: what cannot be committed now is left for whoever finds it. */
-void tide_backup_recorded(struct tide_backup_job *job);
-int tide_backup_commit(struct tide_backup_job *job, struct tide_error *err);
-void tide_backup_unlock(struct tide_backup_job *job);
+/* The job's part in a commit that makes it succeed; run sets the outcome by itself. */
+struct tide_commit_member tide_backup_member(struct tide_backup_job *job);
+void tide_backup_succeed(struct tide_backup_job *job);
+/* Will it change the bitmaps of this node? */
+bool tide_backup_settles(const struct tide_backup_job *job, const struct tide_node *node);
+/* In place of success: what it froze or recorded is as if the job had failed. */
 void tide_backup_roll_back(struct tide_backup_job *job);
 void tide_backup_emit_waiting(struct tide_backup_job *job);
 void tide_backup_emit_pending(struct tide_backup_job *job);

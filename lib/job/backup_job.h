@@ -1,6 +1,6 @@
 /*
- * What the two halves of the backup job share: backup_prepare.c, up to the frozen bitmap, and
- * backup.c, from there on.  Nobody else includes this.
+ * What the parts of the backup job share: backup_prepare.c, up to the frozen bitmap; backup.c,
+ * from there on; and backup_settle.c, its part in the commit.  No other file includes this.
  */
 #ifndef TIDE_BACKUP_JOB_H
 #define TIDE_BACKUP_JOB_H
@@ -9,6 +9,12 @@
 #include "copy/copy.h"
 #include "target.h"
 #include "target_bitmaps.h"
+
+enum tide_backup_outcome {
+	TIDE_BACKUP_FAILED = 0, /* or cancelled, or never begun */
+	TIDE_BACKUP_KEPT,       /* failed, and the partial target stays (bitmap-mode always) */
+	TIDE_BACKUP_SUCCEEDED,
+};
 
 struct tide_backup_job {
 	struct tide_node *node;
@@ -27,6 +33,9 @@ struct tide_backup_job {
 	struct tide_target target;
 	struct tide_target_bitmaps bitmaps; /* of a target that is there */
 	struct tide_copy copy;
+	char *record;                     /* where the record of the commit that ends it is written */
+	enum tide_backup_outcome outcome; /* what that commit makes true */
+	bool is_settling;                 /* the node is locked for it */
 	bool unsound;            /* the target could not be made durable: a second sync would not tell the truth */
 	struct tide_error cause; /* why it does not succeed */
 };

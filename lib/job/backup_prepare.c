@@ -264,8 +264,7 @@ static int plan(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry, 
 	return 0;
 }
 
-static int take_token(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry, const char *group,
-                      struct tide_error *err)
+static int take_token(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry, struct tide_error *err)
 {
 	int fd = tide_image_fd(job->node->image);
 
@@ -274,7 +273,8 @@ static int take_token(struct tide_backup_job *job, struct tide_sidecar_bitmap *e
 		job->token = tide_node_inside_token(entry->name);
 		return tide_node_inside_hold(job->node, entry, err);
 	}
-	if (group && !(entry->group = tide_mem_strdup(group, err)))
+	entry->group = tide_mem_strdup(job->record, err);
+	if (!entry->group)
 		return -1;
 	if (tide_lock_token_new(&job->token, err) < 0 || tide_lock_token_hold(fd, job->token, err) < 0)
 		return -1;
@@ -298,8 +298,7 @@ static int remember_older(struct tide_backup_job *job, const struct tide_sidecar
 }
 
 /* Busy, with a successor that records from now on. */
-static int freeze(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry, const char *group,
-                  struct tide_error *err)
+static int freeze(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry, struct tide_error *err)
 {
 	struct tide_sidecar_bitmap *successor =
 	        tide_sidecar_bitmap_new(NULL, tide_image_size(job->node->image), entry->granularity, err);
@@ -307,7 +306,7 @@ static int freeze(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry
 	if (!successor)
 		return -1;
 	successor->enabled = entry->enabled || job->reset_bitmap;
-	if (take_token(job, entry, group, err) < 0) {
+	if (take_token(job, entry, err) < 0) {
 		tide_sidecar_bitmap_free(successor);
 		return -1;
 	}
@@ -336,6 +335,17 @@ static int check_chunk(const struct tide_backup_job *job, const struct tide_back
 	return 0;
 }
 
+/* Beside the sidecar, whose busy bitmap leads there; or beside the target. */
+static int name_record(struct tide_backup_job *job, const char *group, struct tide_error *err)
+{
+	const struct tide_node *node = job->node;
+	bool has_place = node->mode != TIDE_NODE_READ && node->sidecar_path;
+
+	job->record = group ? tide_mem_strdup(group, err)
+	                    : tide_commit_record_path(has_place ? node->sidecar_path : tide_backup_target(job), err);
+	return job->record ? 0 : -1;
+}
+
 static int prepare(struct tide_backup_job *job, const struct tide_backup *args, const char *onto, const char *group,
                    struct tide_error *err)
 {
@@ -350,8 +360,10 @@ static int prepare(struct tide_backup_job *job, const struct tide_backup *args, 
 		return -1;
 	if (tide_copy_way_wanted(&job->copy.way, err) < 0 || plan(job, entry, err) < 0)
 		return -1;
+	if (name_record(job, group, err) < 0)
+		return -1;
 	/* What cannot be changed needs no settling. */
-	return entry && !tide_node_is_foreign(job->node, entry) ? freeze(job, entry, group, err) : 0;
+	return entry && !tide_node_is_foreign(job->node, entry) ? freeze(job, entry, err) : 0;
 }
 
 int tide_backup_prepare(struct tide_node *node, const struct tide_backup *args, struct tide_node *onto,

@@ -6,7 +6,7 @@
 
 #include "target.h"
 
-/* Checks everything and makes the image, still without its name; tide_target_commit gives it. */
+/* Checks everything and makes the image, still without its name; a commit gives it (commit.h). */
 int tide_create_image(struct tide_target *target, const struct tide_image_create *args, struct tide_error *err);
 
 #endif

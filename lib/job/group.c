@@ -6,8 +6,6 @@
 
 #include "base/error.h"
 #include "base/mem.h"
-#include "store/commit_record.h"
-#include "base/sysio.h"
 
 struct group {
 	const struct tide_group_plan *plan;
@@ -68,162 +66,110 @@ static int copy_all(struct group *g, struct tide_error *err)
 	return 0;
 }
 
-/* ---- deciding ---------------------------------------------------------------------- */
+/* ---- committing -------------------------------------------------------------------- */
 
-static int by_sidecar(const void *a, const void *b)
+/* A node whose changes wait for the end of the group, as a member of its commit. */
+struct deferred {
+	struct tide_node *node;
+	struct tide_sink *sink;
+};
+
+static struct tide_node *deferred_node(void *member)
 {
-	const char *x = tide_backup_sidecar(*(struct tide_backup_job *const *)a);
-	const char *y = tide_backup_sidecar(*(struct tide_backup_job *const *)b);
+	const struct deferred *d = member;
 
-	return !x || !y ? (x != NULL) - (y != NULL) : strcmp(x, y);
+	return d->node;
 }
 
-/* Does a job settle this node's bitmaps, and commit what else has changed with them? */
+static int stage_deferred(void *member, struct tide_error *err)
+{
+	const struct deferred *d = member;
+
+	return tide_node_load_deferred(d->node, d->sink, err) < 0 ? -1 : tide_node_stage(d->node, err);
+}
+
+static unsigned count_deferred(const void *member)
+{
+	return tide_node_count_changes(((const struct deferred *)member)->node);
+}
+
+static int add_deferred(void *member, struct tide_commit_record *record, struct tide_error *err)
+{
+	return tide_node_add_to_record(deferred_node(member), record, err);
+}
+
+static void deferred_recorded(void *member)
+{
+	tide_node_recorded(deferred_node(member));
+}
+
+static void deferred_unrecorded(void *member)
+{
+	tide_node_unrecorded(deferred_node(member));
+}
+
+static int commit_deferred(void *member, struct tide_error *err)
+{
+	return tide_node_commit(deferred_node(member), err);
+}
+
+static bool deferred_is_untouched(const void *member)
+{
+	return tide_node_is_untouched(((const struct deferred *)member)->node);
+}
+
+static void unlock_deferred(void *member)
+{
+	tide_node_unlock_store(deferred_node(member));
+}
+
+static const struct tide_commit_ops deferred_ops = {
+	.node = deferred_node,
+	.stage = stage_deferred,
+	.count = count_deferred,
+	.add_to_record = add_deferred,
+	.recorded = deferred_recorded,
+	.unrecorded = deferred_unrecorded,
+	.commit = commit_deferred,
+	.is_untouched = deferred_is_untouched,
+	.unlock = unlock_deferred,
+};
+
+/* Does a job settle this node's bitmaps, and commit with them what else has changed? */
 static bool is_brought_along(const struct group *g, const struct tide_node *node)
 {
 	for (size_t i = 0; i < g->n; i++) {
-		if (tide_backup_sidecar(g->jobs[i]) == node->sidecar_path)
+		if (tide_backup_settles(g->jobs[i], node))
 			return true;
 	}
 	return false;
 }
 
-static int stage_nodes(struct group *g, struct tide_commit_record *record, struct tide_sink *sink,
-                       struct tide_error *err)
-{
-	for (size_t i = 0; i < g->plan->n_nodes; i++) {
-		struct tide_node *node = g->plan->nodes[i];
-
-		if (is_brought_along(g, node))
-			continue;
-		if (tide_node_load_deferred(node, sink, err) < 0 || tide_node_stage(node, err) < 0 ||
-		    tide_node_add_to_record(node, record, err) < 0)
-			return -1;
-	}
-	return 0;
-}
-
-/* Everything durable, and the names in the record; locks are taken in one order. */
-static struct tide_backup_job *stage_all(struct group *g, struct tide_commit_record *record, struct tide_error *err)
-{
-	struct tide_backup_job **sorted = tide_mem_alloc(g->n, sizeof(*sorted), err);
-	struct tide_backup_job *bad = NULL;
-
-	if (!sorted)
-		return g->jobs[0];
-	memcpy(sorted, g->jobs, g->n * sizeof(*sorted));
-	qsort(sorted, g->n, sizeof(*sorted), by_sidecar);
-	for (size_t i = 0; i < g->n && !bad; i++) {
-		if (!tide_backup_stage(sorted[i]) || tide_backup_add_to_record(sorted[i], record, err) < 0)
-			bad = sorted[i];
-	}
-	free(sorted);
-	return bad;
-}
-
-static void unlock_all(struct group *g)
-{
-	for (size_t i = 0; i < g->n; i++)
-		tide_backup_unlock(g->jobs[i]);
-	for (size_t i = 0; i < g->plan->n_nodes; i++)
-		tide_node_unlock_store(g->plan->nodes[i]);
-}
-
-/* The temporary names must survive a power loss before a record may speak of them. */
-static int sync_names(struct tide_commit_record *record, struct tide_error *err)
-{
-	const char *p = record->text.buf ? strchr(record->text.buf, '\n') + 1 : NULL;
-	const char *end = p ? record->text.buf + record->text.len : NULL;
-
-	while (p < end) {
-		if (*p == '/' && tide_sysio_fsync_dir(p, err) < 0)
-			return -1;
-		p += strlen(p) + 1;
-		p += strlen(p) + 1;
-	}
-	return 0;
-}
-
-/* The nodes of the jobs, then the others; one may come twice. */
-static struct tide_node *member_node(const struct group *g, size_t i)
-{
-	return i < g->n ? tide_backup_node(g->jobs[i]) : g->plan->nodes[i - g->n];
-}
-
-/*
- * Each image of the group leads to the record; where nothing can be written beside it, the group does without, unless
- * the image is to take its own last step.
- */
-static int point_all(struct group *g, struct tide_sink *sink, struct tide_error *err)
-{
-	for (size_t i = 0; i < g->n + g->plan->n_nodes; i++) {
-		struct tide_node *node = member_node(g, i);
-		struct tide_error why = TIDE_ERROR_INIT;
-
-		if (tide_node_point(node, g->plan->record, &why) == 0)
-			continue;
-		tide_node_unpoint(node);
-		if (node->inside_staged)
-			return tide_error_move(err, &why);
-		tide_event_warning(sink, node->path, "a crash in the next moment may leave the group half done: %s",
-		                   why.msg);
-		tide_error_release(&why);
-	}
-	return 0;
-}
-
-/* From the record on there is no way back: what cannot be renamed now will be by whoever opens the node next. */
-static int decide(struct group *g, const char *path, struct tide_commit_record *record, struct tide_sink *sink,
-                  struct tide_error *err)
-{
-	struct tide_error late = TIDE_ERROR_INIT;
-	bool named = record->text.len > 0;
-
-	if (named && (point_all(g, sink, err) < 0 || sync_names(record, err) < 0 ||
-	              tide_commit_record_commit(record, path, err) < 0))
-		return -1;
-	for (size_t i = 0; named && i < g->n + g->plan->n_nodes; i++) {
-		if (i < g->n)
-			tide_backup_recorded(g->jobs[i]);
-		else
-			tide_node_recorded(g->plan->nodes[i - g->n]);
-	}
-	for (size_t i = 0; i < g->n + g->plan->n_nodes; i++) {
-		int rc = i < g->n ? tide_backup_commit(g->jobs[i], &late)
-		                  : tide_node_commit(g->plan->nodes[i - g->n], &late);
-
-		if (rc < 0) {
-			tide_event_warning(sink, NULL, "%s; the next command on the image will do it", late.msg);
-			tide_error_release(&late);
-			named = false;
-		}
-	}
-	if (named && tide_commit_record_roll_forward(path, &late) < 0) {
-		tide_event_warning(sink, NULL, "%s", late.msg);
-		tide_error_release(&late);
-		named = false;
-	}
-	for (size_t i = 0; i < g->n + g->plan->n_nodes; i++)
-		(named ? tide_node_unpoint : tide_node_leave_pointer)(member_node(g, i));
-	if (named)
-		tide_commit_record_forget(path);
-	return 0;
-}
-
 static bool commit_all(struct group *g, struct tide_sink *sink)
 {
-	struct tide_commit_record record = TIDE_COMMIT_RECORD_INIT;
+	const struct tide_group_plan *plan = g->plan;
+	TIDE_AUTOFREE struct tide_commit_member *members = tide_mem_alloc(g->n + plan->n_nodes, sizeof(*members), NULL);
+	TIDE_AUTOFREE struct deferred *deferred = tide_mem_alloc(plan->n_nodes + 1, sizeof(*deferred), NULL);
+	struct tide_commit commit = { .members = members, .n = g->n, .record = plan->record, .sink = sink };
 	struct tide_error err = TIDE_ERROR_INIT;
-	struct tide_backup_job *bad = stage_all(g, &record, &err);
+	size_t bad = 0;
+	int rc = members && deferred ? 0 : tide_error_set_nomem(&err);
 
-	if (!bad && (stage_nodes(g, &record, sink, &err) < 0 || decide(g, g->plan->record, &record, sink, &err) < 0))
-		bad = g->jobs[0];
-	if (bad && err.code)
-		tide_backup_fail(bad, &err);
-	tide_error_release(&err);
-	tide_commit_record_release(&record);
-	unlock_all(g);
-	return !bad;
+	for (size_t i = 0; rc == 0 && i < g->n; i++) {
+		tide_backup_succeed(g->jobs[i]);
+		members[i] = tide_backup_member(g->jobs[i]);
+	}
+	for (size_t i = 0; rc == 0 && i < plan->n_nodes; i++) {
+		if (is_brought_along(g, plan->nodes[i]))
+			continue;
+		deferred[i] = (struct deferred){ plan->nodes[i], sink };
+		members[commit.n++] = (struct tide_commit_member){ &deferred_ops, &deferred[i] };
+	}
+	if (rc == 0)
+		rc = tide_commit_run(&commit, &bad, &err);
+	if (rc < 0)
+		tide_backup_fail(g->jobs[bad < g->n ? bad : 0], &err);
+	return rc == 0;
 }
 
 /* ---- ending ------------------------------------------------------------------------ */

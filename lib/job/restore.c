@@ -283,7 +283,7 @@ static int run_existing(struct tide_restore *restore, struct tide_error *err)
 	if (tide_target_bitmaps_distrust(&restore->bitmaps, restore->copy.target, "a restore", restore->sink, err) < 0)
 		return -1;
 	if (tide_copy_run(&restore->copy, err) == 0 && tide_image_check_unchanged(restore->node->image, err) == 0 &&
-	    tide_target_commit(&restore->target, err) == 0)
+	    tide_target_stage(&restore->target, err) == 0)
 		return 0;
 	return tide_error_wrap(err, "'%s' is partly written now", tide_image_path(restore->target.image));
 }
@@ -292,7 +292,10 @@ int tide_restore_run(struct tide_restore *restore, struct tide_error *err)
 {
 	if (restore->existing)
 		return run_existing(restore, err);
-	if (tide_copy_run(&restore->copy, err) < 0 || tide_image_check_unchanged(restore->node->image, err) < 0)
-		return -1;
-	return tide_target_commit(&restore->target, err);
+	return tide_copy_run(&restore->copy, err) < 0 ? -1 : tide_image_check_unchanged(restore->node->image, err);
+}
+
+struct tide_target *tide_restore_new_target(struct tide_restore *restore)
+{
+	return restore->existing ? NULL : &restore->target;
 }

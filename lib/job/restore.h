@@ -15,14 +15,17 @@
 
 #include "base/event.h"
 #include "node/node.h"
+#include "target.h"
 
 struct tide_restore;
 
 /* The node is the top of the chain, open.  Makes the target, which has no name yet, or opens it. */
 int tide_restore_prepare(struct tide_node *node, const struct tide_chain_restore *args, struct tide_sink *sink,
                          struct tide_restore **restore, struct tide_error *err);
-/* Copies; a new target gets its name once it is complete and durable. */
+/* Copies.  A new target is complete then and has no name: the commit gives it. */
 int tide_restore_run(struct tide_restore *restore, struct tide_error *err);
+/* The new target, which stays the restore's; NULL: it writes into one that exists. */
+struct tide_target *tide_restore_new_target(struct tide_restore *restore);
 void tide_restore_free(struct tide_restore *restore);
 
 #endif

@@ -246,22 +246,29 @@ int tide_target_stage(struct tide_target *target, struct tide_error *err)
 	if (check_name(target, err) < 0)
 		return -1;
 	if (target->data.fd < 0)
-		return tide_staged_sync(&target->staged, err);
-	/* The name may have been taken meanwhile, and once a group has decided there is no other. */
+		return tide_staged_flush(&target->staged, err);
+	/* The name may have been taken meanwhile, and once a transaction has decided there is no other. */
 	if (access(target->data.path, F_OK) == 0)
 		return tide_error_set_sys(err, EEXIST, "Could not create '%s'", target->data.path);
-	if (tide_staged_sync(&target->data, err) < 0)
+	if (tide_staged_flush(&target->data, err) < 0)
 		return -1;
-	return tide_staged_sync(&target->staged, err);
+	return tide_staged_flush(&target->staged, err);
 }
 
-int tide_target_add_to_record(const struct tide_target *target, struct tide_commit_record *record,
-                              struct tide_error *err)
+unsigned tide_target_count_renames(const struct tide_target *target)
 {
-	const struct tide_staged *const files[] = { &target->data, &target->staged };
+	return target->existing ? 0 : 1 + (target->data.fd >= 0);
+}
 
-	for (size_t i = 0; i < TIDE_ARRAY_SIZE(files); i++) {
-		if (files[i]->tmp && tide_commit_record_add(record, files[i]->tmp, files[i]->path, err) < 0)
+int tide_target_add_to_record(struct tide_target *target, struct tide_commit_record *record, struct tide_error *err)
+{
+	struct tide_staged *const files[] = { &target->data, &target->staged };
+
+	for (size_t i = 0; i < TIDE_ARRAY_SIZE(files) && !target->existing; i++) {
+		if (files[i]->fd < 0)
+			continue;
+		if (tide_staged_sync(files[i], err) < 0 ||
+		    tide_commit_record_add(record, files[i]->tmp, files[i]->path, err) < 0)
 			return -1;
 	}
 	return 0;
@@ -272,30 +279,38 @@ void tide_target_recorded(struct tide_target *target)
 	target->staged.kept = target->data.kept = true;
 }
 
+void tide_target_unrecorded(struct tide_target *target)
+{
+	target->staged.kept = target->data.kept = false;
+}
+
+static bool is_unnamed(const struct tide_staged *staged)
+{
+	return staged->fd < 0 || staged->tmp;
+}
+
+bool tide_target_is_untouched(const struct tide_target *target)
+{
+	return target->existing || (is_unnamed(&target->staged) && is_unnamed(&target->data));
+}
+
 static int name_data_file(struct tide_target *target, struct tide_error *err)
 {
 	return target->data.fd >= 0 ? tide_staged_commit(&target->data, true, err) : 0;
 }
 
-/* The data file first: it may be there without its image, but not the other way round. */
+/* The data file first: it may exist without its image, but the image must not exist without it. */
 int tide_target_name(struct tide_target *target, struct tide_error *err)
 {
-	if (target->existing)
-		return 0;
-	return name_data_file(target, err) < 0 ? -1 : tide_staged_commit(&target->staged, target->exclusive, err);
-}
+	bool recorded = target->staged.kept;
 
-int tide_target_commit(struct tide_target *target, struct tide_error *err)
-{
-	if (tide_image_flush(target->image, err) < 0)
-		return -1;
 	if (target->existing)
 		return 0;
-	if (check_name(target, err) < 0 || name_data_file(target, err) < 0)
+	if (name_data_file(target, err) < 0)
 		return -1;
 	if (tide_staged_commit(&target->staged, target->exclusive, err) == 0)
 		return 0;
-	if (target->data.fd >= 0)
+	if (target->data.fd >= 0 && !recorded)
 		unlink(target->data.path);
 	return -1;
 }

@@ -39,13 +39,16 @@ int tide_target_open(struct tide_target *target, const char *path, const char *f
 void tide_target_warn_outside(const struct tide_target *target, struct tide_sink *sink, const char *path);
 /* Durable, and but for its name complete: what is left of the commit is a rename. */
 int tide_target_stage(struct tide_target *target, struct tide_error *err);
-/* The renames that are left after stage, for a group's record (commit_record.h), or made now. */
-int tide_target_add_to_record(const struct tide_target *target, struct tide_commit_record *record,
-                              struct tide_error *err);
-/* The record is durable: what cannot be named now must not go. */
+/* The renames that are left after stage. */
+unsigned tide_target_count_renames(const struct tide_target *target);
+/* Gives the files temporary names and adds the renames to a commit record; tide_target_name makes them. */
+int tide_target_add_to_record(struct tide_target *target, struct tide_commit_record *record, struct tide_error *err);
+/* The record is durable: what cannot be named now must not go; or it was taken back. */
 void tide_target_recorded(struct tide_target *target);
+void tide_target_unrecorded(struct tide_target *target);
+/* Neither file has its name yet. */
+bool tide_target_is_untouched(const struct tide_target *target);
 int tide_target_name(struct tide_target *target, struct tide_error *err);
-int tide_target_commit(struct tide_target *target, struct tide_error *err);
 void tide_target_release(struct tide_target *target);
 /* Two new targets that would come to stand under one name, as images or as data files. */
 bool tide_target_collides(const struct tide_target *a, const struct tide_target *b);

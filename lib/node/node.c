@@ -76,7 +76,7 @@ void tide_node_drop_sidecar(struct tide_node *node)
 	node->n_removed = 0;
 	tide_sidecar_free(node->sc);
 	node->sc = NULL;
-	node->dirty = node->untracked = node->has_sidecar = false;
+	node->dirty = node->has_changes = node->untracked = node->has_sidecar = false;
 }
 
 void tide_node_close(struct tide_node *node)
@@ -100,7 +100,8 @@ void tide_node_close(struct tide_node *node)
 	tide_node_unpoint(node);
 	node->token = 0;
 	node->inside_held = node->recorded = false;
-	node->completed = false;
+	node->switch_due = false;
+	tide_strbuf_release(&node->completed);
 	node->job = NULL;
 	node->is_open = node->wanted = node->want_create = node->want_inside = false;
 }
@@ -217,6 +218,7 @@ void tide_node_mark_dirty(struct tide_node *node, const struct tide_sidecar_bitm
 		node->inside_dirty = true;
 	else
 		node->dirty = true;
+	node->has_changes = true;
 }
 
 struct tide_bitmap *tide_node_bitmap_for_change(struct tide_node *node, struct tide_sidecar_bitmap *entry,

@@ -63,14 +63,16 @@ struct tide_node {
 	bool lock_made;          /* by us: it goes when there is no sidecar in the end */
 	struct tide_sidecar *sc; /* never NULL while open; without a sidecar it is empty and has_sidecar false */
 	bool has_sidecar;
-	bool dirty;                  /* sc differs from what is on disk */
-	bool untracked;              /* the stamp did not match */
+	bool dirty;       /* sc differs from what is on disk */
+	bool has_changes; /* in what actions have changed, in either store: more than a death undoes by itself */
+	bool untracked;   /* the stamp did not match */
 	struct tide_sidecar *inside; /* the bitmaps inside the image: node_inside.h */
 	bool inside_dirty;           /* they differ from what the image holds */
 	bool inside_staged, inside_marked;
-	bool recorded;    /* what is staged stands in a group's record: it is carried out, now or by whoever finds it */
-	bool inside_held; /* a job uses one of them */
-	uint64_t disk_writer;                    /* the living writer token that the sidecar on disk has */
+	bool recorded;        /* what is staged is in a commit record: it is carried out, now or by the next opener */
+	bool switch_due;      /* and a switch inside the image is part of it */
+	bool inside_held;     /* a job uses one of them */
+	uint64_t disk_writer; /* the living writer token that the sidecar on disk has */
 	struct tide_write_log *log;              /* node_log.h */
 	bool log_there;                          /* a file stands under its name */
 	bool log_pending;                        /* its bits are not in the bitmaps of memory yet */
@@ -87,7 +89,8 @@ struct tide_node {
 	bool inside_deferred;
 	uint64_t token; /* of the bitmaps that it has made busy, where no job does */
 	char *pointer;  /* the file that leads to the group's record, while it stands; NULL: none */
-	bool completed; /* opening it found a group that had succeeded, and has finished what was left */
+	struct tide_strbuf
+	        completed; /* the final names in a dead transaction's record that opening it has carried out */
 };
 
 struct tide_node *tide_node_new(const struct tide_drive *drive, struct tide_error *err);
@@ -166,10 +169,14 @@ int tide_node_load_deferred(struct tide_node *node, struct tide_sink *sink, stru
 bool tide_node_is_deferred(const struct tide_node *node);
 void tide_node_drop_deferred(struct tide_node *node, struct tide_sink *sink);
 
-/* What has been staged, for a group's record (commit_record.h). */
+/* How many renames and switches are due for what has been staged; and the same for a commit record. */
+unsigned tide_node_count_changes(const struct tide_node *node);
 int tide_node_add_to_record(const struct tide_node *node, struct tide_commit_record *record, struct tide_error *err);
-/* The record is durable: what cannot be committed now is left for whoever finds it. */
+/* The record is durable: what cannot be committed now is left to the next opener; or it was taken back. */
 void tide_node_recorded(struct tide_node *node);
+void tide_node_unrecorded(struct tide_node *node);
+/* Nothing of what was staged is in its place yet. */
+bool tide_node_is_untouched(const struct tide_node *node);
 
 /* Makes sure that whoever opens the node after a crash finds the record; unpoint: it is not needed any more. */
 int tide_node_point(struct tide_node *node, const char *record, struct tide_error *err);

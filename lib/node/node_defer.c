@@ -1,6 +1,7 @@
 #include "node_impl.h"
 
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "base/error.h"
@@ -54,6 +55,7 @@ int tide_node_begin_deferred(struct tide_node *node, const char *group, struct t
 	node->base = NULL;
 	if (!node->has_sidecar) /* nothing was there before */
 		node->dirty = false;
+	node->has_changes = false; /* for now */
 	return 0;
 }
 
@@ -111,6 +113,11 @@ void tide_node_drop_deferred(struct tide_node *node, struct tide_sink *sink)
 	tide_error_release(&err);
 }
 
+unsigned tide_node_count_changes(const struct tide_node *node)
+{
+	return (node->store.staged.tmp != NULL) + node->inside_staged;
+}
+
 int tide_node_add_to_record(const struct tide_node *node, struct tide_commit_record *record, struct tide_error *err)
 {
 	const struct tide_staged *staged = &node->store.staged;
@@ -128,12 +135,28 @@ int tide_node_add_to_record(const struct tide_node *node, struct tide_commit_rec
 void tide_node_recorded(struct tide_node *node)
 {
 	node->recorded = node->store.staged.kept = true;
+	node->switch_due = node->inside_staged;
+}
+
+void tide_node_unrecorded(struct tide_node *node)
+{
+	node->recorded = node->store.staged.kept = node->switch_due = false;
+}
+
+bool tide_node_is_untouched(const struct tide_node *node)
+{
+	const struct tide_staged *staged = &node->store.staged;
+
+	return (!staged->path || staged->tmp) && (!node->switch_due || node->inside_staged);
 }
 
 int tide_node_point(struct tide_node *node, const char *record, struct tide_error *err)
 {
 	if (node->pointer)
 		return 0;
+	if (!node->sidecar_path)
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "'%s' has no place for bitmaps, where a record would be looked for", node->path);
 	if (!node->token && (tide_lock_token_new(&node->token, err) < 0 ||
 	                     tide_lock_token_hold(tide_image_fd(node->image), node->token, err) < 0))
 		return -1;

@@ -117,7 +117,22 @@ int tide_node_roll_back(struct tide_node *node, struct tide_sidecar_bitmap *entr
 	return 0;
 }
 
-/* 1: a group had decided before it died, and the sidecar is another one now. */
+/*
+ * Completes what the record decided.  1: done, by us or by another program meanwhile, and the sidecar is another one
+ * now; 0: nothing was decided.
+ */
+static int roll_forward(struct tide_node *node, const char *record, struct tide_error *err)
+{
+	bool current = true;
+	int rc = tide_commit_record_roll_forward(record, &node->completed, err);
+
+	if (rc == 0 &&
+	    tide_store_is_current(node->sidecar_path, node->has_sidecar ? node->sc : NULL, &current, err) < 0)
+		return -1;
+	return rc == 0 ? !current : rc;
+}
+
+/* 1: a transaction had decided before it died, and the sidecar is another one now. */
 static int recover_jobs(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
 {
 	for (size_t i = 0; i < node->sc->n; i++) {
@@ -130,7 +145,7 @@ static int recover_jobs(struct tide_node *node, struct tide_sink *sink, struct t
 		if (held < 0)
 			return -1;
 		if (!held && entry->group) {
-			int forward = tide_commit_record_roll_forward(entry->group, err);
+			int forward = roll_forward(node, entry->group, err);
 
 			if (forward)
 				return forward;
@@ -208,7 +223,7 @@ static int recover_pointer(struct tide_node *node, struct tide_sink *sink, struc
 	rc = tide_lock_token_is_held(tide_image_fd(node->image), token, err);
 	if (rc)
 		return rc < 0 ? -1 : 0; /* it is at work */
-	rc = tide_commit_record_roll_forward(record, err);
+	rc = roll_forward(node, record, err);
 	if (rc > 0 && tide_node_inside_roll_forward(node, record, sink, err) < 0)
 		return -1;
 	/* Left there it would be followed again, for ever; when there was nothing left to do it is only in the way. */
@@ -219,9 +234,8 @@ static int recover_pointer(struct tide_node *node, struct tide_sink *sink, struc
 
 static void say_completed(struct tide_node *node, struct tide_sink *sink)
 {
-	node->completed = true;
 	tide_event_warning(sink, node->path,
-	                   "a grouped transaction died after it had succeeded; what was left of it is done now");
+	                   "a transaction was interrupted after its commit; it has been completed now");
 }
 
 static int read_node(struct tide_node *node, bool create, struct tide_sink *sink, struct tide_error *err)
@@ -248,9 +262,10 @@ static int read_node(struct tide_node *node, bool create, struct tide_sink *sink
 		if (rc <= 0)
 			break;
 	}
-	if (rc < 0 || check_stamp(node, sink, err) < 0)
+	if (rc < 0 || check_stamp(node, sink, err) < 0 || follow_size(node, err) < 0)
 		return -1;
-	return follow_size(node, err);
+	node->has_changes = false; /* so far it was repaired, not changed */
+	return 0;
 }
 
 static int open_parts(struct tide_node *node, bool create, struct tide_sink *sink, struct tide_error *err)

@@ -10,13 +10,15 @@
  *   decide   for an action that depends on the state of its nodes, which are open by now: appends the steps that
  *            are run in its place.
  *   prepare  does all that can fail: checks, changes bitmaps in memory, makes targets that have no name yet.
- *   run      work that comes before the reply: tracked writes, new images, restores.  The sidecars of all nodes are
- *            committed by then.
+ *   work     does what takes long and makes what the commit will put in place: a restore's copy.
+ *   member   says what takes part in the commit (job/commit.h) beside the bitmaps of the nodes: a new image's names.
+ *   run      comes after the commit and before the reply: a tracked write.  Nothing can undo it, so it is a transaction
+ *            of its own.
  *   job      returns the backup job that prepare made.  Its work comes after the reply, and it delivers its own events.
  *   clean    frees what the step holds, whatever became of the transaction.
  *
  * An action has decide or prepare; all else may be NULL.  There is no abort: bitmaps change in nodes that are dropped
- * unless they are committed (node.h), and targets have no name until their job gives them one.
+ * unless they are committed (node.h), and targets have no name until a commit gives them one.
  */
 #ifndef TIDE_ACTION_H
 #define TIDE_ACTION_H
@@ -48,6 +50,8 @@ struct tide_action {
 	void (*declare)(struct tide_session *session, const struct tide_step *step);
 	int (*decide)(struct tide_txn *txn, const struct tide_step *step, struct tide_error *err);
 	int (*prepare)(struct tide_session *session, struct tide_step *step, struct tide_error *err);
+	int (*work)(struct tide_session *session, struct tide_step *step, struct tide_error *err);
+	bool (*member)(struct tide_step *step, struct tide_commit_member *member); /* false: it has none */
 	int (*run)(struct tide_session *session, struct tide_step *step, struct tide_error *err);
 	struct tide_backup_job *(*job)(const struct tide_step *step);
 	void (*clean)(struct tide_step *step);

@@ -47,9 +47,18 @@ static int restore_prepare(struct tide_session *session, struct tide_step *step,
 	return 0;
 }
 
-static int restore_run(struct tide_session *session, struct tide_step *step, struct tide_error *err)
+static int restore_work(struct tide_session *session, struct tide_step *step, struct tide_error *err)
 {
 	return tide_restore_run(step->state, err);
+}
+
+static bool restore_member(struct tide_step *step, struct tide_commit_member *member)
+{
+	struct tide_target *target = tide_restore_new_target(step->state);
+
+	if (target)
+		*member = tide_commit_target_member(target);
+	return target != NULL;
 }
 
 static void restore_clean(struct tide_step *step)
@@ -63,7 +72,8 @@ const struct tide_action tide_action_chain_restore = {
 	.fields = restore_fields,
 	.args_size = sizeof(struct tide_chain_restore),
 	.prepare = restore_prepare,
-	.run = restore_run,
+	.work = restore_work,
+	.member = restore_member,
 	.clean = restore_clean,
 };
 
@@ -95,9 +105,10 @@ static int create_prepare(struct tide_session *session, struct tide_step *step, 
 	return 0;
 }
 
-static int create_run(struct tide_session *session, struct tide_step *step, struct tide_error *err)
+static bool create_member(struct tide_step *step, struct tide_commit_member *member)
 {
-	return tide_target_commit(step->state, err);
+	*member = tide_commit_target_member(step->state);
+	return true;
 }
 
 static void create_clean(struct tide_step *step)
@@ -113,7 +124,7 @@ const struct tide_action tide_action_image_create = {
 	.fields = create_fields,
 	.args_size = sizeof(struct tide_image_create),
 	.prepare = create_prepare,
-	.run = create_run,
+	.member = create_member,
 	.clean = create_clean,
 };
 

@@ -11,7 +11,7 @@ struct tide_session {
 	struct tide_sink sink;
 	bool replied;   /* the request at hand has had its reply */
 	unsigned allow; /* enum tide_allow, of drives that requests add */
-	char *group;    /* grouped: the path of the record to be; NULL: nothing to record */
+	char *group;    /* grouped: the path of the commit record that its jobs end with; NULL: none */
 	size_t n_nodes;
 	struct tide_node **nodes;
 };

@@ -1,6 +1,5 @@
 #include "txn.h"
 
-#include <inttypes.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,7 +7,6 @@
 
 #include "base/error.h"
 #include "job/group.h"
-#include "base/lock.h"
 #include "base/mem.h"
 
 struct tide_txn {
@@ -146,21 +144,19 @@ static int defer_changes(struct tide_txn *txn, struct tide_error *err)
 	return 0;
 }
 
-/* A group's record stands beside the first sidecar that the group may change. */
+/* A group's commit record is named before its bitmaps are frozen: beside the first sidecar that may change ... */
 static int name_record(struct tide_txn *txn, struct tide_error *err)
 {
-	uint64_t token;
+	struct tide_session *session = txn->session;
 
-	if (!txn->grouped || tide_lock_token_new(&token, err) < 0)
-		return txn->grouped ? -1 : 0;
-	for (size_t i = 0; i < txn->session->n_nodes && !txn->session->group; i++) {
-		const struct tide_node *node = txn->session->nodes[i];
+	for (size_t i = 0; txn->grouped && i < session->n_nodes && !session->group; i++) {
+		const struct tide_node *node = session->nodes[i];
 
-		if (node->is_open && node->mode == TIDE_NODE_EDIT_BITMAPS) {
-			txn->session->group = tide_mem_printf(err, "%s.group-%" PRIx64, node->sidecar_path, token);
-			if (!txn->session->group)
-				return -1;
-		}
+		if (!node->is_open || node->mode == TIDE_NODE_READ || !node->sidecar_path)
+			continue;
+		session->group = tide_commit_record_path(node->sidecar_path, err);
+		if (!session->group)
+			return -1;
 	}
 	return 0;
 }
@@ -168,42 +164,45 @@ static int name_record(struct tide_txn *txn, struct tide_error *err)
 /* ... or, where no sidecar changes, beside the first target. */
 static int name_late(struct tide_txn *txn, struct tide_error *err)
 {
-	uint64_t token;
-
 	for (size_t i = 0; txn->grouped && i < txn->n && !txn->session->group; i++) {
 		const struct tide_step *step = &txn->steps[i];
 
 		if (!step->action->job)
 			continue;
-		if (tide_lock_token_new(&token, err) < 0)
-			return -1;
-		txn->session->group =
-		        tide_mem_printf(err, "%s.group-%" PRIx64, tide_backup_target(step->action->job(step)), token);
+		txn->session->group = tide_commit_record_path(tide_backup_target(step->action->job(step)), err);
 		if (!txn->session->group)
 			return -1;
 	}
 	return 0;
 }
 
-/* Repeating what a group that died had done would replace its targets by backups of nothing. */
+static bool has_completed(const struct tide_node *node, const char *path)
+{
+	const char *p = node->completed.buf, *end = p ? p + node->completed.len : p;
+
+	for (; p < end; p += strlen(p) + 1) {
+		if (!strcmp(p, path))
+			return true;
+	}
+	return false;
+}
+
+/* Repeating a request that died after its commit would replace its targets by backups of nothing. */
 static int refuse_completed(struct tide_txn *txn, struct tide_error *err)
 {
-	bool jobs = false;
+	for (size_t i = 0; i < txn->n * txn->session->n_nodes; i++) {
+		const struct tide_step *step = &txn->steps[i / txn->session->n_nodes];
+		const struct tide_node *node = txn->session->nodes[i % txn->session->n_nodes];
 
-	for (size_t i = 0; i < txn->n; i++)
-		jobs |= txn->steps[i].action->job != NULL;
-	for (size_t i = 0; jobs && i < txn->session->n_nodes; i++) {
-		const struct tide_node *node = txn->session->nodes[i];
-
-		if (!node->completed)
+		if (!step->action->job || !has_completed(node, tide_backup_target(step->action->job(step))))
 			continue;
-		tide_error_set(err, TIDE_E_REFUSED,
-		               "A grouped transaction on '%s' had died after it had succeeded; its targets are in "
-		               "place now, and "
-		               "nothing else was done",
-		               node->path);
-		return tide_error_hint(err,
-		                       "if this was it, do not repeat it: the next backup needs targets of its own");
+		tide_error_set(
+		        err, TIDE_E_REFUSED,
+		        "A transaction on '%s' was interrupted after its commit; it has been completed now, and this "
+		        "request was not run",
+		        node->path);
+		return tide_error_hint(
+		        err, "if it was this one, do not repeat it: the next backup needs a target of its own");
 	}
 	return 0;
 }
@@ -228,9 +227,19 @@ static int decide(struct tide_txn *txn, struct tide_error *err)
 	return 0;
 }
 
+/* What cannot be undone would be left when another action fails. */
+static int check_alone(const struct tide_txn *txn, struct tide_error *err)
+{
+	for (size_t i = 0; i < txn->n; i++) {
+		if (txn->steps[i].action->run && txn->n > 1)
+			return tide_error_set(err, TIDE_E_REFUSED, "A write to an image is a transaction of its own");
+	}
+	return 0;
+}
+
 static int prepare_all(struct tide_txn *txn, struct tide_error *err)
 {
-	if (open_nodes(txn, err) < 0 || decide(txn, err) < 0 || refuse_completed(txn, err) < 0 ||
+	if (check_alone(txn, err) < 0 || open_nodes(txn, err) < 0 || decide(txn, err) < 0 ||
 	    defer_changes(txn, err) < 0 || name_record(txn, err) < 0)
 		return -1;
 	for (size_t i = 0; i < txn->n; i++) {
@@ -240,10 +249,48 @@ static int prepare_all(struct tide_txn *txn, struct tide_error *err)
 	return 0;
 }
 
-static int commit_nodes(struct tide_txn *txn, struct tide_error *err)
+/* ---- committing -------------------------------------------------------------------- */
+
+static int commit(struct tide_txn *txn, const struct tide_commit_member *members, size_t n, struct tide_error *err)
+{
+	struct tide_commit commit = {
+		.members = members,
+		.n = n,
+		.sink = &txn->session->sink,
+	};
+
+	return tide_commit_run(&commit, NULL, err);
+}
+
+/* What a death undoes by itself: bitmaps frozen for jobs, and what opening has repaired.  Each node may go alone. */
+static int commit_undoable(struct tide_txn *txn, struct tide_error *err)
+{
+	for (size_t i = 0; i < txn->session->n_nodes; i++) {
+		struct tide_node *node = txn->session->nodes[i];
+		struct tide_commit_member member = tide_commit_node_member(node);
+
+		if (node->is_open && !node->has_changes && commit(txn, &member, 1, err) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+/* All that the transaction changes before its jobs run. */
+static int commit_all(struct tide_txn *txn, struct tide_error *err)
 {
 	struct tide_session *session = txn->session;
+	TIDE_AUTOFREE struct tide_commit_member *members =
+	        tide_mem_alloc(session->n_nodes + txn->n + 1, sizeof(*members), err);
+	size_t n = 0;
 
+	if (!members)
+		return -1;
+	for (size_t i = 0; i < txn->n; i++) {
+		struct tide_step *step = &txn->steps[i];
+
+		if (step->action->member && step->action->member(step, &members[n]))
+			n++;
+	}
 	for (size_t i = 0; i < session->n_nodes; i++) {
 		struct tide_node *node = session->nodes[i];
 
@@ -251,21 +298,24 @@ static int commit_nodes(struct tide_txn *txn, struct tide_error *err)
 			continue;
 		if (node->base && tide_node_begin_deferred(node, session->group, err) < 0)
 			return -1;
-		if (tide_node_stage(node, err) < 0)
-			return -1;
+		if (node->has_changes)
+			members[n++] = tide_commit_node_member(node);
 	}
-	for (size_t i = 0; i < session->n_nodes; i++) {
-		if (session->nodes[i]->is_open && tide_node_commit(session->nodes[i], err) < 0)
-			return -1;
-	}
-	for (size_t i = 0; i < session->n_nodes; i++) {
-		if (session->nodes[i]->is_open)
-			tide_node_unlock_store(session->nodes[i]);
-	}
-	return 0;
+	return commit_undoable(txn, err) < 0 || commit(txn, members, n, err) < 0 ? -1 : 0;
 }
 
 /* ---- running ----------------------------------------------------------------------- */
+
+static int work_steps(struct tide_txn *txn, struct tide_error *err)
+{
+	for (size_t i = 0; i < txn->n; i++) {
+		struct tide_step *step = &txn->steps[i];
+
+		if (step->action->work && step->action->work(txn->session, step, err) < 0)
+			return -1;
+	}
+	return 0;
+}
 
 static int run_steps(struct tide_txn *txn, struct tide_error *err)
 {
@@ -400,9 +450,20 @@ static void drop_jobs(struct tide_txn *txn)
 	}
 }
 
+/* Some bitmaps may have been frozen on disk before the commit failed. */
+static void thaw_jobs(struct tide_txn *txn)
+{
+	for (size_t i = 0; i < txn->n; i++) {
+		const struct tide_step *step = &txn->steps[i];
+
+		if (step->action->job)
+			tide_backup_thaw(step->action->job(step));
+	}
+}
+
 static int run_txn(struct tide_txn *txn, struct tide_error *err)
 {
-	if (prepare_all(txn, err) < 0 || name_late(txn, err) < 0) {
+	if (prepare_all(txn, err) < 0 || refuse_completed(txn, err) < 0 || name_late(txn, err) < 0) {
 		drop_jobs(txn);
 		return -1;
 	}
@@ -411,7 +472,8 @@ static int run_txn(struct tide_txn *txn, struct tide_error *err)
 		reply(txn);
 		return 0;
 	}
-	if (commit_nodes(txn, err) < 0 || run_steps(txn, err) < 0) {
+	if (work_steps(txn, err) < 0 || commit_all(txn, err) < 0 || run_steps(txn, err) < 0) {
+		thaw_jobs(txn);
 		drop_jobs(txn);
 		return -1;
 	}

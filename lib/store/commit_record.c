@@ -26,6 +26,7 @@ int tide_commit_record_add(struct tide_commit_record *record, const char *from, 
 		tide_strbuf_adds(&record->text, MAGIC);
 	tide_strbuf_add(&record->text, from, strlen(from) + 1);
 	tide_strbuf_add(&record->text, to, strlen(to) + 1);
+	record->count++;
 	return record->text.failed ? tide_error_set_nomem(err) : 0;
 }
 
@@ -58,6 +59,7 @@ int tide_commit_record_add_switch(struct tide_commit_record *record, const char 
 		tide_strbuf_adds(&record->text, MAGIC);
 	tide_strbuf_add(&record->text, text.buf, text.len + 1);
 	tide_strbuf_add(&record->text, image, strlen(image) + 1);
+	record->count++;
 	rc = text.failed || record->text.failed ? tide_error_set_nomem(err) : 0;
 	tide_strbuf_release(&text);
 	return rc;
@@ -126,7 +128,7 @@ static int write_durable(struct tide_commit_record *record, const char *path, bo
 	return rc;
 }
 
-int tide_commit_record_commit(struct tide_commit_record *record, const char *path, struct tide_error *err)
+int tide_commit_record_write(struct tide_commit_record *record, const char *path, struct tide_error *err)
 {
 	struct tide_error why = TIDE_ERROR_INIT;
 
@@ -137,6 +139,29 @@ int tide_commit_record_commit(struct tide_commit_record *record, const char *pat
 		tide_error_move(err, &why);
 		return tide_error_wrap(err, "Could not write the group's record '%s'", path);
 	}
+	return 0;
+}
+
+int tide_commit_record_sync_names(const struct tide_commit_record *record, struct tide_error *err)
+{
+	const char *p = record->text.buf ? strchr(record->text.buf, '\n') + 1 : NULL;
+	const char *end = p ? record->text.buf + record->text.len : NULL;
+
+	while (p < end) {
+		if (*p == '/' && tide_sysio_fsync_dir(p, err) < 0)
+			return -1;
+		p += strlen(p) + 1;
+		p += strlen(p) + 1;
+	}
+	return 0;
+}
+
+int tide_commit_record_revoke(const char *path, struct tide_error *err)
+{
+	if (unlink(path) < 0)
+		return tide_error_set_sys(err, errno, "Could not remove '%s'", path);
+	/* It is gone for everybody but a loss of power; there is nothing better to do when this fails. */
+	tide_sysio_fsync_dir(path, NULL);
 	return 0;
 }
 
@@ -245,7 +270,7 @@ static int rename_one(const char *from, const char *to, struct tide_error *err)
 	return tide_sysio_fsync_dir(to, err);
 }
 
-int tide_commit_record_roll_forward(const char *path, struct tide_error *err)
+int tide_commit_record_roll_forward(const char *path, struct tide_strbuf *names, struct tide_error *err)
 {
 	TIDE_AUTOFREE char *text = NULL;
 	size_t len = 0;
@@ -263,6 +288,8 @@ int tide_commit_record_roll_forward(const char *path, struct tide_error *err)
 			return tide_error_set(err, TIDE_E_CORRUPT, "The group's record '%s' is damaged", path);
 		if (rename_one(p, to, err) < 0)
 			return -1;
+		if (names)
+			tide_strbuf_add(names, to, strlen(to) + 1);
 		p = to + strlen(to) + 1;
 	}
 	if (rename(path, done) < 0 && errno != ENOENT)
@@ -274,6 +301,7 @@ void tide_commit_record_forget(const char *path)
 {
 	TIDE_AUTOFREE char *done = tide_mem_printf(NULL, "%s.done", path);
 
+	unlink(path);
 	if (done)
 		unlink(done);
 }

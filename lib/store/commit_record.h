@@ -19,11 +19,12 @@
 
 struct tide_commit_record {
 	struct tide_strbuf text;
+	size_t count; /* of renames and switches */
 };
 
-#define TIDE_COMMIT_RECORD_INIT  \
-	{                        \
-		TIDE_STRBUF_INIT \
+#define TIDE_COMMIT_RECORD_INIT     \
+	{                           \
+		TIDE_STRBUF_INIT, 0 \
 	}
 
 /* Absolute paths. */
@@ -35,17 +36,22 @@ int tide_commit_record_add_switch(struct tide_commit_record *record, const char 
 /* That of this image, in a record that has been rolled forward or not: 1, or 0: there is none; -1 error. */
 int tide_commit_record_find_switch(const char *path, const char *image, struct tide_driver_switch *sw,
                                    struct tide_stamp *stamp, struct tide_error *err);
+/* Makes the temporary names durable: before the decision. */
+int tide_commit_record_sync_names(const struct tide_commit_record *record, struct tide_error *err);
 /* Makes the decision: the record is at path, durable. */
-int tide_commit_record_commit(struct tide_commit_record *record, const char *path, struct tide_error *err);
+int tide_commit_record_write(struct tide_commit_record *record, const char *path, struct tide_error *err);
+/* Takes the decision back, durably.  The caller knows that no rename has been made. */
+int tide_commit_record_revoke(const char *path, struct tide_error *err);
 void tide_commit_record_release(struct tide_commit_record *record);
 
 /*
  * Makes all renames that are not made yet, durably; then the record has ".done" appended to its name, so that whoever
  * still comes by a pointer knows.  1: done, now or before; 0: there is no record; -1 error, and the record stays.
+ * names (may be NULL) gets the final names, each with a NUL after it.
  */
-int tide_commit_record_roll_forward(const char *path, struct tide_error *err);
+int tide_commit_record_roll_forward(const char *path, struct tide_strbuf *names, struct tide_error *err);
 
-/* Once no pointer leads there any more. */
+/* Everything in it is done. */
 void tide_commit_record_forget(const char *path);
 
 /*

@@ -6,7 +6,6 @@ already, reflinks, and the server that records writes.
 import contextlib
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -128,8 +127,7 @@ def define(death):
             for _, s in shared:
                 s.place = reflinks
             table += shared
-        only = re.compile(os.environ.get("ONLY", ""))
-        table = [(base, s) for base, s in table if only.search(s.name)]
+        table = death.chosen(table)
         for base, s in table:
             s.prepare(os.path.join(top, base))
         return [s for _, s in table]

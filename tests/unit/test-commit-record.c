@@ -74,8 +74,8 @@ static int follow(const char *from, const char *to, struct tide_error *err)
 
 	unlink(unit_path("record"));
 	if (tide_commit_record_add(&record, from, to, err) == 0 &&
-	    tide_commit_record_commit(&record, unit_path("record"), err) == 0)
-		rc = tide_commit_record_roll_forward(unit_path("record"), err);
+	    tide_commit_record_write(&record, unit_path("record"), err) == 0)
+		rc = tide_commit_record_roll_forward(unit_path("record"), NULL, err);
 	tide_commit_record_release(&record);
 	return rc;
 }

@@ -1,0 +1,223 @@
+/*
+ * A backup job as a member of a commit: its target's names, and what becomes of its bitmap.
+ *
+ * The table in backup.h says what the bitmap holds afterwards.  The same steps serve all three outcomes: success; a
+ * failure whose partial target is kept (bitmap-mode always); and failure, which leaves the target alone and merges the
+ * bitmap's two halves again.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "backup_job.h"
+#include "base/error.h"
+#include "node/node_inside.h"
+
+/* ---- the bitmap -------------------------------------------------------------------- */
+
+static struct tide_sidecar *store_of(const struct tide_backup_job *job)
+{
+	return job->is_inside ? job->node->inside : job->node->sc;
+}
+
+/* Where this job's bitmap is, or -1. */
+static long find_own(const struct tide_backup_job *job)
+{
+	const struct tide_sidecar *store = store_of(job);
+
+	if (job->is_inside)
+		return tide_sidecar_find(store, job->bitmap);
+	for (size_t i = 0; i < store->n; i++) {
+		if (store->items[i]->token == job->token)
+			return (long)i;
+	}
+	return -1;
+}
+
+static bool is_older(const struct tide_backup_job *job, const char *name)
+{
+	for (size_t i = 0; i < job->n_older; i++) {
+		if (!strcmp(job->older[i], name))
+			return true;
+	}
+	return false;
+}
+
+/* An empty bitmap that records, whatever was wrong with the one before. */
+static struct tide_bitmap *begin_anew(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry,
+                                      struct tide_error *err)
+{
+	struct tide_bitmap *bm = tide_bitmap_new(tide_image_size(job->node->image), entry->granularity, err);
+
+	if (!bm)
+		return NULL;
+	tide_node_replace_bitmap(job->node, entry, bm);
+	entry->untracked = false;
+	entry->enabled = true;
+	return bm;
+}
+
+/* What the bitmap holds, cleared or as it is. */
+static struct tide_bitmap *contents(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry, bool ok,
+                                    bool clears, struct tide_error *err)
+{
+	if (ok && job->reset_bitmap)
+		return begin_anew(job, entry, err);
+	if (clears)
+		return tide_node_bitmap_clear(job->node, entry, err);
+	return job->is_inside ? tide_node_bitmap(job->node, entry, err)
+	                      : tide_node_bitmap_for_change(job->node, entry, err);
+}
+
+static int settle_entry(struct tide_backup_job *job, struct tide_error *err)
+{
+	bool ok = job->outcome == TIDE_BACKUP_SUCCEEDED, kept = job->outcome == TIDE_BACKUP_KEPT;
+	bool clears = (ok && job->bitmap_mode != TIDE_BITMAP_MODE_NEVER) || kept;
+	struct tide_sidecar *store = store_of(job);
+	long index = find_own(job);
+	struct tide_sidecar_bitmap *entry;
+	struct tide_bitmap *bm;
+	size_t newer = 0;
+
+	if (index < 0)
+		return tide_error_set(err, TIDE_E_CORRUPT, "The bitmap '%s' is no longer this job's", job->bitmap);
+	entry = store->items[index];
+	bm = contents(job, entry, ok, clears, err);
+	if (!bm)
+		return -1;
+	if (kept) {
+		TIDE_AUTOBITMAP struct tide_bitmap *rest =
+		        tide_copy_plan(tide_bitmap_size(bm), entry->granularity, job->copy.todo, err);
+
+		if (!rest || tide_bitmap_merge(bm, rest, err) < 0)
+			return -1;
+	}
+	if (tide_sidecar_bitmap_thaw(store, entry, err) < 0)
+		return -1;
+	if (!clears)
+		return 0;
+	/* To where QEMU's successor stands, which takes over: the front as it was when the job began. */
+	entry = tide_sidecar_take(store, (size_t)index);
+	while (newer < store->n && !is_older(job, store->items[newer]->name))
+		newer++;
+	return tide_sidecar_insert(store, newer, entry, err);
+}
+
+/*
+ * Puts the settled bitmap into the node in memory.  A node that is not locked for it here has nothing to settle: after
+ * a failure an image holds what it held before, and a bitmap that was to come with a group has never been.
+ */
+static int settle_bitmap(struct tide_backup_job *job, struct tide_error *err)
+{
+	bool ok = job->outcome == TIDE_BACKUP_SUCCEEDED, failed = job->outcome == TIDE_BACKUP_FAILED;
+	int rc;
+
+	if (!job->token || (job->is_inside && !ok && tide_node_inside_reload(job->node, err) < 0))
+		return job->token ? -1 : 0;
+	if (job->is_inside && failed)
+		return 0;
+	job->is_settling = true;
+	rc = ok || job->is_inside ? tide_node_begin_settling(job->node, job->sink, err)
+	                          : tide_node_relock_store(job->node, job->sink, err);
+	if (rc == 0 && !ok && (job->node->after || job->is_inside) && find_own(job) < 0)
+		return 0;
+	return rc < 0 ? -1 : settle_entry(job, err);
+}
+
+/* ---- the member -------------------------------------------------------------------- */
+
+static struct tide_node *member_node(void *member)
+{
+	const struct tide_backup_job *job = member;
+
+	return job->node;
+}
+
+static int stage(void *member, struct tide_error *err)
+{
+	struct tide_backup_job *job = member;
+
+	job->is_settling = false;
+	if (job->outcome != TIDE_BACKUP_FAILED && tide_target_stage(&job->target, err) < 0) {
+		job->unsound = true;
+		return -1;
+	}
+	if (settle_bitmap(job, err) < 0 || (job->is_settling && tide_node_stage(job->node, err) < 0))
+		return tide_error_wrap(err, "The bitmap '%s' could not be updated", job->bitmap);
+	return 0;
+}
+
+static unsigned count(const void *member)
+{
+	const struct tide_backup_job *job = member;
+	unsigned n = job->outcome == TIDE_BACKUP_FAILED ? 0 : tide_target_count_renames(&job->target);
+
+	return n + (job->is_settling ? tide_node_count_changes(job->node) : 0);
+}
+
+static int add_to_record(void *member, struct tide_commit_record *record, struct tide_error *err)
+{
+	struct tide_backup_job *job = member;
+
+	if (job->outcome != TIDE_BACKUP_FAILED && tide_target_add_to_record(&job->target, record, err) < 0)
+		return -1;
+	return job->is_settling ? tide_node_add_to_record(job->node, record, err) : 0;
+}
+
+static void recorded(void *member)
+{
+	struct tide_backup_job *job = member;
+
+	tide_target_recorded(&job->target);
+	tide_node_recorded(job->node);
+}
+
+static void unrecorded(void *member)
+{
+	struct tide_backup_job *job = member;
+
+	tide_target_unrecorded(&job->target);
+	tide_node_unrecorded(job->node);
+}
+
+/* The target first: a bitmap is never settled for a backup that has no name. */
+static int commit(void *member, struct tide_error *err)
+{
+	struct tide_backup_job *job = member;
+
+	if (job->outcome != TIDE_BACKUP_FAILED && tide_target_name(&job->target, err) < 0)
+		return -1;
+	return job->is_settling ? tide_node_commit(job->node, err) : 0;
+}
+
+static bool is_untouched(const void *member)
+{
+	const struct tide_backup_job *job = member;
+
+	return tide_target_is_untouched(&job->target) && tide_node_is_untouched(job->node);
+}
+
+static void unlock(void *member)
+{
+	struct tide_backup_job *job = member;
+
+	if (job->is_settling)
+		tide_node_unlock_store(job->node);
+	job->is_settling = false;
+}
+
+struct tide_commit_member tide_backup_member(struct tide_backup_job *job)
+{
+	static const struct tide_commit_ops ops = {
+		.node = member_node,
+		.stage = stage,
+		.count = count,
+		.add_to_record = add_to_record,
+		.recorded = recorded,
+		.unrecorded = unrecorded,
+		.commit = commit,
+		.is_untouched = is_untouched,
+		.unlock = unlock,
+	};
+
+	return (struct tide_commit_member){ &ops, job };
+}
