@@ -330,6 +330,8 @@ static const char *const schemes[] = { "nbd",        "nbds",    "nbd+unix", "nbd
 const struct tide_image_driver tide_nbd_driver = {
 	.name = "nbd",
 	.schemes = schemes,
+	.options = tide_nbd_options,
+	.options_uri = tide_nbd_options_uri,
 	.uri_noun = "an NBD export",
 	.uri_example = "nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH",
 	.uri_raw_hint = "let the server read the image: qemu-nbd -f FORMAT",

@@ -126,4 +126,8 @@ int tide_nbd_extent(void *state, uint64_t off, uint64_t len, struct tide_extent 
 void tide_nbd_forget_map(struct tide_nbd *nbd);
 int tide_nbd_bitmap_read(void *state, size_t index, struct tide_bitmap **out, struct tide_error *err);
 
+/* nbd_options.c: see driver.h */
+extern const struct tide_driver_option tide_nbd_options[];
+int tide_nbd_options_uri(const struct tide_json *object, char **uri, const char **socket, struct tide_error *err);
+
 #endif

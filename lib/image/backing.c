@@ -81,14 +81,20 @@ static int take_string(char **to, const char *key, const struct tide_json *json,
 	return *to ? 0 : -1;
 }
 
-static int take_protocol(const char *key, const struct tide_json *json, struct tide_error *err)
+bool tide_backing_is_file_driver(const char *driver)
 {
 	static const char *const drivers[] = { "file", "host_device", NULL };
+
+	return is_word(driver, drivers);
+}
+
+static int take_protocol(const char *key, const struct tide_json *json, struct tide_error *err)
+{
 	TIDE_AUTOFREE char *driver = NULL;
 
 	if (take_string(&driver, key, json, err) < 0)
 		return -1;
-	if (is_word(driver, drivers))
+	if (tide_backing_is_file_driver(driver))
 		return 0;
 	return tide_error_set(err, TIDE_E_UNSUPPORTED, "it needs the driver '%s', which this version does not support",
 	                      driver);

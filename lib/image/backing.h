@@ -49,6 +49,9 @@ void tide_backing_release(struct tide_backing *backing);
 /* The path that a plain name means in the image at path; the caller frees it. */
 char *tide_backing_join(const char *path, const char *name, struct tide_error *err);
 
+/* Is it QEMU's driver of plain files, or that of block devices?  Neither is a format. */
+bool tide_backing_is_file_driver(const char *driver);
+
 /* Does the name begin with a protocol, as QEMU sees it: is its first colon before any slash? */
 bool tide_backing_has_protocol(const char *name);
 

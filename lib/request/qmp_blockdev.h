@@ -1,9 +1,9 @@
 /*
  * blockdev-add's arguments, a tree of block drivers, and the one image that they come down to.
  *
- * Decoded as QEMU's schema has them: a format (raw, qcow2) over a protocol (file, host_device, nbd), or nbd by
- * itself.  An export becomes its URI, in which whatever is not a plain character is escaped.  What QEMU knows and
- * this version does not is refused by name.
+ * They are decoded as QEMU's schema has them: a format over a file, or a driver with options of its own, alone or
+ * below a raw format.  The drivers say which they are, which options they have, and which URI the options come down
+ * to.  Options that QEMU knows and this version does not are refused by name.
  */
 #ifndef TIDE_QMP_BLOCKDEV_H
 #define TIDE_QMP_BLOCKDEV_H
@@ -13,8 +13,8 @@
 struct tide_qmp_blockdev {
 	const char *node_name; /* NULL: none; like format, not owned */
 	const char *format;
-	char *path; /* of a file, or a URI */
-	bool is_export;
+	char *path;         /* of a file, or a URI */
+	bool is_export;     /* path is a URI */
 	const char *socket; /* the path of its server's Unix socket, or NULL; not owned */
 };
 
