@@ -64,6 +64,10 @@ UNITS := $(UNIT_SRC:tests/unit/%.c=$(BUILD)/unit/%)
 FORMATS_SRC := $(shell grep -l 'include TIDE_FORMATS' lib/*/*.c)
 UNIT_OBJ := $(BUILD)/obj/tests/unit/memory_driver.o $(FORMATS_SRC:%.c=$(BUILD)/unit/%.o)
 UNIT_FORMATS := -Itests/unit -include tests/unit/memory_driver.h -DTIDE_FORMATS='"memory_formats.def"'
+# One program, built against other versions of the public header.
+ABI_HEADERS := $(wildcard tests/abi/*/tidemark.h)
+ABI_NAMES := $(ABI_HEADERS:tests/abi/%/tidemark.h=%) shorter longer
+ABI_TESTS := $(ABI_NAMES:%=$(BUILD)/unit/test-abi-%)
 HELPER_SRC := $(wildcard tests/helpers/*.c)
 HELPERS := $(HELPER_SRC:tests/helpers/%.c=$(BUILD)/helpers/%)
 PRELOADS := $(BUILD)/helpers/faults.so $(BUILD)/helpers/record.so
@@ -171,6 +175,16 @@ $(BUILD)/unit/libmemory.a: $(UNIT_OBJ)
 $(UNITS): $(BUILD)/unit/%: $(BUILD)/obj/tests/unit/%.o $(BUILD)/unit/libmemory.a $(BUILD)/lib/libtidemark.a
 	@mkdir -p $(@D)
 	$(call say,LINK,$@)$(CC) $(ALL_CFLAGS) -o $@ $< $(BUILD)/unit/libmemory.a $(BUILD)/lib/libtidemark.a $(LDFLAGS) $(LIB_LIBS)
+$(BUILD)/abi/shorter/tidemark.h $(BUILD)/abi/longer/tidemark.h: $(BUILD)/abi/%/tidemark.h: lib/tidemark.h tests/abi/make-header
+	@mkdir -p $(@D)
+	$(call say,GEN,$@)tests/abi/make-header $* $@
+$(BUILD)/abi/%/tidemark.h: tests/abi/%/tidemark.h
+	@mkdir -p $(@D)
+	@cp $< $@
+$(ABI_TESTS): $(BUILD)/unit/test-abi-%: $(BUILD)/abi/%/tidemark.h tests/abi/caller.c tests/unit/unit.h $(BUILD)/lib/libtidemark.so $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(call say,LINK,$@)$(CC) $(ALL_CFLAGS) -I$(BUILD)/abi/$* -Ilib -Itests/unit -o $@ tests/abi/caller.c -L$(BUILD)/lib -ltidemark \
+		'-Wl,-rpath,$$ORIGIN/../lib' $(LDHARDEN) $(LDFLAGS)
 $(HELPERS): $(BUILD)/helpers/%: $(BUILD)/obj/tests/helpers/%.o $(BUILD)/lib/libtidemark.a
 	@mkdir -p $(@D)
 	$(call say,LINK,$@)$(CC) $(ALL_CFLAGS) -o $@ $< $(BUILD)/lib/libtidemark.a $(LDFLAGS) $(LIB_LIBS)
@@ -218,8 +232,8 @@ PARALLEL = $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(shell nproc))
 check:
 	@$(MAKE) $(PARALLEL) check-build
 	@BUILD=$(abspath $(BUILD)) tests/run $(SUITES)
-check-build: all $(UNITS) $(HELPERS) $(PRELOADS) $(if $(SAN),,$(FUZZERS))
-check-quick: all $(UNITS) $(HELPERS)
+check-build: all $(UNITS) $(ABI_TESTS) $(HELPERS) $(PRELOADS) $(if $(SAN),,$(FUZZERS))
+check-quick: all $(UNITS) $(ABI_TESTS) $(HELPERS)
 	@BUILD=$(abspath $(BUILD)) tests/run unit cli
 lint: all
 	@BUILD=$(abspath $(BUILD)) tests/run lint

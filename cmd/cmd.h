@@ -74,7 +74,8 @@ void cmd_catch_signals(struct cmd *c);
 int cmd_begin(struct cmd *c, struct tide_error *err);
 
 /* The whole of a command that takes IMAGE NAME and nothing else. */
-int cmd_run_bitmap(struct cmd *c, int (*action)(struct tide_txn *, const struct tide_bitmap_ref *, struct tide_error *),
+int cmd_run_bitmap(struct cmd *c,
+                   int (*action)(struct tide_txn *, const struct tide_bitmap_edit *, struct tide_error *),
                    struct tide_error *err);
 
 /* What a --output option chose; every list of outputs starts with the one for people. */

@@ -196,10 +196,11 @@ int cmd_begin(struct cmd *c, struct tide_error *err)
 	return 0;
 }
 
-int cmd_run_bitmap(struct cmd *c, int (*action)(struct tide_txn *, const struct tide_bitmap_ref *, struct tide_error *),
+int cmd_run_bitmap(struct cmd *c,
+                   int (*action)(struct tide_txn *, const struct tide_bitmap_edit *, struct tide_error *),
                    struct tide_error *err)
 {
-	struct tide_bitmap_ref args = { .name = c->args[1] };
+	struct tide_bitmap_edit args = { .name = c->args[1] };
 
 	if (cmd_add_image(c, err) || cmd_begin(c, err))
 		return -1;

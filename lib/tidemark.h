@@ -16,6 +16,16 @@
  * may be NULL.  Threads: a session belongs to one thread; only tide_session_cancel may be
  * called from another thread or a signal handler.
  *
+ * Versions: a program keeps working with later versions of the library.  Structures only grow, at their end, and all
+ * zero is the default of what is new.
+ *   - A structure that the program makes is passed with its size, which the functions below do unseen.  A smaller one
+ *     than the library's is extended by zeroes; a larger one is refused as unsupported (TIDE_E_UNSUPPORTED) if what the
+ *     library does not know of it is not zero.  So it has to be all zero before its members are set.
+ *   - A structure that the library returns or hands to a callback is allocated by the library, and lists of such are
+ *     arrays of pointers.  A program must not copy one, or take its size.
+ *   - struct tide_error, tide_range and tide_bitmap_ref are final: they stay as they are.
+ *   - Enumerations and flags get new values: a program has to expect values that it does not know.
+ *
  * Semantics follow QEMU 7.2's QMP commands of the same names; tidemark(7) lists where
  * they differ on purpose.
  */
@@ -100,7 +110,7 @@ struct tide_session_options {
 	bool job_events; /* deliver JOB_STATUS_CHANGE too */
 };
 
-struct tide_session *tide_session_new(const struct tide_session_options *options, struct tide_error *err);
+static inline struct tide_session *tide_session_new(const struct tide_session_options *options, struct tide_error *err);
 void tide_session_free(struct tide_session *session);
 
 /* Cancels every job of the session, now running or started later.  Async-signal-safe. */
@@ -137,8 +147,8 @@ struct tide_drive {
 };
 
 /* Makes an image known to the session.  Opens nothing.  *id (may be NULL) is the name it got, owned by the session. */
-int tide_session_add_drive(struct tide_session *session, const struct tide_drive *drive, const char **id,
-                           struct tide_error *err);
+static inline int tide_session_add_drive(struct tide_session *session, const struct tide_drive *drive, const char **id,
+                                         struct tide_error *err);
 
 /* ---- transactions ------------------------------------------------------------------ */
 
@@ -175,6 +185,12 @@ struct tide_bitmap_add {
 };
 
 /* The arguments of bitmap-remove, -clear, -enable and -disable. */
+struct tide_bitmap_edit {
+	const char *node;
+	const char *name;
+};
+
+/* A bitmap, in the arguments below.  Final. */
 struct tide_bitmap_ref {
 	const char *node;
 	const char *name;
@@ -200,6 +216,7 @@ struct tide_bitmap_transfer {
 	enum tide_store_kind store;
 };
 
+/* Final. */
 struct tide_range {
 	uint64_t off, len;
 };
@@ -323,29 +340,42 @@ struct tide_chain_restore {
 	const char *settings; /* the same, as tide_image_create's; or NULL */
 };
 
-int tide_txn_bitmap_add(struct tide_txn *txn, const struct tide_bitmap_add *args, struct tide_error *err);
-int tide_txn_bitmap_remove(struct tide_txn *txn, const struct tide_bitmap_ref *args, struct tide_error *err);
-int tide_txn_bitmap_clear(struct tide_txn *txn, const struct tide_bitmap_ref *args, struct tide_error *err);
-int tide_txn_bitmap_enable(struct tide_txn *txn, const struct tide_bitmap_ref *args, struct tide_error *err);
-int tide_txn_bitmap_disable(struct tide_txn *txn, const struct tide_bitmap_ref *args, struct tide_error *err);
-int tide_txn_bitmap_merge(struct tide_txn *txn, const struct tide_bitmap_merge *args, struct tide_error *err);
-int tide_txn_bitmap_mark(struct tide_txn *txn, const struct tide_bitmap_mark *args, struct tide_error *err);
+static inline int tide_txn_bitmap_add(struct tide_txn *txn, const struct tide_bitmap_add *args, struct tide_error *err);
+static inline int tide_txn_bitmap_remove(struct tide_txn *txn, const struct tide_bitmap_edit *args,
+                                         struct tide_error *err);
+static inline int tide_txn_bitmap_clear(struct tide_txn *txn, const struct tide_bitmap_edit *args,
+                                        struct tide_error *err);
+static inline int tide_txn_bitmap_enable(struct tide_txn *txn, const struct tide_bitmap_edit *args,
+                                         struct tide_error *err);
+static inline int tide_txn_bitmap_disable(struct tide_txn *txn, const struct tide_bitmap_edit *args,
+                                          struct tide_error *err);
+static inline int tide_txn_bitmap_merge(struct tide_txn *txn, const struct tide_bitmap_merge *args,
+                                        struct tide_error *err);
+static inline int tide_txn_bitmap_mark(struct tide_txn *txn, const struct tide_bitmap_mark *args,
+                                       struct tide_error *err);
 /* The same, but for the names that QMP's actions have. */
-int tide_txn_bitmap_import(struct tide_txn *txn, const struct tide_bitmap_transfer *args, struct tide_error *err);
-int tide_txn_bitmap_export(struct tide_txn *txn, const struct tide_bitmap_transfer *args, struct tide_error *err);
+static inline int tide_txn_bitmap_import(struct tide_txn *txn, const struct tide_bitmap_transfer *args,
+                                         struct tide_error *err);
+static inline int tide_txn_bitmap_export(struct tide_txn *txn, const struct tide_bitmap_transfer *args,
+                                         struct tide_error *err);
 /*
  * Makes exactly those granules dirty whose content differs from another image's, and the bitmap usable if it was
  * inconsistent.  The comparison is part of preparing: actions after it in the transaction see its result.
  */
-int tide_txn_bitmap_rescan(struct tide_txn *txn, const struct tide_bitmap_rescan *args, struct tide_error *err);
-int tide_txn_image_write(struct tide_txn *txn, const struct tide_image_write *args, struct tide_error *err);
-int tide_txn_image_create(struct tide_txn *txn, const struct tide_image_create *args, struct tide_error *err);
-int tide_txn_backup(struct tide_txn *txn, const struct tide_backup *args, struct tide_error *err);
+static inline int tide_txn_bitmap_rescan(struct tide_txn *txn, const struct tide_bitmap_rescan *args,
+                                         struct tide_error *err);
+static inline int tide_txn_image_write(struct tide_txn *txn, const struct tide_image_write *args,
+                                       struct tide_error *err);
+static inline int tide_txn_image_create(struct tide_txn *txn, const struct tide_image_create *args,
+                                        struct tide_error *err);
+static inline int tide_txn_backup(struct tide_txn *txn, const struct tide_backup *args, struct tide_error *err);
 /* target is the id of another drive, which must exist; format, mode, backing and settings are not looked at. */
-int tide_txn_blockdev_backup(struct tide_txn *txn, const struct tide_backup *args, struct tide_error *err);
+static inline int tide_txn_blockdev_backup(struct tide_txn *txn, const struct tide_backup *args,
+                                           struct tide_error *err);
 /* Always refused: the transaction is undone. */
 int tide_txn_abort(struct tide_txn *txn, struct tide_error *err);
-int tide_txn_chain_restore(struct tide_txn *txn, const struct tide_chain_restore *args, struct tide_error *err);
+static inline int tide_txn_chain_restore(struct tide_txn *txn, const struct tide_chain_restore *args,
+                                         struct tide_error *err);
 
 /* ---- queries ----------------------------------------------------------------------- */
 
@@ -499,8 +529,9 @@ struct tide_chain_options {
  * The chain as far as it can be followed.  What is wrong with it is in the answer; -1 when the top image cannot be
  * looked at, or the comparison ended early.
  */
-int tide_query_chain(struct tide_session *session, const char *node, const struct tide_chain_options *options,
-                     struct tide_chain **chain, struct tide_error *err);
+static inline int tide_query_chain(struct tide_session *session, const char *node,
+                                   const struct tide_chain_options *options, struct tide_chain **chain,
+                                   struct tide_error *err);
 void tide_chain_free(struct tide_chain *chain);
 int tide_reply_chain(struct tide_session *session, const struct tide_chain *chain);
 
@@ -558,14 +589,14 @@ enum tide_extent_flags {
 	TIDE_EXTENT_IS_ZERO = 1 << 1, /* reads as zeroes */
 };
 
-int tide_tracker_open(const struct tide_drive *drive, const struct tide_tracker_options *options,
-                      struct tide_tracker **tracker, struct tide_error *err);
+static inline int tide_tracker_open(const struct tide_drive *drive, const struct tide_tracker_options *options,
+                                    struct tide_tracker **tracker, struct tide_error *err);
 /*
  * Makes all durable and adds what was recorded to the bitmaps.  Frees the tracker, also when it fails: then the next
  * program that opens the node does that.
  */
 int tide_tracker_close(struct tide_tracker *tracker, struct tide_error *err);
-void tide_tracker_get_info(const struct tide_tracker *tracker, struct tide_tracker_info *info);
+static inline void tide_tracker_get_info(const struct tide_tracker *tracker, struct tide_tracker_info *info);
 
 int tide_tracker_read(struct tide_tracker *tracker, void *buf, uint64_t off, uint64_t len, struct tide_error *err);
 int tide_tracker_write(struct tide_tracker *tracker, const void *buf, uint64_t off, uint64_t len, unsigned flags,
@@ -595,8 +626,8 @@ struct tide_stream_options {
 	unsigned allow;       /* as in struct tide_drive, for the drives that commands add */
 };
 
-struct tide_stream *tide_stream_new(struct tide_session *session, int fd, const struct tide_stream_options *options,
-                                    struct tide_error *err);
+static inline struct tide_stream *tide_stream_new(struct tide_session *session, int fd,
+                                                  const struct tide_stream_options *options, struct tide_error *err);
 void tide_stream_free(struct tide_stream *stream);
 
 /*
@@ -654,8 +685,8 @@ const char *tide_ranges_format(size_t i);
  * Reads the ranges that another program recorded from a file descriptor, to its end.  options may be NULL.
  * Nothing is returned unless the whole input made sense.
  */
-int tide_ranges_read(int fd, const struct tide_ranges_options *options, struct tide_range_list **list,
-                     struct tide_error *err);
+static inline int tide_ranges_read(int fd, const struct tide_ranges_options *options, struct tide_range_list **list,
+                                   struct tide_error *err);
 /* The size of the blocks that era_invalidate counts in, from what era_dump prints of the same metadata. */
 int tide_ranges_read_era_dump(int fd, uint64_t *block_size, struct tide_error *err);
 void tide_range_list_free(struct tide_range_list *list);
@@ -670,7 +701,98 @@ int tide_parse_size(const char *text, uint64_t *size, struct tide_error *err);
 char *tide_parse_cut(char *text);
 
 /* "ID=PATH[,format=FORMAT][,sidecar=PATH]", taken apart in place: *drive points into text. */
-int tide_parse_drive(char *text, struct tide_drive *drive, struct tide_error *err);
+static inline int tide_parse_drive(char *text, struct tide_drive *drive, struct tide_error *err);
+
+/* ---- the sizes of structures ------------------------------------------------------- */
+
+/*
+ * What the library exports of the calls above that take a structure: they get its size, as the program that calls has
+ * it, too.  For C and C++ the functions here hide that; a binding for another language calls these.
+ */
+#define TIDE_TXN_CALL(name_, type_)                                                                             \
+	int name_##_sized(struct tide_txn *txn, const struct type_ *args, size_t size, struct tide_error *err); \
+	static inline int name_(struct tide_txn *txn, const struct type_ *args, struct tide_error *err)         \
+	{                                                                                                       \
+		return name_##_sized(txn, args, sizeof(*args), err);                                            \
+	}
+TIDE_TXN_CALL(tide_txn_bitmap_add, tide_bitmap_add)
+TIDE_TXN_CALL(tide_txn_bitmap_remove, tide_bitmap_edit)
+TIDE_TXN_CALL(tide_txn_bitmap_clear, tide_bitmap_edit)
+TIDE_TXN_CALL(tide_txn_bitmap_enable, tide_bitmap_edit)
+TIDE_TXN_CALL(tide_txn_bitmap_disable, tide_bitmap_edit)
+TIDE_TXN_CALL(tide_txn_bitmap_merge, tide_bitmap_merge)
+TIDE_TXN_CALL(tide_txn_bitmap_mark, tide_bitmap_mark)
+TIDE_TXN_CALL(tide_txn_bitmap_import, tide_bitmap_transfer)
+TIDE_TXN_CALL(tide_txn_bitmap_export, tide_bitmap_transfer)
+TIDE_TXN_CALL(tide_txn_bitmap_rescan, tide_bitmap_rescan)
+TIDE_TXN_CALL(tide_txn_image_write, tide_image_write)
+TIDE_TXN_CALL(tide_txn_image_create, tide_image_create)
+TIDE_TXN_CALL(tide_txn_backup, tide_backup)
+TIDE_TXN_CALL(tide_txn_blockdev_backup, tide_backup)
+TIDE_TXN_CALL(tide_txn_chain_restore, tide_chain_restore)
+#undef TIDE_TXN_CALL
+
+struct tide_session *tide_session_new_sized(const struct tide_session_options *options, size_t size,
+                                            struct tide_error *err);
+static inline struct tide_session *tide_session_new(const struct tide_session_options *options, struct tide_error *err)
+{
+	return tide_session_new_sized(options, sizeof(*options), err);
+}
+
+int tide_session_add_drive_sized(struct tide_session *session, const struct tide_drive *drive, size_t size,
+                                 const char **id, struct tide_error *err);
+static inline int tide_session_add_drive(struct tide_session *session, const struct tide_drive *drive, const char **id,
+                                         struct tide_error *err)
+{
+	return tide_session_add_drive_sized(session, drive, sizeof(*drive), id, err);
+}
+
+int tide_query_chain_sized(struct tide_session *session, const char *node, const struct tide_chain_options *options,
+                           size_t size, struct tide_chain **chain, struct tide_error *err);
+static inline int tide_query_chain(struct tide_session *session, const char *node,
+                                   const struct tide_chain_options *options, struct tide_chain **chain,
+                                   struct tide_error *err)
+{
+	return tide_query_chain_sized(session, node, options, sizeof(*options), chain, err);
+}
+
+int tide_tracker_open_sized(const struct tide_drive *drive, size_t drive_size,
+                            const struct tide_tracker_options *options, size_t size, struct tide_tracker **tracker,
+                            struct tide_error *err);
+static inline int tide_tracker_open(const struct tide_drive *drive, const struct tide_tracker_options *options,
+                                    struct tide_tracker **tracker, struct tide_error *err)
+{
+	return tide_tracker_open_sized(drive, sizeof(*drive), options, sizeof(*options), tracker, err);
+}
+
+void tide_tracker_get_info_sized(const struct tide_tracker *tracker, struct tide_tracker_info *info, size_t size);
+static inline void tide_tracker_get_info(const struct tide_tracker *tracker, struct tide_tracker_info *info)
+{
+	tide_tracker_get_info_sized(tracker, info, sizeof(*info));
+}
+
+struct tide_stream *tide_stream_new_sized(struct tide_session *session, int fd,
+                                          const struct tide_stream_options *options, size_t size,
+                                          struct tide_error *err);
+static inline struct tide_stream *tide_stream_new(struct tide_session *session, int fd,
+                                                  const struct tide_stream_options *options, struct tide_error *err)
+{
+	return tide_stream_new_sized(session, fd, options, sizeof(*options), err);
+}
+
+int tide_ranges_read_sized(int fd, const struct tide_ranges_options *options, size_t size,
+                           struct tide_range_list **list, struct tide_error *err);
+static inline int tide_ranges_read(int fd, const struct tide_ranges_options *options, struct tide_range_list **list,
+                                   struct tide_error *err)
+{
+	return tide_ranges_read_sized(fd, options, sizeof(*options), list, err);
+}
+
+int tide_parse_drive_sized(char *text, struct tide_drive *drive, size_t size, struct tide_error *err);
+static inline int tide_parse_drive(char *text, struct tide_drive *drive, struct tide_error *err)
+{
+	return tide_parse_drive_sized(text, drive, sizeof(*drive), err);
+}
 
 #ifdef __cplusplus
 }

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "error.h"
+#include "sized.h"
 
 char *tide_parse_cut(char *text)
 {
@@ -37,7 +38,7 @@ static int parse_setting(const char *setting, struct tide_drive *drive, struct t
 	return 0;
 }
 
-int tide_parse_drive(char *text, struct tide_drive *drive, struct tide_error *err)
+static int parse_drive(char *text, struct tide_drive *drive, struct tide_error *err)
 {
 	char *next = tide_parse_cut(text), *equals = strchr(text, '=');
 
@@ -54,4 +55,13 @@ int tide_parse_drive(char *text, struct tide_drive *drive, struct tide_error *er
 			return -1;
 	}
 	return 0;
+}
+
+int tide_parse_drive_sized(char *text, struct tide_drive *drive, size_t size, struct tide_error *err)
+{
+	struct tide_drive own;
+
+	if (tide_sized_take(&own, sizeof(own), drive, size, err) < 0 || parse_drive(text, &own, err) < 0)
+		return -1;
+	return tide_sized_give(drive, size, &own, sizeof(own), err);
 }

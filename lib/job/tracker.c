@@ -11,12 +11,14 @@
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/error.h"
 #include "base/event.h"
 #include "base/mem.h"
 #include "node/node_log.h"
 #include "base/range.h"
+#include "base/sized.h"
 #include "store/write_log.h"
 
 enum { STRIPES = 64 };
@@ -111,8 +113,8 @@ static struct tide_tracker *tracker_new(const struct tide_drive *drive, const st
 	return NULL;
 }
 
-int tide_tracker_open(const struct tide_drive *drive, const struct tide_tracker_options *options,
-                      struct tide_tracker **tracker, struct tide_error *err)
+static int open_tracker(const struct tide_drive *drive, const struct tide_tracker_options *options,
+                        struct tide_tracker **tracker, struct tide_error *err)
 {
 	enum tide_node_mode mode = options->read_only ? TIDE_NODE_READ : TIDE_NODE_WRITE_DATA;
 	struct tide_tracker *t;
@@ -131,6 +133,19 @@ int tide_tracker_open(const struct tide_drive *drive, const struct tide_tracker_
 	t->clustered = tide_image_info(t->image)->cluster_size > 1;
 	*tracker = t;
 	return 0;
+}
+
+int tide_tracker_open_sized(const struct tide_drive *drive, size_t drive_size,
+                            const struct tide_tracker_options *options, size_t size, struct tide_tracker **tracker,
+                            struct tide_error *err)
+{
+	struct tide_drive own_drive;
+	struct tide_tracker_options own;
+
+	if (tide_sized_take(&own_drive, sizeof(own_drive), drive, drive_size, err) < 0 ||
+	    tide_sized_take(&own, sizeof(own), options, size, err) < 0)
+		return -1;
+	return open_tracker(&own_drive, &own, tracker, err);
 }
 
 static int flush(struct tide_tracker *t, struct tide_error *err)
@@ -161,11 +176,11 @@ int tide_tracker_close(struct tide_tracker *t, struct tide_error *err)
 	return rc;
 }
 
-void tide_tracker_get_info(const struct tide_tracker *t, struct tide_tracker_info *info)
+void tide_tracker_get_info_sized(const struct tide_tracker *t, struct tide_tracker_info *info, size_t size)
 {
 	const struct tide_driver_info *d = tide_image_info(t->image);
 
-	*info = (struct tide_tracker_info){
+	struct tide_tracker_info full = {
 		.size = tide_image_size(t->image),
 		.cluster_size = d->cluster_size,
 		.read_only = t->node->mode != TIDE_NODE_WRITE_DATA,
@@ -173,6 +188,9 @@ void tide_tracker_get_info(const struct tide_tracker *t, struct tide_tracker_inf
 		.fast_zero = tide_image_can_zero_fast(t->image, true),
 		.format = tide_image_format_name(t->image),
 	};
+
+	memset(info, 0, size);
+	memcpy(info, &full, TIDE_MIN(size, sizeof(full)));
 }
 
 /* ---- requests ---- */

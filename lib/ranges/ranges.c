@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "base/mem.h"
 #include "base/range.h"
+#include "base/sized.h"
 #include "base/sysio.h"
 
 /* Far more than any real list; keeps a wrong file from filling the memory. */
@@ -264,20 +265,19 @@ static int read_input(struct tide_ranges_input *in, struct tide_ranges_collector
 	return (read ? read : detect(in))(in, c, err);
 }
 
-int tide_ranges_read(int fd, const struct tide_ranges_options *options, struct tide_range_list **list,
-                     struct tide_error *err)
+int tide_ranges_read_sized(int fd, const struct tide_ranges_options *options, size_t size,
+                           struct tide_range_list **list, struct tide_error *err)
 {
+	struct tide_ranges_options own;
 	struct tide_range_list *new_list TIDE_CLEANUP(free_list) = tide_mem_alloc(1, sizeof(*new_list), err);
 	struct tide_ranges_input in = { .fd = fd };
 	struct tide_ranges_collector c = { .list = new_list };
 	int rc;
 
-	if (!new_list)
+	if (!new_list || tide_sized_take(&own, sizeof(own), options, size, err) < 0)
 		return -1;
-	if (options) {
-		in.format = options->format;
-		in.block_size = options->block_size;
-	}
+	in.format = own.format;
+	in.block_size = own.block_size;
 	rc = read_input(&in, &c, err);
 	free(in.text);
 	if (rc < 0)

@@ -120,23 +120,23 @@ const struct tide_action tide_action_bitmap_add = {
 
 /* ---- remove, clear, enable, disable ------------------------------------------------ */
 
-static const struct tide_qmp_field ref_fields[] = {
-	TIDE_FIELD_STRING("node", true, struct tide_bitmap_ref, node),
-	TIDE_FIELD_STRING("name", true, struct tide_bitmap_ref, name),
+static const struct tide_qmp_field edit_fields[] = {
+	TIDE_FIELD_STRING("node", true, struct tide_bitmap_edit, node),
+	TIDE_FIELD_STRING("name", true, struct tide_bitmap_edit, name),
 	TIDE_FIELD_END,
 };
 
-static void ref_declare(struct tide_session *session, const struct tide_step *step)
+static void edit_declare(struct tide_session *session, const struct tide_step *step)
 {
-	const struct tide_bitmap_ref *args = step->args;
+	const struct tide_bitmap_edit *args = step->args;
 
 	declare(session, args->node, TIDE_NODE_EDIT_BITMAPS, false);
 }
 
-static struct tide_sidecar_bitmap *find_ref(struct tide_session *session, const struct tide_step *step, unsigned flags,
-                                            struct tide_node **node, struct tide_error *err)
+static struct tide_sidecar_bitmap *find_edited(struct tide_session *session, const struct tide_step *step,
+                                               unsigned flags, struct tide_node **node, struct tide_error *err)
 {
-	const struct tide_bitmap_ref *args = step->args;
+	const struct tide_bitmap_edit *args = step->args;
 
 	*node = open_node(session, args->node, false, err);
 	return *node ? tide_node_find_usable(*node, args->name, flags | TIDE_BITMAP_WILL_WRITE, err) : NULL;
@@ -145,7 +145,7 @@ static struct tide_sidecar_bitmap *find_ref(struct tide_session *session, const 
 static int remove_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
 {
 	struct tide_node *node;
-	struct tide_sidecar_bitmap *entry = find_ref(session, step, TIDE_BITMAP_ALLOW_INCONSISTENT, &node, err);
+	struct tide_sidecar_bitmap *entry = find_edited(session, step, TIDE_BITMAP_ALLOW_INCONSISTENT, &node, err);
 
 	return entry ? tide_node_mark_removed(node, entry, err) : -1;
 }
@@ -153,16 +153,16 @@ static int remove_prepare(struct tide_session *session, struct tide_step *step, 
 const struct tide_action tide_action_bitmap_remove = {
 	.name = "block-dirty-bitmap-remove",
 	.use = TIDE_ACTION_ANYWHERE,
-	.fields = ref_fields,
-	.args_size = sizeof(struct tide_bitmap_ref),
-	.declare = ref_declare,
+	.fields = edit_fields,
+	.args_size = sizeof(struct tide_bitmap_edit),
+	.declare = edit_declare,
 	.prepare = remove_prepare,
 };
 
 static int clear_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
 {
 	struct tide_node *node;
-	struct tide_sidecar_bitmap *entry = find_ref(session, step, 0, &node, err);
+	struct tide_sidecar_bitmap *entry = find_edited(session, step, 0, &node, err);
 
 	return entry && tide_node_bitmap_clear(node, entry, err) ? 0 : -1;
 }
@@ -170,16 +170,16 @@ static int clear_prepare(struct tide_session *session, struct tide_step *step, s
 const struct tide_action tide_action_bitmap_clear = {
 	.name = "block-dirty-bitmap-clear",
 	.use = TIDE_ACTION_ANYWHERE,
-	.fields = ref_fields,
-	.args_size = sizeof(struct tide_bitmap_ref),
-	.declare = ref_declare,
+	.fields = edit_fields,
+	.args_size = sizeof(struct tide_bitmap_edit),
+	.declare = edit_declare,
 	.prepare = clear_prepare,
 };
 
 static int set_enabled(struct tide_session *session, struct tide_step *step, bool enabled, struct tide_error *err)
 {
 	struct tide_node *node;
-	struct tide_sidecar_bitmap *entry = find_ref(session, step, 0, &node, err);
+	struct tide_sidecar_bitmap *entry = find_edited(session, step, 0, &node, err);
 
 	if (!entry)
 		return -1;
@@ -201,27 +201,34 @@ static int disable_prepare(struct tide_session *session, struct tide_step *step,
 const struct tide_action tide_action_bitmap_enable = {
 	.name = "block-dirty-bitmap-enable",
 	.use = TIDE_ACTION_ANYWHERE,
-	.fields = ref_fields,
-	.args_size = sizeof(struct tide_bitmap_ref),
-	.declare = ref_declare,
+	.fields = edit_fields,
+	.args_size = sizeof(struct tide_bitmap_edit),
+	.declare = edit_declare,
 	.prepare = enable_prepare,
 };
 
 const struct tide_action tide_action_bitmap_disable = {
 	.name = "block-dirty-bitmap-disable",
 	.use = TIDE_ACTION_ANYWHERE,
-	.fields = ref_fields,
-	.args_size = sizeof(struct tide_bitmap_ref),
-	.declare = ref_declare,
+	.fields = edit_fields,
+	.args_size = sizeof(struct tide_bitmap_edit),
+	.declare = edit_declare,
 	.prepare = disable_prepare,
 };
 
 /* ---- merge ------------------------------------------------------------------------- */
 
+static const struct tide_qmp_field source_fields[] = {
+	TIDE_FIELD_STRING("node", true, struct tide_bitmap_ref, node),
+	TIDE_FIELD_STRING("name", true, struct tide_bitmap_ref, name),
+	TIDE_FIELD_END,
+};
+
 static const struct tide_qmp_field merge_fields[] = {
 	TIDE_FIELD_STRING("node", true, struct tide_bitmap_merge, node),
 	TIDE_FIELD_STRING("target", true, struct tide_bitmap_merge, target),
-	TIDE_FIELD_LIST("bitmaps", struct tide_bitmap_merge, sources, n_sources, ref_fields, "BlockDirtyBitmapOrStr"),
+	TIDE_FIELD_LIST("bitmaps", struct tide_bitmap_merge, sources, n_sources, source_fields,
+	                "BlockDirtyBitmapOrStr"),
 	TIDE_FIELD_END,
 };
 

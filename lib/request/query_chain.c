@@ -17,6 +17,7 @@
 #include "image/fingerprint.h"
 #include "base/mem.h"
 #include "base/range.h"
+#include "base/sized.h"
 #include "session.h"
 #include "base/sysio.h"
 
@@ -571,14 +572,17 @@ static int query_chain(struct tide_session *session, struct tide_node *node, con
 	return 0;
 }
 
-int tide_query_chain(struct tide_session *session, const char *id, const struct tide_chain_options *options,
-                     struct tide_chain **out, struct tide_error *err)
+int tide_query_chain_sized(struct tide_session *session, const char *id, const struct tide_chain_options *given,
+                           size_t size, struct tide_chain **out, struct tide_error *err)
 {
+	struct tide_chain_options options;
 	struct tide_node *node = tide_session_find(session, id);
 	struct tide_chain *chain;
 	int rc = -1;
 
 	session->replied = false;
+	if (tide_sized_take(&options, sizeof(options), given, size, err) < 0)
+		return -1;
 	if (!node)
 		return tide_error_set(err, TIDE_E_REFUSED, "Cannot find device='%s' nor node-name='%s'", id, id);
 	chain = tide_mem_alloc(1, sizeof(*chain), err);
@@ -586,8 +590,8 @@ int tide_query_chain(struct tide_session *session, const char *id, const struct 
 		return -1;
 	node->partial = true;
 	if (tide_node_open(node, TIDE_NODE_READ, false, &session->sink, err) == 0)
-		rc = query_chain(session, node, options, chain, err);
-	else if (options->verify && err && err->code == TIDE_E_CORRUPT)
+		rc = query_chain(session, node, &options, chain, err);
+	else if (options.verify && err && err->code == TIDE_E_CORRUPT)
 		err->code = TIDE_E_DAMAGED;
 	node->partial = false;
 	tide_session_close_nodes(session);

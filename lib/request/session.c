@@ -5,13 +5,19 @@
 
 #include "base/error.h"
 #include "base/mem.h"
+#include "base/sized.h"
 
-struct tide_session *tide_session_new(const struct tide_session_options *options, struct tide_error *err)
+struct tide_session *tide_session_new_sized(const struct tide_session_options *options, size_t size,
+                                            struct tide_error *err)
 {
-	struct tide_session *session = tide_mem_alloc(1, sizeof(*session), err);
+	struct tide_session_options own;
+	struct tide_session *session;
 
+	if (tide_sized_take(&own, sizeof(own), options, size, err) < 0)
+		return NULL;
+	session = tide_mem_alloc(1, sizeof(*session), err);
 	if (session)
-		tide_event_init(&session->sink, options);
+		tide_event_init(&session->sink, &own);
 	return session;
 }
 
@@ -53,8 +59,8 @@ struct tide_node *tide_session_find(struct tide_session *session, const char *id
 	return NULL;
 }
 
-int tide_session_add_drive(struct tide_session *session, const struct tide_drive *drive, const char **id,
-                           struct tide_error *err)
+static int add_drive(struct tide_session *session, const struct tide_drive *drive, const char **id,
+                     struct tide_error *err)
 {
 	struct tide_node **grown, *node;
 
@@ -78,6 +84,14 @@ int tide_session_add_drive(struct tide_session *session, const struct tide_drive
 	if (id)
 		*id = node->id;
 	return 0;
+}
+
+int tide_session_add_drive_sized(struct tide_session *session, const struct tide_drive *drive, size_t size,
+                                 const char **id, struct tide_error *err)
+{
+	struct tide_drive own;
+
+	return tide_sized_take(&own, sizeof(own), drive, size, err) < 0 ? -1 : add_drive(session, &own, id, err);
 }
 
 void tide_session_remove_drive(struct tide_session *session, struct tide_node *node)

@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/mem.h"
+#include "base/sized.h"
 #include "qmp_request.h"
 
 enum { WAIT_MS = 50, CHUNK = 65536 };
@@ -104,14 +105,19 @@ static int execute(struct tide_stream *stream, const struct tide_json *json, str
 
 /* ---- the stream -------------------------------------------------------------------- */
 
-struct tide_stream *tide_stream_new(struct tide_session *session, int fd, const struct tide_stream_options *options,
-                                    struct tide_error *err)
+struct tide_stream *tide_stream_new_sized(struct tide_session *session, int fd,
+                                          const struct tide_stream_options *options, size_t size,
+                                          struct tide_error *err)
 {
-	struct tide_stream *stream = tide_mem_alloc(1, sizeof(*stream), err);
+	struct tide_stream_options own;
+	struct tide_stream *stream;
 
-	session->allow = options->allow;
+	if (tide_sized_take(&own, sizeof(own), options, size, err) < 0)
+		return NULL;
+	stream = tide_mem_alloc(1, sizeof(*stream), err);
+	session->allow = own.allow;
 	if (stream)
-		*stream = (struct tide_stream){ .session = session, .fd = fd, .options = *options };
+		*stream = (struct tide_stream){ .session = session, .fd = fd, .options = own };
 	return stream;
 }
 

@@ -2,19 +2,32 @@
  * The public calls that append an action to a transaction, one line each.
  */
 #include "base/error.h"
+#include "base/mem.h"
+#include "base/sized.h"
 #include "txn.h"
 
-#define APPEND(action, args_type)                                                                         \
-	int tide_txn_##action(struct tide_txn *txn, const struct args_type *args, struct tide_error *err) \
-	{                                                                                                 \
-		return tide_txn_append(txn, &tide_action_##action, args, err);                            \
+static int append(struct tide_txn *txn, const struct tide_action *action, const void *args, size_t size,
+                  struct tide_error *err)
+{
+	TIDE_AUTOFREE void *own = tide_mem_alloc(1, action->args_size, err);
+
+	if (!own || tide_sized_take(own, action->args_size, args, size, err) < 0)
+		return -1;
+	return tide_txn_append(txn, action, own, err);
+}
+
+#define APPEND(action, type)                                                                      \
+	int tide_txn_##action##_sized(struct tide_txn *txn, const struct type *args, size_t size, \
+	                              struct tide_error *err)                                     \
+	{                                                                                         \
+		return append(txn, &tide_action_##action, args, size, err);                       \
 	}
 
 APPEND(bitmap_add, tide_bitmap_add)
-APPEND(bitmap_remove, tide_bitmap_ref)
-APPEND(bitmap_clear, tide_bitmap_ref)
-APPEND(bitmap_enable, tide_bitmap_ref)
-APPEND(bitmap_disable, tide_bitmap_ref)
+APPEND(bitmap_remove, tide_bitmap_edit)
+APPEND(bitmap_clear, tide_bitmap_edit)
+APPEND(bitmap_enable, tide_bitmap_edit)
+APPEND(bitmap_disable, tide_bitmap_edit)
 APPEND(bitmap_merge, tide_bitmap_merge)
 APPEND(bitmap_mark, tide_bitmap_mark)
 APPEND(bitmap_rescan, tide_bitmap_rescan)
@@ -24,17 +37,22 @@ APPEND(chain_restore, tide_chain_restore)
 APPEND(image_create, tide_image_create)
 APPEND(image_write, tide_image_write)
 
-int tide_txn_backup(struct tide_txn *txn, const struct tide_backup *args, struct tide_error *err)
+static bool is_auto(const struct tide_backup *args, size_t size)
 {
-	return tide_txn_append(txn, args->sync == TIDE_SYNC_AUTO ? &tide_action_backup_auto : &tide_action_backup, args,
-	                       err);
+	return size >= offsetof(struct tide_backup, sync) + sizeof(args->sync) && args->sync == TIDE_SYNC_AUTO;
 }
 
-int tide_txn_blockdev_backup(struct tide_txn *txn, const struct tide_backup *args, struct tide_error *err)
+int tide_txn_backup_sized(struct tide_txn *txn, const struct tide_backup *args, size_t size, struct tide_error *err)
 {
-	if (args->sync == TIDE_SYNC_AUTO)
+	return append(txn, is_auto(args, size) ? &tide_action_backup_auto : &tide_action_backup, args, size, err);
+}
+
+int tide_txn_blockdev_backup_sized(struct tide_txn *txn, const struct tide_backup *args, size_t size,
+                                   struct tide_error *err)
+{
+	if (is_auto(args, size))
 		return tide_error_set(err, TIDE_E_REFUSED, "Sync mode 'auto' is not for blockdev-backup");
-	return tide_txn_append(txn, &tide_action_blockdev_backup, args, err);
+	return append(txn, &tide_action_blockdev_backup, args, size, err);
 }
 
 int tide_txn_abort(struct tide_txn *txn, struct tide_error *err)

@@ -109,7 +109,7 @@ static bool act(struct tide_session *session, const char *node, bool add)
 	struct tide_error err = TIDE_ERROR_INIT;
 	struct tide_txn *txn = tide_txn_new(session, &err);
 	struct tide_bitmap_add a = { .node = node, .name = "b", .has_granularity = true, .granularity = GRANULE };
-	struct tide_bitmap_ref ref = { .node = node, .name = "b" };
+	struct tide_bitmap_edit ref = { .node = node, .name = "b" };
 	int rc = add ? tide_txn_bitmap_add(txn, &a, &err) : tide_txn_bitmap_clear(txn, &ref, &err);
 	bool good = CHECK_OK(rc, &err) && CHECK_OK(tide_txn_run(txn, &err), &err);
 
