@@ -12,10 +12,14 @@
 #define NO_TLS "an export behind TLS can be a drive, by its URI: --drive ID=nbds://HOST/EXPORT"
 
 static const struct tide_driver_option inet_options[] = {
-	{ .name = "host", .required = true },     { .name = "port", .required = true },
-	{ .name = "numeric", .unsupported = true }, { .name = "to", .unsupported = true },
-	{ .name = "ipv4", .unsupported = true },  { .name = "ipv6", .unsupported = true },
-	{ .name = "keep-alive", .unsupported = true }, { .name = "mptcp", .unsupported = true },
+	{ .name = "host", .required = true },
+	{ .name = "port", .required = true },
+	{ .name = "numeric", .unsupported = true },
+	{ .name = "to", .unsupported = true },
+	{ .name = "ipv4", .unsupported = true },
+	{ .name = "ipv6", .unsupported = true },
+	{ .name = "keep-alive", .unsupported = true },
+	{ .name = "mptcp", .unsupported = true },
 	{ .name = NULL },
 };
 
