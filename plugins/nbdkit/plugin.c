@@ -138,9 +138,9 @@ static int tidemark_config_complete(void)
 }
 
 #define CONFIG_HELP                                                                           \
-	"file=IMAGE          (required) The raw or qcow2 image, or block device, to serve.\n" \
+	"file=IMAGE          (required) The image, a file or block device, to serve.\n"       \
 	"sidecar=PATH        Where its bitmaps are, if not in the usual place.\n"             \
-	"format=raw|qcow2    Its format, if it has no bitmap yet that pins it.\n"             \
+	"format=FORMAT       Its format, one of tidemark_formats of --dump-plugin.\n"         \
 	"durability=crash    A crash of the server loses no dirty bit (default); or\n"        \
 	"           power    neither does a power loss.\n"                                    \
 	"readonly=BOOL       Open it for reading only, as nbdkit's -r does.\n"                \
@@ -149,8 +149,17 @@ static int tidemark_config_complete(void)
 
 static void tidemark_dump_plugin(void)
 {
+	const char *format, *separator = "";
+
 	printf("tidemark_version=%s\n", tide_version());
-	printf("tidemark_formats=raw qcow2\n");
+	printf("tidemark_formats=");
+	for (size_t i = 0; (format = tide_image_format(i)); i++) {
+		if (!(tide_image_format_uses(format) & TIDE_FORMAT_FILE))
+			continue;
+		printf("%s%s", separator, format);
+		separator = " ";
+	}
+	printf("\n");
 	printf("tidemark_durability=crash power\n");
 }
 
