@@ -141,6 +141,17 @@ static struct memory_disk *disk_new(int fd, const struct memory_script *script, 
 	return NULL;
 }
 
+/*
+ * The name of the disk's format.  The image layer is asked for it, so that who links this file gets the table of
+ * formats that goes with it (Makefile, UNIT_OBJ) and not that of the library.
+ */
+static const char *format_of(const struct memory_script *script)
+{
+	const struct tide_image_driver *driver = script->remote ? &tide_memory_remote_driver : &tide_memory_driver;
+
+	return tide_image_find_driver(driver->name) ? driver->name : NULL;
+}
+
 struct memory_disk *memory_disk_new(const char *path, const struct memory_script *script, struct tide_error *err)
 {
 	TIDE_CLEANUP(tide_sysio_closep) int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
@@ -148,6 +159,11 @@ struct memory_disk *memory_disk_new(const char *path, const struct memory_script
 
 	if (fd < 0) {
 		tide_error_set_sys(err, errno, "Could not create '%s'", path);
+		return NULL;
+	}
+	if (!format_of(script)) {
+		tide_error_set(err, TIDE_E_UNSUPPORTED,
+		               "The image layer does not know the formats of memory_formats.def");
 		return NULL;
 	}
 	disk = disk_new(fd, script, err);
@@ -202,7 +218,7 @@ int memory_disk_open(struct memory_disk *disk, bool write, struct tide_image **i
 {
 	struct tide_image_options options = {
 		.path = disk->path,
-		.format = disk->script.remote ? tide_memory_remote_driver.name : tide_memory_driver.name,
+		.format = format_of(&disk->script),
 		.write = write,
 	};
 
