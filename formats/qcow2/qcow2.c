@@ -1,3 +1,8 @@
+/*
+ * The qcow2 driver: opens and closes images and fills in the driver's table. The header decides
+ * what is possible, and a flag that forbids writing is reported here, at open or, with
+ * TIDE_OPEN_LATER, before the first change.
+ */
 #include "qcow2.h"
 
 #include <errno.h>
@@ -49,7 +54,7 @@ int tide_qcow2_check_writable(const struct tide_qcow2 *q, struct tide_error *err
 {
 	if (q->header.incompatible & TIDE_QCOW2_INCOMPAT_CORRUPT) {
 		tide_error_set(err, TIDE_E_CORRUPT, "qcow2: Image is corrupt; cannot be opened read/write");
-		return tide_error_hint(err, "read what can be read of it, or repair it: qemu-img check -r all IMAGE");
+		return tide_error_hint(err, "open it for reading only, or repair it: qemu-img check -r all IMAGE");
 	}
 	if (q->header.incompatible & TIDE_QCOW2_INCOMPAT_DIRTY) {
 		tide_error_set(
@@ -64,7 +69,7 @@ int tide_qcow2_check_writable(const struct tide_qcow2 *q, struct tide_error *err
 	return 0;
 }
 
-/* A new image begins to grow behind its L1 table. */
+/* A new image grows from the end of its L1 table. */
 static void start_new(struct tide_qcow2 *q)
 {
 	q->cursor = tide_qcow2_clusters(q, q->header.l1_offset + q->header.l1_entries * 8);

@@ -1,3 +1,8 @@
+/*
+ * Allocation of clusters, with the same calls for images that are changed in place
+ * (qcow2_refcount.c) and new ones (qcow2_build.c). A released cluster of an in-place image waits
+ * for the next flush, because until then the image on disk refers to it.
+ */
 #include <inttypes.h>
 
 #include "base/error.h"
@@ -50,7 +55,7 @@ void tide_qcow2_alloc_undo(struct tide_qcow2 *q, uint64_t first, uint64_t n)
 		tide_qcow2_build_free(q, first, n);
 		return;
 	}
-	/* What cannot be given back is a leak, and no worse. */
+	/* A cluster that cannot be released is a leak, and nothing worse. */
 	for (uint64_t i = 0; i < n; i++)
 		tide_qcow2_refcount_decrease(q, first + i, &is_free, NULL);
 }
@@ -74,7 +79,10 @@ void tide_qcow2_alloc_drop(struct tide_qcow2 *q, uint64_t first, uint64_t n, boo
 		d->run[d->n++] = (struct tide_qcow2_run){ first, n, punch };
 }
 
-/* The clusters of the file that hold the disk's cluster; a whole number of them, also for compressed data. */
+/*
+ * The clusters of the file that hold a cluster of the disk: whole clusters, also for compressed data. Returns their
+ * number.
+ */
 static uint64_t span(const struct tide_qcow2 *q, const struct tide_qcow2_cluster *c, uint64_t *first)
 {
 	uint64_t len = c->kind == TIDE_QCOW2_COMPRESSED ? c->len : 1;

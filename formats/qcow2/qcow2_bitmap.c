@@ -1,3 +1,8 @@
+/*
+ * Reads the persistent bitmaps of an image: the directory when the image is opened, a bitmap's
+ * table and data when it is asked for. Messages are QEMU's where QEMU refuses the same. A bitmap
+ * that is marked as in use is listed but not read, until a caller that knows it is sound reclaims it.
+ */
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,7 +18,7 @@
 
 #define TABLE_ENTRIES_MAX 0x8000000u
 
-/* A directory entry as it stands in the file. */
+/* A directory entry as in the file. */
 struct entry {
 	uint64_t table_offset;
 	uint32_t table_entries, flags, extra;
@@ -58,7 +63,7 @@ static bool is_sound(const struct tide_qcow2 *q, const struct entry *e)
 	       tide_qcow2_bitmap_entries(q, e->granularity_bits) <= e->table_entries;
 }
 
-/* The entry at *off: 1 and *off moves on, 0 when the directory does not hold it whole. */
+/* Parses the entry at *off: 1 and moves *off to the next one; 0 when the directory does not contain it completely. */
 static int parse_entry(const uint8_t *dir, uint64_t dir_size, uint64_t *off, struct entry *e)
 {
 	const uint8_t *p = dir + *off;
@@ -111,7 +116,7 @@ static int read_directory(struct tide_qcow2 *q, struct tide_error *err)
 		return -1;
 	if (tide_sysio_pread(q->fd, dir, size, q->header.bitmap_dir_offset, false, err) < 0)
 		return tide_error_wrap(err, "Failed to read bitmap directory");
-	/* Each entry takes at least 32 bytes, so this is bounded by the directory's size. */
+	/* Each entry takes at least 32 bytes, so the directory's size limits the allocation. */
 	q->bitmaps = tide_mem_alloc(TIDE_MIN(q->header.n_bitmaps, size / 32 + 1), sizeof(*q->bitmaps), err);
 	if (!q->bitmaps)
 		return -1;
@@ -183,7 +188,10 @@ uint64_t *tide_qcow2_bitmap_table(const struct tide_qcow2 *q, const struct tide_
 	return result;
 }
 
-/* The bitmaps that are to be relied on: their tables, all together no larger than the file. */
+/*
+ * Checks the table of a reliable bitmap. All tables together may not be larger than the file, of which *left is the
+ * rest.
+ */
 static int check_table(const struct tide_qcow2 *q, const struct tide_qcow2_bitmap *b, uint64_t *left,
                        struct tide_error *err)
 {
@@ -253,7 +261,7 @@ int tide_qcow2_bitmap_info(const struct tide_qcow2 *q, struct tide_driver_info *
 	return 0;
 }
 
-/* The piece of the bitmap that one table entry stands for. */
+/* Reads the piece of the bitmap that one table entry describes. */
 static int read_piece(const struct tide_qcow2 *q, uint64_t entry, uint8_t *buf, struct tide_error *err)
 {
 	uint64_t off = entry & TIDE_QCOW2_BITMAP_OFFSET;
@@ -288,7 +296,10 @@ static int compare_entry(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
-/* A cluster that many entries share would become many times its size in memory. */
+/*
+ * No two entries may share a cluster: shared clusters could make the bitmap in memory many times larger than the
+ * file.
+ */
 static int check_distinct(const struct tide_qcow2_bitmap *b, const uint64_t *table, struct tide_error *err)
 {
 	TIDE_AUTOFREE uint64_t *sorted = tide_mem_alloc(b->table_entries, sizeof(*sorted), err);

@@ -1,9 +1,9 @@
 /*
- * Bitmaps on their way into the image: may they be there, and their data, tables and directory.
+ * Puts bitmaps into an image: checks that they may be stored, and writes their data, tables and directory.
  *
- * A bitmap is cut into pieces of one cluster.  A piece without dirty bits is 0 in the table,
- * one that is all dirty is 1; but not the last one when it has bits past the end of the
- * disk, for QEMU takes 1 to mean those, too.
+ * A bitmap is divided into pieces of one cluster. A piece without dirty bits is 0 in the table, a
+ * completely dirty one is 1. The last piece is never 1 when it has bits past the end of the disk, because
+ * QEMU takes 1 to include those.
  */
 #include <inttypes.h>
 #include <stdlib.h>
@@ -41,7 +41,7 @@ static int check_constraints(const struct tide_qcow2 *q, const struct tide_drive
 	return 0;
 }
 
-/* What the caller must have right. */
+/* Checks the caller's part. */
 static int check_source(const struct tide_qcow2 *q, const struct tide_driver_bitmap_put *p, struct tide_error *err)
 {
 	if (p->keep &&
@@ -128,7 +128,7 @@ int tide_qcow2_put_check_kept(const struct tide_qcow2 *q, const struct tide_qcow
 
 /* ---- data ---- */
 
-/* Pieces that stand side by side in the file are written together. */
+/* Pieces that are adjacent in the file are written together. */
 struct writer {
 	struct tide_qcow2 *q;
 	struct tide_qcow2_runs *used;
@@ -146,10 +146,10 @@ static int writer_flush(struct writer *w, struct tide_error *err)
 	return 0;
 }
 
-/* Notes clusters as bitmap metadata, so that nothing else is written there. */
+/* Registers clusters as bitmap metadata, so that nothing else is written there. */
 static int own(struct tide_qcow2 *q, uint64_t first, uint64_t n, struct tide_qcow2_runs *used, struct tide_error *err)
 {
-	/* The list first: what is on it is given up by whoever made it. */
+	/* The list comes first, because the caller releases the clusters on it after a failure. */
 	if (tide_qcow2_runs_add(used, first, n, err) < 0) {
 		tide_qcow2_alloc_undo(q, first, n);
 		return -1;
@@ -177,7 +177,10 @@ static int writer_put(struct writer *w, const uint8_t *piece, uint64_t *host, st
 	return 0;
 }
 
-/* Bytes [off, off + len) of the bitmap as it is stored, past its end zeroes.  false: all of them are zero. */
+/*
+ * Copies bytes [off, off + len) of the bitmap in its stored form, with zeroes past its end. Returns false when all
+ * are zero.
+ */
 static bool fetch(const struct tide_bitmap *bm, uint64_t off, uint8_t *buf, uint64_t len)
 {
 	uint8_t chunk[TIDE_BITMAP_CHUNK_BYTES] __attribute__((aligned(8)));
@@ -202,7 +205,7 @@ static bool is_all_ones(const uint8_t *p, uint64_t len)
 	return p[0] == 0xff && !memcmp(p, p + 1, len - 1);
 }
 
-/* Writes one piece; *entry is what the table says of it. */
+/* Writes one piece; *entry is its table entry. */
 static int put_piece(struct writer *w, const struct tide_bitmap *bm, uint64_t index, uint8_t *piece, uint64_t *entry,
                      struct tide_error *err)
 {

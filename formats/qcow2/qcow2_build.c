@@ -1,3 +1,8 @@
+/*
+ * Allocation in new images: clusters are assigned in the order of the requests, and the refcount
+ * table and its blocks are written once, at the end. Nobody sees the file before that, so no order
+ * of writes has to be kept.
+ */
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,12 +20,12 @@
 /* Refcount blocks are written in pieces of this size. */
 #define PIECE_BYTES (UINT64_C(1) << 20)
 
-/* What the end of a new file will look like. */
+/* The layout of the end of a new file. */
 struct layout {
-	uint64_t clusters;   /* of the file, all in all */
+	uint64_t clusters;   /* of the whole file */
 	uint64_t blocks;     /* refcount blocks */
-	uint64_t old_blocks; /* those that stand in the file already */
-	uint64_t new_table;  /* clusters of a new refcount table, 0: the old one is large enough */
+	uint64_t old_blocks; /* refcount blocks that are in the file already */
+	uint64_t new_table;  /* clusters of a new refcount table; 0: the old one is large enough */
 };
 
 static void remove_run(struct tide_qcow2_runs *runs, size_t i)
@@ -79,7 +84,7 @@ static size_t find_free(const struct tide_qcow2 *q, uint64_t first)
 	return lo;
 }
 
-/* Clusters that are free at the end of the file are no part of it. */
+/* Removes free clusters at the end of the file, which then ends before them. */
 static void cut_end(struct tide_qcow2 *q)
 {
 	while (q->free.n > 0) {
@@ -108,7 +113,7 @@ void tide_qcow2_build_free(struct tide_qcow2 *q, uint64_t first, uint64_t n)
 		f->run[i].n += n;
 	} else {
 		if (tide_qcow2_runs_reserve(f, 1, NULL) < 0) {
-			q->failed = true; /* the file would hold clusters that nobody uses */
+			q->failed = true; /* otherwise the file would contain unused clusters */
 			return;
 		}
 		memmove(&f->run[i + 1], &f->run[i], (f->n - i) * sizeof(*f->run));
@@ -169,7 +174,7 @@ static int grow_table(struct tide_qcow2 *q, const struct layout *l, struct tide_
 	return 0;
 }
 
-/* Every cluster before `end` counts 1, those that were given back 0. */
+/* Every cluster before `end` has the count 1, released ones 0. */
 static void fill_block(const struct tide_qcow2 *q, uint8_t *block, uint64_t index, uint64_t end)
 {
 	uint64_t per_block = UINT64_C(1) << q->block_bits, first = index << q->block_bits;

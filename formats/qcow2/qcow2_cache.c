@@ -1,3 +1,8 @@
+/*
+ * A cache of tables by index, for L2 tables and refcount blocks. Dirty tables always stay until
+ * they are written; clean ones are dropped in the order of their last use. Adjacent dirty tables
+ * are written together.
+ */
 #include <stdlib.h>
 #include <string.h>
 
@@ -6,10 +11,10 @@
 #include "qcow2.h"
 #include "base/sysio.h"
 
-/* What clean tables may take up; never fewer than TABLES_MIN of them. */
+/* The memory for clean tables; at least TABLES_MIN of them stay. */
 #define CACHE_BYTES (UINT64_C(16) << 20)
 #define TABLES_MIN  4
-/* What is written at once. */
+/* The most bytes of one write. */
 #define WRITE_BYTES (UINT64_C(1) << 20)
 
 int tide_qcow2_cache_init(struct tide_qcow2_cache *c, uint64_t n_slots, size_t table_size, struct tide_error *err)
@@ -176,7 +181,7 @@ static size_t keep_unreferenced(struct tide_qcow2_table **table, size_t n)
 	return kept;
 }
 
-/* So many of the tables, from the first one on, stand one behind the other in the file. */
+/* The number of tables, from the first one on, that are contiguous in the file. */
 static size_t count_row(const struct tide_qcow2_cache *c, struct tide_qcow2_table *const *table, size_t n)
 {
 	size_t k = 1;
@@ -186,7 +191,7 @@ static size_t count_row(const struct tide_qcow2_cache *c, struct tide_qcow2_tabl
 	return k;
 }
 
-/* buf: room for them, or NULL, when there is no memory to write them at once. */
+/* buf: room for all of them, or NULL when memory is short; then each table is written alone. */
 static int write_row(const struct tide_qcow2_cache *c, int fd, struct tide_qcow2_table *const *table, size_t n,
                      uint8_t *buf, struct tide_error *err)
 {

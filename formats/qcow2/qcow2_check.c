@@ -1,16 +1,16 @@
 /*
- * The check of a qcow2's own structures.
+ * Checks a qcow2's own structures.
  *
- * Every cluster of the file has a cell: how often something refers to it, and what it holds.
- * The header, all tables and all entries of tables are followed, those of internal snapshots
- * and of bitmaps too, and the counts compared with the reference counts in the file.
+ * Every cluster of the file has a cell, which counts how often something refers to it and records what it
+ * holds. The check follows the header, all tables and all their entries, those of internal snapshots and of
+ * bitmaps too, and compares the counts with the reference counts in the file.
  *
- * An L2 table that several L1 tables share is read once, and its clusters count as often as
- * the table does; so the time goes by the size of the file, whatever its tables say, and the
- * memory is five bytes a cluster of the file, for CLUSTERS_MAX clusters at most.
+ * An L2 table that several L1 tables share is read once, and its clusters count as often as the table does.
+ * So the time depends on the size of the file alone, whatever its tables contain; the memory is five bytes
+ * a cluster of the file, for at most CLUSTERS_MAX clusters.
  *
- * Nothing here is shared with the code that writes images but the header's parser: a fault
- * of the one must not hide from the other.
+ * This file shares only the header's parser with the code that writes images, so that a fault in one cannot
+ * hide from the other.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -26,7 +26,7 @@
 
 #define CLUSTERS_MAX (UINT64_C(1) << 28) /* 16 TiB of 64 KiB */
 #define TIMES_MAX    UINT16_MAX          /* counts stop there */
-#define CHUNK        65536u              /* bytes of a table that are read at once */
+#define CHUNK        65536u              /* bytes of a table in one read */
 
 #define COPIED      (UINT64_C(1) << 63)
 #define COMPRESSED  (UINT64_C(1) << 62)
@@ -38,11 +38,11 @@
 #define SNAPSHOT_EXTRA_MAX 1024 /* QEMU's */
 #define SNAPSHOT_EXTRA_V3  16   /* qcow2.txt: VM state size and disk size */
 
-/* What a cluster holds; a byte a cell. */
+/* What a cluster holds: a byte for each cell. */
 enum {
 	HOLDS_META = 0x0f, /* one of meta_names */
 	HOLDS_DATA = 0x10,
-	HOLDS_TWO = 0x20,  /* told already */
+	HOLDS_TWO = 0x20,  /* an overlap that is already reported */
 	COUNT_IS_1 = 0x40, /* the reference count in the file */
 	ACTIVE_L2 = 0x80,  /* in use by the disk itself, not only by snapshots */
 };
@@ -60,8 +60,8 @@ static const char *const meta_names[] = {
 	[BITMAPS] = "a bitmap",
 };
 
-/* Who refers: an entry of a table, for messages. */
-struct who {
+/* The table entry that refers to a cluster, for messages. */
+struct origin {
 	const char *table;
 	uint64_t at, entry;
 };
@@ -73,7 +73,7 @@ struct state {
 	struct tide_qcow2_header h;
 	unsigned bits;
 	uint64_t cluster;
-	uint64_t clusters; /* of the file, the last one may be cut */
+	uint64_t clusters; /* of the file; the last one may be incomplete */
 	uint64_t cells;
 	unsigned entry_size; /* of an L2 table, bytes */
 	bool has_data_file;
@@ -92,8 +92,8 @@ static void release(struct state *s)
 	free(s->buf);
 }
 
-static TIDE_PRINTF(6, 7) int tell(const struct state *s, enum tide_finding_kind kind, uint64_t off, uint64_t len,
-                                  struct tide_error *err, const char *fmt, ...)
+static TIDE_PRINTF(6, 7) int report(const struct state *s, enum tide_finding_kind kind, uint64_t off, uint64_t len,
+                                    struct tide_error *err, const char *fmt, ...)
 {
 	char text[256];
 	va_list ap;
@@ -118,7 +118,7 @@ static void add_times(uint16_t *cell, unsigned n)
 
 /* ---- references -------------------------------------------------------------------- */
 
-/* Several L1 tables may share an L2 table, several L2 tables data; nothing else is ever in one place. */
+/* L1 tables may share an L2 table, and L2 tables may share data; nothing else may share a cluster. */
 static bool may_share(const struct state *s, uint64_t cell, enum meta what)
 {
 	unsigned meta = s->holds[cell] & HOLDS_META, data = s->holds[cell] & HOLDS_DATA;
@@ -128,7 +128,7 @@ static bool may_share(const struct state *s, uint64_t cell, enum meta what)
 	return !data && (!meta || (meta == L2 && what == L2));
 }
 
-static int mark(struct state *s, uint64_t cell, enum meta what, unsigned times, const struct who *who,
+static int mark(struct state *s, uint64_t cell, enum meta what, unsigned times, const struct origin *origin,
                 struct tide_error *err)
 {
 	uint8_t *holds = &s->holds[cell];
@@ -142,14 +142,14 @@ static int mark(struct state *s, uint64_t cell, enum meta what, unsigned times, 
 	if (*holds & HOLDS_TWO)
 		return 0;
 	*holds |= HOLDS_TWO;
-	return tell(s, TIDE_FINDING_OVERLAP, cell << s->bits, s->cluster, err,
-	            "%s (entry %" PRIu64 " of %s at %" PRIu64 ") where %s stands", meta_names[what], who->entry,
-	            who->table, who->at, meta_names[was]);
+	return report(s, TIDE_FINDING_OVERLAP, cell << s->bits, s->cluster, err,
+	              "%s (entry %" PRIu64 " of %s at %" PRIu64 ") overlaps with %s", meta_names[what], origin->entry,
+	              origin->table, origin->at, meta_names[was]);
 }
 
-/* [off, off + len) of the file is referred to; what of it lies less than a cluster past the end is taken for zeroes. */
-static int refer(struct state *s, uint64_t off, uint64_t len, enum meta what, unsigned times, const struct who *who,
-                 struct tide_error *err)
+/* Counts a reference to [off, off + len) of the file. Bytes less than a cluster past the end count as zeroes. */
+static int refer(struct state *s, uint64_t off, uint64_t len, enum meta what, unsigned times,
+                 const struct origin *origin, struct tide_error *err)
 {
 	uint64_t first = off >> s->bits, last;
 
@@ -157,38 +157,39 @@ static int refer(struct state *s, uint64_t off, uint64_t len, enum meta what, un
 		return 0;
 	last = (off + len - 1) >> s->bits;
 	if (off + len < off || last >= s->cells || off + len >= s->file_size + s->cluster)
-		return tell(s, TIDE_FINDING_BOUNDS, off, len, err,
-		            "entry %" PRIu64 " of %s at %" PRIu64 " leads to %s beyond the end of the file at %" PRIu64,
-		            who->entry, who->table, who->at, meta_names[what], s->file_size);
+		return report(s, TIDE_FINDING_BOUNDS, off, len, err,
+		              "entry %" PRIu64 " of %s at %" PRIu64
+		              " points to %s beyond the end of the file at %" PRIu64,
+		              origin->entry, origin->table, origin->at, meta_names[what], s->file_size);
 	for (uint64_t cell = first; cell <= last; cell++) {
-		if (mark(s, cell, what, times, who, err) < 0)
+		if (mark(s, cell, what, times, origin, err) < 0)
 			return -1;
 	}
 	return 0;
 }
 
-static int check_aligned(const struct state *s, uint64_t off, enum meta what, const struct who *who, bool *good,
+static int check_aligned(const struct state *s, uint64_t off, enum meta what, const struct origin *origin, bool *good,
                          struct tide_error *err)
 {
 	*good = !(off & (s->cluster - 1));
 	if (*good)
 		return 0;
-	return tell(s, TIDE_FINDING_ENTRY, off, s->cluster, err,
-	            "entry %" PRIu64 " of %s at %" PRIu64 " leads to %s that does not begin on a cluster", who->entry,
-	            who->table, who->at, meta_names[what]);
+	return report(s, TIDE_FINDING_ENTRY, off, s->cluster, err,
+	              "entry %" PRIu64 " of %s at %" PRIu64 " points to %s that does not begin on a cluster",
+	              origin->entry, origin->table, origin->at, meta_names[what]);
 }
 
-static int check_reserved(const struct state *s, uint64_t entry, uint64_t reserved, const struct who *who,
+static int check_reserved(const struct state *s, uint64_t entry, uint64_t reserved, const struct origin *origin,
                           struct tide_error *err)
 {
 	if (!(entry & reserved))
 		return 0;
-	return tell(s, TIDE_FINDING_ENTRY, who->at, 0, err,
-	            "entry %" PRIu64 " of %s at %" PRIu64 " has reserved bits set: %#018" PRIx64, who->entry,
-	            who->table, who->at, entry);
+	return report(s, TIDE_FINDING_ENTRY, origin->at, 0, err,
+	              "entry %" PRIu64 " of %s at %" PRIu64 " has reserved bits set: %#018" PRIx64, origin->entry,
+	              origin->table, origin->at, entry);
 }
 
-static int check_copied(const struct state *s, uint64_t entry, uint64_t off, const struct who *who,
+static int check_copied(const struct state *s, uint64_t entry, uint64_t off, const struct origin *origin,
                         struct tide_error *err)
 {
 	uint64_t cell = off >> s->bits;
@@ -196,21 +197,22 @@ static int check_copied(const struct state *s, uint64_t entry, uint64_t off, con
 
 	if (cell >= s->cells || one == !!(entry & COPIED))
 		return 0;
-	return tell(s, TIDE_FINDING_COPIED, off, s->cluster, err,
-	            "entry %" PRIu64 " of %s at %" PRIu64 " says that it is used %s, and its reference count is %s1",
-	            who->entry, who->table, who->at, entry & COPIED ? "once" : "more than once", one ? "" : "not ");
+	return report(s, TIDE_FINDING_COPIED, off, s->cluster, err,
+	              "entry %" PRIu64 " of %s at %" PRIu64 " is flagged as used %s, but its reference count is %s1",
+	              origin->entry, origin->table, origin->at, entry & COPIED ? "once" : "more than once",
+	              one ? "" : "not ");
 }
 
-/* Calls fn for every entry of a table of 64-bit entries at off; what the file lacks of it is not read. */
-static int each_entry(struct state *s, uint64_t off, uint64_t n, struct who who,
-                      int (*fn)(struct state *s, uint64_t entry, const struct who *who, struct tide_error *err),
+/* Calls fn for every entry of a table of 64-bit entries at off; entries beyond the end of the file are not read. */
+static int each_entry(struct state *s, uint64_t off, uint64_t n, struct origin origin,
+                      int (*fn)(struct state *s, uint64_t entry, const struct origin *origin, struct tide_error *err),
                       struct tide_error *err)
 {
 	TIDE_AUTOFREE uint8_t *chunk = tide_mem_alloc(CHUNK, 1, err);
 
 	if (!chunk)
 		return -1;
-	who.at = off;
+	origin.at = off;
 	if (off >= s->file_size)
 		return 0;
 	n = TIDE_MIN(n, (s->file_size - off) / 8);
@@ -223,8 +225,8 @@ static int each_entry(struct state *s, uint64_t off, uint64_t n, struct who who,
 		for (uint64_t i = 0; i < part; i++) {
 			uint64_t entry = tide_get_be64(chunk + 8 * i);
 
-			who.entry = done + i;
-			if (entry && fn(s, entry, &who, err) < 0)
+			origin.entry = done + i;
+			if (entry && fn(s, entry, &origin, err) < 0)
 				return -1;
 		}
 		done += part;
@@ -234,23 +236,24 @@ static int each_entry(struct state *s, uint64_t off, uint64_t n, struct who who,
 
 /* ---- L1 tables --------------------------------------------------------------------- */
 
-static int see_l1_entry(struct state *s, uint64_t entry, const struct who *who, bool active, struct tide_error *err)
+static int see_l1_entry(struct state *s, uint64_t entry, const struct origin *origin, bool active,
+                        struct tide_error *err)
 {
 	uint64_t off = entry & PLACE;
 	bool good;
 
-	if (check_reserved(s, entry, L1_RESERVED, who, err) < 0)
+	if (check_reserved(s, entry, L1_RESERVED, origin, err) < 0)
 		return -1;
 	if (off == 0) {
 		if (!(entry & COPIED))
 			return 0;
-		return tell(s, TIDE_FINDING_ENTRY, 0, 0, err,
-		            "entry %" PRIu64 " of %s at %" PRIu64 " leads to an L2 table at offset 0, the header's",
-		            who->entry, who->table, who->at);
+		return report(s, TIDE_FINDING_ENTRY, 0, 0, err,
+		              "entry %" PRIu64 " of %s at %" PRIu64 " points to an L2 table at offset 0, the header's",
+		              origin->entry, origin->table, origin->at);
 	}
-	if (check_aligned(s, off, L2, who, &good, err) < 0 || refer(s, off, s->cluster, L2, 1, who, err) < 0)
+	if (check_aligned(s, off, L2, origin, &good, err) < 0 || refer(s, off, s->cluster, L2, 1, origin, err) < 0)
 		return -1;
-	if (active && check_copied(s, entry, off, who, err) < 0)
+	if (active && check_copied(s, entry, off, origin, err) < 0)
 		return -1;
 	if (good && (off >> s->bits) < s->clusters) {
 		add_times(&s->l2_times[off >> s->bits], 1);
@@ -260,95 +263,97 @@ static int see_l1_entry(struct state *s, uint64_t entry, const struct who *who, 
 	return 0;
 }
 
-static int see_active(struct state *s, uint64_t entry, const struct who *who, struct tide_error *err)
+static int see_active(struct state *s, uint64_t entry, const struct origin *origin, struct tide_error *err)
 {
-	return see_l1_entry(s, entry, who, true, err);
+	return see_l1_entry(s, entry, origin, true, err);
 }
 
-static int see_snapshot(struct state *s, uint64_t entry, const struct who *who, struct tide_error *err)
+static int see_snapshot(struct state *s, uint64_t entry, const struct origin *origin, struct tide_error *err)
 {
-	return see_l1_entry(s, entry, who, false, err);
+	return see_l1_entry(s, entry, origin, false, err);
 }
 
-static int check_l1(struct state *s, uint64_t off, uint64_t entries, const struct who *who, bool active,
+static int check_l1(struct state *s, uint64_t off, uint64_t entries, const struct origin *origin, bool active,
                     struct tide_error *err)
 {
-	struct who here = { active ? "the L1 table" : "a snapshot's L1 table", off, 0 };
+	struct origin here = { active ? "the L1 table" : "a snapshot's L1 table", off, 0 };
 	bool good;
 
 	s->l1_bytes += entries * 8;
 	if (s->l1_bytes > s->file_size)
-		return tell(s, TIDE_FINDING_OVERLAP, off, entries * 8, err,
-		            "the L1 tables of the snapshots do not fit into the file side by side");
-	if (check_aligned(s, off, L1, who, &good, err) < 0 || refer(s, off, entries * 8, L1, 1, who, err) < 0)
+		return report(s, TIDE_FINDING_OVERLAP, off, entries * 8, err,
+		              "the L1 tables of the snapshots are together larger than the file");
+	if (check_aligned(s, off, L1, origin, &good, err) < 0 || refer(s, off, entries * 8, L1, 1, origin, err) < 0)
 		return -1;
 	return good ? each_entry(s, off, entries, here, active ? see_active : see_snapshot, err) : 0;
 }
 
 /* ---- L2 tables --------------------------------------------------------------------- */
 
-static int see_compressed(struct state *s, uint64_t entry, uint64_t bitmap, unsigned times, const struct who *who,
+static int see_compressed(struct state *s, uint64_t entry, uint64_t bitmap, unsigned times, const struct origin *origin,
                           struct tide_error *err)
 {
 	unsigned shift = 62 - (s->bits - 8);
 	uint64_t off = entry & ((UINT64_C(1) << shift) - 1);
 	uint64_t sectors = ((entry & (COMPRESSED - 1)) >> shift) + 1;
 
-	if (entry & COPIED && tell(s, TIDE_FINDING_COPIED, off, 0, err,
-	                           "entry %" PRIu64 " of %s at %" PRIu64 " is compressed, and flagged as used once",
-	                           who->entry, who->table, who->at) < 0)
+	if (entry & COPIED && report(s, TIDE_FINDING_COPIED, off, 0, err,
+	                             "entry %" PRIu64 " of %s at %" PRIu64 " is compressed, but flagged as used once",
+	                             origin->entry, origin->table, origin->at) < 0)
 		return -1;
 	if (s->has_data_file || bitmap)
-		return tell(s, TIDE_FINDING_ENTRY, off, 0, err,
-		            "entry %" PRIu64 " of %s at %" PRIu64 " is compressed, %s", who->entry, who->table, who->at,
-		            bitmap ? "and has subclusters" : "and the disk's bytes stand in another file");
-	return refer(s, off, sectors * 512 - (off & 511), DATA, times, who, err);
+		return report(s, TIDE_FINDING_ENTRY, off, 0, err,
+		              "entry %" PRIu64 " of %s at %" PRIu64 " is compressed, but %s", origin->entry,
+		              origin->table, origin->at,
+		              bitmap ? "has subclusters" : "the disk's bytes are in another file");
+	return refer(s, off, sectors * 512 - (off & 511), DATA, times, origin, err);
 }
 
-static int check_standard(struct state *s, uint64_t entry, uint64_t bitmap, const struct who *who,
+static int check_standard(struct state *s, uint64_t entry, uint64_t bitmap, const struct origin *origin,
                           struct tide_error *err)
 {
 	bool zero = entry & ALL_ZERO, extended = s->entry_size == 16;
 
-	if (check_reserved(s, entry, L2_RESERVED | (extended ? ALL_ZERO : 0), who, err) < 0)
+	if (check_reserved(s, entry, L2_RESERVED | (extended ? ALL_ZERO : 0), origin, err) < 0)
 		return -1;
 	if (zero && s->h.version < 3)
-		return tell(s, TIDE_FINDING_ENTRY, entry & PLACE, 0, err,
-		            "entry %" PRIu64 " of %s at %" PRIu64 " has the zero flag, in a version 2 image",
-		            who->entry, who->table, who->at);
+		return report(s, TIDE_FINDING_ENTRY, entry & PLACE, 0, err,
+		              "entry %" PRIu64 " of %s at %" PRIu64 " has the zero flag in a version 2 image",
+		              origin->entry, origin->table, origin->at);
 	if (bitmap >> 32 & bitmap & UINT32_MAX)
-		return tell(s, TIDE_FINDING_ENTRY, entry & PLACE, 0, err,
-		            "entry %" PRIu64 " of %s at %" PRIu64 " says of a subcluster that it is allocated and zero",
-		            who->entry, who->table, who->at);
+		return report(s, TIDE_FINDING_ENTRY, entry & PLACE, 0, err,
+		              "entry %" PRIu64 " of %s at %" PRIu64 " marks a subcluster as both allocated and zero",
+		              origin->entry, origin->table, origin->at);
 	return 0;
 }
 
 static int see_standard(struct state *s, uint64_t entry, uint64_t bitmap, unsigned times, bool active,
-                        const struct who *who, struct tide_error *err)
+                        const struct origin *origin, struct tide_error *err)
 {
 	uint64_t off = entry & PLACE;
 	bool good;
 
-	if (check_standard(s, entry, bitmap, who, err) < 0)
+	if (check_standard(s, entry, bitmap, origin, err) < 0)
 		return -1;
 	if (s->has_data_file)
-		return check_aligned(s, off, DATA, who, &good, err);
+		return check_aligned(s, off, DATA, origin, &good, err);
 	if (off == 0) {
 		if (!(entry & COPIED) && !(bitmap & UINT32_MAX))
 			return 0;
-		return tell(s, TIDE_FINDING_ENTRY, 0, 0, err,
-		            "entry %" PRIu64 " of %s at %" PRIu64 " leads to data at offset 0, the header's",
-		            who->entry, who->table, who->at);
+		return report(s, TIDE_FINDING_ENTRY, 0, 0, err,
+		              "entry %" PRIu64 " of %s at %" PRIu64 " points to data at offset 0, the header's",
+		              origin->entry, origin->table, origin->at);
 	}
-	if (check_aligned(s, off, DATA, who, &good, err) < 0 || refer(s, off, s->cluster, DATA, times, who, err) < 0)
+	if (check_aligned(s, off, DATA, origin, &good, err) < 0 ||
+	    refer(s, off, s->cluster, DATA, times, origin, err) < 0)
 		return -1;
-	return active ? check_copied(s, entry, off, who, err) : 0;
+	return active ? check_copied(s, entry, off, origin, err) : 0;
 }
 
 static int check_l2_table(struct state *s, uint64_t cell, struct tide_error *err)
 {
 	uint64_t off = cell << s->bits;
-	struct who who = { "the L2 table", off, 0 };
+	struct origin origin = { "the L2 table", off, 0 };
 	bool active = s->holds[cell] & ACTIVE_L2;
 	unsigned times = s->l2_times[cell];
 
@@ -359,20 +364,20 @@ static int check_l2_table(struct state *s, uint64_t cell, struct tide_error *err
 		uint64_t entry = tide_get_be64(p), bitmap = s->entry_size == 16 ? tide_get_be64(p + 8) : 0;
 		int rc;
 
-		who.entry = i;
+		origin.entry = i;
 		if (!entry && !bitmap)
 			continue;
 		if (entry & COMPRESSED)
-			rc = see_compressed(s, entry, bitmap, times, &who, err);
+			rc = see_compressed(s, entry, bitmap, times, &origin, err);
 		else
-			rc = see_standard(s, entry, bitmap, times, active, &who, err);
+			rc = see_standard(s, entry, bitmap, times, active, &origin, err);
 		if (rc < 0)
 			return -1;
 	}
 	return 0;
 }
 
-/* In the order of the file, each once. */
+/* Checks each L2 table once, in the order of the file. */
 static int check_l2_tables(struct state *s, struct tide_error *err)
 {
 	for (uint64_t cell = 0; cell < s->clusters; cell++) {
@@ -384,29 +389,29 @@ static int check_l2_tables(struct state *s, struct tide_error *err)
 
 /* ---- snapshots and bitmaps --------------------------------------------------------- */
 
-/* QEMU opens no image with more extra data than it knows, and version 3 has to have what qcow2.txt asks for. */
+/* QEMU does not open an image with more extra data than it knows; version 3 must have what qcow2.txt requires. */
 static int check_snapshot_extra(struct state *s, uint64_t off, uint32_t i, uint32_t extra, struct tide_error *err)
 {
 	if (extra <= SNAPSHOT_EXTRA_MAX && (s->h.version < 3 || extra >= SNAPSHOT_EXTRA_V3))
 		return 0;
-	return tell(s, TIDE_FINDING_HEADER, off, 0, err,
-	            "snapshot %" PRIu32 " has %" PRIu32 " bytes of extra data, which is %s", i, extra,
-	            extra > SNAPSHOT_EXTRA_MAX ? "too much" : "less than version 3 asks for");
+	return report(s, TIDE_FINDING_HEADER, off, 0, err,
+	              "snapshot %" PRIu32 " has %" PRIu32 " bytes of extra data, which is %s", i, extra,
+	              extra > SNAPSHOT_EXTRA_MAX ? "too much" : "less than version 3 requires");
 }
 
 static int check_snapshots(struct state *s, struct tide_error *err)
 {
 	uint64_t start = s->h.snapshots_offset, off = start;
-	struct who who = { "the snapshot table", start, 0 };
+	struct origin origin = { "the snapshot table", start, 0 };
 
 	for (uint32_t i = 0; i < s->h.snapshots; i++) {
 		uint8_t head[40];
 
-		who.entry = i;
+		origin.entry = i;
 		if (!tide_range_is_within(off, sizeof(head), s->file_size) ||
 		    off - start > TIDE_QCOW2_SNAPSHOTS_BYTES_MAX)
-			return tell(s, TIDE_FINDING_HEADER, start, off - start, err,
-			            "the snapshot table ends at snapshot %" PRIu32 " of %" PRIu32, i, s->h.snapshots);
+			return report(s, TIDE_FINDING_HEADER, start, off - start, err,
+			              "the snapshot table ends at snapshot %" PRIu32 " of %" PRIu32, i, s->h.snapshots);
 		if (tide_sysio_pread(s->fd, head, sizeof(head), off, false, err) < 0 ||
 		    check_snapshot_extra(s, off, i, tide_get_be32(head + 36), err) < 0)
 			return -1;
@@ -414,42 +419,43 @@ static int check_snapshots(struct state *s, struct tide_error *err)
 		                                   tide_get_be16(head + 14) + tide_get_be32(head + 36),
 		                           8);
 		if (tide_get_be32(head + 8) * UINT64_C(8) > TIDE_QCOW2_L1_BYTES_MAX) {
-			if (tell(s, TIDE_FINDING_HEADER, off, 0, err,
-			         "snapshot %" PRIu32 " has an L1 table of %" PRIu32 " entries, which is too large", i,
-			         tide_get_be32(head + 8)) < 0)
+			if (report(s, TIDE_FINDING_HEADER, off, 0, err,
+			           "snapshot %" PRIu32 " has an L1 table of %" PRIu32 " entries, which is too large", i,
+			           tide_get_be32(head + 8)) < 0)
 				return -1;
-		} else if (check_l1(s, tide_get_be64(head), tide_get_be32(head + 8), &who, false, err) < 0) {
+		} else if (check_l1(s, tide_get_be64(head), tide_get_be32(head + 8), &origin, false, err) < 0) {
 			return -1;
 		}
 	}
-	return refer(s, start, off - start, SNAPSHOTS, 1, &who, err);
+	return refer(s, start, off - start, SNAPSHOTS, 1, &origin, err);
 }
 
-static int see_bitmap_data(struct state *s, uint64_t entry, const struct who *who, struct tide_error *err)
+static int see_bitmap_data(struct state *s, uint64_t entry, const struct origin *origin, struct tide_error *err)
 {
 	uint64_t off = entry & PLACE;
 	bool good;
 
-	if (check_reserved(s, entry, UINT64_C(0xff000000000001fe) | (off ? 1 : 0), who, err) < 0)
+	if (check_reserved(s, entry, UINT64_C(0xff000000000001fe) | (off ? 1 : 0), origin, err) < 0)
 		return -1;
 	if (off == 0)
 		return 0;
-	return check_aligned(s, off, BITMAPS, who, &good, err) < 0 ? -1
-	                                                           : refer(s, off, s->cluster, BITMAPS, 1, who, err);
+	return check_aligned(s, off, BITMAPS, origin, &good, err) < 0
+	               ? -1
+	               : refer(s, off, s->cluster, BITMAPS, 1, origin, err);
 }
 
-static int check_bitmap(struct state *s, const uint8_t *entry, const struct who *who, uint64_t *table_bytes,
+static int check_bitmap(struct state *s, const uint8_t *entry, const struct origin *origin, uint64_t *table_bytes,
                         struct tide_error *err)
 {
 	uint64_t off = tide_get_be64(entry), n = tide_get_be32(entry + 8);
-	struct who here = { "a bitmap's table", off, 0 };
+	struct origin here = { "a bitmap's table", off, 0 };
 	bool good;
 
 	*table_bytes += n * 8;
 	if (*table_bytes > s->file_size)
-		return tell(s, TIDE_FINDING_OVERLAP, off, n * 8, err,
-		            "the bitmaps' tables do not fit into the file side by side");
-	if (check_aligned(s, off, BITMAPS, who, &good, err) < 0 || refer(s, off, n * 8, BITMAPS, 1, who, err) < 0)
+		return report(s, TIDE_FINDING_OVERLAP, off, n * 8, err,
+		              "the bitmaps' tables are together larger than the file");
+	if (check_aligned(s, off, BITMAPS, origin, &good, err) < 0 || refer(s, off, n * 8, BITMAPS, 1, origin, err) < 0)
 		return -1;
 	return good ? each_entry(s, off, n, here, see_bitmap_data, err) : 0;
 }
@@ -457,17 +463,17 @@ static int check_bitmap(struct state *s, const uint8_t *entry, const struct who 
 static int check_bitmaps(struct state *s, struct tide_error *err)
 {
 	uint64_t start = s->h.bitmap_dir_offset, size = s->h.bitmap_dir_size, off = 0, table_bytes = 0;
-	struct who who = { "the bitmap directory", start, 0 };
+	struct origin origin = { "the bitmap directory", start, 0 };
 	TIDE_AUTOFREE uint8_t *dir = NULL;
 
 	if (s->h.n_bitmaps == 0)
 		return 0;
-	if (refer(s, start, size, BITMAPS, 1, &who, err) < 0)
+	if (refer(s, start, size, BITMAPS, 1, &origin, err) < 0)
 		return -1;
 	dir = tide_mem_alloc(size, 1, err);
 	if (!dir || tide_sysio_pread(s->fd, dir, size, start, true, err) < 0)
 		return -1;
-	for (; who.entry < s->h.n_bitmaps; who.entry++) {
+	for (; origin.entry < s->h.n_bitmaps; origin.entry++) {
 		uint64_t len = 24;
 
 		if (size - off >= len)
@@ -475,16 +481,16 @@ static int check_bitmaps(struct state *s, struct tide_error *err)
 			        len + tide_get_be16(dir + off + 18) + (uint64_t)tide_get_be32(dir + off + 20), 8);
 		if (len > size - off)
 			break;
-		if (check_bitmap(s, dir + off, &who, &table_bytes, err) < 0)
+		if (check_bitmap(s, dir + off, &origin, &table_bytes, err) < 0)
 			return -1;
 		off += len;
 	}
-	if (who.entry == s->h.n_bitmaps && off == size)
+	if (origin.entry == s->h.n_bitmaps && off == size)
 		return 0;
-	return tell(s, TIDE_FINDING_HEADER, start, size, err,
-	            "the bitmap directory of %" PRIu64 " bytes does not hold the %" PRIu32
-	            " bitmaps that the header counts",
-	            size, s->h.n_bitmaps);
+	return report(s, TIDE_FINDING_HEADER, start, size, err,
+	              "the bitmap directory of %" PRIu64 " bytes does not hold the %" PRIu32
+	              " bitmaps that the header counts",
+	              size, s->h.n_bitmaps);
 }
 
 /* ---- reference counts -------------------------------------------------------------- */
@@ -500,12 +506,12 @@ static uint64_t count_at(const uint8_t *block, unsigned order, uint64_t i)
 		return tide_get_be32(block + 4 * i);
 	case 6:
 		return tide_get_be64(block + 8 * i);
-	default: /* several in a byte, the first in its lowest bits */
+	default: /* several in a byte; the first one has the lowest bits */
 		return block[(i << order) >> 3] >> ((i << order) & 7) & ((1u << (1u << order)) - 1);
 	}
 }
 
-/* The refcount block that counts the cells from first on, into s->buf; zeroes when there is none. */
+/* Reads the refcount block for the cells from first on into s->buf; zeroes when it does not exist. */
 static int read_block(struct state *s, const uint64_t *table, uint64_t index, struct tide_error *err)
 {
 	uint64_t entries = (s->h.reftable_clusters << s->bits) / 8;
@@ -517,7 +523,7 @@ static int read_block(struct state *s, const uint64_t *table, uint64_t index, st
 	return tide_sysio_pread(s->fd, s->buf, s->cluster, off, true, err);
 }
 
-/* Calls fn for every cell with its count in the file. */
+/* Calls fn for every cell with its count from the file. */
 static int each_count(struct state *s, const uint64_t *table,
                       int (*fn)(struct state *s, uint64_t cell, uint64_t count, struct tide_error *err),
                       struct tide_error *err)
@@ -552,26 +558,26 @@ static int compare_count(struct state *s, uint64_t cell, uint64_t count, struct 
 	if (TIDE_MIN(count, TIMES_MAX) == times)
 		return 0;
 	if (count < times)
-		return tell(s, TIDE_FINDING_REFCOUNT, cell << s->bits, s->cluster, err,
-		            "reference count %" PRIu64 ", expected %" PRIu64, count, times);
+		return report(s, TIDE_FINDING_REFCOUNT, cell << s->bits, s->cluster, err,
+		              "reference count %" PRIu64 ", expected %" PRIu64, count, times);
 	if (cell >= s->clusters)
-		return 0; /* past the end of the file there is nothing to be lost */
-	return tell(s, TIDE_FINDING_LEAK, cell << s->bits, s->cluster, err,
-	            "reference count %" PRIu64 ", expected %" PRIu64, count, times);
+		return 0; /* no data can be lost past the end of the file */
+	return report(s, TIDE_FINDING_LEAK, cell << s->bits, s->cluster, err,
+	              "reference count %" PRIu64 ", expected %" PRIu64, count, times);
 }
 
 static int check_blocks(struct state *s, const uint64_t *table, struct tide_error *err)
 {
-	struct who who = { "the refcount table", s->h.reftable_offset, 0 };
+	struct origin origin = { "the refcount table", s->h.reftable_offset, 0 };
 
-	for (uint64_t n = (s->h.reftable_clusters << s->bits) / 8; who.entry < n; who.entry++) {
-		uint64_t entry = table[who.entry], off = entry & ~UINT64_C(511);
+	for (uint64_t n = (s->h.reftable_clusters << s->bits) / 8; origin.entry < n; origin.entry++) {
+		uint64_t entry = table[origin.entry], off = entry & ~UINT64_C(511);
 		bool good;
 
-		if (check_reserved(s, entry, 511, &who, err) < 0)
+		if (check_reserved(s, entry, 511, &origin, err) < 0)
 			return -1;
-		if (off && (check_aligned(s, off, REFBLOCK, &who, &good, err) < 0 ||
-		            refer(s, off, s->cluster, REFBLOCK, 1, &who, err) < 0))
+		if (off && (check_aligned(s, off, REFBLOCK, &origin, &good, err) < 0 ||
+		            refer(s, off, s->cluster, REFBLOCK, 1, &origin, err) < 0))
 			return -1;
 	}
 	return 0;
@@ -594,24 +600,24 @@ static int load_table(struct state *s, uint64_t **out, struct tide_error *err)
 static int check_header(const struct state *s, struct tide_error *err)
 {
 	if ((s->h.incompatible & TIDE_QCOW2_INCOMPAT_CORRUPT) &&
-	    tell(s, TIDE_FINDING_HEADER, 0, 0, err, "the header says that the image is corrupt") < 0)
+	    report(s, TIDE_FINDING_HEADER, 0, 0, err, "the header marks the image as corrupt") < 0)
 		return -1;
 	if (s->h.incompatible & TIDE_QCOW2_INCOMPAT_DIRTY)
-		return tell(s, TIDE_FINDING_DOUBT, 0, 0, err,
-		            "the image was not closed properly: its reference counts may be out of date");
+		return report(s, TIDE_FINDING_DOUBT, 0, 0, err,
+		              "the image was not closed properly: its reference counts may be out of date");
 	return 0;
 }
 
 static int check_all(struct state *s, struct tide_error *err)
 {
-	struct who who = { "the header", 0, 0 };
+	struct origin origin = { "the header", 0, 0 };
 	TIDE_AUTOFREE uint64_t *table = NULL;
 
 	if (check_header(s, err) < 0 || load_table(s, &table, err) < 0 || each_count(s, table, note_one, err) < 0)
 		return -1;
-	if (refer(s, 0, s->cluster, HEADER, 1, &who, err) < 0 ||
-	    refer(s, s->h.reftable_offset, s->h.reftable_clusters << s->bits, REFTABLE, 1, &who, err) < 0 ||
-	    check_blocks(s, table, err) < 0 || check_l1(s, s->h.l1_offset, s->h.l1_entries, &who, true, err) < 0 ||
+	if (refer(s, 0, s->cluster, HEADER, 1, &origin, err) < 0 ||
+	    refer(s, s->h.reftable_offset, s->h.reftable_clusters << s->bits, REFTABLE, 1, &origin, err) < 0 ||
+	    check_blocks(s, table, err) < 0 || check_l1(s, s->h.l1_offset, s->h.l1_entries, &origin, true, err) < 0 ||
 	    check_snapshots(s, err) < 0 || check_bitmaps(s, err) < 0 || check_l2_tables(s, err) < 0)
 		return -1;
 	return each_count(s, table, compare_count, err);

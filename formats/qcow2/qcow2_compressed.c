@@ -1,3 +1,8 @@
+/*
+ * Reads compressed clusters of the disk: finds them, reads those that are close together in one go,
+ * and decompresses each. The compressed data is not trusted; a cluster must decompress to exactly
+ * its size.
+ */
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,7 +15,7 @@
 #include "base/range.h"
 #include "base/sysio.h"
 
-/* Clusters whose data lies close together are read at once: so many, so many bytes. */
+/* Clusters whose data is close together are read at once, up to these limits. */
 #define BATCH_CLUSTERS 64
 #define BATCH_BYTES    (UINT64_C(1) << 20)
 
@@ -18,7 +23,7 @@ struct reader {
 	struct tide_qcow2 *q;
 	struct libdeflate_decompressor *inflate;
 	uint8_t *packed;  /* bytes [from, to) of the file */
-	uint8_t *cluster; /* one cluster, when only a part of it is wanted */
+	uint8_t *cluster; /* a whole cluster, when the request needs only part of it */
 	uint64_t from, to;
 	size_t room;
 };
@@ -44,7 +49,7 @@ static int unpack(struct reader *r, void *out, const struct tide_qcow2_cluster *
 		if (!r->inflate)
 			return tide_error_set_nomem(err);
 	}
-	/* A NULL for the length of the result: it must be exactly one cluster. */
+	/* NULL instead of a result length: the result must be exactly one cluster. */
 	if (tide_qcow2_deflate.deflate_decompress(r->inflate, in, c->len, out, r->q->cluster_size, NULL) !=
 	    LIBDEFLATE_SUCCESS)
 		return tide_error_set(err, TIDE_E_CORRUPT, "expected deflate data of a cluster of %" PRIu64 " bytes",
@@ -52,7 +57,7 @@ static int unpack(struct reader *r, void *out, const struct tide_qcow2_cluster *
 	return 0;
 }
 
-/* Reads what clusters [0, n) need, or fewer when they lie apart; returns how many, or -1. */
+/* Reads the data of clusters [0, n), or of fewer if they are far apart; returns their number, or -1. */
 static int fetch(struct reader *r, const struct tide_qcow2_cluster *c, int n, struct tide_error *err)
 {
 	int i = 1;
@@ -72,13 +77,13 @@ static int fetch(struct reader *r, const struct tide_qcow2_cluster *c, int n, st
 			return -1;
 		r->room = r->to - r->from;
 	}
-	/* The last sector of the file need not be whole. */
+	/* The last sector of the file may be incomplete. */
 	if (tide_sysio_pread(r->q->fd, r->packed, r->to - r->from, r->from, true, err) < 0)
 		return -1;
 	return i;
 }
 
-/* The compressed clusters from off on; how many there are, or -1. */
+/* Looks up the compressed clusters from off on; returns their number, or -1. */
 static int look_up(struct tide_qcow2 *q, uint64_t off, uint64_t end, struct tide_qcow2_cluster *c,
                    struct tide_error *err)
 {
@@ -98,7 +103,7 @@ static int look_up(struct tide_qcow2 *q, uint64_t off, uint64_t end, struct tide
 	return rc < 0 ? -1 : n;
 }
 
-/* The part of the cluster around off that the request covers; *done says how much. */
+/* Reads the part of the cluster around off that the request covers; *done is its length. */
 static int read_cluster(struct reader *r, const struct tide_qcow2_cluster *c, uint8_t *buf, uint64_t off, uint64_t len,
                         uint64_t *done, struct tide_error *err)
 {

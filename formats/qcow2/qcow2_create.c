@@ -1,3 +1,7 @@
+/*
+ * Creates an empty qcow2 image: parses the settings, with QEMU's messages where QEMU refuses the
+ * same, lays out header, refcount table, refcount blocks and L1 table, and writes them.
+ */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -16,8 +20,7 @@
 #define CLUSTER_DEFAULT 65536u
 #define HEADER_LENGTH   112u /* of version 3, with the compression type */
 
-/* What the settings come to. */
-#define HEADER_ROOM 128u /* bytes of the first cluster that are left free beside a fingerprint */
+#define HEADER_ROOM 128u /* bytes left free in the first cluster beside a fingerprint */
 
 struct config {
 	uint64_t exact_size; /* 0: a multiple of 512, as `size` always is */
@@ -27,12 +30,12 @@ struct config {
 	bool lazy_refcounts, extended_l2;
 	char preallocation[16]; /* empty: off */
 	const char *backing, *backing_format;
-	char data_file[256]; /* empty: none */
+	char data_file[256]; /* empty: no data file */
 	bool data_file_raw;
 	const struct tide_fingerprint *fingerprint; /* or NULL */
 };
 
-/* Header, refcount table, refcount blocks, L1 table: in this order, in clusters. */
+/* The layout: header, refcount table, refcount blocks and L1 table follow each other in this order, in clusters. */
 struct layout {
 	unsigned cluster_bits, refcount_order;
 	uint64_t l1_entries;
@@ -44,7 +47,7 @@ struct feature {
 	const char *name;
 };
 
-/* What QEMU calls them, so that its messages about our images are its own. */
+/* The names that QEMU uses, so that its messages about our images are the usual ones. */
 static const struct feature features[] = {
 	{ 0, 0, "dirty bit" },        { 0, 1, "corrupt bit" },         { 0, 2, "external data file" },
 	{ 0, 3, "compression type" }, { 0, 4, "extended L2 entries" }, { 1, 0, "lazy refcounts" },
@@ -112,7 +115,7 @@ static int parse_compression(const char *value, struct config *c, struct tide_er
 	return 0;
 }
 
-/* What QEMU can be asked for and this version cannot. */
+/* Refuses settings that QEMU has and this version does not. */
 static int parse_unsupported(const char *key, const char *value, struct config *c, struct tide_error *err)
 {
 	if (!strcmp(key, "preallocation")) {
@@ -150,7 +153,7 @@ static int parse_setting(const char *key, const char *value, struct config *c, s
 	if (!strcmp(key, "data_file_raw"))
 		return parse_switch(key, value, &c->data_file_raw, err);
 	if (!strcmp(key, "data_file")) {
-		memcpy(c->data_file, value, strlen(value) + 1); /* no longer than tide_driver_next_setting allows */
+		memcpy(c->data_file, value, strlen(value) + 1); /* fits: tide_driver_next_setting limits the length */
 		return 0;
 	}
 	return parse_unsupported(key, value, c, err);
@@ -320,7 +323,7 @@ static void put_fields(uint8_t *h, const struct config *c, const struct layout *
 	h[104] = (uint8_t)c->compression;
 }
 
-/* The header needs so much; with the table of feature names, when there is room for it. */
+/* The size of the header; with the table of feature names, if they fit. */
 static uint64_t header_bytes(const struct config *c, bool names)
 {
 	uint64_t n = (c->version < 3 ? TIDE_QCOW2_HEADER_V2 : HEADER_LENGTH) + 8;
@@ -371,7 +374,9 @@ static size_t fingerprint_bytes(const struct tide_fingerprint *fp)
 	return fp->has_file ? TIDE_QCOW2_FINGERPRINT_2_BYTES : TIDE_QCOW2_FINGERPRINT_BYTES;
 }
 
-/* Only where QEMU, which writes the header anew, still has room for the features' names, a bitmap extension, and more.
+/*
+ * A fingerprint is stored only if QEMU, which rewrites the header, still has room for the features' names, a bitmap
+ * extension, and more.
  */
 static bool has_fingerprint(const struct config *c)
 {
@@ -432,7 +437,7 @@ static int write_header(int fd, const struct config *c, const struct layout *l, 
 
 /* ---- tables ---- */
 
-/* The refcount table and its blocks. */
+/* Writes the refcount table and its blocks. */
 static int write_counts(int fd, const struct config *c, const struct layout *l, struct tide_error *err)
 {
 	uint64_t clusters = l->table + l->blocks, per_block = c->cluster_size * 8 / c->refcount_bits;
@@ -450,7 +455,7 @@ static int write_counts(int fd, const struct config *c, const struct layout *l, 
 	return tide_sysio_pwrite(fd, buf, clusters * c->cluster_size, c->cluster_size, err);
 }
 
-/* An L1 table of zeroes: what a file lacks reads so, what a device held before does not. */
+/* Writes an L1 table of zeroes. In a file, unwritten bytes read as zeroes, but a device may hold other bytes. */
 static int write_l1(int fd, const struct config *c, const struct layout *l, struct tide_error *err)
 {
 	TIDE_AUTOFREE uint8_t *zeroes = NULL;

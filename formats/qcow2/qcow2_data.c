@@ -1,3 +1,7 @@
+/*
+ * The external data file of an image: sets it, checks that it is open before the disk's bytes are
+ * used, gives it the disk's length, and zeroes and syncs it.
+ */
 #include <errno.h>
 #include <inttypes.h>
 #include <sys/stat.h>
@@ -7,7 +11,10 @@
 #include "qcow2.h"
 #include "base/sysio.h"
 
-/* The file gets its length.  One that is to be the disk by itself gets all its clusters, so that it stays that. */
+/*
+ * Gives the file its length. If the file alone is also the disk (data_is_raw), all its clusters are allocated, so
+ * that this stays true.
+ */
 static int start_new(struct tide_qcow2 *q, struct tide_error *err)
 {
 	struct tide_extent all = { .len = q->size, .kind = TIDE_EXTENT_DATA, .mapped = true, .map_fd = q->data_fd };

@@ -1,3 +1,6 @@
+/*
+ * Loads libdeflate on first use, for the code that compresses and decompresses clusters.
+ */
 #include "qcow2_deflate.h"
 
 #include "base/dynlib.h"

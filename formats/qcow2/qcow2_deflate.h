@@ -1,6 +1,6 @@
 /*
- * libdeflate, for those who inflate and deflate clusters.  Its functions are members of a structure, by their names
- * without "libdeflate_", and set once it has been loaded.
+ * libdeflate, for the code that compresses and decompresses clusters. Its functions are members of a
+ * structure, named without "libdeflate_", and are set once the library is loaded.
  */
 #ifndef TIDE_QCOW2_DEFLATE_H
 #define TIDE_QCOW2_DEFLATE_H

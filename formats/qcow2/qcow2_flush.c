@@ -1,15 +1,15 @@
 /*
  * The order in which changes of an in-place image reach the disk.
  *
- *   1  refcount blocks with what was allocated, new L2 tables: nothing refers to the new
- *      ones yet, and a count that is too high is a leak
- *   2  sync, the refcount table, sync, and if that moved the header's pointer to it
- *   3  sync: now all data and all counts are there
- *   4  L2 tables that were in use, the L1 table: the disk changes, sector by sector
+ *   1  refcount blocks with the new allocations, and new L2 tables: nothing refers to those
+ *      tables yet, and a count that is too high is only a leak
+ *   2  sync, the refcount table, sync, and, if the table has moved, the header's pointer to it
+ *   3  sync: now all data and all counts are durable
+ *   4  L2 tables that were in use, and the L1 table: the disk changes, sector by sector
  *   5  sync
- *   6  the counts of what was given up go down; from now on it may be allocated again
+ *   6  the counts of released clusters go down; only after that may they be allocated again
  *
- * Syncs with nothing before them are left out.
+ * Syncs with no writes before them are left out.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -22,7 +22,7 @@
 #include "qcow2.h"
 #include "base/sysio.h"
 
-/* A flush comes by itself when dirty tables take up more, or more runs than this wait to be freed. */
+/* A change flushes first when dirty tables exceed this memory, or when more runs than this wait to be freed. */
 #define DIRTY_BYTES_MAX (UINT64_C(32) << 20)
 #define DEFERRED_MAX    262144u
 
@@ -89,7 +89,7 @@ static int compare_run(const void *a, const void *b)
 	return (x->first > y->first) - (x->first < y->first);
 }
 
-/* Step 6 for one run: gives space back in as few calls as it takes. */
+/* Step 6 for one run: frees its space in as few calls as possible. */
 static int release_run(struct tide_qcow2 *q, const struct tide_qcow2_run *run, struct tide_error *err)
 {
 	uint64_t start = run->first, n = 0;
@@ -104,7 +104,7 @@ static int release_run(struct tide_qcow2 *q, const struct tide_qcow2_run *run, s
 			if (i + 1 < run->n)
 				continue;
 		}
-		/* Only a courtesy to the file system. */
+		/* This only saves space in the file system, so a failure is ignored. */
 		if (n)
 			tide_sysio_zero(q->fd, start << q->cluster_bits, n << q->cluster_bits, true, NULL);
 		start = run->first + i + 1;
@@ -153,7 +153,7 @@ int tide_qcow2_check_failed(const struct tide_qcow2 *q, struct tide_error *err)
 	                      q->failure.msg);
 }
 
-/* When nobody hears of it now, it is told later. */
+/* When err is NULL nobody is told now; the reason is kept and reported later. */
 static int fail(struct tide_qcow2 *q, struct tide_error *why, struct tide_error *err)
 {
 	q->failed = true;
@@ -191,7 +191,7 @@ int tide_qcow2_flush_image(void *state, struct tide_error *err)
 	return rc;
 }
 
-/* Who does not know a feature must clear its flag before the first change. */
+/* A program must clear the autoclear flags of features it does not know before its first change. */
 static int clear_features(struct tide_qcow2 *q, struct tide_error *err)
 {
 	uint64_t kept = q->header.autoclear & (TIDE_QCOW2_AUTOCLEAR_BITMAPS | TIDE_QCOW2_AUTOCLEAR_DATA_FILE_RAW);
@@ -207,7 +207,7 @@ static int clear_features(struct tide_qcow2 *q, struct tide_error *err)
 	return 0;
 }
 
-/* The file gets whole clusters, so that writes near its end need no thought. */
+/* Extends the file to whole clusters, so that writes near its end need no special care. */
 static int make_ready(struct tide_qcow2 *q, struct tide_error *err)
 {
 	if ((q->late && tide_qcow2_check_writable(q, err) < 0) || tide_qcow2_meta_open(q, err) < 0 ||

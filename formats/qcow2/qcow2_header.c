@@ -1,3 +1,8 @@
+/*
+ * Reads and checks the header of a qcow2 image and its extensions. Each check has a message of its
+ * own, QEMU's where QEMU has one. A check here is what later code relies on: tables lie within the
+ * file, on clusters, and have sane sizes.
+ */
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,7 +18,7 @@
 
 #define HEAD_BYTES UINT64_C(4096)
 
-/* The raw header while it is being read: what of the first cluster the file has. */
+/* The raw header while it is being read: the part of the first cluster that the file has. */
 struct raw {
 	const uint8_t *data;
 	uint64_t len;
@@ -51,7 +56,7 @@ static int check_base(const uint8_t *head, uint64_t file_size, struct tide_qcow2
 	return 0;
 }
 
-/* The name that the image itself gives an incompatible feature, or NULL. */
+/* The name that the image gives an incompatible feature, or NULL. */
 static char *feature_name(const uint8_t *table, uint64_t len, unsigned bit, struct tide_error *err)
 {
 	for (; len >= 48; table += 48, len -= 48) {
@@ -123,7 +128,7 @@ static int check_compression(const struct tide_qcow2_header *h, struct tide_erro
 	return 0;
 }
 
-/* Do clusters of this size have subclusters of whole sectors? */
+/* Are the subclusters of clusters of this size whole sectors? */
 static int check_subclusters(const struct tide_qcow2_header *h, struct tide_error *err)
 {
 	unsigned bits = h->cluster_bits - TIDE_QCOW2_SUBCLUSTER_BITS;
@@ -133,7 +138,7 @@ static int check_subclusters(const struct tide_qcow2_header *h, struct tide_erro
 	return 0;
 }
 
-/* Is there a table of `bytes` at off, on a cluster, within the file? */
+/* Checks that a table of `bytes` at off begins on a cluster and lies within the file. */
 static int check_table(const struct tide_qcow2_header *h, const struct raw *raw, uint64_t off, uint64_t bytes,
                        const char *what, struct tide_error *err)
 {
@@ -253,7 +258,7 @@ static int read_data_file(const uint8_t *data, uint32_t len, struct tide_qcow2_h
 	return h->data_file ? 0 : -1;
 }
 
-/* Does the header say where the disk's bytes are? */
+/* Does the header name the file with the disk's bytes? */
 static int check_data_file(const struct tide_qcow2_header *h, struct tide_error *err)
 {
 	if ((h->incompatible & TIDE_QCOW2_INCOMPAT_DATA_FILE) && !h->data_file)
@@ -300,7 +305,7 @@ static int read_bitmaps(const uint8_t *data, uint32_t len, const struct raw *raw
 	return 0;
 }
 
-/* Where the header extensions end. */
+/* The end of the header extensions. */
 static uint64_t extensions_end(const struct raw *raw)
 {
 	uint64_t backing = tide_get_be64(raw->data + 8);
@@ -308,7 +313,7 @@ static uint64_t extensions_end(const struct raw *raw)
 	return backing >= raw->header_length && backing < raw->len ? backing : raw->len;
 }
 
-/* The next extension at *off: 1, 0 at the end. */
+/* Gets the extension at *off and moves *off to the next one: 1, or 0 at the end. */
 static int next_extension(const struct raw *raw, uint64_t *off, uint32_t *type, const uint8_t **data, uint32_t *len,
                           struct tide_error *err)
 {
@@ -340,7 +345,7 @@ static int check_features(const struct raw *raw, const struct tide_qcow2_header 
 
 	if (!(h->incompatible & ~known))
 		return 0;
-	/* The names are a courtesy: damage to them must not hide what is wrong. */
+	/* The names only make the message clearer: damage to them must not hide the refusal. */
 	while (next_extension(raw, &off, &type, &data, &len, NULL) > 0) {
 		if (type == TIDE_QCOW2_EXT_FEATURES)
 			return refuse_features(h->incompatible & ~known, data, len, err);
@@ -348,7 +353,10 @@ static int check_features(const struct raw *raw, const struct tide_qcow2_header 
 	return refuse_features(h->incompatible & ~known, NULL, 0, err);
 }
 
-/* Only a hint how to restore: one that does not fit the size, because the image was resized, means nothing. */
+/*
+ * The exact size only helps to restore. It is ignored when it does not match the size, because the image was
+ * resized.
+ */
 static void read_exact_size(const uint8_t *data, uint32_t len, struct tide_qcow2_header *h)
 {
 	uint64_t exact = len == 8 ? tide_get_be64(data) : 0;
@@ -357,7 +365,7 @@ static void read_exact_size(const uint8_t *data, uint32_t len, struct tide_qcow2
 		h->exact_size = exact;
 }
 
-/* A hint, too: what is not understood is ignored. */
+/* The fingerprint only helps to verify, too: anything unknown is ignored. */
 static void read_fingerprint(const uint8_t *data, uint32_t len, struct tide_qcow2_header *h)
 {
 	struct tide_fingerprint *fp = &h->fingerprint;
@@ -447,7 +455,7 @@ static int read_all(struct raw *raw, struct tide_qcow2_header *h, struct tide_er
 	return read_backing(raw, h, err);
 }
 
-/* Are the extensions and the backing file's name all in the first `have` bytes? */
+/* Are the extensions and the backing file's name complete in the first `have` bytes? */
 static bool is_whole(const uint8_t *data, uint64_t have)
 {
 	uint64_t backing_end = (uint64_t)tide_get_be64(data + 8) + tide_get_be32(data + 16);
@@ -460,7 +468,7 @@ static bool is_whole(const uint8_t *data, uint64_t have)
 	return off <= have - 8;
 }
 
-/* Seldom more than the first bytes of a cluster are needed, and then no more are read. */
+/* Reads the beginning of the first cluster, and the rest only when it is needed, which is rare. */
 static int read_raw(int fd, struct raw *raw, uint8_t *data, struct tide_error *err)
 {
 	uint64_t have = TIDE_MIN(raw->len, HEAD_BYTES);

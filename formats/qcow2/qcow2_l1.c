@@ -1,9 +1,9 @@
 /*
- * The active L1 table.  A page of it is read when one of its entries is first asked for: the table grows with the disk,
- * a MiB for 64 TiB, and what is done to an image shall cost what it touches.  Only a change in place reads all of it,
- * for it has to know where the image's tables are (qcow2_meta.c).
+ * The active L1 table. A page of it is read when one of its entries is first needed: the table grows with
+ * the disk, a MiB for 64 TiB, and the cost of a command should follow the part of the disk it uses. Only a
+ * change in place reads all of it, because it must know where the image's tables are (qcow2_meta.c).
  *
- * All but opening is for the holder of the lock.
+ * All calls but opening need the lock.
  */
 #include <inttypes.h>
 #include <stdlib.h>
@@ -15,7 +15,7 @@
 #include "qcow2.h"
 #include "base/sysio.h"
 
-#define PAGE_BITS 9u /* entries that are read and written together: 4096 bytes */
+#define PAGE_BITS 9u /* entries read and written together: 4096 bytes */
 
 static uint64_t page_count(const struct tide_qcow2 *q)
 {
@@ -41,7 +41,7 @@ static int read_page(struct tide_qcow2 *q, uint64_t page, struct tide_error *err
 	return 0;
 }
 
-/* A new image has nothing in it. */
+/* The L1 table of a new image must be empty. */
 static int check_empty(struct tide_qcow2 *q, struct tide_error *err)
 {
 	uint64_t n = q->header.l1_entries, len, i;

@@ -1,3 +1,8 @@
+/*
+ * L2 tables and their entries: decodes and checks an entry, loads tables into the cache, and gives
+ * a table that is to be changed a cluster of its own. A table that another L1 table shares (an
+ * internal snapshot's) is copied before its first change.
+ */
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,7 +40,7 @@ static int decode_compressed(const struct tide_qcow2 *q, uint64_t entry, uint64_
 	return 0;
 }
 
-/* Does data in the external data file stand where it has to? */
+/* Checks that data in the external data file is at the disk's offset. */
 static int check_in_data_file(const struct tide_qcow2 *q, uint64_t off, uint64_t host, struct tide_error *err)
 {
 	uint64_t start = off & ~(q->cluster_size - 1);
@@ -49,7 +54,7 @@ static int check_in_data_file(const struct tide_qcow2 *q, uint64_t off, uint64_t
 	return 0;
 }
 
-/* Where a standard cluster stands; read: are bytes of it visible? */
+/* Checks the offset of a standard cluster; read: are bytes of it visible? */
 static int check_host(const struct tide_qcow2 *q, const struct tide_qcow2_cluster *c, bool read, uint64_t off,
                       struct tide_error *err)
 {
@@ -71,7 +76,7 @@ static int check_host(const struct tide_qcow2 *q, const struct tide_qcow2_cluste
 	return 0;
 }
 
-/* What the subclusters come to; has_host: is there a cluster for those that are allocated? */
+/* Decodes the subclusters; has_host: does the entry have a cluster for the allocated ones? */
 static int decode_subclusters(struct tide_qcow2_cluster *out, uint64_t bitmap, bool has_host, uint64_t off,
                               struct tide_error *err)
 {
@@ -96,7 +101,7 @@ static int decode_subclusters(struct tide_qcow2_cluster *out, uint64_t bitmap, b
 	return 0;
 }
 
-/* Standard clusters, zero or not. */
+/* Decodes standard clusters, zero or not. */
 static int decode_standard(const struct tide_qcow2 *q, struct tide_qcow2_entry entry, uint64_t off,
                            struct tide_qcow2_cluster *out, struct tide_error *err)
 {
@@ -198,8 +203,8 @@ static int check_l1_entry(const struct tide_qcow2 *q, uint64_t index, uint64_t e
 	return 0;
 }
 
-/* In a new image: a cluster for the table, if it has none. */
-static int give_place(struct tide_qcow2 *q, struct tide_qcow2_table *t, struct tide_error *err)
+/* New images: allocates a cluster for the table if it has none. */
+static int allocate_table(struct tide_qcow2 *q, struct tide_qcow2_table *t, struct tide_error *err)
 {
 	uint64_t first, got;
 
@@ -212,7 +217,7 @@ static int give_place(struct tide_qcow2 *q, struct tide_qcow2_table *t, struct t
 	return 0;
 }
 
-/* Writes the least recently used table of a new image out, so that it may go. */
+/* New images: writes the least recently used table, so that it may be dropped from the cache. */
 static int make_room(struct tide_qcow2 *q, struct tide_error *err)
 {
 	struct tide_qcow2_table *t;
@@ -221,7 +226,7 @@ static int make_room(struct tide_qcow2 *q, struct tide_error *err)
 	if (!q->is_new || q->l2.n < q->l2.n_max)
 		return 0;
 	t = q->l2.dirty.oldest;
-	if (give_place(q, t, err) < 0 || tide_sysio_pwrite(q->fd, t->data, q->cluster_size, t->host, err) < 0)
+	if (allocate_table(q, t, err) < 0 || tide_sysio_pwrite(q->fd, t->data, q->cluster_size, t->host, err) < 0)
 		return -1;
 	tide_qcow2_cache_drop(&q->l2, t);
 	return 0;
@@ -265,14 +270,14 @@ static int add_new_table(struct tide_qcow2 *q, uint64_t l1_index, struct tide_qc
 	return 0;
 }
 
-/* In place: gives the table a cluster of its own, that nothing on the disk points to. */
+/* In place: gives the table a cluster of its own, to which nothing on the disk points. */
 static int move_table(struct tide_qcow2 *q, struct tide_qcow2_table *t, struct tide_error *err)
 {
 	uint64_t first, got;
 
 	if (tide_qcow2_alloc_clusters(q, 1, &first, &got, err) < 0)
 		return -1;
-	/* After the allocation: that may defer something, too. */
+	/* This comes after the allocation, which may defer a cluster, too. */
 	if (tide_qcow2_alloc_reserve(q, 1, err) < 0 || tide_qcow2_meta_add(q, first, err) < 0) {
 		tide_qcow2_alloc_undo(q, first, 1);
 		return -1;
@@ -347,7 +352,7 @@ int tide_qcow2_l2_write_all_new(struct tide_qcow2 *q, struct tide_error *err)
 	if (!dirty)
 		return -1;
 	for (size_t i = 0; i < q->l2.n_dirty; i++) {
-		if (give_place(q, dirty[i], err) < 0)
+		if (allocate_table(q, dirty[i], err) < 0)
 			return -1;
 	}
 	return tide_qcow2_cache_write(&q->l2, q->fd, false, err);

@@ -1,3 +1,8 @@
+/*
+ * The places of all metadata in the file of an in-place image: header, tables, refcount blocks,
+ * snapshots and bitmaps. Before a cluster is allocated, freed or written as data, it is looked up
+ * here, so that a damaged image cannot lead to a write over its own tables.
+ */
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,7 +21,7 @@ static size_t home(const struct tide_qcow2_set *s, uint64_t key)
 	return (size_t)((key * UINT64_C(0x9e3779b97f4a7c15)) >> 20) & (s->cap - 1);
 }
 
-/* Where the key stands, or the free place where it would. */
+/* The slot of the key, or the free slot for it. */
 static size_t find_slot(const struct tide_qcow2_set *s, uint64_t key)
 {
 	size_t i = home(s, key);
@@ -76,7 +81,7 @@ static bool set_remove(struct tide_qcow2_set *s, uint64_t cluster)
 		return false;
 	hole = find_slot(s, cluster + 1);
 	s->n--;
-	/* Those that follow move up when the hole lies between their home and them. */
+	/* A later entry moves into the hole when the hole lies between its home and its present slot. */
 	for (i = (hole + 1) & mask; s->slot[i]; i = (i + 1) & mask) {
 		if (((i - home(s, s->slot[i])) & mask) >= ((i - hole) & mask)) {
 			s->slot[hole] = s->slot[i];
@@ -164,7 +169,7 @@ static int sort_areas(struct tide_qcow2 *q, struct tide_error *err)
 	return 0;
 }
 
-/* The L1 tables of the internal snapshots, and the table that lists them. */
+/* Adds the L1 tables of the internal snapshots, and the table that lists them. */
 static int add_snapshots(struct tide_qcow2 *q, struct tide_error *err)
 {
 	uint64_t start = q->header.snapshots_offset, off = start;
@@ -186,11 +191,11 @@ static int add_snapshots(struct tide_qcow2 *q, struct tide_error *err)
 		if (add_area(q, tide_get_be64(head), l1_bytes, "snapshot L1 table", err) < 0)
 			return -1;
 	}
-	/* The padding of the last entry need not be there. */
+	/* The padding of the last entry may be missing. */
 	return add_area(q, start, TIDE_MIN(off, q->file_size) - start, "snapshot table", err);
 }
 
-/* Clusters of bitmaps belong to nothing else.  added: gets a list of them. */
+/* Adds clusters of bitmaps, which must not belong to anything else. added: receives a list of them. */
 static int add_bitmap_clusters(struct tide_qcow2 *q, uint64_t off, uint64_t bytes, const char *what,
                                struct tide_qcow2_runs *added, struct tide_error *err)
 {
@@ -221,7 +226,7 @@ static int add_bitmap(struct tide_qcow2 *q, const struct tide_qcow2_bitmap *b, s
 	for (uint32_t i = 0; i < b->table_entries; i++) {
 		uint64_t off = table[i] & TIDE_QCOW2_BITMAP_OFFSET;
 
-		/* A last cluster need not be there whole. */
+		/* The file may end within its last cluster. */
 		if (off && (check_place(q, off, 1, "bitmap data", err) < 0 ||
 		            add_bitmap_clusters(q, off, 1, "bitmap data", added, err) < 0))
 			return -1;
@@ -229,7 +234,10 @@ static int add_bitmap(struct tide_qcow2 *q, const struct tide_qcow2_bitmap *b, s
 	return 0;
 }
 
-/* What was in use when a program died may be damaged; then it is no reason not to write, and none of it is known. */
+/*
+ * A bitmap that was in use when a program died may be damaged. That does not forbid writing; then none of its
+ * clusters are added.
+ */
 static int add_bitmap_in_use(struct tide_qcow2 *q, struct tide_qcow2_bitmap *b, struct tide_error *err)
 {
 	struct tide_qcow2_runs added = { 0 };
@@ -249,7 +257,7 @@ static int add_bitmap_in_use(struct tide_qcow2 *q, struct tide_qcow2_bitmap *b, 
 	return 0;
 }
 
-/* All the rest is known by now. */
+/* Adds all bitmaps. All other metadata is known by now. */
 static int add_bitmaps(struct tide_qcow2 *q, struct tide_error *err)
 {
 	uint64_t dir = q->header.bitmap_dir_offset, size = q->header.bitmap_dir_size;
@@ -311,7 +319,7 @@ static const char *find_area(const struct tide_qcow2_meta *m, uint64_t first, ui
 	return lo < m->n_areas && m->area[lo].first < first + n ? m->area[lo].what : NULL;
 }
 
-/* The refcount table can move, so it is no area; it must not overlap with one either. */
+/* The refcount table is not an area, because it can move, but it must not overlap with one either. */
 static int check_reftable(const struct tide_qcow2 *q, struct tide_error *err)
 {
 	const char *other =

@@ -1,14 +1,14 @@
 /*
- * Writing compressed clusters.
+ * Writes compressed clusters.
  *
- * They stand back to back in the file, at any byte; a cluster of the file counts one reference
- * for each compressed cluster that touches it.  The next one follows the last one (pack_at)
- * where that cluster's count can grow and, when it does not fit into what is left there,
- * the next cluster of the file is free; else it begins a new cluster.
+ * They are stored back to back in the file, at any byte. A cluster of the file counts one reference for
+ * each compressed cluster that touches it. The next compressed cluster follows the last one (pack_at) if
+ * that cluster's count can grow and, when it does not fit into the rest of the cluster, the next cluster of
+ * the file is free. Otherwise it begins a new cluster.
  *
- * Deflate: the format's readers inflate a cluster with a window of 4 KiB, but in one call and
- * into one buffer, where zlib looks for what a match repeats before it looks into the
- * window.  So matches may reach as far back as libdeflate's do.
+ * Deflate: the format's readers inflate a cluster with a window of 4 KiB, but in one call and into one
+ * buffer, and zlib looks for repeated data in the buffer before it uses the window. So matches may reach as
+ * far back as libdeflate's do.
  */
 #include <fcntl.h>
 #include <inttypes.h>
@@ -25,8 +25,10 @@
 /* zstd's level is QEMU's. */
 #define ZSTD_LEVEL 3
 
-/* No larger than at zlib's default level, in a third of its time.  In large clusters the larger window makes up for
- * effort. */
+/*
+ * These levels give results no larger than zlib's default level, in a third of its time. In large clusters the
+ * larger window makes up for less effort.
+ */
 static int deflate_level(uint64_t cluster_size)
 {
 	return cluster_size < 32768 ? 5 : 3;
@@ -36,7 +38,7 @@ static int deflate_level(uint64_t cluster_size)
 
 struct packer {
 	size_t cluster_size;
-	struct libdeflate_compressor *deflate; /* the one or the other */
+	struct libdeflate_compressor *deflate; /* exactly one of the two is set */
 	struct tide_compress *zstd;
 };
 
@@ -97,7 +99,7 @@ int tide_qcow2_pack_cluster(void *packer, const void *cluster, void *out, size_t
 {
 	struct packer *p = packer;
 
-	/* The format has no room for the length of a whole cluster. */
+	/* The format cannot store the length of a whole cluster. */
 	*len = TIDE_MIN(*len, p->cluster_size - 1);
 	if (p->zstd)
 		return tide_compress_next(p->zstd, out, len, cluster, p->cluster_size, err);
@@ -107,7 +109,7 @@ int tide_qcow2_pack_cluster(void *packer, const void *cluster, void *out, size_t
 
 /* ---- placing ----------------------------------------------------------------------- */
 
-/* The bits of an L2 entry that hold where the data begins; the number of its sectors stands above them. */
+/* The number of bits of an L2 entry that hold the data's offset; the number of its sectors is above them. */
 static unsigned offset_bits(const struct tide_qcow2 *q)
 {
 	return 62 - (q->cluster_bits - 8);
@@ -126,7 +128,7 @@ static int count_more(struct tide_qcow2 *q, uint64_t host, bool *yes, struct tid
 	return 0;
 }
 
-/* A place for len bytes, less than a cluster; counted. */
+/* Allocates space for len bytes, less than a cluster, and counts the references. */
 static int place(struct tide_qcow2 *q, size_t len, uint64_t *host, struct tide_error *err)
 {
 	uint64_t at = q->pack_at, left, first, got;
@@ -161,7 +163,7 @@ static void undo_place(struct tide_qcow2 *q, uint64_t host, size_t len)
 	q->pack_at = 0;
 }
 
-/* Places the clusters; *n_placed of them have one, also after a failure. */
+/* Allocates space for the clusters; *n_placed of them have it, also after a failure. */
 static int place_all(struct tide_qcow2 *q, const struct tide_packed *c, size_t n, uint64_t *host, size_t *n_placed,
                      struct tide_error *err)
 {
@@ -170,21 +172,22 @@ static int place_all(struct tide_qcow2 *q, const struct tide_packed *c, size_t n
 	for (size_t i = 0; i < n; i++) {
 		if (c[i].len == 0 || c[i].len >= q->cluster_size || (c[i].off & (q->cluster_size - 1)))
 			return tide_error_set(err, TIDE_E_REFUSED,
-			                      "No compressed cluster: %zu bytes for the one at %" PRIu64, c[i].len,
-			                      c[i].off);
-		/* The table first, so that where it stands does not depend on how many clusters come at once. */
+			                      "Not a compressed cluster: %zu bytes for the cluster at %" PRIu64,
+			                      c[i].len, c[i].off);
+		/* The table comes first, so that its place does not depend on how many clusters one call writes. */
 		if (tide_qcow2_l2_load_for_write(q, tide_qcow2_l1_index(q, c[i].off), &t, err) < 0 ||
 		    place(q, c[i].len, &host[i], err) < 0)
 			return -1;
 		*n_placed = i + 1;
 		if ((host[i] + c[i].len) >> TIDE_MIN(offset_bits(q), TIDE_QCOW2_HOST_BITS))
-			return tide_error_set(err, TIDE_E_REFUSED,
-			                      "The image file has outgrown what compressed clusters can be found in");
+			return tide_error_set(
+			        err, TIDE_E_REFUSED,
+			        "The image file is too large: an entry cannot hold the offset of a compressed cluster");
 	}
 	return 0;
 }
 
-/* What is in a row, in memory and in the file, goes there at once. */
+/* Clusters that are contiguous in memory and in the file are written together. */
 static int write_all(struct tide_qcow2 *q, const struct tide_packed *c, size_t n, const uint64_t *host,
                      struct tide_error *err)
 {
@@ -195,7 +198,7 @@ static int write_all(struct tide_qcow2 *q, const struct tide_packed *c, size_t n
 			len += c[i].len;
 		if (tide_sysio_pwrite(q->fd, c[first].data, len, host[first], err) < 0)
 			return -1;
-		/* A hint: what it says about errors, the sync at the end says too. */
+		/* Only starts writeback early. An error is reported by the sync at the end, too. */
 		sync_file_range(q->fd, (off_t)host[first], (off_t)len, SYNC_FILE_RANGE_WRITE);
 	}
 	return 0;
@@ -218,7 +221,10 @@ static int set_entry(struct tide_qcow2 *q, uint64_t off, uint64_t host, size_t l
 	return 0;
 }
 
-/* A new image has no counts: writes them, and goes on in place.  Nobody can see it, so no order is to be kept. */
+/*
+ * Writes the counts of a new image and continues in place. Nobody else can see the file, so no order of writes is
+ * needed.
+ */
 static int begin_counting(struct tide_qcow2 *q, struct tide_error *err)
 {
 	if (!q->is_new)
@@ -233,7 +239,7 @@ static int begin_counting(struct tide_qcow2 *q, struct tide_error *err)
 	return 0;
 }
 
-/* Unlocks while the data is written. */
+/* Releases the lock while the data is written. */
 static int write_locked(struct tide_qcow2 *q, const struct tide_packed *c, size_t n, uint64_t *host,
                         struct tide_error *err)
 {

@@ -1,13 +1,17 @@
+/*
+ * Answers where the disk's bytes are: joins adjacent clusters and subclusters of one kind, across
+ * L2 tables, into one extent.
+ */
 #include <inttypes.h>
 
 #include "base/error.h"
 #include "qcow2.h"
 #include "base/range.h"
 
-/* So many L2 tables are looked at in one go, at most: other threads want the lock, too. */
+/* One call examines at most this many L2 tables, because other threads need the lock, too. */
 #define TABLES_MAX 32
 
-/* Narrows the piece, to the end of its cluster now, to subclusters of one kind; tells which. */
+/* Narrows the piece, which reaches to the end of its cluster, to subclusters of one kind, and returns that kind. */
 static enum tide_qcow2_kind narrow(const struct tide_qcow2 *q, const struct tide_qcow2_cluster *c, uint64_t within,
                                    struct tide_extent *out)
 {
@@ -23,7 +27,7 @@ static enum tide_qcow2_kind narrow(const struct tide_qcow2 *q, const struct tide
 	return zero ? TIDE_QCOW2_ZEROES : TIDE_QCOW2_HOLE;
 }
 
-/* From off to the end of its cluster, or less. */
+/* Describes the piece from off to the end of its cluster, or less. */
 static int piece_at(const struct tide_qcow2 *q, struct tide_qcow2_entry entry, uint64_t off, struct tide_extent *out,
                     struct tide_error *err)
 {
@@ -47,7 +51,10 @@ static int piece_at(const struct tide_qcow2 *q, struct tide_qcow2_entry entry, u
 	case TIDE_QCOW2_COMPRESSED:
 		break;
 	case TIDE_QCOW2_DATA:
-		/* What the file lacks of its last cluster reads as zeroes; so does all that a data file lacks. */
+		/*
+		 * Bytes of the last cluster beyond the end of the file read as zeroes; so do those that a data file
+		 * lacks.
+		 */
 		if (c.host + within >= file_size) {
 			out->kind = TIDE_EXTENT_ZERO;
 			break;
@@ -61,7 +68,7 @@ static int piece_at(const struct tide_qcow2 *q, struct tide_qcow2_entry entry, u
 	return 0;
 }
 
-/* Appends a piece when it goes on where the extent ends. */
+/* Appends a piece if it continues the extent. */
 static bool join(struct tide_extent *e, const struct tide_extent *piece)
 {
 	if (e->len == 0) {
@@ -76,7 +83,7 @@ static bool join(struct tide_extent *e, const struct tide_extent *piece)
 	return true;
 }
 
-/* *stop: the end of the part of the disk, at most `end`, that has no L2 tables from off on. */
+/* *stop: the end of the part of the disk from off on, at most `end`, that has no L2 tables. */
 static int skip_absent(struct tide_qcow2 *q, uint64_t off, uint64_t end, uint64_t *stop, struct tide_error *err)
 {
 	unsigned shift = q->cluster_bits + q->l2_bits;
@@ -84,7 +91,7 @@ static int skip_absent(struct tide_qcow2 *q, uint64_t off, uint64_t end, uint64_
 
 	if (tide_qcow2_l1_next(q, first, last + 1, &i, err) < 0)
 		return -1;
-	/* Tables that have no place yet. */
+	/* Some tables exist in memory but have no cluster yet. */
 	for (uint64_t k = first; q->writable && k < i; k++) {
 		if (q->l2.slot[k])
 			i = k;
@@ -93,7 +100,7 @@ static int skip_absent(struct tide_qcow2 *q, uint64_t off, uint64_t end, uint64_
 	return 0;
 }
 
-/* Joins pieces of one table, from e's end up to `end`: 1 when the extent may go on behind it. */
+/* Joins pieces of one table, from e's end up to `end`: 1 when the extent may continue after it. */
 static int walk_table(const struct tide_qcow2 *q, const struct tide_qcow2_table *t, uint64_t end, struct tide_extent *e,
                       struct tide_error *err)
 {
@@ -101,7 +108,7 @@ static int walk_table(const struct tide_qcow2 *q, const struct tide_qcow2_table 
 		uint64_t at = e->off + e->len;
 		struct tide_extent piece;
 
-		/* What is wrong farther on is told to those who ask for it. */
+		/* An error in a later piece is reported when a caller asks for that piece. */
 		if (piece_at(q, tide_qcow2_l2_get(q, t, at), at, &piece, e->len ? NULL : err) < 0)
 			return e->len ? 0 : -1;
 		if (!join(e, &piece))

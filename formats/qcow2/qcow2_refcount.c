@@ -1,3 +1,9 @@
+/*
+ * Reference counts of an image that is changed in place: loads refcount blocks, finds and counts
+ * free clusters, and adds blocks, or a larger refcount table, when the file grows. A count that is
+ * too high is a leak; a count that is too low would destroy data, so counts rise before and fall
+ * after the references they are for.
+ */
 #include <errno.h>
 #include <inttypes.h>
 #include <string.h>
@@ -9,7 +15,7 @@
 #include "base/range.h"
 #include "base/sysio.h"
 
-/* A run of free clusters smaller than this is passed over when more is wanted. */
+/* A run of free clusters smaller than this is skipped when more is wanted. */
 #define RUN_BYTES_MIN (UINT64_C(1) << 20)
 
 static uint64_t reftable_entries_max(void)
@@ -106,7 +112,7 @@ static int check_block(const struct tide_qcow2 *q, uint64_t index, struct tide_e
 	return 0;
 }
 
-/* The block `index`, which exists. */
+/* Loads block `index`, which exists. */
 static int load_block(struct tide_qcow2 *q, uint64_t index, struct tide_qcow2_table **out, struct tide_error *err)
 {
 	struct tide_qcow2_table *t = tide_qcow2_cache_find(&q->blocks, index);
@@ -193,7 +199,7 @@ int tide_qcow2_refcount_increase(struct tide_qcow2 *q, uint64_t cluster, struct 
 	return 0;
 }
 
-/* Are these clusters of the file there to be taken?  Moves the end of the file behind them. */
+/* Checks that these clusters may be allocated, and extends the file to include them. */
 static int claim(struct tide_qcow2 *q, uint64_t first, uint64_t n, struct tide_error *err)
 {
 	const char *what = tide_qcow2_meta_find(q, first, n);
@@ -227,7 +233,7 @@ static void set_reftable(struct tide_qcow2 *q, uint64_t index, uint64_t off)
 	q->reftable[index] = off;
 }
 
-/* A block for `index` that stands in `cluster` and counts clusters [used, used + n_used) of its own as used. */
+/* Adds a block for `index` in `cluster`, with the clusters [used, used + n_used) of its part counted as used. */
 static int add_block(struct tide_qcow2 *q, uint64_t index, uint64_t cluster, uint64_t used, uint64_t n_used,
                      struct tide_error *err)
 {
@@ -249,8 +255,8 @@ static int add_block(struct tide_qcow2 *q, uint64_t index, uint64_t cluster, uin
 }
 
 /*
- * A larger refcount table, and the blocks that count it, in one run behind everything that
- * is counted: first the blocks, then the table.  The header learns of it at the flush.
+ * Makes a larger refcount table, and the blocks that count it, in one run after everything that is counted:
+ * first the blocks, then the table. The flush updates the header.
  */
 static int grow_reftable(struct tide_qcow2 *q, uint64_t need, struct tide_error *err)
 {
@@ -287,7 +293,7 @@ static int grow_reftable(struct tide_qcow2 *q, uint64_t need, struct tide_error 
 		uint64_t n = TIDE_MIN(blocks + clusters - i * per_block, per_block);
 
 		if (add_block(q, base + i, (base << q->block_bits) + i, 0, n, err) < 0) {
-			q->failed = true; /* the table in memory is ahead of its place in the file */
+			q->failed = true; /* the table in memory has entries that the file's has no room for */
 			return -1;
 		}
 	}
@@ -297,7 +303,7 @@ static int grow_reftable(struct tide_qcow2 *q, uint64_t need, struct tide_error 
 	return 0;
 }
 
-/* Makes a block for the cluster's part of the file, in that cluster. */
+/* Makes a block for the cluster's part of the file, stored in that cluster. */
 static int make_block(struct tide_qcow2 *q, uint64_t cluster, struct tide_error *err)
 {
 	uint64_t index = cluster >> q->block_bits;
@@ -309,7 +315,10 @@ static int make_block(struct tide_qcow2 *q, uint64_t cluster, struct tide_error 
 	return add_block(q, index, cluster, index_in_block(q, cluster), 1, err);
 }
 
-/* How many clusters from `cluster` on, up to max and to the end of what has blocks, are free (or in use). */
+/*
+ * Counts the clusters from `cluster` on, up to max and to the end of the part with blocks, that are free (or in
+ * use).
+ */
 static int count_run(struct tide_qcow2 *q, uint64_t cluster, uint64_t max, bool in_use, uint64_t *n,
                      struct tide_error *err)
 {
@@ -335,7 +344,7 @@ static int mark_used(struct tide_qcow2 *q, uint64_t first, uint64_t n, struct ti
 	struct tide_qcow2_table *t;
 
 	for (uint64_t i = 0; i < n; i++) {
-		/* In the cache by now, unless the run is longer than the cache: a leak then, if this fails midway. */
+		/* The block is in the cache, unless the run is longer than the cache; then a failure here is a leak. */
 		if (load_block(q, (first + i) >> q->block_bits, &t, err) < 0)
 			return -1;
 		tide_qcow2_refcount_set_entry(q->header.refcount_order, t->data, index_in_block(q, first + i), 1);
@@ -375,7 +384,10 @@ int tide_qcow2_refcount_alloc(struct tide_qcow2 *q, uint64_t want, uint64_t *fir
 	return 0;
 }
 
-/* A row among what has refcount blocks: 1, or 0: there is none, and *end is the first cluster without a block. */
+/*
+ * Finds a row of free clusters in the part with refcount blocks: 1; or 0, with *end the first cluster without a
+ * block.
+ */
 static int find_row(struct tide_qcow2 *q, uint64_t want, uint64_t *first, uint64_t *end, struct tide_error *err)
 {
 	uint64_t n;
@@ -403,7 +415,7 @@ static int find_row(struct tide_qcow2 *q, uint64_t want, uint64_t *first, uint64
 	return 0;
 }
 
-/* Behind everything that is counted: first the blocks that a row needs, then the row. */
+/* Makes a row after everything that is counted: first the blocks that the row needs, then the row. */
 static int make_row(struct tide_qcow2 *q, uint64_t base, uint64_t n, uint64_t *first, struct tide_error *err)
 {
 	uint64_t per_block = UINT64_C(1) << q->block_bits;
@@ -414,7 +426,7 @@ static int make_row(struct tide_qcow2 *q, uint64_t base, uint64_t n, uint64_t *f
 	if (claim(q, base, blocks + n, err) < 0)
 		return -1;
 	for (uint64_t i = 0; i < blocks; i++) {
-		/* What fails midway leaves blocks that count too much, a leak; nothing on the disk is wrong. */
+		/* A failure midway leaves blocks that count too much, a leak; the disk is intact. */
 		if (add_block(q, index + i, base + i, 0, TIDE_MIN(blocks + n - i * per_block, per_block), err) < 0)
 			return -1;
 	}
@@ -433,7 +445,7 @@ int tide_qcow2_refcount_alloc_row(struct tide_qcow2 *q, uint64_t n, uint64_t *fi
 			return -1;
 		if (rc > 0)
 			return claim(q, *first, n, err) < 0 ? -1 : mark_used(q, *first, n, err);
-		/* A larger refcount table moves the end: then once more. */
+		/* A larger refcount table has moved the end: try again. */
 		rc = make_row(q, end, n, first, err);
 	} while (rc == 0);
 	return rc < 0 ? -1 : 0;

@@ -1,23 +1,21 @@
 /*
- * The bitmaps inside an image change in three steps, of which the second is a single write
- * within one sector:
+ * Changes the bitmaps inside an image, in three steps; the second is a single write within one sector:
  *
- *   stage   1  data, tables and directory of the new set go into clusters that were free
- *           2  flush: their counts, then a sync (qcow2_flush.c).  Nothing refers to them.
- *           3  if the header has no room for the switch, its backing file name moves
+ *   stage   1  write data, tables and directory of the new set into free clusters
+ *           2  flush: their counts, then a sync (qcow2_flush.c). Nothing refers to them.
+ *           3  if the header has no room for the switch, move its backing file name
  *              (qcow2_switch.c)
  *   commit  4  the switch: the bitmaps extension and its autoclear flag, in one sector
  *           5  sync
- *           6  flush: the counts of what only the old set used go down
- *           7  the table of feature names comes back, if it had to make room
+ *           6  flush: the counts of clusters that only the old set used go down
+ *           7  restore the table of feature names, if it had to make room
  *
- * Whatever part of this reaches the disk, the image holds the old set or the new one; what
- * else can be left behind are clusters that nobody uses.  Bitmaps that are kept keep their
- * tables and data.  After a switch that failed nobody knows which set the file holds, so the
- * clusters of both stay as they are.
+ * Whatever part of this reaches the disk, the image holds the old set or the new one; besides, only unused
+ * clusters can remain. Bitmaps that are kept keep their tables and data. After a switch that failed it is
+ * unknown which set the file holds, so the clusters of both stay as they are.
  *
- * Without the autoclear flag the extension means nothing: those bitmaps are as if they
- * were not there, and their clusters stay lost until qemu-img check -r leaks finds them.
+ * Without the autoclear flag the extension is invalid: the bitmaps count as absent, and their clusters stay
+ * allocated until qemu-img check -r leaks finds them.
  */
 #include <inttypes.h>
 #include <stdlib.h>
@@ -36,8 +34,8 @@ struct tide_qcow2_stage {
 	struct tide_qcow2_bitmap *bitmaps;
 	struct tide_driver_bitmap *info;
 	struct tide_qcow2_extension ext;
-	struct tide_qcow2_runs added; /* for the new set */
-	struct tide_qcow2_runs old;   /* what only the old set uses */
+	struct tide_qcow2_runs added; /* clusters of the new set */
+	struct tide_qcow2_runs old;   /* clusters that only the old set uses */
 	struct tide_driver_switch sw;
 	struct tide_qcow2_names names;
 };
@@ -57,7 +55,7 @@ void tide_qcow2_stage_release(struct tide_qcow2 *q)
 	q->stage = NULL;
 }
 
-/* Gives up what of these clusters is still known to be the bitmaps'. */
+/* Frees those of the clusters that are still registered as bitmaps'. */
 static void free_clusters(struct tide_qcow2 *q, const struct tide_qcow2_runs *runs)
 {
 	for (size_t i = 0; i < runs->n; i++) {
@@ -72,7 +70,7 @@ static void give_up(struct tide_qcow2 *q)
 {
 	free_clusters(q, &q->stage->added);
 	tide_qcow2_stage_release(q);
-	/* Should this fail, they are leaks. */
+	/* If this fails, the clusters are leaked. */
 	q->touched = true;
 	tide_qcow2_flush_locked(q, NULL);
 }
@@ -185,10 +183,10 @@ static int stage(struct tide_qcow2 *q, const struct tide_driver_bitmap_put *put,
 
 	if (q->is_new || !q->writable)
 		return tide_error_set(err, TIDE_E_REFUSED, "Bitmaps of this image cannot be changed: it is open %s",
-		                      q->is_new ? "to be made" : "for reading only");
+		                      q->is_new ? "for creation" : "for reading only");
 	if (q->stage)
 		return tide_error_set(err, TIDE_E_REFUSED, "The image has a staged change of its bitmaps already");
-	/* Refusals come before the first change. */
+	/* All refusals come before the first change. */
 	if (tide_qcow2_put_check(q, put, n, err) < 0 ||
 	    tide_qcow2_switch_check(q, &(struct tide_qcow2_extension){ .n = (uint32_t)n }, err) < 0 ||
 	    tide_qcow2_flush_prepare(q, err) < 0)
@@ -196,7 +194,7 @@ static int stage(struct tide_qcow2 *q, const struct tide_driver_bitmap_put *put,
 	q->stage = s = tide_mem_alloc(1, sizeof(*s), err);
 	if (!s)
 		return -1;
-	/* The counts go first, so that the switch is worked out on a header that stays. */
+	/* The counts are flushed first, so that the switch is prepared on a header that does not change any more. */
 	if (list_old(q, put, n, err) == 0 && put_all(q, put, n, err) == 0 && tide_qcow2_flush_locked(q, err) == 0 &&
 	    tide_qcow2_switch_plan(q, &s->ext, &s->sw, &s->names, err) == 0 && guard_directory(q, &s->sw, err) == 0) {
 		*sw = s->sw;
@@ -220,7 +218,7 @@ int tide_qcow2_stage_bitmaps(void *state, const struct tide_driver_bitmap_put *p
 
 /* ---- commit, abort ---- */
 
-/* Memory follows the disk. */
+/* Updates the state in memory after the switch on disk. */
 static void take_over(struct tide_qcow2 *q, struct tide_driver_info *info)
 {
 	struct tide_qcow2_stage *s = q->stage;
@@ -259,7 +257,7 @@ static int commit(struct tide_qcow2 *q, struct tide_driver_info *info, struct ti
 	}
 	take_over(q, info);
 	free_clusters(q, &s->old);
-	/* From here on what fails costs no more than space and names. */
+	/* From here on a failure costs only space and names. */
 	q->touched = true;
 	if (tide_qcow2_flush_locked(q, NULL) == 0)
 		tide_qcow2_switch_restore_names(q, &s->names);

@@ -1,26 +1,26 @@
 /*
- * The one sector that says where the bitmaps are.
+ * Writes the sector of the header that refers to the bitmaps.
  *
  * A header of QEMU's, with clusters of 4 KiB or more:
  *
  *     fields | backing format | names of features | bitmaps | end | backing file name
  *     0        112              128                 520       552   560
  *
- * Set of bitmaps to set of bitmaps: the autoclear flag at 88 stays, so 24 bytes of the
- * extension change, where they are, if they lie within one sector.
+ * From one set of bitmaps to another: the autoclear flag at 88 stays, so only 24 bytes of the extension
+ * change, in place, if they lie within one sector.
  *
- * Everything else rewrites the first sector from the flag on: all extensions but the bitmaps
- * and the table of names, in their order, then the bitmaps if there are to be any, then the
- * end.  What stood behind is dead by that same write.  The table of names, which does not
- * fit beside them, is put back after the switch, behind the bitmaps: first all but its type
- * and length, where the extensions have ended, sync, then those eight bytes over the end mark.
+ * Every other change rewrites the first sector from the flag on: all extensions except the bitmaps and the
+ * table of names, in their order, then the bitmaps if there are to be any, then the end mark. The same
+ * write makes everything after it invalid. The table of names, which does not fit beside them, is restored
+ * after the switch, following the bitmaps: first all of it but its type and length, at the former end of
+ * the extensions, sync, then those eight bytes over the end mark.
  *
- * The backing file's name has to stand behind all extensions.  Where it is in the way, it
- * first moves: a copy behind everything, sync, then the eight bytes of its offset; or, when
- * both its places lie in the first sector, all in one write.
+ * The backing file's name must follow all extensions. If it is in the way, it moves first: a copy to the
+ * end, sync, then the eight bytes of its offset; or, when both its places lie in the first sector,
+ * everything in one write.
  *
- * The first sector is large enough for any header that QEMU or this driver writes, unless the
- * name of an external data file or a long backing file name in a small cluster takes it up.
+ * The first sector is large enough for any header that QEMU or this driver writes, unless the name of an
+ * external data file or a long backing file name in a small cluster fills it.
  */
 #include <inttypes.h>
 #include <stdlib.h>
@@ -44,10 +44,10 @@ struct head {
 	uint8_t *data;
 	uint64_t size;
 	uint64_t length;         /* of the header itself */
-	uint64_t name, name_len; /* of the backing file; 0, 0: none */
-	uint64_t end;            /* behind the extensions and their end mark */
+	uint64_t name, name_len; /* of the backing file; 0, 0: no name */
+	uint64_t end;            /* the end of the extensions, with their end mark */
 	uint64_t bitmaps,
-	        n_bitmaps; /* where the (last) bitmaps extension's data stand, and how many of these there are */
+	        n_bitmaps; /* offset of the (last) bitmaps extension's data, and the number of these extensions */
 };
 
 static uint64_t padded(uint64_t len)
@@ -55,7 +55,7 @@ static uint64_t padded(uint64_t len)
 	return EXTENSION_HEAD + tide_range_align_up(len, 8);
 }
 
-/* The extension at off, checked when the image was opened: its bytes with head and padding; 0 at the end. */
+/* The length of the extension at off, with its head and padding, checked when the image was opened; 0 at the end. */
 static uint64_t extension(const struct head *h, uint64_t off, uint32_t *type)
 {
 	uint64_t limit = h->name ? h->name : h->size;
@@ -67,7 +67,7 @@ static uint64_t extension(const struct head *h, uint64_t off, uint32_t *type)
 	len = tide_get_be32(h->data + off + 4);
 	if (*type == TIDE_QCOW2_EXT_END || len > limit - off - EXTENSION_HEAD)
 		return 0;
-	/* The last one's padding may be missing. */
+	/* The padding of the last extension may be missing. */
 	return TIDE_MIN(padded(len), h->size - off);
 }
 
@@ -86,7 +86,7 @@ static int read_head(const struct tide_qcow2 *q, struct head *h, struct tide_err
 	if (h->length > h->size || !tide_range_is_within(h->name, h->name_len, h->size))
 		return tide_error_set(err, TIDE_E_CORRUPT,
 		                      "The header has changed since the image was opened: its length is %" PRIu64
-		                      ", the backing file name's place %" PRIu64,
+		                      ", the backing file name's offset %" PRIu64,
 		                      h->length, h->name);
 	for (off = h->length; (n = extension(h, off, &type)) > 0; off += n) {
 		if (type == TIDE_QCOW2_EXT_BITMAPS) {
@@ -112,12 +112,12 @@ static int refuse_room(uint64_t need, uint64_t room, struct tide_error *err)
 {
 	tide_error_set(err, TIDE_E_UNSUPPORTED,
 	               "The image's header has no room for the list of bitmaps: its extensions would take %" PRIu64
-	               " bytes, there are %" PRIu64,
+	               " bytes, but only %" PRIu64 " are free",
 	               need, room);
 	return tide_error_hint(err, "keep bitmaps in a sidecar, or convert the image to one with larger clusters");
 }
 
-/* A copy, and then it counts. */
+/* Copies the name, then makes the header refer to the copy. */
 static int copy_name(const struct tide_qcow2 *q, const struct head *h, uint64_t to, struct tide_error *err)
 {
 	uint8_t buf[8];
@@ -129,7 +129,7 @@ static int copy_name(const struct tide_qcow2 *q, const struct head *h, uint64_t 
 	return tide_sysio_fdatasync(q->fd, err);
 }
 
-/* The same where old and new place overlap, within the first sector. */
+/* The same when the old and the new place are both in the first sector and may overlap. */
 static int shift_name(const struct tide_qcow2 *q, struct head *h, uint64_t to, struct tide_error *err)
 {
 	memmove(h->data + to, h->data + h->name, h->name_len);
@@ -141,7 +141,7 @@ static int shift_name(const struct tide_qcow2 *q, struct head *h, uint64_t to, s
 
 enum move { STAYS, COPIED, SHIFTED, NO_ROOM };
 
-/* How the name gets out of the way of extensions that end at `need`, and where it goes. */
+/* Plans how the name makes room for extensions that end at `need`; *to is its new offset. */
 static enum move plan_move(const struct head *h, uint64_t need, uint64_t *to)
 {
 	uint64_t behind = tide_range_align_up(TIDE_MAX(TIDE_MAX(h->end, h->name + h->name_len), need), 8);
@@ -172,7 +172,10 @@ static int move_name(const struct tide_qcow2 *q, struct head *h, uint64_t need, 
 
 /* ---- the switch ---- */
 
-/* The extensions that stay, from the header's end on in `sector`; *end is behind them, or beyond the sector. */
+/*
+ * Puts the extensions that stay into `sector`, from the header's end on; *end is the offset after them, or beyond
+ * the sector.
+ */
 static void put_others(const struct head *h, uint8_t *sector, uint64_t *end)
 {
 	uint64_t n;
@@ -205,7 +208,7 @@ static int keep_names(const struct head *h, struct tide_qcow2_names *names, stru
 	return 0;
 }
 
-/* Where the extensions will end; *others is where those that stay do. */
+/* Computes where the extensions will end; *others is the end of those that stay. */
 static int check_room(const struct head *h, const struct tide_qcow2_extension *to, uint8_t *sector, uint64_t *others,
                       uint64_t *end, struct tide_error *err)
 {
@@ -246,7 +249,10 @@ static int plan_sector(const struct tide_qcow2 *q, struct head *h, const struct 
 	return 0;
 }
 
-/* No bitmaps before and after: nothing is to be done.  Old and new ones: the extension may be changed where it is. */
+/*
+ * Without bitmaps before and after, nothing changes. With bitmaps before and after, the extension may be changed in
+ * place.
+ */
 enum way { NOTHING, IN_PLACE, WHOLE_SECTOR };
 
 static enum way choose(const struct tide_qcow2 *q, const struct head *h, const struct tide_qcow2_extension *to)
@@ -269,7 +275,7 @@ int tide_qcow2_switch_check(const struct tide_qcow2 *q, const struct tide_qcow2_
 
 	if (!data)
 		return -1;
-	if (q->header.version < 3) /* has no bitmaps, and gets none */
+	if (q->header.version < 3) /* version 2 has no bitmaps, and gets none */
 		return 0;
 	if (read_head(q, &h, err) < 0)
 		return -1;
@@ -312,7 +318,7 @@ void tide_qcow2_switch_restore_names(struct tide_qcow2 *q, const struct tide_qco
 	if (!buf || !data || read_head(q, &h, NULL) < 0)
 		return;
 	limit = h.name ? h.name : h.size;
-	/* The end mark at `at`, the table over it, a new mark behind. */
+	/* The table overwrites the end mark at `at`; a new mark follows it. */
 	if (h.end != names->at + EXTENSION_HEAD || h.end + names->len > limit)
 		return;
 	memcpy(buf, names->data, names->len);

@@ -1,3 +1,8 @@
+/*
+ * Writes to the disk: reserves clusters for a range, and enters them into the L2 tables once the
+ * caller has written the data. A cluster is overwritten in place only if this image alone refers to
+ * it; otherwise the data goes to a preallocated or a new cluster, and the old one is dropped.
+ */
 #include <inttypes.h>
 #include <string.h>
 
@@ -6,7 +11,7 @@
 #include "base/range.h"
 #include "base/sysio.h"
 
-/* How many clusters the range covers whole, when it starts on one; the last may end with the disk. */
+/* The number of clusters that the range covers completely, if it starts on one; the last one may end with the disk. */
 static uint64_t whole_clusters(const struct tide_qcow2 *q, uint64_t off, uint64_t len)
 {
 	if (off & (q->cluster_size - 1))
@@ -14,27 +19,27 @@ static uint64_t whole_clusters(const struct tide_qcow2 *q, uint64_t off, uint64_
 	return off + len == q->size ? tide_qcow2_clusters(q, len) : len >> q->cluster_bits;
 }
 
-/* Can this cluster be written where it is, and seen at once? */
+/* May this cluster be overwritten in place, where the write is visible at once? */
 static int is_in_place(struct tide_qcow2 *q, const struct tide_qcow2_cluster *c, bool *yes, struct tide_error *err)
 {
 	*yes = c->kind == TIDE_QCOW2_DATA && c->copied;
 	return *yes ? tide_qcow2_alloc_is_exclusive(q, c->host, yes, err) : 0;
 }
 
-/* Is there a cluster set aside, not visible as a whole, that new data may go to? */
-static int is_set_aside(struct tide_qcow2 *q, const struct tide_qcow2_cluster *c, bool *yes, struct tide_error *err)
+/* Does the entry have a preallocated cluster, not visible as a whole, that new data may use? */
+static int is_preallocated(struct tide_qcow2 *q, const struct tide_qcow2_cluster *c, bool *yes, struct tide_error *err)
 {
 	*yes = c->kind != TIDE_QCOW2_DATA && c->kind != TIDE_QCOW2_COMPRESSED && c->copied && c->host &&
 	       tide_range_is_within(c->host, q->cluster_size, q->file_size);
 	return *yes ? tide_qcow2_alloc_is_exclusive(q, c->host, yes, err) : 0;
 }
 
-/* One place is at most so many clusters: others want the lock, too. */
+/* The most clusters of one reservation, because other threads need the lock, too. */
 #define CLUSTERS_MAX UINT64_C(65536)
 
-enum how { IN_PLACE, SET_ASIDE, NEW_CLUSTER };
+enum how { IN_PLACE, PREALLOCATED, NEW_CLUSTER };
 
-/* Where a write to the cluster at off would go. */
+/* Chooses the destination of a write to the cluster at off. */
 static int choose(struct tide_qcow2 *q, uint64_t off, enum how *how, uint64_t *host, struct tide_error *err)
 {
 	struct tide_qcow2_cluster c;
@@ -42,9 +47,9 @@ static int choose(struct tide_qcow2 *q, uint64_t off, enum how *how, uint64_t *h
 
 	if (tide_qcow2_l2_lookup(q, off, &c, err) < 0)
 		return -1;
-	if (q->has_data_file) { /* its own place, always */
+	if (q->has_data_file) { /* its offset in the data file is fixed */
 		*host = off;
-		*how = c.kind == TIDE_QCOW2_DATA ? IN_PLACE : SET_ASIDE;
+		*how = c.kind == TIDE_QCOW2_DATA ? IN_PLACE : PREALLOCATED;
 		return 0;
 	}
 	*host = c.host;
@@ -53,15 +58,18 @@ static int choose(struct tide_qcow2 *q, uint64_t off, enum how *how, uint64_t *h
 		return -1;
 	if (yes)
 		return 0;
-	*how = SET_ASIDE;
-	if (is_set_aside(q, &c, &yes, err) < 0)
+	*how = PREALLOCATED;
+	if (is_preallocated(q, &c, &yes, err) < 0)
 		return -1;
 	if (!yes)
 		*how = NEW_CLUSTER;
 	return 0;
 }
 
-/* How many clusters from off on, the first known, can go the same way; their places must be in a row unless new. */
+/*
+ * Counts the clusters from off on, the first one known, that can be written the same way; unless new, they must be
+ * contiguous in the file.
+ */
 static int count_same(struct tide_qcow2 *q, uint64_t off, uint64_t max, enum how how, uint64_t host, uint64_t *n,
                       struct tide_error *err)
 {
@@ -77,12 +85,12 @@ static int count_same(struct tide_qcow2 *q, uint64_t off, uint64_t max, enum how
 	return 0;
 }
 
-/* What lies behind the disk's end in its last cluster becomes visible when the disk grows: zeroes. */
+/* Zeroes the part of the last cluster beyond the disk's end, which becomes visible if the disk grows. */
 static int clear_tail(struct tide_qcow2 *q, uint64_t off, uint64_t n, uint64_t host, struct tide_error *err)
 {
 	static const uint8_t zeroes[4096];
 	uint64_t end = off + (n << q->cluster_bits), at = host + (n << q->cluster_bits);
-	/* A data file ends with the disk; what it holds behind that, if anything, is not the disk's. */
+	/* A data file ends with the disk; any bytes after that do not belong to the disk. */
 	uint64_t left = end > q->size && !q->has_data_file ? end - q->size : 0;
 
 	while (left) {
@@ -157,7 +165,7 @@ int tide_qcow2_write_begin(void *state, uint64_t off, uint64_t len, struct tide_
 	return rc;
 }
 
-/* Clusters [i, i + n) of one L2 table get their places from host on. */
+/* Sets the entries of n clusters of one L2 table, from off on, to the clusters from host on. */
 static int set_entries(struct tide_qcow2 *q, uint64_t off, uint64_t n, uint64_t host, struct tide_error *err)
 {
 	struct tide_qcow2_table *t;
@@ -185,7 +193,7 @@ static int set_entries(struct tide_qcow2 *q, uint64_t off, uint64_t n, uint64_t 
 	return 0;
 }
 
-/* Is the cluster at off this one already? */
+/* Is the cluster at off stored at host already? */
 static int is_placed(struct tide_qcow2 *q, uint64_t off, uint64_t host, bool *yes, struct tide_error *err)
 {
 	struct tide_qcow2_cluster c;
@@ -203,7 +211,7 @@ static int commit(struct tide_qcow2 *q, const struct tide_extent *place, struct 
 	uint64_t left = tide_qcow2_clusters(q, (place->off & mask) + place->len);
 	bool placed;
 
-	/* A place is of one kind, so its first cluster speaks for all. */
+	/* All clusters of a reservation are of one kind, so the first one decides. */
 	if (tide_qcow2_flush_prepare(q, err) < 0 || is_placed(q, off, host, &placed, err) < 0)
 		return -1;
 	while (!placed && left) {
@@ -241,9 +249,9 @@ void tide_qcow2_write_abort(void *state, const struct tide_extent *place)
 	if (q->has_data_file)
 		return;
 	pthread_mutex_lock(&q->lock);
-	/* From the end, so that what was dealt out last goes back first. */
+	/* From the end, so that the clusters allocated last are freed first. */
 	while (n-- > 0) {
-		/* In place, set aside or, after a commit that failed midway, in use: it stays. */
+		/* A cluster in place, preallocated or, after a commit that failed midway, in use stays. */
 		if (tide_qcow2_l2_lookup(q, off + (n << q->cluster_bits), &c, NULL) == 0 &&
 		    (c.kind == TIDE_QCOW2_COMPRESSED || c.host != host + (n << q->cluster_bits)))
 			tide_qcow2_alloc_undo(q, (host >> q->cluster_bits) + n, 1);

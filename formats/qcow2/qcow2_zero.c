@@ -1,3 +1,7 @@
+/*
+ * Zeroing of ranges of the disk: with the zero flag where the version has it, otherwise by writing
+ * zeroes, and by freeing the clusters if the caller allows it.
+ */
 #include <inttypes.h>
 #include <string.h>
 
@@ -7,26 +11,26 @@
 #include "base/range.h"
 #include "base/sysio.h"
 
-/* What zeroing a cluster asks for. */
+/* The step that zeroes a cluster. */
 enum step {
-	NOTHING,    /* it reads as zeroes */
-	FLAG,       /* the zero flag; its cluster stays set aside */
-	FLAG_ALONE, /* the zero flag; its cluster goes */
-	WRITE,      /* version 2 has no flag: zero bytes */
+	NOTHING,    /* none: it reads as zeroes already */
+	FLAG,       /* the zero flag; its cluster stays preallocated */
+	FLAG_ALONE, /* the zero flag; its cluster is dropped */
+	WRITE,      /* version 2 has no flag: write zero bytes */
 };
 
 static enum step choose_step(const struct tide_qcow2 *q, const struct tide_qcow2_cluster *c, bool may_unmap)
 {
 	switch (c->kind) {
 	case TIDE_QCOW2_HOLE:
-		if (q->data_is_raw && c->copied) /* as QEMU makes them, every cluster has its place */
+		if (q->data_is_raw && c->copied) /* as in QEMU's images, every cluster is allocated */
 			return FLAG;
-		/* Also without a backing image: it may be given one, and then this must not let it show. */
+		/* Also without a backing image: if the image gets one later, this range must still read as zeroes. */
 		return q->header.version >= 3 ? FLAG_ALONE : WRITE;
 	case TIDE_QCOW2_ZEROES:
 		return may_unmap && c->host && !q->data_is_raw ? FLAG_ALONE : NOTHING;
 	case TIDE_QCOW2_DATA:
-		if (q->data_is_raw) /* zeroed in its file, which has to say so itself */
+		if (q->data_is_raw) /* tide_qcow2_data_zero zeroes the bytes, as the data file alone is the disk too */
 			return NOTHING;
 		/* fall through */
 	default:
@@ -36,7 +40,10 @@ static enum step choose_step(const struct tide_qcow2 *q, const struct tide_qcow2
 	}
 }
 
-/* Version 2 cannot say "zeroes", as a backing image, now or later, would show: writes them.  Lock held. */
+/*
+ * Version 2 has no zero flag, and without data a backing image, now or later, would be visible: writes zeroes. Lock
+ * held.
+ */
 static int write_zeroes(struct tide_qcow2 *q, uint64_t off, struct tide_error *err)
 {
 	uint64_t len = TIDE_MIN(q->cluster_size, q->size - off);
@@ -88,7 +95,7 @@ bool tide_qcow2_can_zero_fast(void *state, bool may_unmap)
 	return q->header.version >= 3 && !q->has_data_file;
 }
 
-/* 1: there is nothing at all from off on, and no backing image; *next is where that ends. */
+/* 1: from off on nothing is allocated, and no backing image exists; *next is the end of that part. */
 static int skip_nothing(struct tide_qcow2 *q, uint64_t off, uint64_t end, uint64_t *next, struct tide_error *err)
 {
 	unsigned shift = q->cluster_bits + q->l2_bits;
@@ -119,7 +126,7 @@ static int zero_clusters(struct tide_qcow2 *q, uint64_t off, uint64_t end, bool 
 	return 0;
 }
 
-/* Does the range read as zeroes as it is, whatever a backing image holds? */
+/* Does the range read as zeroes already, whatever a backing image holds? */
 static int reads_as_zeroes(struct tide_qcow2 *q, uint64_t off, uint64_t end, bool *yes, struct tide_error *err)
 {
 	for (*yes = true; *yes && off < end;) {
