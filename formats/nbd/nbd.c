@@ -1,5 +1,7 @@
 /*
- * NBD: the disk that a server exports, under a URI.  Its content is raw.
+ * The NBD driver: the disk is an export of a server, named by a URI, and its content is raw. Requests of
+ * any size are divided into blocks and batches here; a change of part of a block reads the block, changes
+ * it and writes it back.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -11,7 +13,7 @@
 #include "nbd.h"
 #include "base/range.h"
 
-/* What one request moves: large enough for the wire, small enough for several to be under way. */
+/* The size of one request: large enough for the network, small enough for several to be in flight. */
 #define REQUEST_SIZE (UINT64_C(256) << 10)
 #define BATCH_MAX    16u
 #define ZERO_MAX     (UINT64_C(1) << 30)
@@ -74,7 +76,10 @@ static int describe(const struct tide_nbd *nbd, struct tide_driver_info *info, s
 	return add_number(info, "maximum-block-size", nbd->block_max, err);
 }
 
-/* As the server does not say whether they record, or how finely, both are told as what can be relied on. */
+/*
+ * The server reports neither whether its bitmaps record nor their granularity, so both are set to values that are
+ * always safe.
+ */
 static int list_bitmaps(const struct tide_nbd *nbd, struct tide_driver_info *info, struct tide_error *err)
 {
 	info->bitmaps = tide_mem_alloc(nbd->n_bitmaps + 1, sizeof(*info->bitmaps), err);
@@ -105,8 +110,8 @@ static int check_uri(const char *uri, struct tide_error *err)
 		        uri);
 	}
 	if (strchr(uri, '#')) {
-		tide_error_set(err, TIDE_E_REFUSED, "A '#' and what follows it name a bitmap, not an NBD export");
-		return tide_error_hint(err, "leave it out here; in the name of an export it is written %%23");
+		tide_error_set(err, TIDE_E_REFUSED, "A '#' begins the name of a bitmap, but an NBD export is expected");
+		return tide_error_hint(err, "remove that part; a '#' in the name of an export is written %%23");
 	}
 	return 0;
 }
@@ -121,12 +126,12 @@ static int nbd_driver_open(const char *uri, unsigned flags, const atomic_bool *c
 	nbd = state_new(uri, flags, cancel, err);
 	if (!nbd)
 		return -1;
-	*state = nbd; /* which is closed after a failure, too */
+	*state = nbd; /* the caller closes it after a failure, too */
 	if (tide_nbd_conns_begin(nbd, err) < 0)
 		return -1;
 	info->size = nbd->size;
 	if ((flags & TIDE_OPEN_WRITE) && nbd->read_only)
-		return tide_error_set_sys(err, EACCES, "The NBD server lets the export be read only");
+		return tide_error_set_sys(err, EACCES, "The NBD server exports the disk read-only");
 	return describe(nbd, info, err) < 0 ? -1 : list_bitmaps(nbd, info, err);
 }
 
@@ -137,7 +142,7 @@ static bool is_change(enum tide_nbd_command command)
 	return command == TIDE_NBD_WRITE || command == TIDE_NBD_ZERO || command == TIDE_NBD_TRIM;
 }
 
-/* In as many requests as it takes, in batches; the range consists of whole blocks, or ends with the disk. */
+/* Runs as many requests as the range needs, in batches; the range consists of whole blocks, or ends with the disk. */
 static int run_range(struct tide_nbd *nbd, struct tide_nbd_request like, uint64_t most, struct tide_error *err)
 {
 	struct tide_nbd_request requests[BATCH_MAX];
@@ -182,7 +187,10 @@ static int move_blocks(struct tide_nbd *nbd, enum tide_nbd_command command, void
 	return run_range(nbd, r, request_size(nbd), err);
 }
 
-/* The whole blocks in a range, of which the last one may be cut short by the disk's end: [*start, *end); or nothing. */
+/*
+ * The whole blocks in a range: [*start, *end), empty when it holds none. The last one may be cut short by the
+ * disk's end.
+ */
 static void whole_blocks(const struct tide_nbd *nbd, uint64_t off, uint64_t len, uint64_t *start, uint64_t *end)
 {
 	*start = tide_range_align_up(off, nbd->block_min);
@@ -191,7 +199,7 @@ static void whole_blocks(const struct tide_nbd *nbd, uint64_t off, uint64_t len,
 		*start = *end = off + len;
 }
 
-/* A part of one block, at most up to its end: *n bytes.  buf NULL: zeroes. */
+/* Changes part of one block, at most up to its end: *n bytes. buf NULL: zeroes. */
 static int change_part(struct tide_nbd *nbd, bool write, void *buf, uint64_t off, uint64_t len, uint64_t *n,
                        struct tide_error *err)
 {
@@ -316,8 +324,8 @@ static int nbd_driver_flush(void *state, struct tide_error *err)
 		return -1;
 	if (atomic_load(&nbd->lost)) {
 		tide_error_set_sys(err, EIO,
-		                   "The connection to the NBD server broke before what it had taken was safe");
-		return tide_error_hint(err, "it may have lost some of it; write it again");
+		                   "The connection to the NBD server broke before the server had flushed all data");
+		return tide_error_hint(err, "some of the data may be lost; write it again");
 	}
 	atomic_store(&nbd->unflushed, false);
 	return 0;

@@ -1,19 +1,18 @@
 /*
- * NBD: what the parts of the driver share.  nbd.c is the driver, nbd_map.c what the server says
- * about places (block status), nbd_conn.c the requests, nbd_connect.c the handshake.
+ * NBD: the types and calls that the files of the driver share. nbd.c is the driver, nbd_map.c asks the
+ * server for block status, nbd_conn.c runs the requests, nbd_connect.c makes the handshake.
  *
- * Each connection has a thread of its own, the only one that touches its libnbd handle.
- * Callers on any thread hand it batches of requests and wait; so a few callers keep many
- * requests under way.  Where the server says that several connections see the same (multi-conn),
- * batches go round among up to TIDE_NBD_CONNS_MAX of them, each made when it is first needed.
+ * Each connection has a thread of its own, the only one that uses its libnbd handle. Callers on any thread
+ * pass it batches of requests and wait, so a few callers keep many requests in flight. If the server
+ * guarantees that several connections see the same data (multi-conn), batches take turns among up to
+ * TIDE_NBD_CONNS_MAX connections, each made when it is first needed.
  *
- * A connection that dies fails what was under way as an I/O error; the next batch makes a new
- * one, so that who tries again after a failure can succeed.  What the server had acknowledged
- * without having been asked to flush it may be lost then: the flush at the end fails, and with it
- * what depends on it.
+ * When a connection dies, its requests in flight fail with an I/O error. The next batch makes a new
+ * connection, so that a retry can succeed. Data that the server acknowledged but did not flush may be lost
+ * then: the flush at the end fails, and with it the job or command.
  *
- * Whoever waits looks at the caller's cancel flag about twenty times a second.  A server that does not
- * answer then loses its connection: nothing else ends a request, and its buffer must outlive it.
+ * Waiting callers check the cancel flag about twenty times a second. A server that does not answer loses
+ * its connection then, because nothing else ends a request, and a request's buffer must outlive it.
  */
 #ifndef TIDE_NBD_H
 #define TIDE_NBD_H
@@ -41,8 +40,8 @@ enum tide_nbd_command {
 struct tide_nbd_batch {
 	struct tide_nbd_conn *conn;
 	unsigned pending; /* under the connection's lock */
-	int sys;          /* of the first request that failed; ENOTCONN: the connection died */
-	uint64_t failed;  /* where that was */
+	int sys;          /* errno of the first failed request; ENOTCONN: the connection died */
+	uint64_t failed;  /* its offset */
 };
 
 struct tide_nbd_request {
@@ -51,7 +50,7 @@ struct tide_nbd_request {
 	uint64_t off, len;
 	uint32_t flags;              /* LIBNBD_CMD_FLAG_* */
 	nbd_extent_callback extents; /* STATUS */
-	/* tide_nbd_run's own: */
+	/* Used by tide_nbd_run only: */
 	struct tide_nbd_batch *batch;
 	struct tide_nbd_request *next;
 	int sys;
@@ -61,17 +60,17 @@ struct tide_nbd_conn {
 	struct tide_nbd *nbd;
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
-	int wake; /* eventfd: the thread has something to look at */
+	int wake; /* eventfd that wakes the thread */
 	/* Under the lock: */
 	bool connecting, has_thread;
-	bool alive;                            /* takes requests */
-	bool kill;                             /* is to end at once */
-	struct tide_nbd_request *first, *last; /* not issued yet */
-	struct nbd_handle *h;                  /* the thread's while it is alive */
+	bool alive;                            /* accepts requests */
+	bool kill;                             /* must end at once */
+	struct tide_nbd_request *first, *last; /* waiting to be issued */
+	struct nbd_handle *h;                  /* used by the thread alone while it is alive */
 	pthread_t thread;
 };
 
-/* A stretch of the disk as base:allocation describes it. */
+/* A range of the disk as base:allocation describes it. */
 struct tide_nbd_extent {
 	uint64_t off, len;
 	bool zero;
@@ -83,7 +82,7 @@ struct tide_nbd {
 	unsigned flags;            /* TIDE_OPEN_* */
 	const atomic_bool *cancel; /* NULL: never */
 
-	/* What the server said first, and has to say again after a reconnect. */
+	/* The server's first answers, which it must repeat after a reconnect. */
 	bool known;
 	uint64_t size, block_min, block_pref, block_max;
 	bool read_only, can_zero, can_trim, can_flush, can_fua, can_status;
@@ -92,16 +91,16 @@ struct tide_nbd {
 
 	struct tide_nbd_conn conns[TIDE_NBD_CONNS_MAX];
 	_Atomic unsigned n_conns, turn;
-	pthread_mutex_t edge_lock; /* reading a block, changing a part of it, and writing it back */
+	pthread_mutex_t edge_lock; /* held while part of a block is changed: read, change, write back */
 
-	atomic_bool unflushed; /* something was written since the last flush */
-	atomic_bool lost;      /* ... and then a connection died */
+	atomic_bool unflushed; /* data was written since the last flush */
+	atomic_bool lost;      /* and then a connection died */
 
 	pthread_mutex_t map_lock;
-	/* Under the lock: what the server said last about a part of the disk, without gaps. */
+	/* Under map_lock: the server's last answer about a part of the disk, without gaps. */
 	struct tide_nbd_extent *map;
 	size_t n_map;
-	uint64_t map_changes; /* counts writes, so that an answer from before one is not kept */
+	uint64_t map_changes; /* counts writes, so that an answer from before a write is not kept */
 };
 
 static inline bool tide_nbd_is_cancelled(const struct tide_nbd *nbd)
@@ -109,15 +108,15 @@ static inline bool tide_nbd_is_cancelled(const struct tide_nbd *nbd)
 	return nbd->cancel && atomic_load_explicit(nbd->cancel, memory_order_relaxed);
 }
 
-/* nbd_connect.c: a new handle, ready for requests; first: that of conns[0], which asks for the bitmaps too. */
+/* nbd_connect.c: makes a handle that is ready for requests. first: for conns[0], which also asks for the bitmaps. */
 struct nbd_handle *tide_nbd_connect(struct tide_nbd *nbd, bool first, struct tide_error *err);
 
 /* nbd_conn.c */
 int tide_nbd_conns_init(struct tide_nbd *nbd, struct tide_error *err);
 void tide_nbd_conns_release(struct tide_nbd *nbd);
-/* Makes sure that the first connection is there. */
+/* Makes the first connection unless it exists. */
 int tide_nbd_conns_begin(struct tide_nbd *nbd, struct tide_error *err);
-/* Carries out all of them, at once and in no order.  first_only: on conns[0]. */
+/* Runs all requests, at the same time and in no particular order. first_only: on conns[0]. */
 int tide_nbd_run(struct tide_nbd *nbd, struct tide_nbd_request *requests, unsigned n, bool first_only,
                  struct tide_error *err);
 

@@ -1,5 +1,7 @@
 /*
- * NBD: connections, and the requests on them.
+ * NBD connections and the requests on them. Each connection has a thread that owns its libnbd handle: it
+ * issues the requests that callers have queued, and completes a batch when its last request is answered or
+ * the connection dies. Callers wait for their batch and watch the cancel flag.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -13,7 +15,7 @@
 #include "base/error.h"
 #include "nbd.h"
 
-/* How long a flush may take that was asked for after a cancel, as one that keeps what is done. */
+/* How long a flush may take after a cancel, which still tries to keep finished work. */
 #define LATE_FLUSH_MS 10000
 
 /* ---- the connection's thread -------------------------------------------------------- */
@@ -31,7 +33,7 @@ static void finish(struct tide_nbd_request *r)
 		pthread_cond_broadcast(&batch->conn->changed);
 }
 
-/* libnbd will not look at the request, or its buffer, any more: whether it was answered, or never will be. */
+/* Called when libnbd no longer uses the request or its buffer, whether an answer came or never will. */
 static void request_over(void *data)
 {
 	struct tide_nbd_request *r = data;
@@ -54,8 +56,8 @@ static void issue(const struct tide_nbd_lib *lib, struct nbd_handle *h, struct t
 {
 	nbd_completion_callback done = { .callback = request_answered, .user_data = r, .free = request_over };
 
-	r->sys = ENOTCONN; /* unless an answer comes */
-	/* Should a call fail, request_over has been called. */
+	r->sys = ENOTCONN; /* until an answer comes */
+	/* If a call fails, libnbd has called request_over. */
 	switch (r->command) {
 	case TIDE_NBD_READ:
 		lib->aio_pread(h, r->buf, r->len, r->off, done, 0);
@@ -78,7 +80,7 @@ static void issue(const struct tide_nbd_lib *lib, struct nbd_handle *h, struct t
 	}
 }
 
-/* Takes what was handed over; false: it is time to end. */
+/* Issues the queued requests; false: the thread must end. */
 static bool issue_all(struct tide_nbd_conn *conn)
 {
 	struct tide_nbd_request *r, *next;
@@ -91,13 +93,13 @@ static bool issue_all(struct tide_nbd_conn *conn)
 		conn->first = conn->last = NULL;
 	pthread_mutex_unlock(&conn->lock);
 	for (; r; r = next) {
-		next = r->next; /* r may be gone after this */
+		next = r->next; /* r may be freed after this */
 		issue(&conn->nbd->lib, conn->h, r);
 	}
 	return go;
 }
 
-/* Waits for the server or for new requests, and lets libnbd do what is to be done; false: the connection is dead. */
+/* Waits for the server or for new requests and lets libnbd process them; false: the connection is dead. */
 static bool serve(struct tide_nbd_conn *conn)
 {
 	const struct tide_nbd_lib *lib = &conn->nbd->lib;
@@ -130,10 +132,10 @@ static void *run_conn(void *data)
 
 	while (issue_all(conn) && serve(conn))
 		;
-	/* Before those who wait hear of it. */
+	/* Set before the waiting callers are woken. */
 	if (atomic_load(&conn->nbd->unflushed))
 		atomic_store(&conn->nbd->lost, true);
-	conn->nbd->lib.close(conn->h); /* what was under way is over then */
+	conn->nbd->lib.close(conn->h); /* ends all requests in flight */
 	pthread_mutex_lock(&conn->lock);
 	conn->h = NULL;
 	conn->alive = false;
@@ -154,14 +156,14 @@ static void poke(struct tide_nbd_conn *conn)
 {
 	uint64_t one = 1;
 
-	/* It can only fail when the count is full, and then the thread wakes up anyway. */
+	/* It can only fail when the counter is full, and then the thread wakes up anyway. */
 	if (write(conn->wake, &one, sizeof(one)) < 0)
 		return;
 }
 
 /* ---- connecting --------------------------------------------------------------------- */
 
-/* Up to a tick; lock held. */
+/* Waits for at most a tick; lock held. */
 static void wait_tick(struct tide_nbd_conn *conn)
 {
 	struct timespec until;
@@ -175,8 +177,8 @@ static void wait_tick(struct tide_nbd_conn *conn)
 	pthread_cond_timedwait(&conn->changed, &conn->lock, &until);
 }
 
-/* In the place of a connection that has ended, or never was.  Lock held, and given up meanwhile. */
-static int connect_anew(struct tide_nbd_conn *conn, struct tide_error *err)
+/* Replaces a connection that has ended or never existed. The lock is held, and released meanwhile. */
+static int reconnect(struct tide_nbd_conn *conn, struct tide_error *err)
 {
 	bool first = conn == &conn->nbd->conns[0], ended = conn->has_thread;
 	struct nbd_handle *h;
@@ -212,10 +214,10 @@ static int make_alive(struct tide_nbd_conn *conn, struct tide_error *err)
 		if (tide_nbd_is_cancelled(conn->nbd))
 			return tide_error_set(err, TIDE_E_CANCELLED, "Cancelled");
 	}
-	return conn->alive ? 0 : connect_anew(conn, err);
+	return conn->alive ? 0 : reconnect(conn, err);
 }
 
-/* A connection that takes requests, locked; NULL: there is none. */
+/* Returns a connection that accepts requests, locked; NULL: none could be made. */
 static struct tide_nbd_conn *lock_conn(struct tide_nbd *nbd, bool first_only, struct tide_error *err)
 {
 	unsigned n = first_only ? 1 : atomic_load(&nbd->n_conns);
@@ -227,7 +229,7 @@ static struct tide_nbd_conn *lock_conn(struct tide_nbd *nbd, bool first_only, st
 	pthread_mutex_unlock(&conn->lock);
 	if (conn == nbd->conns)
 		return NULL;
-	/* It was one too many for the server; one is enough. */
+	/* The server does not accept another connection; one is enough. */
 	atomic_store(&nbd->n_conns, 1);
 	return lock_conn(nbd, true, err);
 }
@@ -306,7 +308,7 @@ static int explain(const struct tide_nbd_batch *batch, enum tide_nbd_command com
 	                          batch->failed);
 }
 
-/* Lock held.  false: cancelled, and the connection with it. */
+/* Lock held. false: cancelled, and the connection is ended. */
 static bool wait_batch(struct tide_nbd_conn *conn, struct tide_nbd_batch *batch, unsigned late_ms)
 {
 	unsigned left = late_ms / TIDE_NBD_TICK_MS;
@@ -316,7 +318,7 @@ static bool wait_batch(struct tide_nbd_conn *conn, struct tide_nbd_batch *batch,
 		wait_tick(conn);
 		if (!batch->pending || conn->kill || !tide_nbd_is_cancelled(conn->nbd))
 			continue;
-		/* An answer that is about to come spares the connection. */
+		/* Waits a little longer: an answer that arrives now saves the connection. */
 		if (left > 0) {
 			left--;
 			continue;
@@ -334,7 +336,7 @@ int tide_nbd_run(struct tide_nbd *nbd, struct tide_nbd_request *requests, unsign
 	struct tide_nbd_batch batch = { .pending = n };
 	struct tide_nbd_conn *conn;
 
-	/* What was done before a cancel may still be made durable. */
+	/* Work that was done before a cancel may still be made durable. */
 	if (late && requests[0].command != TIDE_NBD_FLUSH)
 		return tide_error_set(err, TIDE_E_CANCELLED, "Cancelled");
 	conn = batch.conn = lock_conn(nbd, first_only, err);

@@ -1,5 +1,7 @@
 /*
- * NBD: connecting, and what the server says of itself.
+ * Connects to an NBD server and reads its properties: size, block sizes, permitted commands and bitmaps. A
+ * reconnect checks that the server still has the same export. A URI that an image names may not refer to
+ * local files.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -12,7 +14,7 @@
 #include "nbd.h"
 #include "base/range.h"
 
-/* How long a further connection may take.  A server that serves one client at a time lets others wait for ever. */
+/* How long another connection may take. A server that serves one client at a time lets others wait for ever. */
 #define EXTRA_MS 500
 
 static uint64_t now_ms(void)
@@ -28,7 +30,7 @@ static int fail(const struct tide_nbd *nbd, struct tide_error *err, const char *
 	const char *why = nbd->lib.get_error();
 	int sys = nbd->lib.get_errno();
 
-	/* libnbd begins with the name of its function. */
+	/* libnbd's messages begin with the name of its function. */
 	if (why && !strncmp(why, "nbd_", 4) && strstr(why, ": "))
 		why = strstr(why, ": ") + 2;
 	tide_error_set(err, TIDE_E_IO, "%s: %s", what, why ? why : strerror(EIO));
@@ -37,7 +39,7 @@ static int fail(const struct tide_nbd *nbd, struct tide_error *err, const char *
 	return -1;
 }
 
-/* Until the handshake, or the option at hand, is done. */
+/* Waits until the handshake, or the current option, is done. */
 static int wait_connecting(struct tide_nbd *nbd, struct nbd_handle *h, uint64_t deadline, struct tide_error *err)
 {
 	while (nbd->lib.aio_is_connecting(h) > 0) {
@@ -46,7 +48,7 @@ static int wait_connecting(struct tide_nbd *nbd, struct nbd_handle *h, uint64_t 
 		if (tide_nbd_is_cancelled(nbd))
 			return tide_error_set(err, TIDE_E_CANCELLED, "Cancelled");
 		if (deadline && now_ms() > deadline)
-			return tide_error_set_sys(err, ETIMEDOUT, "The NBD server takes no further connection");
+			return tide_error_set_sys(err, ETIMEDOUT, "The NBD server accepts no further connection");
 	}
 	return 0;
 }
@@ -66,7 +68,7 @@ static int note_bitmap(void *data, const char *name)
 	return 0;
 }
 
-/* Servers that know of no bitmaps answer with an error, or nothing. */
+/* Servers without bitmaps answer with an error, or nothing. */
 static int list_bitmaps(struct tide_nbd *nbd, struct nbd_handle *h, uint64_t deadline, struct tide_error *err)
 {
 	nbd_context_callback noted = { .callback = note_bitmap, .user_data = nbd };
@@ -151,7 +153,7 @@ static int learn(struct tide_nbd *nbd, struct nbd_handle *h, struct tide_error *
 	if (nbd->known) {
 		if ((uint64_t)size != nbd->size)
 			return tide_error_set(err, TIDE_E_IO,
-			                      "The NBD export has another size than before: %" PRId64
+			                      "The size of the NBD export has changed: it is %" PRId64
 			                      " bytes, not %" PRIu64,
 			                      size, nbd->size);
 		return 0;
@@ -186,7 +188,7 @@ struct nbd_handle *tide_nbd_connect(struct tide_nbd *nbd, bool first, struct tid
 		fail(nbd, err, "Could not connect to the NBD server");
 		return NULL;
 	}
-	/* The files that a URI may name (of keys) are no business of a URI that an image names. */
+	/* A URI may name local files (with keys). That is not allowed when an image names the URI. */
 	if (nbd->lib.set_uri_allow_local_file(h, trusted) < 0 || nbd->lib.set_opt_mode(h, true) < 0 ||
 	    nbd->lib.set_strict_mode(h, nbd->lib.get_strict_mode(h) & ~LIBNBD_STRICT_ALIGN) < 0) {
 		fail(nbd, err, "Could not connect to the NBD server");

@@ -1,3 +1,6 @@
+/*
+ * Loads libnbd on first use and provides its functions as members of a structure.
+ */
 #include "nbd_lib.h"
 
 #include "base/error.h"

@@ -1,8 +1,8 @@
 /*
- * libnbd, loaded when the first NBD image is opened: with the libraries that it needs in turn
- * (TLS, XML, character sets) it takes longer to load than most commands take to run.
+ * libnbd, loaded when the first NBD image is opened: with the libraries that it needs (TLS, XML, character
+ * sets), loading it takes longer than most commands take to run.
  *
- * Its functions are members of a structure, by their names without "nbd_".
+ * Its functions are members of a structure, named without "nbd_".
  */
 #ifndef TIDE_NBD_LIB_H
 #define TIDE_NBD_LIB_H
@@ -59,7 +59,7 @@ struct tide_nbd_lib {
 #undef TIDE_NBD_CALL
 };
 
-/* The library stays loaded, as what it depends on cannot be unloaded. */
+/* The library stays loaded, because libraries that it depends on cannot be unloaded. */
 int tide_nbd_lib_load(struct tide_nbd_lib *lib, struct tide_error *err);
 
 #endif

@@ -1,5 +1,6 @@
 /*
- * NBD: block status.  base:allocation tells where zeroes are, qemu:dirty-bitmap:NAME what is dirty.
+ * NBD block status: base:allocation reports zeroes, qemu:dirty-bitmap:NAME reports dirty ranges. The last
+ * answer about zeroes is kept until the next write, because callers ask for small pieces in a row.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -11,20 +12,23 @@
 #include "nbd.h"
 #include "base/range.h"
 
-/* Asked about at once: the lengths of the protocol have 32 bits. */
+/* The most bytes of one query: lengths in the protocol have 32 bits. */
 #define STATUS_MAX (UINT64_C(1) << 31)
-/* So many ranges of one answer, or of one bitmap, are believed. */
+/* The most ranges of one answer, or of one bitmap, that are accepted. */
 #define RANGES_MAX (UINT64_C(1) << 24)
-/* A bitmap's granularity is not told: it is what its ranges are multiples of, within these. */
+/*
+ * The server does not report a bitmap's granularity: it is taken as the largest power of two that divides all its
+ * ranges, within these limits.
+ */
 #define GRANULARITY_MIN UINT64_C(512)
 #define GRANULARITY_MAX UINT64_C(65536)
 
-/* Ranges as they come in. */
+/* The ranges of an answer, as they arrive. */
 struct answer {
 	const char *context;
-	uint64_t off, end;             /* what has been said so far ends at off; end: of what was asked */
+	uint64_t off, end;             /* the answers so far end at off; end: of the query */
 	uint32_t mask;                 /* flags that matter */
-	struct tide_nbd_extent *items; /* zero: one of the flags is set; those without too, if all */
+	struct tide_nbd_extent *items; /* zero: one of the flags is set; all: also ranges without it */
 	size_t n, room;
 	bool all, failed, too_many;
 };
@@ -75,7 +79,7 @@ static int take_extents(void *data, const char *context, uint64_t off, uint32_t 
 	return 0;
 }
 
-/* What the server says about the range, or about the beginning of it. */
+/* Asks the server about the range; the answer covers at least its beginning. */
 static int ask(struct tide_nbd *nbd, struct answer *a, uint64_t len, bool first_only, struct tide_error *err)
 {
 	uint64_t off = a->off;
@@ -95,7 +99,7 @@ static int ask(struct tide_nbd *nbd, struct answer *a, uint64_t len, bool first_
 	if (a->failed)
 		return tide_error_set_nomem(err);
 	if (a->off == off)
-		return tide_error_set(err, TIDE_E_CORRUPT, "The NBD server says nothing about the range at %" PRIu64,
+		return tide_error_set(err, TIDE_E_CORRUPT, "The NBD server does not describe the range at %" PRIu64,
 		                      off);
 	return 0;
 }
@@ -167,7 +171,7 @@ int tide_nbd_extent(void *state, uint64_t off, uint64_t len, struct tide_extent 
 		if (off >= a.items[i].off && off - a.items[i].off < a.items[i].len)
 			fill(out, &a.items[i], off, len);
 	}
-	/* Kept for those who ask next. */
+	/* Keeps the answer for the next queries. */
 	pthread_mutex_lock(&nbd->map_lock);
 	if (rc == 0 && changes == nbd->map_changes) {
 		struct tide_nbd_extent *old = nbd->map;

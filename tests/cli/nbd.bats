@@ -39,7 +39,7 @@ make_disk() {
 	run -0 qemu-img compare -f qcow2 -F raw full.qcow2 disk.img
 	done_ backup-run "$uri" copy.img
 	cmp copy.img disk.img
-	refused_like 'read only' image-write --pattern 1 "$uri" 0 512
+	refused_like 'read-only' image-write --pattern 1 "$uri" 0 512
 	head -c 9437696 /dev/urandom > other.img
 	export_ raw other.img
 	refused_like 'cannot be created' chain-restore full.qcow2 "$uri"
@@ -141,7 +141,7 @@ make_disk() {
 	run -0 qemu-img compare -f qcow2 -F qcow2 inc.qcow2 disk.qcow2
 	attempt image-info "$uri#bm"
 	assert_equal "$status" 1
-	[[ $stderr = *"A '#' and what follows"* ]]
+	[[ $stderr = *"A '#' begins the name of a bitmap"* ]]
 }
 
 @test "servers with blocks, without zeroes, flush or block status" {
