@@ -1,6 +1,6 @@
 /*
- * Raw images: the file is the disk.  Holes of the file read as zeroes and are told apart by
- * SEEK_DATA; zeroing punches them.
+ * Raw images: the file is the disk. SEEK_DATA finds the holes of the file, which read as zeroes; zeroing
+ * punches holes.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -18,9 +18,11 @@
 struct raw_image {
 	int fd;
 	uint64_t size;
-	/* Data seen last, [from, to): asking the file system costs in proportion to its length, and those who come for
-	 * small pieces of it would ask as often.  What has become a hole meanwhile may still be called data: it reads
-	 * as zeroes. */
+	/*
+	 * The data found last, [from, to). Each query of the file system costs time in proportion to the length of
+	 * the data, and callers that read it in small pieces would query as often. A part that has since become a
+	 * hole may still be reported as data; it reads as zeroes.
+	 */
 	pthread_mutex_t lock;
 	uint64_t data_from, data_to;
 };
@@ -154,7 +156,10 @@ static int raw_zero(void *state, uint64_t off, uint64_t len, bool may_unmap, str
 	return tide_sysio_zero(raw->fd, off, len, may_unmap, err);
 }
 
-/* A hole behind the end changes nothing, and tells.  Nothing tells of zeroes that take space. */
+/*
+ * Punches a hole beyond the end of the file, which changes nothing but shows whether punching works. No such test
+ * exists for zeroes that take space.
+ */
 static bool raw_can_zero_fast(void *state, bool may_unmap)
 {
 	struct raw_image *raw = state;
