@@ -1,3 +1,8 @@
+/*
+ * backup-run: copies an image, or its dirty ranges, to a target.
+ * Turns the options into struct tide_backup and runs it as a transaction of one action; for --sync auto the library
+ * decides whether the backup is full or incremental.
+ */
 #include <stdlib.h>
 #include <string.h>
 
@@ -24,24 +29,24 @@ enum {
 static const struct poptOption options[] = {
 	{ "sync", 0, POPT_ARG_STRING, NULL, SYNC, "what to copy (default: full)",
 	  "full|top|incremental|bitmap|none|auto" },
-	{ "bitmap", 0, POPT_ARG_STRING, NULL, BITMAP, "the dirty bitmap that says what has changed", "NAME" },
-	{ "bitmap-mode", 0, POPT_ARG_STRING, NULL, BITMAP_MODE, "when the bitmap is cleared of what was copied",
+	{ "bitmap", 0, POPT_ARG_STRING, NULL, BITMAP, "the dirty bitmap that records the changes", "NAME" },
+	{ "bitmap-mode", 0, POPT_ARG_STRING, NULL, BITMAP_MODE, "when the copied ranges are cleared in the bitmap",
 	  "on-success|never|always" },
-	{ "store", 0, POPT_ARG_STRING, NULL, STORE, "where --sync auto puts a bitmap that it makes (default: sidecar)",
+	{ "store", 0, POPT_ARG_STRING, NULL, STORE, "where --sync auto creates a bitmap (default: sidecar)",
 	  "sidecar|image" },
 	{ "format", 'F', POPT_ARG_STRING, NULL, FORMAT,
 	  "format of TARGET (default: IMAGE's when it is created, else probed)", OPT_NEW_FORMAT },
 	{ "mode", 0, POPT_ARG_STRING, NULL, MODE,
-	  "create TARGET, or write into one that exists (default: absolute-paths)", "absolute-paths|existing" },
+	  "create TARGET, or write to an existing one (default: absolute-paths)", "absolute-paths|existing" },
 	{ "backing", 0, POPT_ARG_STRING, NULL, BACKING, "the backup that a new TARGET is chained on",
 	  "PATH[,format=FORMAT]" },
 	{ "settings", 'o', POPT_ARG_STRING, NULL, SETTINGS,
 	  "settings of a new TARGET's format: compression_type=zstd, cluster_size=64K, ...; may be repeated",
 	  "KEY=VALUE,..." },
 	{ "speed", 0, POPT_ARG_STRING, NULL, SPEED, "limit in bytes a second (default: 0, none)", "SIZE" },
-	{ "compress", 0, POPT_ARG_NONE, NULL, COMPRESS, "compress what is written", NULL },
+	{ "compress", 0, POPT_ARG_NONE, NULL, COMPRESS, "compress the data", NULL },
 	{ "detect-zeroes", 0, POPT_ARG_NONE, NULL, DETECT_ZEROES,
-	  "look at all data for zeroes, rather than share it with IMAGE where the file system can", NULL },
+	  "read all data to find zeroes, even where the file system can share it with IMAGE", NULL },
 	{ "on-source-error", 0, POPT_ARG_STRING, NULL, ON_SOURCE_ERROR, "when reading IMAGE fails (default: report)",
 	  "report|ignore|enospc|stop|auto" },
 	{ "on-target-error", 0, POPT_ARG_STRING, NULL, ON_TARGET_ERROR, "when writing TARGET fails (default: report)",
@@ -63,17 +68,18 @@ static int parse_choices(const struct opt_line *line, struct tide_backup *args, 
 	    opt_choice(line, ON_SOURCE_ERROR, &on_source, err) || opt_choice(line, ON_TARGET_ERROR, &on_target, err))
 		return -1;
 	if (opt_has(line, STORE) && sync != TIDE_SYNC_AUTO)
-		return opt_usage(err, "--store is for --sync auto, which makes a bitmap where there is none");
+		return opt_usage(err, "--store can be used only with --sync auto, which creates a missing bitmap");
 	args->sync = (enum tide_sync_mode)sync;
 	args->store = (enum tide_store_kind)store;
 	args->mode = (enum tide_new_image_mode)mode;
-	args->bitmap_mode = (enum tide_bitmap_mode)(bitmap_mode + 1); /* the list lacks the first, "unset" */
+	args->bitmap_mode =
+	        (enum tide_bitmap_mode)(bitmap_mode + 1); /* the list does not contain the first value, "unset" */
 	args->on_source_error = (enum tide_on_error)on_source;
 	args->on_target_error = (enum tide_on_error)on_target;
 	return 0;
 }
 
-/* PATH[,format=FORMAT]; `text` is taken apart in place. */
+/* PATH[,format=FORMAT]; `text` is split in place. */
 static int parse_backing(char *text, struct tide_backup *args, struct tide_error *err)
 {
 	args->backing = text;
@@ -93,7 +99,7 @@ static int parse_backing(char *text, struct tide_backup *args, struct tide_error
 	return 0;
 }
 
-/* A negative number gets QEMU's answer. */
+/* A negative number gets QEMU's error. */
 static int parse_speed(const struct opt_line *line, struct tide_backup *args, struct tide_error *err)
 {
 	const char *text = opt_text(line, SPEED);
@@ -130,7 +136,7 @@ static int run(struct cmd *c, struct tide_error *err)
 
 const struct command command = {
 	.name = "backup-run",
-	.summary = "Back up an image, whole or what a dirty bitmap says has changed",
+	.summary = "Back up an image completely, or the changes that a dirty bitmap records",
 	.arguments = "IMAGE TARGET",
 	.completes = "ff",
 	.options = options,

@@ -1,11 +1,14 @@
+/*
+ * bitmap-add: adds a dirty bitmap to an image.
+ * Turns the options into struct tide_bitmap_add; the library checks name, granularity and store.
+ */
 #include "cmd.h"
 
 enum { GRANULARITY = 1, DISABLED, STORE };
 
 static const struct poptOption options[] = {
 	{ "granularity", 'g', POPT_ARG_STRING, NULL, GRANULARITY,
-	  "bytes a bit stands for, a power of two from 512 to 2G (default: the image's cluster size, 4K to 64K)",
-	  "SIZE" },
+	  "bytes for each bit, a power of two from 512 to 2G (default: the image's cluster size, 4K to 64K)", "SIZE" },
 	{ "disabled", 0, POPT_ARG_NONE, NULL, DISABLED, "do not record writes until bitmap-enable", NULL },
 	{ "store", 0, POPT_ARG_STRING, NULL, STORE, "where the bitmap is kept (default: sidecar)", "sidecar|image" },
 	POPT_TABLEEND

@@ -1,3 +1,7 @@
+/*
+ * bitmap-clear: clears all bits of a dirty bitmap.
+ * The command has only the common options: cmd_run_bitmap does everything.
+ */
 #include "cmd.h"
 
 static int run(struct cmd *c, struct tide_error *err)
@@ -7,7 +11,7 @@ static int run(struct cmd *c, struct tide_error *err)
 
 const struct command command = {
 	.name = "bitmap-clear",
-	.summary = "Clear a dirty bitmap",
+	.summary = "Clear all bits of a dirty bitmap",
 	.arguments = "IMAGE NAME",
 	.completes = "fb",
 	.min_args = 2,

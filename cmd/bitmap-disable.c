@@ -1,3 +1,7 @@
+/*
+ * bitmap-disable: stops a dirty bitmap from recording writes.
+ * The command has only the common options: cmd_run_bitmap does everything.
+ */
 #include "cmd.h"
 
 static int run(struct cmd *c, struct tide_error *err)
@@ -7,7 +11,7 @@ static int run(struct cmd *c, struct tide_error *err)
 
 const struct command command = {
 	.name = "bitmap-disable",
-	.summary = "Let a dirty bitmap record no more writes",
+	.summary = "Stop a dirty bitmap from recording writes",
 	.arguments = "IMAGE NAME",
 	.completes = "fb",
 	.min_args = 2,

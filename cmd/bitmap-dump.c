@@ -1,3 +1,8 @@
+/*
+ * bitmap-dump: shows the dirty ranges of a bitmap.
+ * The library returns them as struct tide_dump or as a reply in JSON.  This file prints them for people: as a table,
+ * as a picture of the disk, or in the formats of other programs.
+ */
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -8,7 +13,7 @@ enum { HUMAN = CMD_OUTPUT_HUMAN, JSON, MAP, SHA256, RANGES, NBDINFO, EXTENTLIST,
 
 static const struct poptOption options[] = {
 	{ "output", 0, POPT_ARG_STRING, NULL, OPT_OUTPUT,
-	  "for people (default), the reply, a picture of the disk, a hash, or a list for other programs",
+	  "a table (default), the reply, a picture of the disk, a hash, or a list for other programs",
 	  "human|json|map|sha256|ranges|nbdinfo|extentlist|rbd-diff" },
 	POPT_TABLEEND
 };
@@ -27,7 +32,7 @@ static void print_ranges(const struct tide_dump *dump)
 
 /* ---- what other programs read ------------------------------------------------------- */
 
-/* One range of a form that covers the disk, or that lists what is dirty. */
+/* Prints one range of a form that covers the disk or lists its dirty ranges. */
 typedef void put_fn(uint64_t off, uint64_t len, bool dirty, bool first);
 
 static void put_nbdinfo(uint64_t off, uint64_t len, bool dirty, bool first)
@@ -49,7 +54,7 @@ static void put_rbd(uint64_t off, uint64_t len, bool dirty, bool first)
 		       len);
 }
 
-/* Every range of the disk in turn, or the dirty ones only. */
+/* Calls a put_fn for every range of the disk in order, or only for the dirty ones. */
 static void put_all(const struct tide_dump *dump, bool clean_too, put_fn *put)
 {
 	uint64_t off = 0;
@@ -70,7 +75,7 @@ static void put_all(const struct tide_dump *dump, bool clean_too, put_fn *put)
 		put(off, dump->disk_size - off, false, first);
 }
 
-/* An empty list would look like one that was lost on the way: it says in a comment what it is. */
+/* The comment distinguishes an empty list from one that was lost in transfer. */
 static void print_list(int form, const struct tide_dump *dump)
 {
 	switch (form) {
@@ -110,15 +115,15 @@ struct region {
 struct map {
 	const struct tide_dump *dump;
 	const char *const *shades;
-	uint64_t cell;    /* bytes a cell, a power of two and at least a granule */
-	uint64_t columns; /* cells a line */
+	uint64_t cell;    /* bytes in a cell, a power of two and at least a granule */
+	uint64_t columns; /* cells in a line */
 	uint64_t n;       /* cells in all */
-	size_t next;      /* the first range that may reach into the cell at hand */
+	size_t next;      /* the first range that may overlap the present cell */
 	size_t n_hot;
 	struct region hot[HOTTEST]; /* the most dirty bytes first */
 };
 
-/* The widest power of two that fits the terminal, and cells so large that the disk fits in MAX_ROWS lines. */
+/* Chooses the largest power of two of columns that fits the terminal, and cells large enough for MAX_ROWS lines. */
 static void lay_out(struct map *m)
 {
 	int room = ui_columns(1) - LABEL - 1;
@@ -166,7 +171,7 @@ static const char *shade(const struct map *m, uint64_t dirty, uint64_t len)
 	return m->shades[1 + (int)((double)dirty / (double)len * 3)];
 }
 
-/* Keeps the HOTTEST regions by how much of them is dirty; of equals the first. */
+/* Keeps the HOTTEST regions with the most dirty bytes; among equal ones the first. */
 static void note_region(struct map *m, uint64_t off, uint64_t len, uint64_t dirty)
 {
 	size_t i = m->n_hot;
@@ -180,7 +185,7 @@ static void note_region(struct map *m, uint64_t off, uint64_t len, uint64_t dirt
 	m->hot[i] = (struct region){ off, len, dirty };
 }
 
-/* The cells, and on the way which regions are the hottest: touching cells that are dirty, as one. */
+/* Prints the cells and collects the hottest regions; a region is a run of cells that are not clean. */
 static void print_cells(struct map *m)
 {
 	struct region run = { 0 };
@@ -278,7 +283,7 @@ static int run(struct cmd *c, struct tide_error *err)
 
 const struct command command = {
 	.name = "bitmap-dump",
-	.summary = "Show what a dirty bitmap holds",
+	.summary = "Show the dirty ranges of a bitmap",
 	.arguments = "IMAGE NAME",
 	.completes = "fb",
 	.options = options,

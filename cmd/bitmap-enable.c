@@ -1,3 +1,7 @@
+/*
+ * bitmap-enable: makes a dirty bitmap record writes.
+ * The command has only the common options: cmd_run_bitmap does everything.
+ */
 #include "cmd.h"
 
 static int run(struct cmd *c, struct tide_error *err)
@@ -7,7 +11,7 @@ static int run(struct cmd *c, struct tide_error *err)
 
 const struct command command = {
 	.name = "bitmap-enable",
-	.summary = "Let a dirty bitmap record writes",
+	.summary = "Make a dirty bitmap record writes",
 	.arguments = "IMAGE NAME",
 	.completes = "fb",
 	.min_args = 2,

@@ -1,12 +1,16 @@
+/*
+ * bitmap-export: adds the dirty ranges of a bitmap of IMAGE to a bitmap of another image or store.
+ * The reverse of bitmap-import; refs.c resolves the argument of --to.
+ */
 #include "refs.h"
 
 enum { GRANULARITY = 1, DISABLED, STORE, TO };
 
 static const struct poptOption options[] = {
-	{ "to", 0, POPT_ARG_STRING, NULL, TO, "the bitmap to write; without #NAME one that is called the same",
+	{ "to", 0, POPT_ARG_STRING, NULL, TO, "the bitmap to write; without #NAME the one with the same name",
 	  "PATH#NAME" },
 	{ "granularity", 'g', POPT_ARG_STRING, NULL, GRANULARITY,
-	  "bytes a bit of a new bitmap stands for (default: as in the original)", "SIZE" },
+	  "bytes for each bit of a new bitmap (default: as in the original)", "SIZE" },
 	{ "disabled", 0, POPT_ARG_NONE, NULL, DISABLED, "a new bitmap does not record writes until bitmap-enable",
 	  NULL },
 	{ "store", 0, POPT_ARG_STRING, NULL, STORE, "where a new bitmap is kept (default: sidecar)", "sidecar|image" },
@@ -34,7 +38,7 @@ static int run(struct cmd *c, struct tide_error *err)
 
 const struct command command = {
 	.name = "bitmap-export",
-	.summary = "Bring an image's bitmap into a bitmap of another image or store",
+	.summary = "Copy a bitmap of an image to another image or store",
 	.arguments = "IMAGE NAME",
 	.completes = "fb",
 	.options = options,

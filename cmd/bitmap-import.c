@@ -1,12 +1,16 @@
+/*
+ * bitmap-import: adds the dirty ranges of a bitmap of another image or store to a bitmap of IMAGE.
+ * The reverse of bitmap-export; refs.c resolves the argument of --from.
+ */
 #include "refs.h"
 
 enum { GRANULARITY = 1, DISABLED, STORE, FROM };
 
 static const struct poptOption options[] = {
-	{ "from", 0, POPT_ARG_STRING, NULL, FROM, "the bitmap to read; without #NAME the one that is called the same",
+	{ "from", 0, POPT_ARG_STRING, NULL, FROM, "the bitmap to read; without #NAME the one with the same name",
 	  "PATH#NAME" },
 	{ "granularity", 'g', POPT_ARG_STRING, NULL, GRANULARITY,
-	  "bytes a bit of a new bitmap stands for (default: as in the source)", "SIZE" },
+	  "bytes for each bit of a new bitmap (default: as in the source)", "SIZE" },
 	{ "disabled", 0, POPT_ARG_NONE, NULL, DISABLED, "a new bitmap does not record writes until bitmap-enable",
 	  NULL },
 	{ "store", 0, POPT_ARG_STRING, NULL, STORE, "where a new bitmap is kept (default: sidecar)", "sidecar|image" },
@@ -34,7 +38,7 @@ static int run(struct cmd *c, struct tide_error *err)
 
 const struct command command = {
 	.name = "bitmap-import",
-	.summary = "Bring a bitmap of another image or store into an image's bitmap",
+	.summary = "Copy a bitmap from another image or store to an image",
 	.arguments = "IMAGE NAME",
 	.completes = "fb",
 	.options = options,

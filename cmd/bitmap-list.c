@@ -1,3 +1,7 @@
+/*
+ * bitmap-list: lists the dirty bitmaps of an image.
+ * The library returns them as a list or as a reply in JSON; this file prints the list as a table.
+ */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,7 +12,7 @@ static const struct poptOption options[] = { { "output", 0, POPT_ARG_STRING, NUL
 	                                       "a table, or the reply (default: human)", "human|json" },
 	                                     POPT_TABLEEND };
 
-/* The cells of one line; the name is escaped, the others fit. */
+/* The cells of one line.  The name is escaped; the other cells fit into their arrays. */
 struct row {
 	char *name;
 	char count[64];

@@ -1,3 +1,7 @@
+/*
+ * bitmap-mark: marks ranges of a bitmap dirty (or, with --unset, clean) that another program wrote.
+ * The ranges are on the command line or in a file; the library parses the file, which may have one of many formats.
+ */
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -10,18 +14,18 @@ enum { UNSET = 1, FROM, INPUT_FORMAT, BLOCK_SIZE, ERA_DUMP };
 static const struct poptOption options[] = {
 	{ "unset", 0, POPT_ARG_NONE, NULL, UNSET, "mark the ranges clean instead of dirty", NULL },
 	{ "from", 0, POPT_ARG_STRING, NULL, FROM,
-	  "read the ranges from FILE (- is standard input), as one of many programs prints them", "FILE" },
-	{ "input-format", 0, POPT_ARG_STRING, NULL, INPUT_FORMAT, "what FILE holds (default: found out)",
+	  "read the ranges from FILE (- is standard input), in the format of many programs", "FILE" },
+	{ "input-format", 0, POPT_ARG_STRING, NULL, INPUT_FORMAT, "format of FILE (default: detected)",
 	  "ranges|blocks|dump|nbdinfo|qemu-img-map|qemu-img-map-dirty|extentlist|nbdkit-log|thin-delta|era-invalidate|"
 	  "bmap|"
 	  "rbd-diff|rbd-export-diff|imageio" },
-	{ "block-size", 0, POPT_ARG_STRING, NULL, BLOCK_SIZE, "the unit of a list of blocks that does not say it",
-	  "SIZE" },
-	{ "era-dump", 0, POPT_ARG_STRING, NULL, ERA_DUMP, "the same, from what era_dump prints", "FILE" },
+	{ "block-size", 0, POPT_ARG_STRING, NULL, BLOCK_SIZE,
+	  "block size, for a list of blocks that does not contain it", "SIZE" },
+	{ "era-dump", 0, POPT_ARG_STRING, NULL, ERA_DUMP, "read the block size from the output of era_dump", "FILE" },
 	POPT_TABLEEND
 };
 
-/* A file, or standard input. */
+/* Opens a file, or duplicates standard input. */
 static int open_input(const char *path, struct tide_error *err)
 {
 	int fd = strcmp(path, "-") == 0 ? dup(STDIN_FILENO) : open(path, O_RDONLY | O_CLOEXEC);
@@ -29,7 +33,7 @@ static int open_input(const char *path, struct tide_error *err)
 	return fd < 0 ? opt_fail(err, TIDE_E_IO, "Could not open '%s': %s", path, strerror(errno)) : fd;
 }
 
-/* Puts the file's name before what is wrong in it. */
+/* Puts the name of the file before the error. */
 static int name_input(const char *path, struct tide_error *why, struct tide_error *err)
 {
 	opt_fail(err, why->code, "%s: %s", strcmp(path, "-") == 0 ? "standard input" : path,
@@ -59,7 +63,7 @@ static int check_block_size(bool given, uint64_t block_size, const char *era_dum
 	if (given && era_dump)
 		return opt_usage(err, "give either --block-size or --era-dump");
 	if (given && !block_size)
-		return opt_usage(err, "--block-size: no block has 0 bytes");
+		return opt_usage(err, "--block-size: a block cannot have 0 bytes");
 	if (era_dump && strcmp(era_dump, "-") == 0 && strcmp(path, "-") == 0)
 		return opt_usage(err, "only one of --from and --era-dump can be standard input");
 	return 0;
@@ -115,7 +119,7 @@ static int run(struct cmd *c, struct tide_error *err)
 	if (c->n_args != (from ? 2 : 4))
 		return opt_usage(err, "give either OFFSET and LENGTH, or --from FILE");
 	if (!from && (opt_has(c->opt, INPUT_FORMAT) || opt_has(c->opt, BLOCK_SIZE) || opt_has(c->opt, ERA_DUMP)))
-		return opt_usage(err, "--input-format, --block-size and --era-dump say how to read --from FILE");
+		return opt_usage(err, "--input-format, --block-size and --era-dump can be used only with --from FILE");
 	if (!from) {
 		if (opt_parse_size("OFFSET", c->args[2], &one.off, err) ||
 		    opt_parse_size("LENGTH", c->args[3], &one.len, err))
@@ -132,7 +136,7 @@ static int run(struct cmd *c, struct tide_error *err)
 
 const struct command command = {
 	.name = "bitmap-mark",
-	.summary = "Record in a dirty bitmap what was written elsewhere",
+	.summary = "Record writes made by other programs in a dirty bitmap",
 	.arguments = "IMAGE NAME [OFFSET LENGTH]",
 	.completes = "fb-",
 	.options = options,

@@ -1,3 +1,7 @@
+/*
+ * bitmap-merge: adds the dirty ranges of one or more bitmaps to a bitmap of IMAGE.
+ * A source may be a bitmap of another image, PATH#NAME; refs.c resolves it.
+ */
 #include "refs.h"
 
 static int run(struct cmd *c, struct tide_error *err)

@@ -1,3 +1,7 @@
+/*
+ * bitmap-remove: removes a dirty bitmap from an image.
+ * The command has only the common options: cmd_run_bitmap does everything.
+ */
 #include "cmd.h"
 
 static int run(struct cmd *c, struct tide_error *err)

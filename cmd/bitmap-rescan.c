@@ -1,3 +1,7 @@
+/*
+ * bitmap-rescan: compares a disk with another image and sets a bitmap to the differences.
+ * The library compares; this file prints how much differs.
+ */
 #include <inttypes.h>
 #include <stdio.h>
 
@@ -8,7 +12,7 @@ enum { AGAINST = 1, AGAINST_FORMAT };
 static const struct poptOption options[] = {
 	{ "against", 0, POPT_ARG_STRING, NULL, AGAINST, "the image, or the top of a chain, to compare with", "PATH" },
 	{ "against-format", 'F', POPT_ARG_STRING, NULL, AGAINST_FORMAT,
-	  "format of that image (default: probed, and then raw is refused)", OPT_FILE_FORMAT },
+	  "format of that image (default: probed; a raw image is refused)", OPT_FILE_FORMAT },
 	POPT_TABLEEND
 };
 
@@ -36,7 +40,7 @@ static int run(struct cmd *c, struct tide_error *err)
 	};
 
 	if (!args.against)
-		return opt_usage(err, "say what to compare with: --against PATH");
+		return opt_usage(err, "specify the image to compare with: --against PATH");
 	if (cmd_check_format(args.against_format, err) || cmd_add_image(c, err) || cmd_begin(c, err))
 		return -1;
 	args.node = c->node;
@@ -48,7 +52,7 @@ static int run(struct cmd *c, struct tide_error *err)
 
 const struct command command = {
 	.name = "bitmap-rescan",
-	.summary = "Set in a dirty bitmap exactly what differs from another image",
+	.summary = "Set a dirty bitmap to the differences from another image",
 	.arguments = "IMAGE NAME",
 	.completes = "fb",
 	.options = options,

@@ -1,3 +1,7 @@
+/*
+ * chain-info: draws an image and its backing images, with their data, bitmaps and problems.
+ * The library returns struct tide_chain or a reply in JSON; this file prints the chain as an indented table.
+ */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -6,13 +10,13 @@
 
 #include "cmd.h"
 
-#define INDENT_MAX 12 /* levels that are drawn further to the right */
+#define INDENT_MAX 12 /* levels that are indented further than the one above */
 
 static const struct poptOption options[] = { { "output", 0, POPT_ARG_STRING, NULL, OPT_OUTPUT,
 	                                       "a picture, or the reply (default: human)", "human|json" },
 	                                     POPT_TABLEEND };
 
-/* The cells of one image; what it is called is escaped, the others fit. */
+/* The cells of one image.  The name is escaped; the other cells fit into their arrays. */
 struct row {
 	char *name;
 	char disk[UI_SIZE_MAX], data[UI_SIZE_MAX], file[UI_SIZE_MAX], modified[32];
@@ -162,7 +166,7 @@ static int run(struct cmd *c, struct tide_error *err)
 
 const struct command command = {
 	.name = "chain-info",
-	.summary = "Show a chain of images: what each holds, and where it is broken",
+	.summary = "Show the images of a chain, their data, and broken links",
 	.arguments = "TOP",
 	.completes = "f",
 	.options = options,

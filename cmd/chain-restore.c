@@ -1,3 +1,7 @@
+/*
+ * chain-restore: writes the disk that a chain of images shows to one image.
+ * Turns the options into an argument structure of the library and prints how much an existing target differed.
+ */
 #include <inttypes.h>
 #include <stdio.h>
 
@@ -7,9 +11,9 @@ enum { FORMAT = 1, OVERWRITE, IN_PLACE, COMPRESS, SETTINGS };
 
 static const struct poptOption options[] = {
 	{ "format", 'F', POPT_ARG_STRING, NULL, FORMAT, "format of TARGET (default: raw)", OPT_NEW_FORMAT },
-	{ "overwrite", 0, POPT_ARG_NONE, NULL, OVERWRITE, "replace a TARGET that exists", NULL },
-	{ "in-place", 0, POPT_ARG_NONE, NULL, IN_PLACE, "write what differs into a TARGET that exists", NULL },
-	{ "compress", 'c', POPT_ARG_NONE, NULL, COMPRESS, "compress what is written to a new TARGET", NULL },
+	{ "overwrite", 0, POPT_ARG_NONE, NULL, OVERWRITE, "replace an existing TARGET", NULL },
+	{ "in-place", 0, POPT_ARG_NONE, NULL, IN_PLACE, "write only the differences to an existing TARGET", NULL },
+	{ "compress", 'c', POPT_ARG_NONE, NULL, COMPRESS, "compress the data written to a new TARGET", NULL },
 	{ "settings", 'o', POPT_ARG_STRING, NULL, SETTINGS,
 	  "settings of a new TARGET's format: compression_type=zstd, cluster_size=64K, ...; may be repeated",
 	  "KEY=VALUE,..." },
@@ -46,7 +50,7 @@ static int run(struct cmd *c, struct tide_error *err)
 	if (opt_has(c->opt, SETTINGS) && !settings)
 		return opt_fail(err, TIDE_E_NOMEM, "Out of memory");
 	if (args.overwrite && args.in_place)
-		return opt_usage(err, "--overwrite replaces the target, --in-place writes into it: give one of them");
+		return opt_usage(err, "--overwrite replaces the target, --in-place writes to it: use only one of them");
 	if (cmd_add_image(c, err) || cmd_begin(c, err))
 		return -1;
 	args.device = c->node;

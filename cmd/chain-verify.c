@@ -1,18 +1,22 @@
+/*
+ * chain-verify: checks the images of a chain and their links, and with --against compares every byte.
+ * The library checks; this file prints the findings and chooses the exit status.
+ */
 #include <inttypes.h>
 #include <stdio.h>
 
 #include "cmd.h"
 
-#define LINES_MAX 20 /* of findings an image, and of differences, for people */
+#define LINES_MAX 20 /* printed of the findings of an image, and of the differences */
 
 enum { AGAINST = 1, AGAINST_FORMAT };
 
 static const struct poptOption options[] = {
-	{ "against", 0, POPT_ARG_STRING, NULL, AGAINST, "compare every byte with this image, or top of a chain",
+	{ "against", 0, POPT_ARG_STRING, NULL, AGAINST, "compare every byte with this image or top of a chain",
 	  "PATH" },
 	{ "against-format", 'F', POPT_ARG_STRING, NULL, AGAINST_FORMAT,
-	  "format of that image (default: probed, and then raw is refused)", OPT_FILE_FORMAT },
-	{ "output", 0, POPT_ARG_STRING, NULL, OPT_OUTPUT, "in words, or the reply (default: human)", "human|json" },
+	  "format of that image (default: probed; a raw image is refused)", OPT_FILE_FORMAT },
+	{ "output", 0, POPT_ARG_STRING, NULL, OPT_OUTPUT, "text, or the reply (default: human)", "human|json" },
 	POPT_TABLEEND
 };
 
@@ -89,7 +93,7 @@ static int run(struct cmd *c, struct tide_error *err)
 	int output = CMD_OUTPUT_HUMAN, failed;
 
 	if (args.against_format && !args.against)
-		return opt_usage(err, "--against-format says what --against is, which is not given");
+		return opt_usage(err, "--against-format can be used only with --against");
 	if (opt_choice(c->opt, OPT_OUTPUT, &output, err) || cmd_check_format(args.against_format, err) ||
 	    cmd_add_image(c, err))
 		return -1;
@@ -110,7 +114,7 @@ static int run(struct cmd *c, struct tide_error *err)
 
 const struct command command = {
 	.name = "chain-verify",
-	.summary = "Check the images of a chain, their links, and with --against every byte",
+	.summary = "Check the images of a chain, their links, and with --against their data",
 	.arguments = "TOP",
 	.completes = "f",
 	.options = options,

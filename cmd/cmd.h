@@ -1,15 +1,15 @@
 /*
- * What a command is, and what main does for all of them.
+ * The definition of a command, and the parts that main does for all commands.
  *
- * Each cmd/<noun>-<verb>.c defines one `const struct command command`: its words, its
+ * Each cmd/<noun>-<verb>.c defines one `const struct command command`: its name, its
  * options, and a run function that fills in an argument structure of tidemark.h and
- * hands it to the library.  main.c does the rest, once: parsing, --help, --usage and
+ * hands it to the library.  main.c does the rest: parsing, --help, --usage and
  * --version, completion, the session and its callbacks, replies on stdout and messages
  * on stderr, signals, progress, and the exit status.
  *
- * stdout carries one line of JSON a reply or event, each written with one write and
- * checked; what could not be written makes the exit status 1, but does not stop a job.
- * A show command prints for people instead, unless its --output asks for JSON.
+ * Each reply or event is one line of JSON on stdout, written with one write and checked.
+ * An error there makes the exit status 1, but does not stop a job.  A show command
+ * prints text for people instead, unless its --output asks for JSON.
  */
 #ifndef CMD_H
 #define CMD_H
@@ -29,7 +29,7 @@
 enum {
 	CMD_IMAGE = 1,  /* the first argument is an image of the session: -f, --sidecar, -d, --ignore-stamp,
 	                   --allow-backing */
-	CMD_SHOW = 2,   /* only looks: -U; prints for people unless --output says otherwise */
+	CMD_SHOW = 2,   /* only reads: -U; prints for people unless --output says otherwise */
 	CMD_CHANGE = 4, /* --dry-run */
 	CMD_JOB = 8,    /* --progress, --no-progress */
 };
@@ -50,9 +50,9 @@ struct cmd {
 struct command {
 	const char *name;
 	const char *summary;
-	const char *arguments; /* as the usage line shows them: "IMAGE NAME" */
-	const char *completes; /* a letter an argument: f file, b bitmap of the first one, s either, - neither;
-	                          the last one stands for all that follow */
+	const char *arguments; /* as in the usage line: "IMAGE NAME" */
+	const char *completes; /* a letter for each argument: f file, b bitmap of the first one, s either,
+	                          - neither; the last letter applies to all following arguments */
 	const struct poptOption *options;
 	int min_args, max_args; /* max_args -1: no limit */
 	unsigned flags;
@@ -61,24 +61,24 @@ struct command {
 
 extern const struct command command;
 
-/* Makes the first argument known to the session as c->node, as the common options say. */
+/* Adds the first argument to the session as c->node, according to the common options. */
 int cmd_add_image(struct cmd *c, struct tide_error *err);
 
-/* Refuses a format that this version does not know; NULL is none. */
+/* Refuses a format that this version does not know; NULL means that no format was given. */
 int cmd_check_format(const char *format, struct tide_error *err);
 
 /* From now on SIGINT and SIGTERM cancel the session. */
 void cmd_catch_signals(struct cmd *c);
 
-/* Opens c->txn, and from then on SIGINT and SIGTERM cancel it. */
+/* Opens c->txn; from then on SIGINT and SIGTERM cancel it. */
 int cmd_begin(struct cmd *c, struct tide_error *err);
 
-/* The whole of a command that takes IMAGE NAME and nothing else. */
+/* Runs a command whose only arguments are IMAGE NAME. */
 int cmd_run_bitmap(struct cmd *c,
                    int (*action)(struct tide_txn *, const struct tide_bitmap_edit *, struct tide_error *),
                    struct tide_error *err);
 
-/* What a --output option chose; every list of outputs starts with the one for people. */
+/* The value of --output for people, which is the first one of every list. */
 enum { CMD_OUTPUT_HUMAN = 0 };
 
 /* For CMD_AUTOFREE: free(*p). */

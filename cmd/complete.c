@@ -1,3 +1,8 @@
+/*
+ * Completion: prints the candidates for a word of a command line (complete.h).
+ * Options and their values come from the option tables, formats and settings from the library, and names of bitmaps
+ * from the image on the command line.
+ */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,7 +24,7 @@ void complete_options(const struct opt_line *line)
 	opt_each(line, print_option, NULL);
 }
 
-/* Those that start as the person did; `before` stands in front of each, for --option=value. */
+/* Prints the words that begin with the typed text, each after `before`, for --option=value. */
 static void print_choices(const char *list, const char *before, const char *typed)
 {
 	const char *word;
@@ -45,7 +50,7 @@ int complete_values(const struct opt_line *line, const char *name)
 
 struct typed {
 	const struct opt_line *line; /* the words before it */
-	const char *word;            /* what stands there so far */
+	const char *word;            /* the typed text */
 };
 
 static int drop_line(void *data, const char *json)
@@ -62,7 +67,7 @@ static void drop_warning(void *data, const char *image, const char *text)
 	(void)text;
 }
 
-/* A name with a newline would be two candidates; one that starts with a dash, an option. */
+/* A name with a newline would become two candidates, and one that starts with a dash an option. */
 static bool is_offerable(const char *name, const char *typed)
 {
 	CMD_AUTOFREE char *plain = ui_escape(name);
@@ -80,7 +85,7 @@ static void print_names(const struct tide_bitmap_list *list, const char *before,
 			       ui_size(count, list->items[i]->count), list->items[i]->recording ? "" : ", disabled");
 }
 
-/* Whatever goes wrong, there is nothing to offer. */
+/* On any error, nothing is offered. */
 static void print_bitmaps(const struct opt_line *line, const char *before, const char *typed)
 {
 	struct tide_session_options options = { .line = drop_line, .warning = drop_warning };
@@ -101,7 +106,7 @@ static void print_bitmaps(const struct opt_line *line, const char *before, const
 	tide_session_free(session);
 }
 
-/* The keys of -o; those of the format that --format gives, else of all formats. */
+/* Prints the keys of -o for the format that --format specifies, or for all formats. */
 static void print_settings(const struct opt_line *line, const char *before, const char *typed)
 {
 	const struct poptOption *option = opt_find(line, 0, "--format");
@@ -117,7 +122,7 @@ static void print_settings(const struct opt_line *line, const char *before, cons
 	}
 }
 
-/* The value of format= in a list with commas.  False: something else is typed there. */
+/* Prints the values of format= in a comma-separated list.  False: the typed text is something else. */
 static bool print_formats(const char *before, const char *typed)
 {
 	const char *comma = strrchr(typed, ','), *start, *format;
@@ -184,7 +189,7 @@ static bool has_ended_options(int argc, const char **argv)
 	return false;
 }
 
-/* popt wants a program name first: the word before the first, whatever it is. */
+/* popt skips the first word as the name of the program, so the word before the first one is passed. */
 void complete_words(const struct command *cmd, int argc, const char **argv)
 {
 	struct opt_line line;

@@ -1,13 +1,13 @@
 /*
- * Completion: the shells ask the command itself, so what they offer cannot lag behind.
+ * Completion: the shells ask the command itself, so the candidates are always up to date.
  *
- *     COMMAND --complete-options        every option, one a line
- *     COMMAND --complete-values=OPTION  the words that an option accepts, one a line
- *     COMMAND --complete-words WORD…    what could stand in place of the last WORD
+ *     COMMAND --complete-options        every option, one in each line
+ *     COMMAND --complete-values=OPTION  the words that an option accepts, one in each line
+ *     COMMAND --complete-words WORD…    the candidates for the last WORD
  *
- * The last one does all the work for completions/tidemark.*: it prints candidates, one a
- * line, a tab and a description behind those that have one; the line ":files" asks the
- * shell to offer file names too.
+ * completions/tidemark.* use the last one: it prints candidates, one in each line, some
+ * followed by a tab and a description.  The line ":files" asks the shell to offer file
+ * names too.
  */
 #ifndef COMPLETE_H
 #define COMPLETE_H

@@ -1,6 +1,6 @@
 /*
- * --help.  popt puts what an option accepts into its left column, which the longest list makes wider than any terminal:
- * a long one goes behind the option's text instead, where popt wraps it.
+ * Printing of --help.  popt prints the list of accepted words in its left column, which the longest list would make
+ * wider than any terminal.  A long list is therefore moved to the end of the option's text, where popt wraps it.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,11 +15,11 @@ static bool is_long(const struct poptOption *option)
 	return option->argDescrip && strchr(option->argDescrip, '|') && strlen(option->argDescrip) > LIST_MAX;
 }
 
-/* "text: one, two, three", to be freed; NULL: no memory. */
+/* Returns "text: one, two, three", to be freed; NULL without memory. */
 static char *describe(const struct poptOption *option)
 {
 	const char *list = option->argDescrip, *word;
-	/* A bar becomes two characters at most. */
+	/* A bar becomes at most two characters. */
 	char *text = malloc(strlen(option->descrip) + 2 + 2 * strlen(list) + 1), *at;
 	size_t len;
 
@@ -34,7 +34,7 @@ static char *describe(const struct poptOption *option)
 	return text;
 }
 
-/* A table with its long lists moved; what cannot be moved stays as it is. */
+/* Returns a copy of a table with its long lists moved; without memory an entry is unchanged. */
 static struct poptOption *copy_table(const struct poptOption *table)
 {
 	struct poptOption *copy;

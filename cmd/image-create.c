@@ -1,3 +1,7 @@
+/*
+ * image-create: creates an image, as qemu-img create does.
+ * Turns the options into an argument structure of the library.
+ */
 #include "cmd.h"
 
 enum { FORMAT = 1, BACKING, BACKING_FORMAT, SETTINGS };
@@ -5,7 +9,7 @@ enum { FORMAT = 1, BACKING, BACKING_FORMAT, SETTINGS };
 static const struct poptOption options[] = {
 	{ "format", 'f', POPT_ARG_STRING, NULL, FORMAT, "format of the new image (default: raw)", OPT_NEW_FORMAT },
 	{ "backing", 'b', POPT_ARG_STRING, NULL, BACKING,
-	  "the image that the new one is an overlay of; a relative name starts at PATH's directory", "PATH" },
+	  "create an overlay of this image; a relative name is relative to PATH's directory", "PATH" },
 	{ "backing-format", 'F', POPT_ARG_STRING, NULL, BACKING_FORMAT, "format of the backing image, required with -b",
 	  OPT_FILE_FORMAT },
 	{ "settings", 'o', POPT_ARG_STRING, NULL, SETTINGS,

@@ -1,3 +1,7 @@
+/*
+ * image-info: shows an image, its backing images and its bitmaps.
+ * The library returns the facts or a reply in JSON; this file prints them in the form of qemu-img info.
+ */
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -5,7 +9,7 @@
 #include "cmd.h"
 
 static const struct poptOption options[] = { { "output", 0, POPT_ARG_STRING, NULL, OPT_OUTPUT,
-	                                       "in words, or the reply (default: human)", "human|json" },
+	                                       "text, or the reply (default: human)", "human|json" },
 	                                     POPT_TABLEEND };
 
 static void print_text(const char *key, const char *text)

@@ -1,3 +1,7 @@
+/*
+ * image-write: writes standard input, a pattern, zeroes or a discard to an image.
+ * The library records the range in the enabled bitmaps before it writes.
+ */
 #include <string.h>
 #include <unistd.h>
 
@@ -7,7 +11,7 @@ enum { ZERO = 1, DISCARD, PATTERN };
 
 static const struct poptOption options[] = { { "zero", 0, POPT_ARG_NONE, NULL, ZERO, "write zeroes", NULL },
 	                                     { "discard", 0, POPT_ARG_NONE, NULL, DISCARD,
-	                                       "discard the range: it reads as zeroes and takes no space", NULL },
+	                                       "discard the range: it reads as zeroes and occupies no space", NULL },
 	                                     { "pattern", 0, POPT_ARG_STRING, NULL, PATTERN,
 	                                       "write this byte, 0 to 255, over the range", "BYTE" },
 	                                     POPT_TABLEEND };
@@ -56,7 +60,7 @@ static int run(struct cmd *c, struct tide_error *err)
 
 const struct command command = {
 	.name = "image-write",
-	.summary = "Write to an image, recorded by its dirty bitmaps",
+	.summary = "Write to an image and record the write in its dirty bitmaps",
 	.arguments = "IMAGE OFFSET [LENGTH]",
 	.completes = "f-",
 	.options = options,

@@ -1,3 +1,8 @@
+/*
+ * The main function of every command (cmd.h).
+ * It prepares the standard descriptors, parses the command line, answers --help and the like, opens a session, runs
+ * the command, prints replies and messages, handles signals, and turns the error into the exit status.
+ */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -10,7 +15,7 @@
 #include "cmd.h"
 #include "complete.h"
 
-/* What signal handlers may touch. */
+/* The only variables that signal handlers use. */
 static struct tide_session *volatile cancel_session;
 static volatile sig_atomic_t caught;
 static volatile sig_atomic_t report_wanted;
@@ -56,7 +61,7 @@ static void handle(int sig, void (*handler)(int), int flags)
 	sigaction(sig, &action, NULL);
 }
 
-/* No SA_RESTART: a read or write that waits must notice. */
+/* No SA_RESTART: the signal must interrupt a read or write that waits. */
 void cmd_catch_signals(struct cmd *c)
 {
 	struct sigaction hangup;
@@ -82,15 +87,15 @@ static void die_of(int sig)
 
 /* ---- standard files ---------------------------------------------------------------- */
 
-/* No image may get a standard descriptor: messages would be written into it. */
+/* Opens a closed standard descriptor, because an image that got its number would receive messages. */
 static void fill_closed(int fd, int flags)
 {
 	if (fcntl(fd, F_GETFD) < 0 && errno == EBADF)
-		/* cppcheck-suppress leakReturnValNotUsed; it is to stay open */
+		/* cppcheck-suppress leakReturnValNotUsed; it must stay open */
 		(void)!open("/dev/null", flags);
 }
 
-/* Standard output must take a reply before anything is changed; /dev/full refuses even nothing. */
+/* Checks that standard output can be written before anything is changed; /dev/full refuses even an empty write. */
 static int check_stdout(struct ui *ui)
 {
 	int mode = fcntl(STDOUT_FILENO, F_GETFL);
@@ -110,7 +115,7 @@ static int wait_writable(void)
 	return poll(&poll_out, 1, -1) < 0 && errno != EINTR ? -1 : 0;
 }
 
-/* One write a line, unless the kernel takes less. */
+/* Writes a line with one write, unless the kernel accepts less. */
 static int write_line(const char *json)
 {
 	struct iovec parts[] = { { (char *)json, strlen(json) }, { "\n", 1 } };
@@ -210,7 +215,7 @@ int cmd_run_bitmap(struct cmd *c,
 
 /* ---- running one ------------------------------------------------------------------- */
 
-/* A show command speaks JSON when --output is one of the lists that do. */
+/* A show command replies in JSON only for the outputs json and sha256. */
 static bool is_for_people(const struct opt_line *line)
 {
 	const char *output = opt_text(line, OPT_OUTPUT);
@@ -218,7 +223,7 @@ static bool is_for_people(const struct opt_line *line)
 	return (line->command->flags & CMD_SHOW) && (!output || (strcmp(output, "json") && strcmp(output, "sha256")));
 }
 
-/* The command line could not be read to its end: look for the word itself. */
+/* The command line could not be parsed completely: search it for the option itself. */
 static bool asks_for_json(int argc, char **argv)
 {
 	for (int i = 1; i < argc && argv[i]; i++)
@@ -251,7 +256,7 @@ static int run(struct cmd *c, struct tide_error *err)
 	return command.run(c, err);
 }
 
-/* The options that answer at once and need no session.  -1: none of them was given. */
+/* Answers an option that needs no session.  -1: no such option was given. */
 static int answer(struct opt_line *line)
 {
 	if (opt_has(line, OPT_HELP)) {
@@ -295,7 +300,7 @@ static void set_up(struct cmd *c)
 	c->ui.bar = (command.flags & CMD_JOB) && wanted && !c->ui.quiet;
 }
 
-/* Runs the command; the error that comes of it, a usage error included, is said where it belongs. */
+/* Runs the command and reports its error, or the usage error, as a reply and as a message. */
 static int serve(struct cmd *c, int popt_error, const char *bad, bool reply)
 {
 	struct tide_error err = TIDE_ERROR_INIT;
@@ -308,7 +313,7 @@ static int serve(struct cmd *c, int popt_error, const char *bad, bool reply)
 	if (failed) {
 		if (c->session && reply && err.msg)
 			tide_session_reply_error(c->session, &err);
-		if (err.msg || err.code == TIDE_E_NOMEM) /* else it has been said */
+		if (err.msg || err.code == TIDE_E_NOMEM) /* otherwise it has been reported */
 			ui_error(&c->ui, &err);
 		status = tide_error_exit_status(err.code);
 	}

@@ -1,3 +1,8 @@
+/*
+ * Parsing of command lines (opt.h).
+ * The options of a command and the common ones that its flags select are one popt parser.  Every option given is kept
+ * in order, and the functions here read, check and convert its value.
+ */
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -10,22 +15,22 @@
 static const struct poptOption image_options[] = {
 	{ "image-format", 'f', POPT_ARG_STRING, NULL, OPT_IMAGE_FORMAT,
 	  "format of IMAGE (default: as pinned in the sidecar, else probed)", OPT_ANY_FORMAT },
-	{ "sidecar", 0, POPT_ARG_STRING, NULL, OPT_SIDECAR, "where the bitmaps are kept (default: IMAGE.bitmaps)",
+	{ "sidecar", 0, POPT_ARG_STRING, NULL, OPT_SIDECAR, "file that keeps the bitmaps (default: IMAGE.bitmaps)",
 	  "PATH" },
 	{ "device", 'd', POPT_ARG_STRING, NULL, OPT_DEVICE,
 	  "name for replies and events (default: the file's name up to its first dot)", "ID" },
 	{ "ignore-stamp", 0, POPT_ARG_NONE, NULL, OPT_IGNORE_STAMP,
-	  "trust the bitmaps although the image changed around them", NULL },
+	  "trust the bitmaps despite unrecorded changes of the image", NULL },
 	OPT_ALLOW_BACKING_ENTRY,
 	POPT_TABLEEND
 };
 
 static const struct poptOption show_options[] = { { "force-share", 'U', POPT_ARG_NONE, NULL, OPT_FORCE_SHARE,
-	                                            "look although another program may be writing", NULL },
+	                                            "read even if another program may be writing", NULL },
 	                                          POPT_TABLEEND };
 
 static const struct poptOption change_options[] = {
-	{ "dry-run", 0, POPT_ARG_NONE, NULL, OPT_DRY_RUN, "check everything, change nothing", NULL }, POPT_TABLEEND
+	{ "dry-run", 0, POPT_ARG_NONE, NULL, OPT_DRY_RUN, "make all checks, but change nothing", NULL }, POPT_TABLEEND
 };
 
 static const struct poptOption job_options[] = {
@@ -42,7 +47,7 @@ static const struct poptOption other_options[] = {
 	{ "complete-options", 0, POPT_ARG_NONE | POPT_ARGFLAG_DOC_HIDDEN, NULL, OPT_COMPLETE_OPTIONS,
 	  "for the shells: list the options", NULL },
 	{ "complete-values", 0, POPT_ARG_STRING | POPT_ARGFLAG_DOC_HIDDEN, NULL, OPT_COMPLETE_VALUES,
-	  "for the shells: list what an option accepts", "OPTION" },
+	  "for the shells: list the values of an option", "OPTION" },
 	POPT_TABLEEND
 };
 
@@ -55,7 +60,7 @@ static const struct {
 	{ OPT_NEW_FORMAT, TIDE_FORMAT_CREATE },
 };
 
-/* "a|b|c", to be freed: the formats that have these uses; NULL: no memory. */
+/* Returns the formats that have these uses as "a|b|c", to be freed; NULL without memory. */
 static char *list_formats(unsigned uses)
 {
 	char *list = strdup("");
@@ -74,7 +79,7 @@ static char *list_formats(unsigned uses)
 	return list;
 }
 
-/* The list that an option's description is replaced by, or the description itself. */
+/* Returns the list of formats that replaces a description, or the description itself. */
 static const char *describe_argument(struct opt_line *line, const char *description)
 {
 	for (size_t i = 0; description && i < CMD_ARRAY_SIZE(format_lists); i++) {
@@ -87,7 +92,7 @@ static const char *describe_argument(struct opt_line *line, const char *descript
 	return description;
 }
 
-/* The table with its lists of formats, in a copy if there are any. */
+/* Returns a copy of the table with its lists of formats, or, without memory, the table itself. */
 static const struct poptOption *with_formats(struct opt_line *line, size_t n, const struct poptOption *table)
 {
 	struct poptOption *copy;
@@ -183,7 +188,7 @@ int opt_check_args(const struct opt_line *line, struct tide_error *err)
 	const struct command *cmd = line->command;
 
 	if (cmd->max_args >= 0 && line->n_args > cmd->max_args)
-		return opt_usage(err, "unexpected argument '%s' behind %s", line->args[cmd->max_args], cmd->arguments);
+		return opt_usage(err, "unexpected argument '%s' after %s", line->args[cmd->max_args], cmd->arguments);
 	if (line->n_args < cmd->min_args)
 		return opt_usage(err, "expected %s, but %d argument%s given", cmd->arguments, line->n_args,
 		                 line->n_args == 1 ? " was" : "s were");
@@ -239,7 +244,7 @@ bool opt_next_word(const char **list, const char **word, size_t *len)
 	return true;
 }
 
-/* The option of this value, which the command has. */
+/* The option with this value; the caller knows that the command has it. */
 static const struct poptOption *own(const struct opt_line *line, int val)
 {
 	const struct poptOption *option = opt_find(line, val, NULL);
@@ -265,7 +270,7 @@ int opt_choice(const struct opt_line *line, int val, int *choice, struct tide_er
 	return opt_usage(err, "Parameter '%s' does not accept value '%s'", option->longName, text);
 }
 
-/* The bit of a word, all of them for the last word of the list, or 0. */
+/* Returns the bit of a word, all bits for the last word of the list, or 0 for an unknown word. */
 static unsigned flag_of(const char *list, const char *text, size_t text_len)
 {
 	const char *word;

@@ -2,13 +2,13 @@
  * Command lines: popt's tables in, checked values out.
  *
  * An option of a command has a `val` of its own, from 1 up, and takes either nothing
- * (POPT_ARG_NONE) or a text (POPT_ARG_STRING, arg NULL); what was given is kept in order
- * in struct opt_line.  An argument description with bars, "report|ignore|stop", is the
- * list of what the option accepts: help shows it, opt_choice checks against it, and
+ * (POPT_ARG_NONE) or a text (POPT_ARG_STRING, arg NULL); struct opt_line keeps the given
+ * ones in order.  An argument description with bars, "report|ignore|stop", is the
+ * list of the accepted words: help shows it, opt_choice checks against it, and
  * completion offers it, so the three cannot disagree.
  *
- * A wrong word is an error of code TIDE_E_USAGE.  Numbers are read by tide_parse_size
- * and nothing else.
+ * An invalid word is an error with code TIDE_E_USAGE.  Only tide_parse_size reads
+ * numbers.
  */
 #ifndef OPT_H
 #define OPT_H
@@ -43,12 +43,12 @@ enum {
 	OPT_COMPLETE_VALUES,
 };
 
-/* The argument descriptions of options that take a format: opt_line_parse puts the library's list in their place. */
+/* The argument descriptions of options that take a format: opt_line_parse replaces them by the library's list. */
 #define OPT_ANY_FORMAT  "FORMAT"
 #define OPT_FILE_FORMAT "FORMAT-OF-FILE"
 #define OPT_NEW_FORMAT  "FORMAT-OF-NEW"
 
-/* For the tables of commands that open chains and have no IMAGE. */
+/* An entry for the tables of commands that open chains and have no IMAGE. */
 #define OPT_ALLOW_BACKING_ENTRY                                                                                     \
 	{                                                                                                           \
 		"allow-backing", 0, POPT_ARG_STRING, NULL, OPT_ALLOW_BACKING,                                       \
@@ -62,8 +62,8 @@ struct opt_given {
 
 struct opt_line {
 	const struct command *command;
-	struct poptOption tables[7];  /* the command's own and those that its flags bring */
-	struct poptOption *copies[7]; /* of those of them that list formats; else NULL */
+	struct poptOption tables[7];  /* the command's own and the ones that its flags select */
+	struct poptOption *copies[7]; /* copies of the tables that list formats; else NULL */
 	char *formats[3];             /* the lists in them */
 	poptContext popt;
 	size_t n;
@@ -76,10 +76,10 @@ struct opt_line {
 int opt_line_parse(struct opt_line *line, const struct command *command, int argc, const char **argv, const char **bad);
 void opt_line_release(struct opt_line *line);
 
-/* What --help prints (help.c). */
+/* Prints the text of --help (help.c). */
 void opt_print_help(struct opt_line *line);
 
-/* Usage errors for the number of arguments. */
+/* Checks the number of arguments. */
 int opt_check_args(const struct opt_line *line, struct tide_error *err);
 
 bool opt_has(const struct opt_line *line, int val);
@@ -90,20 +90,20 @@ const char *opt_text(const struct opt_line *line, int val);
 /* The texts of all occurrences joined by commas, to be freed, or NULL. */
 char *opt_join(const struct opt_line *line, int val);
 
-/* *choice becomes the place of the given word among those accepted; it stays as it is when none was given. */
+/* Sets *choice to the index of the given word in the list of accepted words; unchanged if the option was not given. */
 int opt_choice(const struct opt_line *line, int val, int *choice, struct tide_error *err);
 
-/* A list with commas, the options adding up: a bit for each word, in the order of those accepted; the last one is all.
+/* Joins comma-separated lists: sets the bit of each word, in the order of the accepted words; the last word sets all.
  */
 int opt_flags(const struct opt_line *line, int val, unsigned *flags, struct tide_error *err);
 
-/* *size becomes the given number, and *has (may be NULL) true; both stay when none was given. */
+/* Sets *size to the given number, and *has (may be NULL) to true; unchanged if the option was not given. */
 int opt_size(const struct opt_line *line, int val, uint64_t *size, bool *has, struct tide_error *err);
 
-/* The same for a time in seconds. */
+/* Does the same for a time in seconds. */
 int opt_seconds(const struct opt_line *line, int val, uint32_t *seconds, struct tide_error *err);
 
-/* A number that stands in an argument; `what` names it in messages. */
+/* Parses a number in an argument; `what` names it in messages. */
 int opt_parse_size(const char *what, const char *text, uint64_t *size, struct tide_error *err);
 
 /* The option of that value, or of that name ("sync", "--sync", "-f"), or NULL. */
@@ -112,7 +112,7 @@ const struct poptOption *opt_find(const struct opt_line *line, int val, const ch
 /* Calls fn for every option that is not hidden, in the order of --help. */
 void opt_each(const struct opt_line *line, void (*fn)(const struct poptOption *option, void *data), void *data);
 
-/* Is it what stands behind the last option, or table, of a table? */
+/* Whether this is the entry that ends a table. */
 bool opt_is_end(const struct poptOption *option);
 
 /* Iterates over the words of a list with bars: false at its end. */

@@ -1,3 +1,7 @@
+/*
+ * References to bitmaps on a command line (refs.h): NAME, PATH#NAME and #NAME.
+ * Each image that is referred to becomes a node of the session once.
+ */
 #include "refs.h"
 
 #include <stdio.h>
@@ -30,7 +34,7 @@ static bool same_file(const char *a, const char *b)
 	return stat(a, &sa) == 0 && stat(b, &sb) == 0 && sa.st_dev == sb.st_dev && sa.st_ino == sb.st_ino;
 }
 
-/* The node of an image: IMAGE's own, that of an earlier reference, or a new one whose id is its path. */
+/* Finds the node of an image: that of IMAGE, that of an earlier reference, or a new one whose id is its path. */
 static int find_node(struct cmd *c, struct refs *refs, size_t i, struct tide_error *err)
 {
 	const char *path = refs->paths[i];
@@ -51,7 +55,7 @@ static int find_node(struct cmd *c, struct refs *refs, size_t i, struct tide_err
 			refs->items[i].node = refs->items[k].node;
 			return 0;
 		}
-	/* Not to be taken for the id of IMAGE. */
+	/* The id must differ from that of IMAGE. */
 	if (asprintf(&id, "%s%s", strcmp(path, c->node) == 0 ? "./" : "", path) < 0)
 		return opt_fail(err, TIDE_E_NOMEM, "Out of memory");
 	drive.id = id;
@@ -60,7 +64,7 @@ static int find_node(struct cmd *c, struct refs *refs, size_t i, struct tide_err
 	return rc;
 }
 
-/* Paths and names may hold a '#' themselves: the last one after a file that exists ends the path, else the last one. */
+/* Paths and names may contain a '#': the last one that follows an existing file ends the path, else the last one. */
 static const char *find_hash(const char *word)
 {
 	const char *last = strrchr(word, '#'), *hash = last;

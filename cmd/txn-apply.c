@@ -1,3 +1,8 @@
+/*
+ * txn-apply: runs QMP commands from a file or standard input.
+ * The library parses each command and writes its reply; this file adds the images of --drive, reads the input, and
+ * keeps the error of the first command that fails for the exit status.
+ */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -12,7 +17,7 @@ static const struct poptOption options[] = {
 	{ "drive", 0, POPT_ARG_STRING, NULL, DRIVE, "an image, and the name that commands use for it; may be repeated",
 	  "ID=PATH[,format=FORMAT][,sidecar=PATH]" },
 	{ "ignore-stamp", 0, POPT_ARG_NONE, NULL, OPT_IGNORE_STAMP,
-	  "trust the bitmaps although the images changed around them", NULL },
+	  "trust the bitmaps despite unrecorded changes of the images", NULL },
 	OPT_ALLOW_BACKING_ENTRY,
 	{ "retry-after", 0, POPT_ARG_STRING, NULL, RETRY_AFTER,
 	  "how long an error may stop a job before it tries again (default: until SIGCONT)", "SECONDS" },
@@ -20,7 +25,7 @@ static const struct poptOption options[] = {
 	POPT_TABLEEND
 };
 
-/* ID=PATH[,format=FORMAT][,sidecar=PATH]; `text` is taken apart in place. */
+/* ID=PATH[,format=FORMAT][,sidecar=PATH]; `text` is split in place. */
 static int parse_drive(char *text, struct tide_drive *drive, struct tide_error *err)
 {
 	struct tide_error why = TIDE_ERROR_INIT;
@@ -49,7 +54,7 @@ static int add_drives(struct cmd *c, struct tide_error *err)
 	return 0;
 }
 
-/* Each failure is said when it happens; the first one decides how the command ends. */
+/* Each failure is reported when it happens; the first one determines the exit status. */
 static int run_all(struct cmd *c, struct tide_stream *stream, struct tide_error *err)
 {
 	int rc;
@@ -102,7 +107,7 @@ static int run(struct cmd *c, struct tide_error *err)
 
 const struct command command = {
 	.name = "txn-apply",
-	.summary = "Run QMP commands, transactions among them, on images that no machine uses",
+	.summary = "Run QMP commands and transactions on images that no virtual machine uses",
 	.arguments = "[FILE|-]",
 	.completes = "f",
 	.options = options,

@@ -1,3 +1,4 @@
+/* Output for people on stderr (ui.h): messages, the progress bar, and the escaping of names and texts. */
 #include <errno.h>
 #include <inttypes.h>
 #include <langinfo.h>
@@ -14,7 +15,7 @@
 #define NS_PER_S  1000000000ull
 #define REDRAW_NS (NS_PER_S / 10)
 
-/* Code points that move, hide or reorder what stands around them. */
+/* Code points that move, hide or reorder the text around them. */
 static bool is_unprintable(uint32_t c)
 {
 	return c < 0x20 || (c >= 0x7f && c < 0xa0) || (c >= 0x200e && c <= 0x200f) || (c >= 0x2028 && c <= 0x202e) ||
@@ -87,7 +88,7 @@ static const char *shown(const char *text)
 	return text ? text : "(out of memory)";
 }
 
-/* One write a message, so that those of several programs do not mix. */
+/* Writes a message with one write, so that messages of several programs do not mix. */
 static void say(struct ui *ui, const char *image, const char *kind, const char *text)
 {
 	CMD_AUTOFREE char *where = image ? ui_escape(image) : NULL;
@@ -185,7 +186,7 @@ static void report_line(struct ui *ui, const struct tide_progress *p)
 	fprintf(stderr, "%s: %s: %s, %d %%\n", ui->command, shown(device), done, percent(p));
 }
 
-/* "88 MiB/s, 0:12 left" once there is something to tell it from. */
+/* "88 MiB/s, 0:12 left" once the rate is known. */
 static void pace(char *text, size_t room, const struct ui *ui, const struct tide_progress *p, uint64_t now)
 {
 	double seconds = (double)(now - ui->started_ns) / NS_PER_S;

@@ -1,12 +1,12 @@
-# bash completion for Tidemark.  The commands themselves know what can stand where; this
-# only asks them (COMMAND --complete-words WORD...) and hands over what they say.
+# bash completion for Tidemark.  The commands themselves know the candidates for each word;
+# this script asks them (COMMAND --complete-words WORD...) and passes on their answer.
 # shellcheck shell=bash
 
 # A word as it was typed, without its quoting.
 _tidemark_plain()
 {
 	local word=${1//[\\\"\']/}
-	# shellcheck disable=SC2088 # the tilde as typed is what is looked for
+	# shellcheck disable=SC2088 # the pattern is a tilde as typed
 	case $word in
 	'~/'*) word=$HOME/${word#'~/'} ;;
 	esac

@@ -1,5 +1,5 @@
-# fish completion for Tidemark.  The commands themselves know what can stand where; this
-# only asks them (COMMAND --complete-words WORD...) and hands over what they say.
+# fish completion for Tidemark.  The commands themselves know the candidates for each word;
+# this script asks them (COMMAND --complete-words WORD...) and passes on their answer.
 
 function __tidemark_complete
     set -l words (commandline -opc)
@@ -7,7 +7,7 @@ function __tidemark_complete
     set -l plain (string replace -r '^~/' "$HOME/" -- (string unescape -- $word; or echo -- $word))
     for line in ($words[1] --complete-words $words[2..-1] "$plain" 2>/dev/null)
         if test "$line" = :files
-            # The file names behind --option= keep that in front.
+            # File names after --option= keep this prefix.
             set -l option (string match -r -- '^--[^=]*=' $word)
             for path in (__fish_complete_path (string replace -r -- '^--[^=]*=' '' $word))
                 echo -- "$option$path"
@@ -18,7 +18,7 @@ function __tidemark_complete
     end
 end
 
-# Installed under each command's name; read as it stands, it serves them all.
+# Installed once for each command; read from the source tree, it completes all of them.
 set -l commands (string replace -r '\.fish$' '' (status basename))
 if test "$commands" = tidemark
     set commands backup-run bitmap-add bitmap-clear bitmap-disable bitmap-dump bitmap-enable bitmap-export \

@@ -1,6 +1,6 @@
 #compdef backup-run bitmap-add bitmap-clear bitmap-disable bitmap-dump bitmap-enable bitmap-export bitmap-import bitmap-list bitmap-mark bitmap-merge bitmap-remove bitmap-rescan chain-info chain-restore chain-verify image-create image-info image-write txn-apply
-# zsh completion for Tidemark.  The commands themselves know what can stand where; this
-# only asks them (COMMAND --complete-words WORD...) and hands over what they say.
+# zsh completion for Tidemark.  The commands themselves know the candidates for each word;
+# this script asks them (COMMAND --complete-words WORD...) and passes on their answer.
 
 _tidemark() {
 	local line files word

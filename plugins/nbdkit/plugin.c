@@ -1,6 +1,6 @@
 /*
- * nbdkit-tidemark-plugin: serves an image over NBD and records what clients write in its dirty
- * bitmaps.  All of it is struct tide_tracker of tidemark.h; this file says it in nbdkit's words.
+ * nbdkit-tidemark-plugin: serves an image over NBD and records the writes of clients in its dirty
+ * bitmaps.  struct tide_tracker of tidemark.h does the work; this file connects it to nbdkit's API.
  */
 #define NBDKIT_API_VERSION 2
 #define THREAD_MODEL       NBDKIT_THREAD_MODEL_PARALLEL
@@ -16,7 +16,7 @@
 
 #include "tidemark.h"
 
-/* nbdkit loads a plugin once a process, and calls it without a handle until a client comes. */
+/* nbdkit loads a plugin once in a process, and calls it without a handle until a client connects. */
 static struct {
 	char *file, *sidecar;
 	const char *format;
@@ -25,7 +25,7 @@ static struct {
 	enum tide_durability durability;
 	struct tide_tracker *tracker;
 	struct tide_tracker_info info;
-	pthread_mutex_t lock; /* for opening it anew */
+	pthread_mutex_t lock; /* held while the image is reopened */
 	unsigned clients;
 } served = { .lock = PTHREAD_MUTEX_INITIALIZER };
 
@@ -133,18 +133,18 @@ static int tidemark_config_complete(void)
 {
 	if (served.file)
 		return 0;
-	nbdkit_error("which image? file=IMAGE is missing");
+	nbdkit_error("file=IMAGE is missing");
 	return -1;
 }
 
 #define CONFIG_HELP                                                                           \
 	"file=IMAGE          (required) The image, a file or block device, to serve.\n"       \
-	"sidecar=PATH        Where its bitmaps are, if not in the usual place.\n"             \
+	"sidecar=PATH        The file that keeps its bitmaps, if not the default one.\n"      \
 	"format=FORMAT       Its format, one of tidemark_formats of --dump-plugin.\n"         \
 	"durability=crash    A crash of the server loses no dirty bit (default); or\n"        \
 	"           power    neither does a power loss.\n"                                    \
 	"readonly=BOOL       Open it for reading only, as nbdkit's -r does.\n"                \
-	"ignore-stamp=BOOL   Trust bitmaps although the image changed around the tracking.\n" \
+	"ignore-stamp=BOOL   Trust the bitmaps despite unrecorded changes of the image.\n"    \
 	"allow-backing=LIST  Names in the image to follow: outside, protocol, probe, any."
 
 static void tidemark_dump_plugin(void)
@@ -193,8 +193,8 @@ static int open_image(bool read_only)
 }
 
 /*
- * Was nbdkit started with -r?  It tells only when a client comes, too late to share the image with other readers
- * from the start.  A wrong answer does no harm: see tidemark_open.
+ * Whether nbdkit was started with -r.  nbdkit reports this only when a client connects, which is too late to share the
+ * image with other readers from the start.  A wrong result does no harm: see tidemark_open.
  */
 static bool started_read_only(void)
 {
@@ -218,7 +218,7 @@ static bool started_read_only(void)
 			return true;
 		if (!strcmp(a, "--"))
 			return false;
-		if (a[0] != '-') /* options may stand behind the plugin's name, too */
+		if (a[0] != '-') /* options may follow the plugin's name, too */
 			continue;
 		for (const char *p = a + 1; a[1] != '-' && *p; p++) {
 			if (*p == 'r')
@@ -245,7 +245,7 @@ static void close_image(void)
 	served.tracker = NULL;
 	if (tracker && tide_tracker_close(tracker, &err) < 0) {
 		say(&err);
-		nbdkit_error("the next program that uses the image settles what was recorded");
+		nbdkit_error("the next program that uses the image adds the recorded writes to the bitmaps");
 	}
 }
 
@@ -256,7 +256,7 @@ static void tidemark_unload(void)
 	free(served.sidecar);
 }
 
-/* For a client that must not write the image is opened anew, as long as nobody else has it. */
+/* The image is reopened for a client that must not write, if no other client is connected. */
 static void *tidemark_open(int readonly)
 {
 	int rc = 0;
@@ -341,7 +341,7 @@ static int tidemark_pwrite(void *handle, const void *buf, uint32_t count, uint64
 	return tide_tracker_write(served.tracker, buf, offset, count, flags_of(flags), &err) < 0 ? say(&err) : 0;
 }
 
-/* EOPNOTSUPP is an answer, not a failure. */
+/* EOPNOTSUPP is a valid result, not a failure. */
 static int tidemark_zero(void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
 	struct tide_error err = TIDE_ERROR_INIT;
@@ -404,7 +404,7 @@ static struct nbdkit_plugin plugin = {
 	.name = "tidemark",
 	.longname = "Tidemark",
 	.version = TIDE_VERSION_STRING,
-	.description = "serve a disk image and record what is written in its dirty bitmaps",
+	.description = "serve a disk image and record writes in its dirty bitmaps",
 	.unload = tidemark_unload,
 	.dump_plugin = tidemark_dump_plugin,
 	.config = tidemark_config,
@@ -436,6 +436,6 @@ static struct nbdkit_plugin plugin = {
 	.errno_is_preserved = 0,
 };
 
-/* What the macro defines and nbdkit looks up: nbdkit's header does not declare it. */
+/* The macro defines this function and nbdkit looks it up, but nbdkit's header does not declare it. */
 struct nbdkit_plugin *plugin_init(void);
 NBDKIT_REGISTER_PLUGIN(plugin)
