@@ -1,5 +1,5 @@
 /*
- * What the parts of the copy engine share; nothing else includes this.
+ * Declarations that the parts of the copy engine share; nothing else includes this.
  *
  *   copy.c           workers: which worker does which piece when; errors, retries, the speed limit
  *   copy_plan.c      what to copy, in pieces of which size, with how many workers

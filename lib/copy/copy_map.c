@@ -1,11 +1,11 @@
-#include <string.h>
-
 /*
- * What the source holds at a place.  The extents of its chain are joined into a stretch of data
+ * Reports the content of the source at a place.  The extents of its chain are joined into a stretch of data
  * that ends where whole blocks of zeroes begin.  Zeroes within a block that also holds data
  * belong to the data, as a part of their own: the caller copies whole blocks but need not read
  * such a part.
  */
+#include <string.h>
+
 #include "copy_impl.h"
 #include "base/error.h"
 #include "base/range.h"

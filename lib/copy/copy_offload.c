@@ -3,7 +3,7 @@
  * the kernel.
  *
  * Sharing comes first and is done for the whole plan by one worker alone, because file systems
- * share one range at a time.  What cannot be shared stays in the plan.  Moving inside the kernel
+ * share one range at a time.  Ranges that cannot be shared stay in the plan.  Moving inside the kernel
  * is a way for the pieces of the workers.  A failed attempt does no harm: nothing is committed
  * in the target, or the next way writes the same place again.
  */

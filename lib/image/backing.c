@@ -1,7 +1,7 @@
 /*
  * Judges the names of other files that an image holds: unwraps "file:" and "json:" names, resolves
- * symbolic links, and refuses what the caller's flags do not allow (backing.h). What was judged,
- * with symbolic links resolved, is also what is opened.
+ * symbolic links, and refuses what the caller's flags do not allow (backing.h). The path that was
+ * judged, with symbolic links resolved, is the path that is opened.
  */
 #include "backing.h"
 

@@ -38,8 +38,8 @@ struct tide_backing {
 
 /*
  * image: the path of the image that holds the name, symbolic links resolved. what: "backing file" or "data
- * file", for messages. The error names the image, the name, and the flag that would allow it. It is no
- * error when the file does not exist.
+ * file", for messages. The error names the image, the name, and the flag that would allow it. A file that
+ * does not exist is not an error.
  */
 int tide_backing_find(const char *image, const char *what, const char *name, unsigned allow, struct tide_backing *out,
                       struct tide_error *err);

@@ -12,8 +12,8 @@
  * the server controls who shares it. The bitmaps of such an image have a file of their own, which is locked
  * in the image's place (node.h).
  *
- * Every request is checked here, once, against the disk's size and the rights of the opener. What drivers
- * leave out (backing images, requests smaller than a cluster) is done here for all of them.
+ * Every request is checked here, once, against the disk's size and the rights of the opener. Backing
+ * images and requests smaller than a cluster are handled here for all drivers.
  *
  * Offsets and lengths are bytes of the disk. Threads: extent, read, write, zero and the write_ calls may
  * run at the same time on ranges that share no cluster.
@@ -36,7 +36,7 @@ struct tide_image_options {
 	bool write_later;          /* open the file for writing, lock it for reading: see tide_image_lock_write */
 	bool records_bitmaps;      /* the caller records its writes in the image's enabled bitmaps */
 	bool force_share;          /* take no locks */
-	bool no_backing;           /* open this image only; what it lacks reads as zeroes */
+	bool no_backing;           /* open this image only; data of backing images reads as zeroes */
 	unsigned allow;            /* enum tide_allow: which names in images may be followed */
 	const atomic_bool *cancel; /* set to end waits for a server; NULL: never. Outlives the image */
 	int lock_fd;               /* URIs: a file locked in the image's place, if has_lock_fd; stays the caller's */

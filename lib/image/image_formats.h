@@ -15,10 +15,10 @@ const struct tide_image_driver *tide_image_find_driver(const char *format);
 /* The driver that recognizes the first len bytes of a file; raw, which takes every file, comes last. */
 const struct tide_image_driver *tide_image_probe_driver(const uint8_t *head, size_t len);
 
-/* The driver of raw disks, the format of whatever has no other. */
+/* The driver of raw disks, the format of images without any other. */
 const struct tide_image_driver *tide_image_raw_driver(void);
 
-/* Is it the name of a driver whose images are raw disks?  NULL is none. */
+/* Whether it is the name of a driver whose images are raw disks; false for NULL. */
 bool tide_image_is_raw_format(const char *format);
 
 /*
