@@ -10,8 +10,8 @@
  * callback.  The queries below change nothing and need no transaction.
  *
  * Units: every offset, length, size and granularity is in bytes.  Ranges are half-open.
- * Ownership: strings in argument structures belong to the caller and are copied; what a
- * query returns belongs to the caller and is released by the matching _free.
+ * Ownership: strings in argument structures belong to the caller and are copied; the
+ * result of a query belongs to the caller, who releases it with the matching _free.
  * Errors: a fallible function returns 0, or -1 (NULL for pointers) and fills *err, which
  * may be NULL.  Threads: a session belongs to one thread; only tide_session_cancel may be
  * called from another thread or a signal handler.
@@ -67,7 +67,7 @@ struct tide_error {
 	enum tide_code code;
 	int sys;    /* errno, or 0 */
 	char *msg;  /* for people and for QMP's "desc"; never NULL once code is set */
-	char *hint; /* a way on, or NULL; not part of QMP's reply */
+	char *hint; /* how to solve the problem, or NULL; not part of QMP's reply */
 };
 
 #define TIDE_ERROR_INIT                    \
@@ -101,7 +101,7 @@ struct tide_session_options {
 	/* One reply or event, a line of JSON without its newline.  Return -1 when it could not be delivered. */
 	int (*line)(void *data, const char *json);
 
-	/* Something a person should know; the command goes on. image may be NULL. */
+	/* A warning for people; the command continues. image may be NULL. */
 	void (*warning)(void *data, const char *image, const char *text);
 
 	/* Called about ten times a second while a job runs. */
@@ -204,9 +204,9 @@ struct tide_bitmap_merge {
 };
 
 /*
- * What is dirty in source becomes dirty in target.  A target that does not exist is created; the settings below are
- * about that, and a granularity or `disabled` is refused for one that exists.  The two disks may differ in size: where
- * the source's disk is shorter the rest of the target is dirty; where it is longer, nothing dirty may lie beyond.
+ * The dirty ranges of source become dirty in target.  A target that does not exist is created with the settings below;
+ * a granularity or `disabled` is refused for an existing one.  The two disks may differ in size.  If the source's disk
+ * is shorter, the rest of the target becomes dirty; if it is longer, a dirty range beyond the target's end is refused.
  */
 struct tide_bitmap_transfer {
 	struct tide_bitmap_ref source, target;
@@ -264,8 +264,8 @@ enum tide_sync_mode {
 	TIDE_SYNC_BITMAP,
 	TIDE_SYNC_NONE,
 	/*
-	 * tide_txn_backup only: incremental if the bitmap is sound, else full with a bitmap that begins anew.  The
-	 * transaction holds nothing else, and its reply says which and why: {"return": {"sync": "full", "reason":
+	 * tide_txn_backup only: incremental if the bitmap can be used, else full with a bitmap that starts again.  The
+	 * transaction has no other action, and its reply says which and why: {"return": {"sync": "full", "reason":
 	 * "..."}}.
 	 */
 	TIDE_SYNC_AUTO,
@@ -279,7 +279,7 @@ enum tide_bitmap_mode {
 };
 
 enum tide_new_image_mode {
-	TIDE_MODE_ABSOLUTE_PATHS = 0, /* create the target, replacing what stands under its name */
+	TIDE_MODE_ABSOLUTE_PATHS = 0, /* create the target, or replace an existing one */
 	TIDE_MODE_EXISTING,
 };
 
@@ -333,9 +333,9 @@ struct tide_chain_restore {
 	const char *device; /* the top image */
 	const char *target;
 	const char *format;   /* NULL: raw */
-	bool overwrite;       /* replace what stands under the target's name */
-	bool in_place;        /* write into the image or block device that stands there, only what differs */
-	uint64_t *written;    /* NULL, or gets the bytes that differed, where the target was there before */
+	bool overwrite;       /* replace an existing target */
+	bool in_place;        /* write only the differences to an existing image or block device */
+	uint64_t *written;    /* NULL, or gets the number of bytes that differed, if the target existed */
 	bool compress;        /* a new target only */
 	const char *settings; /* the same, as tide_image_create's; or NULL */
 };
@@ -520,14 +520,14 @@ struct tide_chain {
 };
 
 struct tide_chain_options {
-	bool verify;         /* check each image's metadata too */
-	const char *against; /* verify: a path; what has to hold the same bytes, the top of a chain; NULL: nothing */
+	bool verify;                /* check each image's metadata too */
+	const char *against;        /* verify: the path of an image, or top of a chain, to compare with; or NULL */
 	const char *against_format; /* NULL: probed, and then raw is refused */
 };
 
 /*
- * The chain as far as it can be followed.  What is wrong with it is in the answer; -1 when the top image cannot be
- * looked at, or the comparison ended early.
+ * Returns the chain as far as it can be followed, with its problems.  -1: the top image cannot be read, or the
+ * comparison ended early.
  */
 static inline int tide_query_chain(struct tide_session *session, const char *node,
                                    const struct tide_chain_options *options, struct tide_chain **chain,
@@ -608,7 +608,7 @@ int tide_tracker_trim(struct tide_tracker *tracker, uint64_t off, uint64_t len, 
 int tide_tracker_flush(struct tide_tracker *tracker, struct tide_error *err);
 /* Reads ahead, as far as that is possible. */
 int tide_tracker_cache(struct tide_tracker *tracker, uint64_t off, uint64_t len, struct tide_error *err);
-/* What stands at off: *n bytes, from 1 to len, are of one kind: enum tide_extent_flags. */
+/* Reports the kind, enum tide_extent_flags, of the *n bytes at off; *n is from 1 to len. */
 int tide_tracker_extent(struct tide_tracker *tracker, uint64_t off, uint64_t len, unsigned *kind, uint64_t *n,
                         struct tide_error *err);
 
@@ -632,8 +632,8 @@ void tide_stream_free(struct tide_stream *stream);
 
 /*
  * Reads one command, as soon as it is complete, and runs it to the end of its jobs.  Each
- * gets its reply, whatever becomes of it.  1: it succeeded; 0: there are no more; -1: it
- * failed, and the next call goes on behind it.  tide_session_cancel ends the waiting for input, with
+ * gets its reply, whether it succeeds or not.  1: it succeeded; 0: the input has ended; -1: it
+ * failed, and the next call reads the next command.  tide_session_cancel ends the waiting for input, with
  * TIDE_E_CANCELLED.
  */
 int tide_stream_next(struct tide_stream *stream, struct tide_error *err);
@@ -664,21 +664,20 @@ const char *tide_image_scheme(size_t i);
 struct tide_range_list {
 	size_t n;
 	struct tide_range *ranges;
-	uint64_t
-	        covers; /* the bytes of the disk, from 0 on, that the input says something about; 0: it does not tell */
+	uint64_t covers; /* the input describes this many bytes of the disk, from 0 on; 0: unknown */
 };
 
 /*
- * A range was written, or may have been.  What a format says to be a hole, clean, or in a backing image was not; zeroes
- * that are there were.
+ * A range in the list was written, or may have been.  Ranges that a format calls a hole, clean, or in a backing image
+ * were not written; ranges that it calls zeroes were.
  */
 struct tide_ranges_options {
-	const char *format;  /* one of tide_ranges_format; NULL: found out */
+	const char *format;  /* one of tide_ranges_format; NULL: detected */
 	uint64_t block_size; /* of lists that count in blocks and do not say their size: blocks, era-invalidate; 0: not
 	                        given */
 };
 
-/* The names of the formats, from 0 up; NULL behind the last one. */
+/* The names of the formats, from 0 up; NULL after the last one. */
 const char *tide_ranges_format(size_t i);
 
 /*
@@ -697,17 +696,17 @@ void tide_range_list_free(struct tide_range_list *list);
  */
 int tide_parse_size(const char *text, uint64_t *size, struct tide_error *err);
 
-/* Cuts text at its first comma that is not doubled, in place, and halves those that are.  What follows it, or NULL. */
+/* Splits text in place at its first comma that is not doubled, and halves doubled ones.  Returns the rest, or NULL. */
 char *tide_parse_cut(char *text);
 
-/* "ID=PATH[,format=FORMAT][,sidecar=PATH]", taken apart in place: *drive points into text. */
+/* "ID=PATH[,format=FORMAT][,sidecar=PATH]", split in place: *drive points into text. */
 static inline int tide_parse_drive(char *text, struct tide_drive *drive, struct tide_error *err);
 
 /* ---- the sizes of structures ------------------------------------------------------- */
 
 /*
- * What the library exports of the calls above that take a structure: they get its size, as the program that calls has
- * it, too.  For C and C++ the functions here hide that; a binding for another language calls these.
+ * The library exports the calls above that take a structure with one more argument: the size of the structure in the
+ * calling program.  The functions here hide it from C and C++; a binding for another language uses the exported ones.
  */
 #define TIDE_TXN_CALL(name_, type_)                                                                             \
 	int name_##_sized(struct tide_txn *txn, const struct type_ *args, size_t size, struct tide_error *err); \
