@@ -137,14 +137,14 @@ static int tidemark_config_complete(void)
 	return -1;
 }
 
-#define CONFIG_HELP                                                                           \
-	"file=IMAGE          (required) The image, a file or block device, to serve.\n"       \
-	"sidecar=PATH        The file that keeps its bitmaps, if not the default one.\n"      \
-	"format=FORMAT       Its format, one of tidemark_formats of --dump-plugin.\n"         \
-	"durability=crash    A crash of the server loses no dirty bit (default); or\n"        \
-	"           power    neither does a power loss.\n"                                    \
-	"readonly=BOOL       Open it for reading only, as nbdkit's -r does.\n"                \
-	"ignore-stamp=BOOL   Trust the bitmaps despite unrecorded changes of the image.\n"    \
+#define CONFIG_HELP                                                                        \
+	"file=IMAGE          (required) The image, a file or block device, to serve.\n"    \
+	"sidecar=PATH        The file that keeps its bitmaps, if not the default one.\n"   \
+	"format=FORMAT       Its format, one of tidemark_formats of --dump-plugin.\n"      \
+	"durability=crash    A crash of the server loses no dirty bit (default); or\n"     \
+	"           power    neither does a power loss.\n"                                 \
+	"readonly=BOOL       Open it for reading only, as nbdkit's -r does.\n"             \
+	"ignore-stamp=BOOL   Trust the bitmaps despite unrecorded changes of the image.\n" \
 	"allow-backing=LIST  Names in the image to follow: outside, protocol, probe, any."
 
 static void tidemark_dump_plugin(void)
