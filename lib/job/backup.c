@@ -247,7 +247,7 @@ void tide_backup_thaw(struct tide_backup_job *job)
 {
 	struct tide_error err = TIDE_ERROR_INIT;
 
-	if (!job || !job->token || job->is_inside || job->node->dirty || !job->node->has_sidecar)
+	if (!job || !job->token || job->in_image || job->node->in_sidecar.is_dirty || !job->node->has_sidecar)
 		return;
 	if (commit(job, TIDE_BACKUP_FAILED, &err) < 0)
 		tide_event_warning(job->sink, job->node->path,

@@ -26,7 +26,7 @@ struct tide_backup_job {
 	enum tide_on_error on_source_error, on_target_error;
 	uint32_t retry_after;
 	uint64_t token; /* of the busy bitmap; 0: no bitmap */
-	bool is_inside; /* it is kept in the image */
+	bool in_image;  /* it is kept in the image */
 	char **older;   /* names of its store's bitmaps when it was frozen; what comes later stands before it */
 	size_t n_older;
 	struct tide_node *onto; /* the drive that the target is; NULL: none */

@@ -6,7 +6,7 @@
 #include "base/error.h"
 #include "base/lock.h"
 #include "base/mem.h"
-#include "node/node_inside.h"
+#include "node/node_image.h"
 #include "base/range.h"
 
 #define UNIT_MIN      65536u
@@ -268,10 +268,10 @@ static int take_token(struct tide_backup_job *job, struct tide_sidecar_bitmap *e
 {
 	int fd = tide_image_fd(job->node->image);
 
-	if (entry->inside) {
-		job->is_inside = true;
-		job->token = tide_node_inside_token(entry->name);
-		return tide_node_inside_hold(job->node, entry, err);
+	if (entry->in_image) {
+		job->in_image = true;
+		job->token = tide_node_image_token(entry->name);
+		return tide_node_image_hold(job->node, entry, err);
 	}
 	entry->group = tide_mem_strdup(job->record, err);
 	if (!entry->group)
@@ -279,7 +279,7 @@ static int take_token(struct tide_backup_job *job, struct tide_sidecar_bitmap *e
 	if (tide_lock_token_new(&job->token, err) < 0 || tide_lock_token_hold(fd, job->token, err) < 0)
 		return -1;
 	entry->token = job->token;
-	job->node->dirty = true;
+	job->node->in_sidecar.is_dirty = true;
 	return 0;
 }
 
@@ -311,7 +311,7 @@ static int freeze(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry
 		return -1;
 	}
 	entry->successor = successor;
-	return remember_older(job, entry->inside ? job->node->inside : job->node->sc, err);
+	return remember_older(job, entry->in_image ? job->node->in_image.list : job->node->in_sidecar.list, err);
 }
 
 /* x-perf, which makes no difference here, but has its rules. */
@@ -363,7 +363,7 @@ static int prepare(struct tide_backup_job *job, const struct tide_backup *args, 
 	if (name_record(job, group, err) < 0)
 		return -1;
 	/* What cannot be changed needs no settling. */
-	return entry && !tide_node_is_foreign(job->node, entry) ? freeze(job, entry, err) : 0;
+	return entry && !tide_node_is_servers(job->node, entry) ? freeze(job, entry, err) : 0;
 }
 
 int tide_backup_prepare(struct tide_node *node, const struct tide_backup *args, struct tide_node *onto,

@@ -10,13 +10,13 @@
 
 #include "backup_job.h"
 #include "base/error.h"
-#include "node/node_inside.h"
+#include "node/node_image.h"
 
 /* ---- the bitmap -------------------------------------------------------------------- */
 
 static struct tide_sidecar *store_of(const struct tide_backup_job *job)
 {
-	return job->is_inside ? job->node->inside : job->node->sc;
+	return tide_node_set(job->node, job->in_image ? TIDE_STORE_IMAGE : TIDE_STORE_SIDECAR)->list;
 }
 
 /* Where this job's bitmap is, or -1. */
@@ -24,7 +24,7 @@ static long find_own(const struct tide_backup_job *job)
 {
 	const struct tide_sidecar *store = store_of(job);
 
-	if (job->is_inside)
+	if (job->in_image)
 		return tide_sidecar_find(store, job->bitmap);
 	for (size_t i = 0; i < store->n; i++) {
 		if (store->items[i]->token == job->token)
@@ -64,8 +64,8 @@ static struct tide_bitmap *contents(struct tide_backup_job *job, struct tide_sid
 		return begin_anew(job, entry, err);
 	if (clears)
 		return tide_node_bitmap_clear(job->node, entry, err);
-	return job->is_inside ? tide_node_bitmap(job->node, entry, err)
-	                      : tide_node_bitmap_for_change(job->node, entry, err);
+	return job->in_image ? tide_node_bitmap(job->node, entry, err)
+	                     : tide_node_bitmap_for_change(job->node, entry, err);
 }
 
 static int settle_entry(struct tide_backup_job *job, struct tide_error *err)
@@ -111,14 +111,14 @@ static int settle_bitmap(struct tide_backup_job *job, struct tide_error *err)
 	bool ok = job->outcome == TIDE_BACKUP_SUCCEEDED, failed = job->outcome == TIDE_BACKUP_FAILED;
 	int rc;
 
-	if (!job->token || (job->is_inside && !ok && tide_node_inside_reload(job->node, err) < 0))
+	if (!job->token || (job->in_image && !ok && tide_node_image_reload(job->node, err) < 0))
 		return job->token ? -1 : 0;
-	if (job->is_inside && failed)
+	if (job->in_image && failed)
 		return 0;
 	job->is_settling = true;
-	rc = ok || job->is_inside ? tide_node_begin_settling(job->node, job->sink, err)
-	                          : tide_node_relock_store(job->node, job->sink, err);
-	if (rc == 0 && !ok && (job->node->after || job->is_inside) && find_own(job) < 0)
+	rc = ok || job->in_image ? tide_node_begin_settling(job->node, job->sink, err)
+	                         : tide_node_relock_store(job->node, job->sink, err);
+	if (rc == 0 && !ok && (job->node->group.after || job->in_image) && find_own(job) < 0)
 		return 0;
 	return rc < 0 ? -1 : settle_entry(job, err);
 }

@@ -91,7 +91,7 @@ static int point_all(const struct tide_commit *c, struct tide_error *err)
 		if (!node || tide_node_point(node, c->record, &why) == 0)
 			continue;
 		tide_node_unpoint(node);
-		if (node->inside_staged)
+		if (node->in_image.is_staged)
 			return tide_error_move(err, &why);
 		tide_event_warning(c->sink, node->path,
 		                   "a crash in the next moment may leave the transaction half done: %s", why.msg);

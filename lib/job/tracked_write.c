@@ -10,7 +10,7 @@
 
 #include "base/error.h"
 #include "base/mem.h"
-#include "node/node_inside.h"
+#include "node/node_image.h"
 #include "node/node_log.h"
 #include "base/range.h"
 #include "base/sysio.h"
@@ -25,12 +25,12 @@ struct tide_tracked_write {
 	struct tide_node *node;
 	struct tide_sink *sink;
 	struct tide_image_write args;
-	bool logged;                        /* the sidecar has bitmaps: the write log records, or knows the stamp */
-	bool inside;                        /* and bitmaps inside the image record themselves: */
-	struct tide_sidecar *before_inside; /* those without this write */
-	struct tide_bitmap *newly_set;      /* what the log did not have before */
-	uint64_t recorded;                  /* bytes from the offset that are dirty on disk */
-	uint64_t done;                      /* bytes from the offset that may have changed */
+	bool logged;                       /* the sidecar has bitmaps: the write log records, or knows the stamp */
+	bool in_image;                     /* and bitmaps inside the image record themselves: */
+	struct tide_sidecar *image_before; /* those without this write */
+	struct tide_bitmap *newly_set;     /* what the log did not have before */
+	uint64_t recorded;                 /* bytes from the offset that are dirty on disk */
+	uint64_t done;                     /* bytes from the offset that may have changed */
 	uint8_t *buf;
 	uint64_t ready; /* bytes of input in buf */
 };
@@ -128,11 +128,11 @@ static int prepare(struct tide_tracked_write *w, struct tide_error *err)
 	if (node->untracked) {
 		tide_event_warning(w->sink, node->path,
 		                   "the image was changed without being tracked; its bitmaps stay inconsistent");
-		node->dirty = true; /* must be on disk before the stamp moves on */
+		node->in_sidecar.is_dirty = true; /* must be on disk before the stamp moves on */
 	}
-	w->logged = node->has_sidecar && node->sc->n > 0;
-	for (size_t i = 0; i < node->inside->n; i++)
-		w->inside |= records(node->inside->items[i]);
+	w->logged = node->has_sidecar && node->in_sidecar.list->n > 0;
+	for (size_t i = 0; i < node->in_image.list->n; i++)
+		w->in_image |= records(node->in_image.list->items[i]);
 	return 0;
 }
 
@@ -158,7 +158,7 @@ void tide_tracked_write_free(struct tide_tracked_write *w)
 {
 	if (!w)
 		return;
-	tide_sidecar_free(w->before_inside);
+	tide_sidecar_free(w->image_before);
 	tide_bitmap_free(w->newly_set);
 	free(w->buf);
 	free(w);
@@ -167,23 +167,23 @@ void tide_tracked_write_free(struct tide_tracked_write *w)
 /* ---- writing ----------------------------------------------------------------------- */
 
 /* A copy of the bitmaps inside the image, those that record with their contents. */
-static int copy_inside(struct tide_tracked_write *w, struct tide_error *err)
+static int copy_in_image(struct tide_tracked_write *w, struct tide_error *err)
 {
-	struct tide_sidecar *inside = w->node->inside;
+	struct tide_sidecar *inside = w->node->in_image.list;
 
 	for (size_t i = 0; i < inside->n; i++) {
 		if (records(inside->items[i]) && !tide_node_bitmap(w->node, inside->items[i], err))
 			return -1;
 	}
-	w->before_inside = tide_sidecar_copy(inside, err);
-	return w->before_inside ? 0 : -1;
+	w->image_before = tide_sidecar_copy(inside, err);
+	return w->image_before ? 0 : -1;
 }
 
-static int commit_inside(struct tide_node *node, struct tide_error *err)
+static int commit_image(struct tide_node *node, struct tide_error *err)
 {
-	if (!node->inside_dirty)
+	if (!node->in_image.is_dirty)
 		return 0;
-	return tide_node_inside_stage(node, err) < 0 ? -1 : tide_node_inside_commit(node, err);
+	return tide_node_image_stage(node, err) < 0 ? -1 : tide_node_image_commit(node, err);
 }
 
 /* Makes sure that [0, end) of the write is dirty on disk before it is written. */
@@ -195,23 +195,24 @@ static int record_ahead(struct tide_tracked_write *w, uint64_t end, struct tide_
 		return 0;
 	len = TIDE_MIN(TIDE_MAX(end, w->recorded * 2), tide_image_size(w->node->image) - off);
 	w->recorded = len;
-	if (w->logged && tide_write_log_set(w->node->log, off, len, w->newly_set, err) < 0)
+	if (w->logged && tide_write_log_set(w->node->log.file, off, len, w->newly_set, err) < 0)
 		return -1;
-	if (!w->inside)
+	if (!w->in_image)
 		return 0;
-	return tide_node_inside_record(w->node, off, len, err) < 0 ? -1 : commit_inside(w->node, err);
+	return tide_node_image_record(w->node, off, len, err) < 0 ? -1 : commit_image(w->node, err);
 }
 
 static int begin(struct tide_tracked_write *w, struct tide_error *err)
 {
 	uint64_t size = tide_image_size(w->node->image);
 
-	if (w->inside && copy_inside(w, err) < 0)
+	if (w->in_image && copy_in_image(w, err) < 0)
 		return -1;
 	if (w->logged) {
 		if (tide_node_log_begin(w->node, true, false, err) < 0)
 			return -1;
-		w->newly_set = tide_bitmap_new(size, UINT64_C(1) << tide_write_log_header(w->node->log)->shift, err);
+		w->newly_set =
+		        tide_bitmap_new(size, UINT64_C(1) << tide_write_log_header(w->node->log.file)->shift, err);
 		if (!w->newly_set)
 			return -1;
 	}
@@ -301,31 +302,30 @@ static void settle_log(struct tide_tracked_write *w)
 		off = tide_range_align_down(w->args.offset, granule);
 	while (off < tide_bitmap_size(w->newly_set) &&
 	       tide_bitmap_next_dirty(w->newly_set, off, UINT64_MAX, &start, &len)) {
-		tide_write_log_unset(w->node->log, start, len);
+		tide_write_log_unset(w->node->log.file, start, len);
 		off = start + len;
 	}
 }
 
-static void settle_inside(struct tide_tracked_write *w)
+static void settle_image(struct tide_tracked_write *w)
 {
-	tide_sidecar_free(w->node->inside);
-	w->node->inside = w->before_inside;
-	w->before_inside = NULL;
-	for (size_t i = 0; i < w->node->inside->n; i++) {
-		struct tide_sidecar_bitmap *entry = w->node->inside->items[i];
+	tide_sidecar_free(w->node->in_image.list);
+	w->node->in_image.list = w->image_before;
+	w->image_before = NULL;
+	for (size_t i = 0; i < w->node->in_image.list->n; i++) {
+		struct tide_sidecar_bitmap *entry = w->node->in_image.list->items[i];
 
 		entry->changed = entry->bitmap != NULL;
-		w->node->inside_dirty |= entry->changed;
+		w->node->in_image.is_dirty |= entry->changed;
 	}
 }
 
 /* The bitmaps as they were, with exactly what was written; and the stamp of now. */
 static int settle(struct tide_tracked_write *w, struct tide_error *err)
 {
-	if (w->inside && w->recorded != w->done) {
-		settle_inside(w);
-		if (tide_node_inside_record(w->node, w->args.offset, w->done, err) < 0 ||
-		    commit_inside(w->node, err) < 0)
+	if (w->in_image && w->recorded != w->done) {
+		settle_image(w);
+		if (tide_node_image_record(w->node, w->args.offset, w->done, err) < 0 || commit_image(w->node, err) < 0)
 			return -1;
 	}
 	if (!w->logged)

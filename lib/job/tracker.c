@@ -37,16 +37,16 @@ struct tide_tracker {
 
 static bool has_bitmaps(const struct tide_node *node)
 {
-	bool any = node->has_sidecar && node->sc->n > 0;
+	bool any = node->has_sidecar && node->in_sidecar.list->n > 0;
 
-	for (size_t i = 0; i < node->inside->n; i++)
-		any |= node->inside->items[i]->enabled && !node->inside->items[i]->in_use;
+	for (size_t i = 0; i < node->in_image.list->n; i++)
+		any |= node->in_image.list->items[i]->enabled && !node->in_image.list->items[i]->in_use;
 	return any;
 }
 
 static bool records(const struct tide_node *node)
 {
-	const struct tide_sidecar *stores[] = { node->sc, node->inside };
+	const struct tide_sidecar *stores[] = { node->in_sidecar.list, node->in_image.list };
 
 	for (size_t s = 0; s < TIDE_ARRAY_SIZE(stores); s++) {
 		for (size_t i = 0; i < stores[s]->n; i++) {
@@ -61,7 +61,7 @@ static bool records(const struct tide_node *node)
 static int commit_repairs(struct tide_node *node, struct tide_error *err)
 {
 	/* That the image was changed around the tracking must be remembered, for its stamp is going to move on. */
-	node->dirty |= node->untracked;
+	node->in_sidecar.is_dirty |= node->untracked;
 	return tide_node_stage(node, err) < 0 || tide_node_commit(node, err) < 0 ? -1 : 0;
 }
 
@@ -291,7 +291,7 @@ static int change(struct tide_tracker *t, enum change what, const void *buf, uin
 		return failed(err);
 	if (len == 0)
 		return 0;
-	if (t->recording && tide_write_log_set(t->node->log, off, len, NULL, err) < 0)
+	if (t->recording && tide_write_log_set(t->node->log.file, off, len, NULL, err) < 0)
 		return failed(err);
 	held = lock(t, off, len, true);
 	rc = change_locked(t, what, buf, off, len, flags, err);

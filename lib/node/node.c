@@ -6,7 +6,7 @@
 #include "base/error.h"
 #include "base/mem.h"
 #include "bitmap/bitmap_list.h"
-#include "node_inside.h"
+#include "node_image.h"
 #include "node_log.h"
 #include "node_uri.h"
 
@@ -41,6 +41,8 @@ struct tide_node *tide_node_new(const struct tide_drive *drive, struct tide_erro
 	if (!node)
 		return NULL;
 	node->store = (struct tide_store)TIDE_STORE_INIT;
+	node->in_sidecar.ops = &tide_node_sidecar_ops;
+	node->in_image.ops = &tide_node_image_ops;
 	node->lock_fd = -1;
 	node->path = dup_or_null(drive->path, &failed, err);
 	node->format = dup_or_null(
@@ -69,24 +71,14 @@ void tide_node_free(struct tide_node *node)
 	free(node);
 }
 
-void tide_node_drop_sidecar(struct tide_node *node)
-{
-	free(node->removed);
-	node->removed = NULL;
-	node->n_removed = 0;
-	tide_sidecar_free(node->sc);
-	node->sc = NULL;
-	node->dirty = node->has_changes = node->untracked = node->has_sidecar = false;
-}
-
 void tide_node_close(struct tide_node *node)
 {
-	if (node->inside_staged)
-		tide_node_inside_abort(node);
+	if (node->in_image.is_staged)
+		tide_node_image_abort(node);
 	tide_node_log_release(node);
 	tide_node_uri_unmake_lock(node);
 	tide_node_drop_sidecar(node);
-	tide_node_inside_release(node);
+	tide_node_image_release(node);
 	tide_store_release(&node->store);
 	tide_image_close(node->image);
 	node->image = NULL;
@@ -94,28 +86,38 @@ void tide_node_close(struct tide_node *node)
 	node->lock_fd = -1;
 	free(node->sidecar_path);
 	node->sidecar_path = NULL;
-	tide_sidecar_free(node->base);
-	tide_sidecar_free(node->after);
-	node->base = node->after = NULL;
+	tide_sidecar_free(node->group.before);
+	tide_sidecar_free(node->group.after);
+	node->group.before = node->group.after = NULL;
 	tide_node_unpoint(node);
-	node->token = 0;
-	node->inside_held = node->recorded = false;
-	node->switch_due = false;
-	tide_strbuf_release(&node->completed);
+	node->group.token = 0;
+	node->image_bitmaps.is_held = node->group.is_recorded = false;
+	node->image_bitmaps.is_due = false;
+	tide_strbuf_release(&node->group.completed);
 	node->job = NULL;
-	node->is_open = node->wanted = node->want_create = node->want_inside = false;
+	node->is_open = node->want.any = node->want.create = node->want.in_image = false;
 }
 
 /* ---- bitmaps by name --------------------------------------------------------------- */
 
+struct tide_bitmap_set *tide_node_set(struct tide_node *node, enum tide_store_kind kind)
+{
+	return kind == TIDE_STORE_IMAGE ? &node->in_image : &node->in_sidecar;
+}
+
+static struct tide_bitmap_set *set_of(struct tide_node *node, const struct tide_sidecar_bitmap *entry)
+{
+	return tide_node_set(node, entry->in_image ? TIDE_STORE_IMAGE : TIDE_STORE_SIDECAR);
+}
+
 static struct tide_sidecar_bitmap *find(const struct tide_node *node, const char *name)
 {
-	long i = tide_sidecar_find(node->sc, name);
+	long i = tide_sidecar_find(node->in_sidecar.list, name);
 
 	if (i >= 0)
-		return node->sc->items[i];
-	i = tide_sidecar_find(node->inside, name);
-	return i >= 0 ? node->inside->items[i] : NULL;
+		return node->in_sidecar.list->items[i];
+	i = tide_sidecar_find(node->in_image.list, name);
+	return i >= 0 ? node->in_image.list->items[i] : NULL;
 }
 
 bool tide_node_has(const struct tide_node *node, const char *name)
@@ -151,13 +153,13 @@ static int check_inconsistent(struct tide_node *node, struct tide_sidecar_bitmap
 {
 	if (entry->untracked && node->ignore_stamp) {
 		entry->untracked = false; /* the user vouches for this one */
-		node->dirty = true;
+		node->in_sidecar.is_dirty = true;
 	}
 	if ((flags & TIDE_BITMAP_ALLOW_INCONSISTENT) || (!entry->untracked && !entry->in_use))
 		return 0;
 	tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' is inconsistent and cannot be used", entry->name);
 	if (entry->untracked) {
-		bool lost = node->sidecar_path && !node->log_there;
+		bool lost = node->sidecar_path && node->log.state == TIDE_NODE_LOG_ABSENT;
 		return tide_error_hint(
 		        err,
 		        "'%s' was changed without being tracked%s%s%s; say what was written with bitmap-mark, "
@@ -171,9 +173,9 @@ static int check_inconsistent(struct tide_node *node, struct tide_sidecar_bitmap
 	             "usable again");
 }
 
-bool tide_node_is_foreign(const struct tide_node *node, const struct tide_sidecar_bitmap *entry)
+bool tide_node_is_servers(const struct tide_node *node, const struct tide_sidecar_bitmap *entry)
 {
-	return entry->inside && !tide_image_can_store_bitmaps(node->image);
+	return entry->in_image && !tide_image_can_store_bitmaps(node->image);
 }
 
 struct tide_sidecar_bitmap *tide_node_find_usable(struct tide_node *node, const char *name, unsigned flags,
@@ -188,36 +190,19 @@ struct tide_sidecar_bitmap *tide_node_find_usable(struct tide_node *node, const 
 		               "Bitmap '%s' is currently in use by another operation and cannot be used", name);
 		return NULL;
 	}
-	if (entry->inside && (flags & TIDE_BITMAP_WILL_WRITE) && node->inside_error.code) {
-		if (node->inside_error.code == TIDE_E_LOCKED) {
-			tide_node_inside_check(node, err);
-		} else {
-			tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' is readonly and cannot be modified", name);
-			tide_error_hint(err, "%s", node->inside_error.msg);
-		}
+	if ((flags & TIDE_BITMAP_WILL_WRITE) && set_of(node, entry)->ops->check_change(node, entry, err) < 0)
 		return NULL;
-	}
-	if ((flags & TIDE_BITMAP_WILL_WRITE) && tide_node_is_foreign(node, entry)) {
-		tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' is readonly and cannot be modified", name);
-		tide_error_hint(err, "it is the server's; it can be read, and copied with bitmap-import");
-		return NULL;
-	}
 	return check_inconsistent(node, entry, flags, err) < 0 ? NULL : entry;
 }
 
 struct tide_bitmap *tide_node_bitmap(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_error *err)
 {
-	if (!entry->inside)
-		return tide_sidecar_bitmap_load(node->sc, entry, err);
-	return tide_node_inside_load(node, entry, err) < 0 ? NULL : entry->bitmap;
+	return set_of(node, entry)->ops->load(node, entry, err);
 }
 
 void tide_node_mark_dirty(struct tide_node *node, const struct tide_sidecar_bitmap *entry)
 {
-	if (entry->inside)
-		node->inside_dirty = true;
-	else
-		node->dirty = true;
+	set_of(node, entry)->is_dirty = true;
 	node->has_changes = true;
 }
 
@@ -236,13 +221,10 @@ struct tide_bitmap *tide_node_bitmap_for_change(struct tide_node *node, struct t
 struct tide_bitmap *tide_node_bitmap_clear(struct tide_node *node, struct tide_sidecar_bitmap *entry,
                                            struct tide_error *err)
 {
-	struct tide_bitmap *bm =
-	        entry->inside ? tide_node_bitmap(node, entry, err) : tide_sidecar_bitmap_clear(node->sc, entry, err);
+	struct tide_bitmap *bm = set_of(node, entry)->ops->clear(node, entry, err);
 
 	if (!bm)
 		return NULL;
-	if (entry->inside)
-		tide_bitmap_clear(bm);
 	entry->changed = true;
 	tide_node_mark_dirty(node, entry);
 	return bm;
@@ -263,16 +245,16 @@ void tide_node_replace_bitmap(struct tide_node *node, struct tide_sidecar_bitmap
 struct tide_sidecar_bitmap *tide_node_add(struct tide_node *node, const char *name, uint64_t granularity,
                                           enum tide_store_kind store, struct tide_error *err)
 {
-	bool inside = store == TIDE_STORE_IMAGE;
+	struct tide_bitmap_set *set = tide_node_set(node, store);
 	struct tide_sidecar_bitmap *entry;
 
-	if (inside && tide_node_inside_check(node, err) < 0)
+	if (set->ops->check_add(node, err) < 0)
 		return NULL;
 	entry = tide_sidecar_bitmap_new(name, tide_image_size(node->image), granularity, err);
 	if (!entry)
 		return NULL;
-	entry->inside = entry->changed = inside;
-	if (tide_sidecar_insert(inside ? node->inside : node->sc, 0, entry, err) < 0) {
+	entry->in_image = entry->changed = store == TIDE_STORE_IMAGE;
+	if (tide_sidecar_insert(set->list, 0, entry, err) < 0) {
 		tide_sidecar_bitmap_free(entry);
 		return NULL;
 	}
@@ -303,51 +285,47 @@ int tide_node_mark_removed(struct tide_node *node, struct tide_sidecar_bitmap *e
 
 void tide_node_drop_removed(struct tide_node *node)
 {
-	struct tide_sidecar *stores[] = { node->sc, node->inside };
+	struct tide_sidecar *const lists[] = { node->in_sidecar.list, node->in_image.list };
 
-	for (size_t s = 0; s < TIDE_ARRAY_SIZE(stores); s++) {
-		for (size_t k = stores[s]->n; k-- > 0;) {
-			if (is_removed(node, stores[s]->items[k]))
-				tide_sidecar_bitmap_free(tide_sidecar_take(stores[s], k));
+	for (size_t s = 0; s < TIDE_ARRAY_SIZE(lists); s++) {
+		for (size_t k = lists[s]->n; k-- > 0;) {
+			if (is_removed(node, lists[s]->items[k]))
+				tide_sidecar_bitmap_free(tide_sidecar_take(lists[s], k));
 		}
 	}
 	node->n_removed = 0;
 }
 
+/* Is there something of this set to commit now? */
+static bool is_due(const struct tide_node *node, const struct tide_bitmap_set *set)
+{
+	return node->mode != TIDE_NODE_READ && set->is_dirty &&
+	       !(set == &node->in_image && node->image_bitmaps.is_deferred);
+}
+
+/* The image first: before it is changed, the sidecar on disk is marked. */
 int tide_node_stage(struct tide_node *node, struct tide_error *err)
 {
-	bool inside = node->inside_dirty && !node->inside_deferred;
+	bool image = is_due(node, &node->in_image), sidecar = is_due(node, &node->in_sidecar);
 
-	if (node->mode == TIDE_NODE_READ || (!node->dirty && !inside))
-		return 0;
-	if (node->dirty && tide_node_log_fold(node, err) < 0)
+	if (sidecar && tide_node_log_fold(node, err) < 0)
 		return -1;
-	tide_node_drop_removed(node);
-	if (inside && tide_node_inside_stage(node, err) < 0)
+	if (image || sidecar)
+		tide_node_drop_removed(node);
+	if (image && node->in_image.ops->stage(node, err) < 0)
 		return -1;
-	if (!node->dirty)
-		return 0;
-	/* The stamp of the moment the image was locked, not of now: what came in between came around the tracking. */
-	node->sc->stamp = *tide_image_stamp(node->image);
-	node->sc->generation++;
-	return tide_store_stage(&node->store, node->sc, tide_image_fd(node->image), err);
+	return sidecar ? node->in_sidecar.ops->stage(node, err) : 0;
 }
 
 int tide_node_commit(struct tide_node *node, struct tide_error *err)
 {
-	if (node->dirty && node->mode != TIDE_NODE_READ) {
-		if (tide_store_commit(&node->store, err) < 0)
-			return -1;
-		node->dirty = false;
-		node->has_sidecar = true;
-		node->disk_writer = node->sc->writer;
-		node->sc->checksum = node->store.checksum;
-	}
-	if (node->inside_staged && tide_node_inside_commit(node, err) < 0)
+	if (is_due(node, &node->in_sidecar) && node->in_sidecar.ops->commit(node, err) < 0)
+		return -1;
+	if (node->in_image.is_staged && node->in_image.ops->commit(node, err) < 0)
 		return -1;
 	/* Not while bitmaps inside the image still need it. */
-	if (node->mode != TIDE_NODE_READ && !node->log_pending && !node->log_active && !node->dirty &&
-	    !node->inside_dirty)
+	if (node->mode != TIDE_NODE_READ && node->log.state == TIDE_NODE_LOG_TAKEN && !node->in_sidecar.is_dirty &&
+	    !node->in_image.is_dirty)
 		tide_node_log_remove(node);
 	return 0;
 }
@@ -361,7 +339,7 @@ static int list_entry(struct tide_node *node, struct tide_sidecar_bitmap *entry,
 
 	if (!item)
 		return -1;
-	if (entry->inside && !entry->in_use && !tide_node_bitmap(node, entry, err))
+	if (entry->in_image && !entry->in_use && !tide_node_bitmap(node, entry, err))
 		return -1;
 	item->granularity = entry->granularity;
 	item->count = tide_sidecar_bitmap_count(entry) * entry->granularity;
@@ -369,15 +347,15 @@ static int list_entry(struct tide_node *node, struct tide_sidecar_bitmap *entry,
 	item->inconsistent = (entry->untracked && !node->ignore_stamp) || entry->in_use;
 	item->recording = (entry->enabled || (entry->successor && entry->successor->enabled)) && !item->inconsistent;
 	item->persistent = true;
-	item->store = entry->inside ? TIDE_STORE_IMAGE : TIDE_STORE_SIDECAR;
+	item->store = entry->in_image ? TIDE_STORE_IMAGE : TIDE_STORE_SIDECAR;
 	return 0;
 }
 
-static int list_set(struct tide_node *node, const struct tide_sidecar *set, struct tide_bitmap_list *list,
+static int list_set(struct tide_node *node, const struct tide_bitmap_set *set, struct tide_bitmap_list *list,
                     struct tide_error *err)
 {
-	for (size_t i = 0; i < set->n; i++) {
-		if (list_entry(node, set->items[i], list, err) < 0)
+	for (size_t i = 0; i < set->list->n; i++) {
+		if (list_entry(node, set->list->items[i], list, err) < 0)
 			return -1;
 	}
 	return 0;
@@ -389,10 +367,10 @@ int tide_node_list(struct tide_node *node, struct tide_bitmap_list **out, struct
 
 	if (tide_node_log_fold(node, err) < 0)
 		return -1;
-	list = tide_bitmap_list_new(node->sc->n + node->inside->n, err);
+	list = tide_bitmap_list_new(node->in_sidecar.list->n + node->in_image.list->n, err);
 	if (!list)
 		return -1;
-	if (list_set(node, node->sc, list, err) < 0 || list_set(node, node->inside, list, err) < 0) {
+	if (list_set(node, &node->in_sidecar, list, err) < 0 || list_set(node, &node->in_image, list, err) < 0) {
 		tide_bitmap_list_free(list);
 		return -1;
 	}

@@ -38,59 +38,94 @@ enum tide_node_mode {
 };
 
 struct tide_backup_job;
+struct tide_bitmap_set_ops;
+
+/* The node's bitmaps in one of the two stores: the sidecar, or the image itself. */
+struct tide_bitmap_set {
+	const struct tide_bitmap_set_ops *ops; /* node_impl.h */
+	struct tide_sidecar *list;             /* the bitmaps, newest first; never NULL while the node is open */
+	bool is_dirty;                         /* they differ from those on disk */
+	bool is_staged;                        /* what will replace those is durable beside them */
+};
+
+/* How the transaction at hand is going to use the node (tide_node_want). */
+struct tide_node_want {
+	bool any;      /* at all */
+	bool create;   /* a sidecar may be made */
+	bool in_image; /* and a bitmap inside the image */
+	enum tide_node_mode mode;
+};
+
+enum tide_node_log_state {
+	TIDE_NODE_LOG_ABSENT = 0,
+	TIDE_NODE_LOG_TAKEN,   /* its bits are in the bitmaps in memory; the file goes with the next commit */
+	TIDE_NODE_LOG_PENDING, /* it was closed cleanly; its bits are in the file only, and the next writer may go on
+	                          with it */
+	TIDE_NODE_LOG_WRITER,  /* this node is its writer */
+};
+
+/* The write log beside the sidecar (node_log.h). */
+struct tide_node_log {
+	enum tide_node_log_state state;
+	struct tide_write_log *file; /* NULL: there is none, or it is damaged */
+	uint64_t token;              /* of the writer, while that is this node */
+	bool vouches;                /* for the image's stamp, whatever that is now */
+};
+
+/* What goes with the bitmaps inside the image beside their set (node_image.h). */
+struct tide_node_image_bitmaps {
+	struct tide_error why_not;        /* why they cannot be changed, where the image is of a kind that holds some */
+	struct tide_driver_switch change; /* makes the staged ones real */
+	bool has_marked;                  /* the sidecar on disk says that a change is under way */
+	bool is_held;                     /* a job uses one of them */
+	bool is_deferred;                 /* a group's changes of them wait for its end */
+	bool is_due;                      /* `change` is in a commit record */
+};
+
+/* The node's part in a commit with others, and in a group of jobs (node_group.c). */
+struct tide_node_group {
+	struct tide_sidecar *before, *after; /* the sidecar before and after changes that wait for the end of a group */
+	uint64_t token;                      /* held on the image while the node is part of a commit */
+	char *pointer;                       /* the file that leads to the commit record, while it exists; NULL: none */
+	bool is_recorded;             /* what is staged is in a record: it will be put in place, by the next opener */
+	struct tide_strbuf completed; /* final names in a dead transaction's record that opening has carried out */
+};
 
 struct tide_node {
+	/* What was given: struct tide_drive. */
 	char *id;                      /* device id */
-	char *path, *format, *sidecar; /* as given; format and sidecar may be NULL */
+	char *path, *format, *sidecar; /* format and sidecar may be NULL */
 	bool ignore_stamp, force_share;
-	bool look_live; /* to look at, one that is being written by who records it in the write log is shared */
 	unsigned allow; /* enum tide_allow */
 	bool is_node;   /* not a device: blockdev-add made it */
-	bool partial;   /* a chain that is broken further down is opened as far as that goes, for looking */
 
-	/* How the transaction at hand is going to use it (tide_node_want). */
-	bool wanted, want_create, want_inside;
-	enum tide_node_mode want;
+	/* How it is wanted. */
+	struct tide_node_want want;
+	bool may_share_live; /* for reading: beside a writer that records in the write log */
+	bool partial;        /* for reading: a chain that is broken further down is opened as far as that goes */
 	const struct tide_backup_job *job; /* the backup job that reads or writes it; NULL: none */
 
-	/* While open: */
+	/* While it is open: */
 	bool is_open;
 	enum tide_node_mode mode;
 	struct tide_image *image;
-	struct tide_store store;
-	char *sidecar_path;      /* NULL: there is no place for one: of a URI, or the mode is TIDE_NODE_READ */
-	int lock_fd;             /* URIs: SIDECAR.lock, or -1 */
-	bool lock_made;          /* by us: it goes when there is no sidecar in the end */
-	struct tide_sidecar *sc; /* never NULL while open; without a sidecar it is empty and has_sidecar false */
-	bool has_sidecar;
-	bool dirty;       /* sc differs from what is on disk */
-	bool has_changes; /* in what actions have changed, in either store: more than a death undoes by itself */
-	bool untracked;   /* the stamp did not match */
-	struct tide_sidecar *inside; /* the bitmaps inside the image: node_inside.h */
-	bool inside_dirty;           /* they differ from what the image holds */
-	bool inside_staged, inside_marked;
-	bool recorded;        /* what is staged is in a commit record: it is carried out, now or by the next opener */
-	bool switch_due;      /* and a switch inside the image is part of it */
-	bool inside_held;     /* a job uses one of them */
-	uint64_t disk_writer; /* the living writer token that the sidecar on disk has */
-	struct tide_write_log *log;              /* node_log.h */
-	bool log_there;                          /* a file stands under its name */
-	bool log_pending;                        /* its bits are not in the bitmaps of memory yet */
-	bool log_active;                         /* this node is its writer, */
-	uint64_t log_token;                      /* by this token */
-	bool log_vouches;                        /* whatever the image's stamp is now */
-	struct tide_driver_switch inside_switch; /* what makes the staged ones real */
-	struct tide_error inside_error; /* why they cannot be changed, where the image is of a kind that holds some */
-	size_t n_removed;
-	struct tide_sidecar_bitmap **removed; /* gone with the commit; until then their names are taken */
+	int lock_fd;      /* of a URI: SIDECAR.lock, or -1 */
+	bool lock_made;   /* by us: it goes when there is no sidecar in the end */
+	bool untracked;   /* the stamp did not match: something wrote around the tracking */
+	bool has_changes; /* actions have changed something, in either set: more than a death undoes by itself */
 
-	/* A grouped transaction's changes wait for its end: what was there before it, then what will be. */
-	struct tide_sidecar *base, *after;
-	bool inside_deferred;
-	uint64_t token; /* of the bitmaps that it has made busy, where no job does */
-	char *pointer;  /* the file that leads to the group's record, while it stands; NULL: none */
-	struct tide_strbuf
-	        completed; /* the final names in a dead transaction's record that opening it has carried out */
+	struct tide_bitmap_set in_sidecar, in_image;
+	size_t n_removed;
+	struct tide_sidecar_bitmap **removed; /* go with the commit; until then their names are taken */
+
+	struct tide_store store;
+	char *sidecar_path;   /* NULL: there is no place for one: of a URI, or the mode is TIDE_NODE_READ */
+	bool has_sidecar;     /* else in_sidecar.list is empty */
+	uint64_t disk_writer; /* the living writer token that the sidecar on disk has */
+
+	struct tide_node_log log;
+	struct tide_node_image_bitmaps image_bitmaps;
+	struct tide_node_group group;
 };
 
 struct tide_node *tide_node_new(const struct tide_drive *drive, struct tide_error *err);
@@ -99,7 +134,7 @@ void tide_node_free(struct tide_node *node);
 /* Widens how tide_node_open will open it, whatever mode that is asked for. */
 void tide_node_want(struct tide_node *node, enum tide_node_mode mode, bool create);
 /* A bitmap is going to be made inside the image. */
-void tide_node_want_inside(struct tide_node *node);
+void tide_node_want_in_image(struct tide_node *node);
 
 /*
  * Already open in a mode that suffices: nothing happens.  create: the sidecar may come into
@@ -108,6 +143,8 @@ void tide_node_want_inside(struct tide_node *node);
 int tide_node_open(struct tide_node *node, enum tide_node_mode mode, bool create, struct tide_sink *sink,
                    struct tide_error *err);
 void tide_node_close(struct tide_node *node);
+
+struct tide_bitmap_set *tide_node_set(struct tide_node *node, enum tide_store_kind kind);
 
 /* QEMU's "Dirty bitmap 'x' not found" when neither store has it. */
 struct tide_sidecar_bitmap *tide_node_find(struct tide_node *node, const char *name, struct tide_error *err);
@@ -122,8 +159,8 @@ enum {
 struct tide_sidecar_bitmap *tide_node_find_usable(struct tide_node *node, const char *name, unsigned flags,
                                                   struct tide_error *err);
 
-/* Is it one that only a server can change? */
-bool tide_node_is_foreign(const struct tide_node *node, const struct tide_sidecar_bitmap *entry);
+/* Is it one that only an NBD server can change? */
+bool tide_node_is_servers(const struct tide_node *node, const struct tide_sidecar_bitmap *entry);
 
 /* A new bitmap, empty, in the store that is asked for. */
 struct tide_sidecar_bitmap *tide_node_add(struct tide_node *node, const char *name, uint64_t granularity,

@@ -7,6 +7,24 @@
 
 #include "node.h"
 
+/*
+ * What differs between the two stores of bitmaps.  load and clear make an entry's contents available in memory.  stage
+ * makes the set to come durable beside the one on disk; commit puts it in place; each is called for a dirty set only.
+ */
+struct tide_bitmap_set_ops {
+	enum tide_store_kind kind;
+	/* May bitmaps be added, and existing ones be changed?  Else why not. */
+	int (*check_add)(const struct tide_node *node, struct tide_error *err);
+	int (*check_change)(const struct tide_node *node, const struct tide_sidecar_bitmap *entry,
+	                    struct tide_error *err);
+	struct tide_bitmap *(*load)(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_error *err);
+	struct tide_bitmap *(*clear)(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_error *err);
+	int (*stage)(struct tide_node *node, struct tide_error *err);
+	int (*commit)(struct tide_node *node, struct tide_error *err);
+};
+
+extern const struct tide_bitmap_set_ops tide_node_sidecar_ops, tide_node_image_ops;
+
 /* The sidecar in memory, and what was changed in it, is forgotten; or read from disk. */
 void tide_node_drop_sidecar(struct tide_node *node);
 int tide_node_load_sidecar(struct tide_node *node, struct tide_error *err);

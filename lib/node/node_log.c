@@ -8,7 +8,7 @@
 #include "base/error.h"
 #include "base/lock.h"
 #include "base/mem.h"
-#include "node_inside.h"
+#include "node_image.h"
 #include "base/range.h"
 #include "store/write_log.h"
 
@@ -21,17 +21,15 @@ static char *log_path(const struct tide_node *node, struct tide_error *err)
 
 void tide_node_log_release(struct tide_node *node)
 {
-	if (node->log_active && node->image)
-		tide_lock_token_drop(tide_image_fd(node->image), node->log_token);
-	tide_write_log_close(node->log);
-	node->log = NULL;
-	node->log_there = node->log_pending = node->log_active = node->log_vouches = false;
-	node->log_token = 0;
+	if (node->log.state == TIDE_NODE_LOG_WRITER && node->image)
+		tide_lock_token_drop(tide_image_fd(node->image), node->log.token);
+	tide_write_log_close(node->log.file);
+	node->log = (struct tide_node_log){ 0 };
 }
 
 void tide_node_log_remove(struct tide_node *node)
 {
-	TIDE_AUTOFREE char *path = node->log_there ? log_path(node, NULL) : NULL;
+	TIDE_AUTOFREE char *path = node->log.state ? log_path(node, NULL) : NULL;
 
 	if (path)
 		unlink(path);
@@ -55,11 +53,11 @@ static struct tide_bitmap *everything(uint64_t size, struct tide_error *err)
 /* What the log says of a disk of this size. */
 static struct tide_bitmap *recorded(const struct tide_node *node, uint64_t size, struct tide_error *err)
 {
-	unsigned shift = tide_write_log_header(node->log)->shift;
+	unsigned shift = tide_write_log_header(node->log.file)->shift;
 	TIDE_AUTOBITMAP struct tide_bitmap *bm = tide_bitmap_new(size, UINT64_C(1) << shift, err);
 	struct tide_bitmap *ret;
 
-	if (!bm || tide_write_log_read(node->log, bm, err) < 0)
+	if (!bm || tide_write_log_read(node->log.file, bm, err) < 0)
 		return NULL;
 	ret = bm;
 	bm = NULL;
@@ -74,69 +72,69 @@ static struct tide_bitmap *what_is_dirty(const struct tide_node *node, bool lost
 /* In every bitmap of the sidecar that records; in one that a job uses, in what records for it. */
 static int add_to_sidecar(struct tide_node *node, const struct tide_bitmap *bits, struct tide_error *err)
 {
-	for (size_t i = 0; i < node->sc->n; i++) {
-		struct tide_sidecar_bitmap *entry = node->sc->items[i];
+	for (size_t i = 0; i < node->in_sidecar.list->n; i++) {
+		struct tide_sidecar_bitmap *entry = node->in_sidecar.list->items[i];
 		struct tide_sidecar_bitmap *half = entry->successor ? entry->successor : entry;
 		struct tide_bitmap *bm;
 
 		if (!half->enabled)
 			continue;
-		bm = tide_sidecar_bitmap_load(node->sc, half, err);
+		bm = tide_sidecar_bitmap_load(node->in_sidecar.list, half, err);
 		if (!bm || tide_bitmap_merge(bm, bits, err) < 0)
 			return -1;
 	}
-	if (node->log)
-		node->sc->log = tide_write_log_header(node->log)->id;
-	node->dirty |= node->has_sidecar;
+	if (node->log.file)
+		node->in_sidecar.list->log = tide_write_log_header(node->log.file)->id;
+	node->in_sidecar.is_dirty |= node->has_sidecar;
 	return 0;
 }
 
 static bool is_recorded_here(const struct tide_write_log_header *h, const struct tide_sidecar_bitmap *entry)
 {
-	uint64_t token = tide_node_inside_token(entry->name);
+	uint64_t token = tide_node_image_token(entry->name);
 
-	for (size_t i = 0; i < h->n_inside; i++) {
-		if (h->inside[i] == token)
+	for (size_t i = 0; i < h->n_in_image; i++) {
+		if (h->in_image[i] == token)
 			return true;
 	}
 	return false;
 }
 
 /* Those that the log's writer marked as in use: they are good again, with what it recorded. */
-static int add_inside(struct tide_node *node, const struct tide_bitmap *bits, struct tide_error *err)
+static int add_to_image(struct tide_node *node, const struct tide_bitmap *bits, struct tide_error *err)
 {
-	const struct tide_write_log_header *h = tide_write_log_header(node->log);
+	const struct tide_write_log_header *h = tide_write_log_header(node->log.file);
 
-	for (size_t i = 0; i < node->inside->n; i++) {
-		struct tide_sidecar_bitmap *entry = node->inside->items[i];
+	for (size_t i = 0; i < node->in_image.list->n; i++) {
+		struct tide_sidecar_bitmap *entry = node->in_image.list->items[i];
 		struct tide_bitmap *bm;
 
 		if (!is_recorded_here(h, entry))
 			continue;
-		entry->lent |= entry->in_use;
+		entry->checked_out |= entry->in_use;
 		entry->in_use = false;
 		bm = tide_node_bitmap_for_change(node, entry, err);
 		if (!bm || tide_bitmap_merge(bm, bits, err) < 0)
 			return -1;
-		entry->lent = false;
+		entry->checked_out = false;
 	}
 	return 0;
 }
 
 static int take(struct tide_node *node, bool lost, bool sidecar, bool inside, struct tide_error *err)
 {
-	uint64_t size = node->sc->disk_size;
+	uint64_t size = node->in_sidecar.list->disk_size;
 
-	if (sidecar && node->sc->n) {
+	if (sidecar && node->in_sidecar.list->n) {
 		TIDE_AUTOBITMAP struct tide_bitmap *bits = what_is_dirty(node, lost, size, err);
 
 		if (!bits || add_to_sidecar(node, bits, err) < 0)
 			return -1;
 	}
-	if (inside && node->log && tide_write_log_header(node->log)->n_inside) {
+	if (inside && node->log.file && tide_write_log_header(node->log.file)->n_in_image) {
 		TIDE_AUTOBITMAP struct tide_bitmap *bits = what_is_dirty(node, lost, tide_image_size(node->image), err);
 
-		if (!bits || add_inside(node, bits, err) < 0)
+		if (!bits || add_to_image(node, bits, err) < 0)
 			return -1;
 	}
 	return 0;
@@ -144,9 +142,9 @@ static int take(struct tide_node *node, bool lost, bool sidecar, bool inside, st
 
 int tide_node_log_fold(struct tide_node *node, struct tide_error *err)
 {
-	if (!node->log_pending)
+	if (node->log.state != TIDE_NODE_LOG_PENDING)
 		return 0;
-	node->log_pending = false;
+	node->log.state = TIDE_NODE_LOG_TAKEN;
 	return take(node, false, true, false, err);
 }
 
@@ -156,8 +154,8 @@ static bool is_of_this_sidecar(const struct tide_node *node, const struct tide_w
 {
 	if (!node->has_sidecar)
 		return h->generation == 0 && h->sidecar_crc == 0;
-	return h->generation == node->sc->generation && h->sidecar_crc == node->sc->checksum &&
-	       h->disk_size == node->sc->disk_size;
+	return h->generation == node->in_sidecar.list->generation &&
+	       h->sidecar_crc == node->in_sidecar.list->checksum && h->disk_size == node->in_sidecar.list->disk_size;
 }
 
 /* Without a lock the sidecar may have got the log's bits, and the log may have gone, since the sidecar was read. */
@@ -166,7 +164,8 @@ static int was_replaced(const struct tide_node *node, struct tide_error *err)
 	bool current = true;
 
 	if (node->mode == TIDE_NODE_READ &&
-	    tide_store_is_current(node->sidecar_path, node->has_sidecar ? node->sc : NULL, &current, err) < 0)
+	    tide_store_is_current(node->sidecar_path, node->has_sidecar ? node->in_sidecar.list : NULL, &current, err) <
+	            0)
 		return -1;
 	return !current;
 }
@@ -176,17 +175,17 @@ static int take_damaged(struct tide_node *node, const struct tide_error *why, st
 {
 	tide_event_warning(sink, node->path, "%s; what it recorded is not known: all of the disk counts as dirty",
 	                   why->msg);
-	node->log_vouches = true;
+	node->log.vouches = true;
 	return take(node, true, true, false, err);
 }
 
 static int take_live(struct tide_node *node, struct tide_error *err)
 {
-	const struct tide_write_log_header *h = tide_write_log_header(node->log);
+	const struct tide_write_log_header *h = tide_write_log_header(node->log.file);
 
-	node->log_vouches = true;
+	node->log.vouches = true;
 	if (node->mode == TIDE_NODE_READ)
-		return take(node, false, h->id != node->sc->log, true, err);
+		return take(node, false, h->id != node->in_sidecar.list->log, true, err);
 	tide_error_set(err, TIDE_E_LOCKED, "Another program is recording what it writes to '%s'", node->path);
 	return tide_error_hint(err, "wait until it has ended");
 }
@@ -198,17 +197,18 @@ static int take_dead(struct tide_node *node, bool lost, struct tide_sink *sink, 
 	        lost ? "the machine went down while writes were being recorded, and not all may have been kept: all of "
 	               "the disk counts as dirty"
 	             : "a tracked write died; what it may have written is dirty");
-	node->log_vouches = true;
+	node->log.vouches = true;
 	return take(node, lost, true, true, err);
 }
 
 /* Nobody writes. */
 static int take_ended(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
 {
-	const struct tide_write_log_header *h = tide_write_log_header(node->log);
-	bool lost = !h->state.durable && tide_write_log_is_of_another_boot(node->log);
+	const struct tide_write_log_header *h = tide_write_log_header(node->log.file);
+	bool lost = !h->state.durable && tide_write_log_is_of_another_boot(node->log.file);
 
-	if (node->has_sidecar && h->id == node->sc->log) /* its bits are there, but for those of the image perhaps */
+	if (node->has_sidecar &&
+	    h->id == node->in_sidecar.list->log) /* its bits are there, but for those of the image perhaps */
 		return take(node, lost, false, h->state.token, err);
 	if (!is_of_this_sidecar(node, h)) {
 		tide_event_warning(sink, node->path,
@@ -217,15 +217,17 @@ static int take_ended(struct tide_node *node, struct tide_sink *sink, struct tid
 	}
 	if (h->state.token || lost)
 		return take_dead(node, lost, sink, err);
-	node->sc->stamp = h->state.stamp;
-	node->log_pending = node->mode == TIDE_NODE_WRITE_DATA && !node->dirty &&
-	                    tide_stamp_is_equal(tide_image_stamp(node->image), &h->state.stamp);
-	return node->log_pending ? 0 : take(node, false, true, false, err);
+	node->in_sidecar.list->stamp = h->state.stamp;
+	if (node->mode != TIDE_NODE_WRITE_DATA || node->in_sidecar.is_dirty ||
+	    !tide_stamp_is_equal(tide_image_stamp(node->image), &h->state.stamp))
+		return take(node, false, true, false, err);
+	node->log.state = TIDE_NODE_LOG_PENDING;
+	return 0;
 }
 
 static int judge(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
 {
-	const struct tide_write_log_header *h = tide_write_log_header(node->log);
+	const struct tide_write_log_header *h = tide_write_log_header(node->log.file);
 	int held = h->state.token ? tide_lock_token_is_held(tide_image_fd(node->image), h->state.token, err) : 0;
 
 	if (held < 0)
@@ -251,10 +253,10 @@ int tide_node_log_open(struct tide_node *node, struct tide_sink *sink, struct ti
 	path = log_path(node, err);
 	if (!path)
 		return -1;
-	rc = tide_write_log_open(path, &node->log, &why);
+	rc = tide_write_log_open(path, &node->log.file, &why);
 	if (rc == 0)
 		return was_replaced(node, err);
-	node->log_there = true;
+	node->log.state = TIDE_NODE_LOG_TAKEN;
 	if (rc > 0) {
 		rc = judge(node, sink, err);
 	} else if (why.code == TIDE_E_CORRUPT) {
@@ -284,18 +286,18 @@ bool tide_node_log_is_live(const struct tide_node *node)
 /* ---- writing ----------------------------------------------------------------------- */
 
 /* The finest that any bitmap which records needs. */
-static unsigned finest(const struct tide_node *node, bool take_inside)
+static unsigned finest(const struct tide_node *node, bool with_image)
 {
 	unsigned shift = NO_BITMAP_SHIFT;
 
-	for (size_t i = 0; i < node->sc->n; i++) {
-		const struct tide_sidecar_bitmap *entry = node->sc->items[i];
+	for (size_t i = 0; i < node->in_sidecar.list->n; i++) {
+		const struct tide_sidecar_bitmap *entry = node->in_sidecar.list->items[i];
 
 		if (entry->enabled || (entry->successor && entry->successor->enabled))
 			shift = TIDE_MIN(shift, tide_range_shift(entry->granularity));
 	}
-	for (size_t i = 0; take_inside && i < node->inside->n; i++) {
-		const struct tide_sidecar_bitmap *entry = node->inside->items[i];
+	for (size_t i = 0; with_image && i < node->in_image.list->n; i++) {
+		const struct tide_sidecar_bitmap *entry = node->in_image.list->items[i];
 
 		if (entry->enabled && !entry->in_use)
 			shift = TIDE_MIN(shift, tide_range_shift(entry->granularity));
@@ -303,34 +305,34 @@ static unsigned finest(const struct tide_node *node, bool take_inside)
 	return tide_write_log_shift(tide_image_size(node->image), shift);
 }
 
-static int list_inside(const struct tide_node *node, struct tide_write_log_header *h, struct tide_error *err)
+static int list_in_image(const struct tide_node *node, struct tide_write_log_header *h, struct tide_error *err)
 {
-	h->inside = tide_mem_alloc(node->inside->n + 1, sizeof(*h->inside), err);
-	if (!h->inside)
+	h->in_image = tide_mem_alloc(node->in_image.list->n + 1, sizeof(*h->in_image), err);
+	if (!h->in_image)
 		return -1;
-	for (size_t i = 0; i < node->inside->n; i++) {
-		const struct tide_sidecar_bitmap *entry = node->inside->items[i];
+	for (size_t i = 0; i < node->in_image.list->n; i++) {
+		const struct tide_sidecar_bitmap *entry = node->in_image.list->items[i];
 
 		if (entry->enabled && !entry->in_use)
-			h->inside[h->n_inside++] = tide_node_inside_token(entry->name);
+			h->in_image[h->n_in_image++] = tide_node_image_token(entry->name);
 	}
 	return 0;
 }
 
-static int create(struct tide_node *node, bool durable, bool take_inside, struct tide_error *err)
+static int create(struct tide_node *node, bool durable, bool with_image, struct tide_error *err)
 {
 	TIDE_AUTOFREE char *path = log_path(node, err);
 	struct tide_write_log_header h = {
-		.generation = node->has_sidecar ? node->sc->generation : 0,
-		.sidecar_crc = node->has_sidecar ? node->sc->checksum : 0,
-		.shift = finest(node, take_inside),
+		.generation = node->has_sidecar ? node->in_sidecar.list->generation : 0,
+		.sidecar_crc = node->has_sidecar ? node->in_sidecar.list->checksum : 0,
+		.shift = finest(node, with_image),
 		.disk_size = tide_image_size(node->image),
-		.state = { .token = node->log_token, .durable = durable },
+		.state = { .token = node->log.token, .durable = durable },
 	};
 	int rc = -1;
 
-	if (path && (!take_inside || list_inside(node, &h, err) == 0))
-		rc = tide_write_log_create(path, &h, tide_image_fd(node->image), &node->log, err);
+	if (path && (!with_image || list_in_image(node, &h, err) == 0))
+		rc = tide_write_log_create(path, &h, tide_image_fd(node->image), &node->log.file, err);
 	tide_write_log_header_release(&h);
 	return rc;
 }
@@ -350,52 +352,52 @@ static int settle_pending(struct tide_node *node, struct tide_error *err)
 }
 
 /* QEMU would take them for whole, were this program to die. */
-static int lend_inside(struct tide_node *node, struct tide_error *err)
+static int check_out(struct tide_node *node, struct tide_error *err)
 {
 	bool any = false;
 
-	for (size_t i = 0; i < node->inside->n; i++) {
-		struct tide_sidecar_bitmap *entry = node->inside->items[i];
+	for (size_t i = 0; i < node->in_image.list->n; i++) {
+		struct tide_sidecar_bitmap *entry = node->in_image.list->items[i];
 
-		entry->lent = entry->enabled && !entry->in_use;
-		any |= entry->lent;
+		entry->checked_out = entry->enabled && !entry->in_use;
+		any |= entry->checked_out;
 	}
 	if (!any)
 		return 0;
-	node->inside_dirty = true;
-	return tide_node_inside_stage(node, err) < 0 ? -1 : tide_node_inside_commit(node, err);
+	node->in_image.is_dirty = true;
+	return tide_node_image_stage(node, err) < 0 ? -1 : tide_node_image_commit(node, err);
 }
 
-int tide_node_log_begin(struct tide_node *node, bool durable, bool take_inside, struct tide_error *err)
+int tide_node_log_begin(struct tide_node *node, bool durable, bool with_image, struct tide_error *err)
 {
 	int fd = tide_image_fd(node->image);
 	uint64_t token;
+	bool goes_on;
 
-	if (node->log_pending && (take_inside || tide_write_log_header(node->log)->shift != finest(node, false)) &&
+	if (node->log.state == TIDE_NODE_LOG_PENDING &&
+	    (with_image || tide_write_log_header(node->log.file)->shift != finest(node, false)) &&
 	    settle_pending(node, err) < 0)
 		return -1;
-	if (!node->log_pending)
+	goes_on = node->log.state == TIDE_NODE_LOG_PENDING;
+	if (!goes_on)
 		tide_node_log_remove(node);
 	if (tide_lock_token_new(&token, err) < 0 || tide_lock_token_hold(fd, token, err) < 0)
 		return -1;
-	node->log_token = token;
-	node->log_active = true;
-	if (node->log_pending ? tide_write_log_activate(node->log, token, durable, err) < 0
-	                      : create(node, durable, take_inside, err) < 0)
+	node->log.token = token;
+	node->log.state = TIDE_NODE_LOG_WRITER;
+	if (goes_on ? tide_write_log_activate(node->log.file, token, durable, err) < 0
+	            : create(node, durable, with_image, err) < 0)
 		return -1;
-	node->log_there = true;
-	node->log_pending = false;
-	return take_inside ? lend_inside(node, err) : 0;
+	return with_image ? check_out(node, err) : 0;
 }
 
 int tide_node_log_clean(struct tide_node *node, struct tide_error *err)
 {
-	if (tide_write_log_clean(node->log, tide_image_stamp(node->image), err) < 0)
+	if (tide_write_log_clean(node->log.file, tide_image_stamp(node->image), err) < 0)
 		return -1;
-	tide_lock_token_drop(tide_image_fd(node->image), node->log_token);
-	node->sc->stamp = *tide_image_stamp(node->image);
-	node->log_active = false;
-	node->log_pending = true;
+	tide_lock_token_drop(tide_image_fd(node->image), node->log.token);
+	node->in_sidecar.list->stamp = *tide_image_stamp(node->image);
+	node->log.state = TIDE_NODE_LOG_PENDING;
 	return 0;
 }
 
@@ -404,9 +406,9 @@ int tide_node_log_end(struct tide_node *node, struct tide_error *err)
 	int rc = take(node, false, true, true, err);
 
 	/* The image first: what it does to the image's times the sidecar is to know. */
-	if (rc == 0 && node->inside_dirty)
-		rc = tide_node_inside_stage(node, err) < 0 ? -1 : tide_node_inside_commit(node, err);
-	if (rc == 0 && node->dirty)
+	if (rc == 0 && node->in_image.is_dirty)
+		rc = tide_node_image_stage(node, err) < 0 ? -1 : tide_node_image_commit(node, err);
+	if (rc == 0 && node->in_sidecar.is_dirty)
 		rc = tide_store_lock(&node->store, node->sidecar_path, false, err);
 	if (rc == 0)
 		rc = tide_node_stage(node, err);

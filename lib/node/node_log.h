@@ -14,7 +14,7 @@
  *   - of another sidecar: its bits are taken, its stamp is not.
  *
  * While this node is itself the writer, between begin and clean or end, the sidecar on disk is
- * node->sc, and nobody else can change it: the image is locked.
+ * node->in_sidecar.list, and nobody else can change it: the image is locked.
  */
 #ifndef TIDE_NODE_LOG_H
 #define TIDE_NODE_LOG_H
@@ -34,10 +34,10 @@ void tide_node_log_remove(struct tide_node *node);
 bool tide_node_log_is_live(const struct tide_node *node);
 
 /*
- * From now on the log records for this node.  take_inside: the enabled bitmaps inside the image too, which are marked
+ * From now on the log records for this node.  with_image: the enabled bitmaps inside the image too, which are marked
  * there as in use.  Everything else has been committed.
  */
-int tide_node_log_begin(struct tide_node *node, bool durable, bool take_inside, struct tide_error *err);
+int tide_node_log_begin(struct tide_node *node, bool durable, bool with_image, struct tide_error *err);
 /* The write that has ended is all there, durable, and the image's stamp is that of now; the next one may go on. */
 int tide_node_log_clean(struct tide_node *node, struct tide_error *err);
 /* The same, but the bitmaps get what was recorded, on disk, and the log goes. */

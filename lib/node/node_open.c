@@ -8,21 +8,13 @@
 #include "base/error.h"
 #include "base/lock.h"
 #include "base/mem.h"
-#include "node_inside.h"
+#include "node_image.h"
 #include "node_log.h"
 #include "node_uri.h"
 #include "store/commit_record.h"
 
-int tide_node_load_sidecar(struct tide_node *node, struct tide_error *err)
-{
-	if (node->sidecar_path && tide_store_load(node->sidecar_path, &node->sc, err) < 0)
-		return -1;
-	node->has_sidecar = node->sc != NULL;
-	node->disk_writer = node->sc ? node->sc->writer : 0;
-	if (!node->sc)
-		node->sc = tide_sidecar_new(err);
-	return node->sc ? 0 : -1;
-}
+/* How often the sidecar is read when other programs replace it meanwhile. */
+#define LOOKS_MAX 100u
 
 /* Bitmaps inside the image are going to be changed, perhaps: it is opened anew, as one that will be written later. */
 static int open_for_bitmaps(struct tide_node *node, struct tide_image_options *options, struct tide_error *err)
@@ -31,7 +23,7 @@ static int open_for_bitmaps(struct tide_node *node, struct tide_image_options *o
 
 	if (!tide_image_can_store_bitmaps(node->image) || node->mode != TIDE_NODE_EDIT_BITMAPS)
 		return 0;
-	if (tide_image_info(node->image)->n_bitmaps == 0 && !node->want_inside)
+	if (tide_image_info(node->image)->n_bitmaps == 0 && !node->want.in_image)
 		return 0;
 	format = tide_mem_strdup(tide_image_format_name(node->image), err);
 	if (!format)
@@ -40,7 +32,7 @@ static int open_for_bitmaps(struct tide_node *node, struct tide_image_options *o
 	node->image = NULL;
 	options->write_later = options->records_bitmaps = true;
 	options->format = format;
-	if (tide_image_open(options, &node->image, &node->inside_error) == 0)
+	if (tide_image_open(options, &node->image, &node->image_bitmaps.why_not) == 0)
 		return 0;
 	options->write_later = options->records_bitmaps = false;
 	return tide_image_open(options, &node->image, err);
@@ -53,7 +45,7 @@ static int open_shared(struct tide_node *node, struct tide_image_options *option
 
 	if (tide_image_open(options, &node->image, &why) == 0)
 		return 0;
-	if (why.code != TIDE_E_LOCKED || !node->look_live || node->mode != TIDE_NODE_READ ||
+	if (why.code != TIDE_E_LOCKED || !node->may_share_live || node->mode != TIDE_NODE_READ ||
 	    !tide_node_log_is_live(node))
 		return tide_error_move(err, &why);
 	tide_error_release(&why);
@@ -79,13 +71,13 @@ static int open_image(struct tide_node *node, struct tide_sink *sink, struct tid
 	options.lock_fd = node->lock_fd;
 	options.has_lock_fd = node->lock_fd >= 0;
 	if (node->has_sidecar) {
-		if (node->format && strcmp(node->format, node->sc->format)) {
+		if (node->format && strcmp(node->format, node->in_sidecar.list->format)) {
 			tide_error_set(err, TIDE_E_REFUSED, "The format of '%s' is pinned as '%s', not '%s'",
-			               node->path, node->sc->format, node->format);
+			               node->path, node->in_sidecar.list->format, node->format);
 			return tide_error_hint(err, "it was pinned in '%s' when the first bitmap was added",
 			                       node->sidecar_path);
 		}
-		options.format = node->sc->format;
+		options.format = node->in_sidecar.list->format;
 	}
 	if (open_shared(node, &options, err) < 0)
 		return -1;
@@ -94,11 +86,11 @@ static int open_image(struct tide_node *node, struct tide_sink *sink, struct tid
 		                   "a program lacking bitmap support modified this file, so all bitmaps are now "
 		                   "considered inconsistent; some clusters may be leaked, 'qemu-img check -r leaks' "
 		                   "gives them back");
-	if (open_for_bitmaps(node, &options, err) < 0 || tide_node_inside_open(node, err) < 0)
+	if (open_for_bitmaps(node, &options, err) < 0 || tide_node_image_open(node, err) < 0)
 		return -1;
 	if (!node->has_sidecar) {
-		strncpy(node->sc->format, tide_image_format_name(node->image), TIDE_SIDECAR_FORMAT_MAX);
-		node->sc->disk_size = tide_image_size(node->image);
+		strncpy(node->in_sidecar.list->format, tide_image_format_name(node->image), TIDE_SIDECAR_FORMAT_MAX);
+		node->in_sidecar.list->disk_size = tide_image_size(node->image);
 	}
 	return 0;
 }
@@ -107,9 +99,9 @@ static int open_image(struct tide_node *node, struct tide_sink *sink, struct tid
 int tide_node_roll_back(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_sink *sink,
                         struct tide_error *err)
 {
-	if (tide_sidecar_bitmap_thaw(node->sc, entry, err) < 0)
+	if (tide_sidecar_bitmap_thaw(node->in_sidecar.list, entry, err) < 0)
 		return -1;
-	node->dirty = true;
+	node->in_sidecar.is_dirty = true;
 	if (sink)
 		tide_event_warning(sink, node->path,
 		                   "the job that used bitmap '%s' died; the bitmap is as after a failed job",
@@ -124,10 +116,10 @@ int tide_node_roll_back(struct tide_node *node, struct tide_sidecar_bitmap *entr
 static int roll_forward(struct tide_node *node, const char *record, struct tide_error *err)
 {
 	bool current = true;
-	int rc = tide_commit_record_roll_forward(record, &node->completed, err);
+	int rc = tide_commit_record_roll_forward(record, &node->group.completed, err);
 
-	if (rc == 0 &&
-	    tide_store_is_current(node->sidecar_path, node->has_sidecar ? node->sc : NULL, &current, err) < 0)
+	if (rc == 0 && tide_store_is_current(node->sidecar_path, node->has_sidecar ? node->in_sidecar.list : NULL,
+	                                     &current, err) < 0)
 		return -1;
 	return rc == 0 ? !current : rc;
 }
@@ -135,8 +127,8 @@ static int roll_forward(struct tide_node *node, const char *record, struct tide_
 /* 1: a transaction had decided before it died, and the sidecar is another one now. */
 static int recover_jobs(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
 {
-	for (size_t i = 0; i < node->sc->n; i++) {
-		struct tide_sidecar_bitmap *entry = node->sc->items[i];
+	for (size_t i = 0; i < node->in_sidecar.list->n; i++) {
+		struct tide_sidecar_bitmap *entry = node->in_sidecar.list->items[i];
 		int held;
 
 		if (!entry->token)
@@ -160,39 +152,40 @@ static int check_stamp(struct tide_node *node, struct tide_sink *sink, struct ti
 {
 	int held;
 
-	if (!node->has_sidecar || node->log_vouches)
+	if (!node->has_sidecar || node->log.vouches)
 		return 0;
-	if (node->sc->writer) {
-		held = tide_lock_token_is_held(tide_image_fd(node->image), node->sc->writer, err);
+	if (node->in_sidecar.list->writer) {
+		held = tide_lock_token_is_held(tide_image_fd(node->image), node->in_sidecar.list->writer, err);
 		if (held < 0)
 			return -1;
 		if (!held) {
-			node->sc->writer = node->disk_writer = 0;
-			node->dirty = true;
+			node->in_sidecar.list->writer = node->disk_writer = 0;
+			node->in_sidecar.is_dirty = true;
 			tide_event_warning(sink, node->path, "a tracked write died; what it may have written is dirty");
 		}
 		return 0;
 	}
-	node->untracked = !tide_stamp_is_equal(tide_image_stamp(node->image), &node->sc->stamp);
+	node->untracked = !tide_stamp_is_equal(tide_image_stamp(node->image), &node->in_sidecar.list->stamp);
 	if (!node->untracked)
 		return 0;
-	for (size_t i = 0; i < node->sc->n; i++)
-		node->sc->items[i]->untracked = true;
+	for (size_t i = 0; i < node->in_sidecar.list->n; i++)
+		node->in_sidecar.list->items[i]->untracked = true;
 	return 0;
 }
 
 /* The bitmaps follow the disk; what the disk gained is dirty, for nobody tracked how. */
 static int follow_size(struct tide_node *node, struct tide_error *err)
 {
-	uint64_t was = node->sc->disk_size, size = tide_image_size(node->image);
+	uint64_t was = node->in_sidecar.list->disk_size, size = tide_image_size(node->image);
 
 	if (was == size)
 		return 0;
-	for (size_t i = 0; i < node->sc->n; i++) {
-		struct tide_sidecar_bitmap *half[2] = { node->sc->items[i], node->sc->items[i]->successor };
+	for (size_t i = 0; i < node->in_sidecar.list->n; i++) {
+		struct tide_sidecar_bitmap *half[2] = { node->in_sidecar.list->items[i],
+			                                node->in_sidecar.list->items[i]->successor };
 
 		for (int k = 0; k < 2 && half[k]; k++) {
-			struct tide_bitmap *bm = tide_sidecar_bitmap_load(node->sc, half[k], err);
+			struct tide_bitmap *bm = tide_sidecar_bitmap_load(node->in_sidecar.list, half[k], err);
 
 			if (!bm || tide_bitmap_resize(bm, size, err) < 0)
 				return -1;
@@ -200,8 +193,8 @@ static int follow_size(struct tide_node *node, struct tide_error *err)
 				return -1;
 		}
 	}
-	node->sc->disk_size = size;
-	node->dirty = node->has_sidecar;
+	node->in_sidecar.list->disk_size = size;
+	node->in_sidecar.is_dirty = node->has_sidecar;
 	return 0;
 }
 
@@ -224,7 +217,7 @@ static int recover_pointer(struct tide_node *node, struct tide_sink *sink, struc
 	if (rc)
 		return rc < 0 ? -1 : 0; /* it is at work */
 	rc = roll_forward(node, record, err);
-	if (rc > 0 && tide_node_inside_roll_forward(node, record, sink, err) < 0)
+	if (rc > 0 && tide_node_image_roll_forward(node, record, sink, err) < 0)
 		return -1;
 	/* Left there it would be followed again, for ever; when there was nothing left to do it is only in the way. */
 	if (rc >= 0 && unlink(pointer) < 0 && errno != ENOENT && rc > 0)
@@ -232,40 +225,57 @@ static int recover_pointer(struct tide_node *node, struct tide_sink *sink, struc
 	return rc;
 }
 
-static void say_completed(struct tide_node *node, struct tide_sink *sink)
+/* What dead programs left undone.  1: it is done now, and the bitmaps on disk are others. */
+static int recover(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
 {
-	tide_event_warning(sink, node->path,
-	                   "a transaction was interrupted after its commit; it has been completed now");
+	int rc = recover_pointer(node, sink, err);
+
+	if (rc == 0)
+		rc = recover_jobs(node, sink, err);
+	if (rc > 0)
+		tide_event_warning(sink, node->path,
+		                   "a transaction was interrupted after its commit; it has been completed now");
+	return rc;
+}
+
+/* Locked for change, and read; 1: something was completed, or changed by another program, so that it has to be read
+ * again. */
+static int read_once(struct tide_node *node, bool create, struct tide_sink *sink, struct tide_error *err)
+{
+	int rc;
+
+	if (node->sidecar_path && node->mode != TIDE_NODE_READ && node->store.lock_fd < 0 &&
+	    tide_store_lock(&node->store, node->sidecar_path, create, err) < 0)
+		return -1;
+	tide_node_drop_sidecar(node);
+	if (tide_node_load_sidecar(node, err) < 0 || (!node->image && open_image(node, sink, err) < 0))
+		return -1;
+	rc = recover(node, sink, err);
+	if (rc == 0)
+		return tide_node_log_open(node, sink, err);
+	tide_store_release(&node->store);
+	return rc;
 }
 
 static int read_node(struct tide_node *node, bool create, struct tide_sink *sink, struct tide_error *err)
 {
-	int rc;
+	for (unsigned looks = 0; looks < LOOKS_MAX; looks++) {
+		int rc = read_once(node, create, sink, err);
 
-	for (;;) {
-		if (node->sidecar_path && node->mode != TIDE_NODE_READ && node->store.lock_fd < 0 &&
-		    tide_store_lock(&node->store, node->sidecar_path, create, err) < 0)
+		if (rc < 0)
 			return -1;
-		tide_node_drop_sidecar(node);
-		if (tide_node_load_sidecar(node, err) < 0 || (!node->image && open_image(node, sink, err) < 0))
-			return -1;
-		rc = recover_pointer(node, sink, err);
-		if (rc == 0)
-			rc = recover_jobs(node, sink, err);
-		if (rc > 0) {
-			say_completed(node, sink);
-			tide_store_release(&node->store);
+		if (rc > 0 && sink && tide_event_is_cancelled(sink))
+			return tide_error_set(err, TIDE_E_CANCELLED, "Cancelled while '%s' was opened", node->path);
+		if (rc > 0)
 			continue;
-		}
-		if (rc == 0)
-			rc = tide_node_log_open(node, sink, err);
-		if (rc <= 0)
-			break;
+		if (check_stamp(node, sink, err) < 0 || follow_size(node, err) < 0)
+			return -1;
+		node->has_changes = false; /* so far it was repaired, not changed */
+		return 0;
 	}
-	if (rc < 0 || check_stamp(node, sink, err) < 0 || follow_size(node, err) < 0)
-		return -1;
-	node->has_changes = false; /* so far it was repaired, not changed */
-	return 0;
+	tide_error_set(err, TIDE_E_LOCKED, "The bitmaps of '%s' are being changed all the time", node->path);
+	return tide_error_hint(err, "find the program that changes '%s', and run the command again",
+	                       node->sidecar_path);
 }
 
 static int open_parts(struct tide_node *node, bool create, struct tide_sink *sink, struct tide_error *err)
@@ -294,14 +304,14 @@ static int open_parts(struct tide_node *node, bool create, struct tide_sink *sin
 
 void tide_node_want(struct tide_node *node, enum tide_node_mode mode, bool create)
 {
-	node->want = node->wanted ? TIDE_MAX(node->want, mode) : mode;
-	node->want_create |= create;
-	node->wanted = true;
+	node->want.mode = node->want.any ? TIDE_MAX(node->want.mode, mode) : mode;
+	node->want.create |= create;
+	node->want.any = true;
 }
 
-void tide_node_want_inside(struct tide_node *node)
+void tide_node_want_in_image(struct tide_node *node)
 {
-	node->want_inside = true;
+	node->want.in_image = true;
 }
 
 int tide_node_open(struct tide_node *node, enum tide_node_mode mode, bool create, struct tide_sink *sink,
@@ -313,39 +323,11 @@ int tide_node_open(struct tide_node *node, enum tide_node_mode mode, bool create
 		return tide_error_set(err, TIDE_E_REFUSED, "'%s' is already in use by this transaction in another way",
 		                      node->path);
 	tide_node_want(node, mode, create);
-	node->mode = node->want;
-	if (open_parts(node, node->want_create, sink, err) < 0) {
+	node->mode = node->want.mode;
+	if (open_parts(node, node->want.create, sink, err) < 0) {
 		tide_node_close(node);
 		return -1;
 	}
 	node->is_open = true;
 	return 0;
-}
-
-void tide_node_unlock_store(struct tide_node *node)
-{
-	tide_store_release(&node->store);
-	/* Others may change what is inside the image, unless a job or a group is going to. */
-	if (!node->inside_held && !(node->inside_deferred && node->inside_dirty))
-		tide_image_renounce_write(node->image);
-}
-
-int tide_node_relock_store(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
-{
-	tide_node_drop_sidecar(node);
-	if (tide_store_lock(&node->store, node->sidecar_path, false, err) < 0 || tide_node_load_sidecar(node, err) < 0)
-		return -1;
-	if (!node->has_sidecar)
-		return tide_error_set(err, TIDE_E_CORRUPT, "The sidecar '%s' has vanished", node->sidecar_path);
-	/* A tracked write of the same transaction has left its log, clean. */
-	if (tide_node_log_open(node, sink, err) < 0)
-		return -1;
-	return tide_node_log_fold(node, err);
-}
-
-int tide_node_begin_settling(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
-{
-	if (node->after || node->inside_deferred)
-		return tide_node_load_deferred(node, sink, err);
-	return node->has_sidecar ? tide_node_relock_store(node, sink, err) : 0;
 }

@@ -56,8 +56,9 @@ void tide_node_uri_hint(const struct tide_node *node, struct tide_error *err)
 	TIDE_AUTOFREE char *names = tide_mem_strdup("", NULL);
 	const char *place = node->sidecar ? "" : "; bitmaps of it that are kept here are in --sidecar PATH";
 
-	for (size_t i = 0; names && i < node->inside->n; i++) {
-		char *more = tide_mem_printf(NULL, "%s%s'%s'", names, i ? ", " : "", node->inside->items[i]->name);
+	for (size_t i = 0; names && i < node->in_image.list->n; i++) {
+		char *more =
+		        tide_mem_printf(NULL, "%s%s'%s'", names, i ? ", " : "", node->in_image.list->items[i]->name);
 
 		free(names);
 		names = more;

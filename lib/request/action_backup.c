@@ -193,7 +193,7 @@ static int blockdev_prepare(struct tide_session *session, struct tide_step *step
 	if (source == target)
 		return tide_error_set(err, TIDE_E_REFUSED, "Source and target cannot be the same");
 	/* Another action has it, or is going to. */
-	if (target->job || target->wanted)
+	if (target->job || target->want.any)
 		return tide_error_set(err, TIDE_E_REFUSED,
 		                      "Node '%s' is busy: block device is in use by block job: backup", target->id);
 	args->target = target->path;
@@ -233,7 +233,7 @@ static void auto_declare(struct tide_session *session, const struct tide_step *s
 		return;
 	tide_node_want(node, TIDE_NODE_EDIT_BITMAPS, args->store == TIDE_STORE_SIDECAR);
 	if (args->store == TIDE_STORE_IMAGE)
-		tide_node_want_inside(node);
+		tide_node_want_in_image(node);
 }
 
 static int check_args(const struct tide_backup *args, struct tide_error *err)

@@ -54,7 +54,7 @@ static void add_declare(struct tide_session *session, const struct tide_step *st
 		return; /* it is refused before the image is looked at */
 	declare(session, args->node, TIDE_NODE_EDIT_BITMAPS, !inside);
 	if (inside && tide_session_find(session, args->node))
-		tide_node_want_inside(tide_session_find(session, args->node));
+		tide_node_want_in_image(tide_session_find(session, args->node));
 }
 
 static int check_granularity(uint64_t granularity, struct tide_error *err)
@@ -345,10 +345,10 @@ static void trust_again(struct tide_session *session, struct tide_node *node, st
 	if (!entry->untracked)
 		return;
 	entry->untracked = false;
-	for (size_t i = 0; i < node->sc->n; i++) {
-		if (node->sc->items[i]->untracked)
+	for (size_t i = 0; i < node->in_sidecar.list->n; i++) {
+		if (node->in_sidecar.list->items[i]->untracked)
 			tide_event_warning(&session->sink, node->path, "bitmap '%s' is still inconsistent",
-			                   node->sc->items[i]->name);
+			                   node->in_sidecar.list->items[i]->name);
 	}
 }
 
@@ -427,10 +427,10 @@ static const char *find_busy(const struct tide_sidecar *sc)
 /* The bitmaps stay locked until the disks are compared, longer than the end of a job could wait for it. */
 static int check_no_jobs(const struct tide_node *node, const char *name, struct tide_error *err)
 {
-	const char *busy = find_busy(node->sc);
+	const char *busy = find_busy(node->in_sidecar.list);
 
 	if (!busy)
-		busy = find_busy(node->inside);
+		busy = find_busy(node->in_image.list);
 	if (!busy)
 		return 0;
 	tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' is currently in use by another operation and cannot be used",

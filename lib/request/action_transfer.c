@@ -56,7 +56,7 @@ static void transfer_declare(struct tide_session *session, const struct tide_ste
 		return;
 	tide_node_want(target, TIDE_NODE_EDIT_BITMAPS, !inside);
 	if (inside)
-		tide_node_want_inside(target);
+		tide_node_want_in_image(target);
 }
 
 static struct tide_node *open_node(struct tide_session *session, const char *id, enum tide_node_mode mode,

@@ -28,10 +28,10 @@ static struct tide_node *look_at_bitmaps(struct tide_session *session, const cha
 	struct tide_node *node = tide_session_find(session, id), *found;
 
 	if (node)
-		node->look_live = true;
+		node->may_share_live = true;
 	found = look(session, id, err);
 	if (node)
-		node->look_live = false;
+		node->may_share_live = false;
 	return found;
 }
 

@@ -120,7 +120,7 @@ static int open_nodes(struct tide_txn *txn, struct tide_error *err)
 	for (size_t i = 0; i < session->n_nodes; i++) {
 		struct tide_node *node = places[i].node;
 
-		if (node->wanted && tide_node_open(node, node->want, node->want_create, &session->sink, err) < 0)
+		if (node->want.any && tide_node_open(node, node->want.mode, node->want.create, &session->sink, err) < 0)
 			return -1;
 	}
 	return 0;
@@ -178,7 +178,7 @@ static int name_late(struct tide_txn *txn, struct tide_error *err)
 
 static bool has_completed(const struct tide_node *node, const char *path)
 {
-	const char *p = node->completed.buf, *end = p ? p + node->completed.len : p;
+	const char *p = node->group.completed.buf, *end = p ? p + node->group.completed.len : p;
 
 	for (; p < end; p += strlen(p) + 1) {
 		if (!strcmp(p, path))
@@ -296,7 +296,7 @@ static int commit_all(struct tide_txn *txn, struct tide_error *err)
 
 		if (!node->is_open)
 			continue;
-		if (node->base && tide_node_begin_deferred(node, session->group, err) < 0)
+		if (node->group.before && tide_node_begin_deferred(node, session->group, err) < 0)
 			return -1;
 		if (node->has_changes)
 			members[n++] = tide_commit_node_member(node);

@@ -26,11 +26,11 @@ struct tide_sidecar_bitmap {
 	size_t encoded_len;
 	struct tide_sidecar_bitmap *successor; /* of a busy bitmap, else NULL */
 
-	/* Only for a node's bitmaps inside the image (node_inside.h), which are never encoded: */
-	bool inside;
-	bool in_use;  /* a program died while it had it open: the contents say nothing */
-	bool lent;    /* marked there as in use by us: the write log records for it */
-	bool changed; /* the contents differ from the stored ones */
+	/* Only for a node's bitmaps inside the image (node_image.h), which are never encoded: */
+	bool in_image;
+	bool in_use;      /* a program died while it had it open: the contents say nothing */
+	bool checked_out; /* marked there as in use by us: the write log records for it */
+	bool changed;     /* the contents differ from the stored ones */
 	bool is_stored;
 	size_t stored; /* its index in the image's directory */
 };

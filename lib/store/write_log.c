@@ -261,8 +261,8 @@ int tide_write_log_create(const char *path, struct tide_write_log_header *h, int
 	h->state.sequence = 1;
 	boot_id(h->state.boot);
 	log->h = *h;
-	h->inside = NULL;
-	h->n_inside = 0;
+	h->in_image = NULL;
+	h->n_in_image = 0;
 	find_bits(log);
 	if (create_file(log, image_fd, err) < 0 || prepare_bits(log, err) < 0)
 		return tide_error_wrap(err, "Could not create the write log '%s'", path);

@@ -40,8 +40,8 @@ struct tide_write_log_header {
 	uint32_t sidecar_crc; /* checksum of that sidecar's header; 0: no sidecar */
 	unsigned shift;       /* granularity, log2 */
 	uint64_t disk_size;
-	size_t n_inside;  /* bitmaps inside the image that this log records for and that are marked */
-	uint64_t *inside; /* as in use there: their tokens (node_inside.h) */
+	size_t n_in_image;  /* bitmaps inside the image that this log records for and that are marked */
+	uint64_t *in_image; /* as in use there: their tokens (node_image.h) */
 	struct tide_write_log_state state;
 };
 

@@ -58,7 +58,7 @@ enum {
 
 uint64_t tide_write_log_bits_at(const struct tide_write_log_header *h)
 {
-	return tide_range_align_up(TIDE_WRITE_LOG_TABLE_AT + 8 * (uint64_t)h->n_inside, PAGE);
+	return tide_range_align_up(TIDE_WRITE_LOG_TABLE_AT + 8 * (uint64_t)h->n_in_image, PAGE);
 }
 
 uint64_t tide_write_log_file_len(const struct tide_write_log_header *h)
@@ -70,7 +70,7 @@ uint64_t tide_write_log_file_len(const struct tide_write_log_header *h)
 
 void tide_write_log_header_release(struct tide_write_log_header *h)
 {
-	free(h->inside);
+	free(h->in_image);
 	*h = (struct tide_write_log_header)TIDE_WRITE_LOG_HEADER_INIT;
 }
 
@@ -109,10 +109,10 @@ void tide_write_log_encode(const struct tide_write_log_header *h, uint8_t *out)
 	tide_put_le64(out + AT_DISK_SIZE, h->disk_size);
 	tide_put_le64(out + AT_BITS_AT, tide_write_log_bits_at(h));
 	tide_put_le64(out + AT_FILE_LEN, tide_write_log_file_len(h));
-	tide_put_le32(out + AT_INSIDE, (uint32_t)h->n_inside);
-	for (size_t i = 0; i < h->n_inside; i++)
-		tide_put_le64(table + 8 * i, h->inside[i]);
-	tide_put_le32(out + AT_INSIDE_CRC, tide_checksum_crc32c(0, table, 8 * h->n_inside));
+	tide_put_le32(out + AT_INSIDE, (uint32_t)h->n_in_image);
+	for (size_t i = 0; i < h->n_in_image; i++)
+		tide_put_le64(table + 8 * i, h->in_image[i]);
+	tide_put_le32(out + AT_INSIDE_CRC, tide_checksum_crc32c(0, table, 8 * h->n_in_image));
 	tide_put_le32(out + AT_CRC, tide_checksum_crc32c(0, out, AT_CRC));
 	tide_write_log_encode_slot(h, out + TIDE_WRITE_LOG_SLOT_AT(h->state.sequence & 1));
 }
@@ -184,12 +184,12 @@ static int get_fields(const uint8_t *p, struct tide_write_log_header *h, struct 
 	h->sidecar_crc = tide_get_le32(p + AT_SIDECAR_CRC);
 	h->shift = tide_get_le32(p + AT_SHIFT);
 	h->disk_size = tide_get_le64(p + AT_DISK_SIZE);
-	h->n_inside = tide_get_le32(p + AT_INSIDE);
+	h->n_in_image = tide_get_le32(p + AT_INSIDE);
 	return check_range(err, "identity", AT_ID, 1, UINT64_MAX, h->id) < 0 ||
 	                       check_range(err, "granularity", AT_SHIFT, 9, 31, h->shift) < 0 ||
 	                       check_range(err, "size of the disk", AT_DISK_SIZE, 0, DISK_MAX, h->disk_size) < 0 ||
 	                       check_range(err, "number of bitmaps inside the image", AT_INSIDE, 0,
-	                                   TIDE_WRITE_LOG_INSIDE_MAX, h->n_inside) < 0
+	                                   TIDE_WRITE_LOG_INSIDE_MAX, h->n_in_image) < 0
 	               ? -1
 	               : 0;
 }
@@ -214,14 +214,14 @@ static int get_inside(const uint8_t *p, struct tide_write_log_header *h, struct 
 {
 	const uint8_t *table = p + TIDE_WRITE_LOG_TABLE_AT;
 
-	if (check_crc(err, "list of bitmaps", AT_INSIDE_CRC, tide_checksum_crc32c(0, table, 8 * h->n_inside),
+	if (check_crc(err, "list of bitmaps", AT_INSIDE_CRC, tide_checksum_crc32c(0, table, 8 * h->n_in_image),
 	              tide_get_le32(p + AT_INSIDE_CRC)) < 0 ||
-	    check_zeroes(err, p, TIDE_WRITE_LOG_TABLE_AT + 8 * h->n_inside, tide_write_log_bits_at(h)) < 0)
+	    check_zeroes(err, p, TIDE_WRITE_LOG_TABLE_AT + 8 * h->n_in_image, tide_write_log_bits_at(h)) < 0)
 		return -1;
-	h->inside = tide_mem_alloc(h->n_inside + 1, sizeof(*h->inside), err);
-	for (size_t i = 0; h->inside && i < h->n_inside; i++)
-		h->inside[i] = tide_get_le64(table + 8 * i);
-	return h->inside ? 0 : -1;
+	h->in_image = tide_mem_alloc(h->n_in_image + 1, sizeof(*h->in_image), err);
+	for (size_t i = 0; h->in_image && i < h->n_in_image; i++)
+		h->in_image[i] = tide_get_le64(table + 8 * i);
+	return h->in_image ? 0 : -1;
 }
 
 /* 1: *s is the slot's state; 0: the slot was never written. */

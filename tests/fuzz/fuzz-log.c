@@ -40,7 +40,7 @@ static void use(const struct tide_write_log_header *h)
 	tide_write_log_encode(h, out);
 	fuzz_must(tide_write_log_decode(out, len, tide_write_log_file_len(h), &again, &err) == 0);
 	fuzz_must(again.id == h->id && again.shift == h->shift && again.disk_size == h->disk_size &&
-	          again.n_inside == h->n_inside && again.state.token == h->state.token &&
+	          again.n_in_image == h->n_in_image && again.state.token == h->state.token &&
 	          again.state.sequence == h->state.sequence && again.generation == h->generation);
 	tide_write_log_header_release(&again);
 	free(out);

@@ -20,23 +20,23 @@ static const char *log_path(void)
 	return path;
 }
 
-static struct tide_write_log *make(uint64_t disk, unsigned shift, bool durable, size_t n_inside)
+static struct tide_write_log *make(uint64_t disk, unsigned shift, bool durable, size_t n_in_image)
 {
 	struct tide_write_log_header h = {
 		.generation = 7,
 		.sidecar_crc = 0x12345678,
 		.shift = shift,
 		.disk_size = disk,
-		.n_inside = n_inside,
-		.inside = calloc(n_inside + 1, sizeof(uint64_t)),
+		.n_in_image = n_in_image,
+		.in_image = calloc(n_in_image + 1, sizeof(uint64_t)),
 		.state = { .token = 99, .durable = durable },
 	};
 	struct tide_error err = TIDE_ERROR_INIT;
 	struct tide_write_log *log = NULL;
 	int fd = open(unit_dir(), O_RDONLY);
 
-	for (size_t i = 0; i < n_inside; i++)
-		h.inside[i] = 1000 + i;
+	for (size_t i = 0; i < n_in_image; i++)
+		h.in_image[i] = 1000 + i;
 	unlink(log_path());
 	CHECK_OK(tide_write_log_create(log_path(), &h, fd, &log, &err), &err);
 	tide_write_log_header_release(&h);
@@ -80,8 +80,8 @@ static void test_states(void)
 		CHECK_EQ_U64(h->id, id);
 		CHECK_EQ_U64(h->generation, 7);
 		CHECK_EQ_U64(h->sidecar_crc, 0x12345678);
-		CHECK_EQ_U64(h->n_inside, 3);
-		CHECK_EQ_U64(h->inside[2], 1002);
+		CHECK_EQ_U64(h->n_in_image, 3);
+		CHECK_EQ_U64(h->in_image[2], 1002);
 		CHECK(h->state.durable && !h->state.stamp.valid);
 		stamp.size = 100 + (uint64_t)i;
 		CHECK_OK(tide_write_log_clean(log, &stamp, &err), &err);

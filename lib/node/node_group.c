@@ -7,21 +7,21 @@
 #include "base/error.h"
 #include "base/lock.h"
 #include "base/mem.h"
-#include "node_inside.h"
+#include "node_image.h"
 #include "store/commit_record.h"
 
 int tide_node_defer(struct tide_node *node, struct tide_error *err)
 {
-	node->inside_deferred = true;
-	node->base = tide_sidecar_copy(node->sc, err);
-	return node->base ? 0 : -1;
+	node->image_bitmaps.is_deferred = true;
+	node->group.before = tide_sidecar_copy(node->in_sidecar.list, err);
+	return node->group.before ? 0 : -1;
 }
 
 static int make_busy(struct tide_node *node, struct tide_sidecar_bitmap *entry, uint64_t token, bool records,
                      const char *group, struct tide_error *err)
 {
 	struct tide_sidecar_bitmap *successor =
-	        tide_sidecar_bitmap_new(NULL, node->base->disk_size, entry->granularity, err);
+	        tide_sidecar_bitmap_new(NULL, node->group.before->disk_size, entry->granularity, err);
 
 	if (!successor)
 		return -1;
@@ -37,53 +37,55 @@ int tide_node_begin_deferred(struct tide_node *node, const char *group, struct t
 	if (node->mode == TIDE_NODE_READ)
 		return 0;
 	tide_node_drop_removed(node);
-	if (!node->dirty)
+	if (!node->in_sidecar.is_dirty)
 		return 0;
-	if (tide_lock_token_new(&node->token, err) < 0 ||
-	    tide_lock_token_hold(tide_image_fd(node->image), node->token, err) < 0)
+	if (tide_lock_token_new(&node->group.token, err) < 0 ||
+	    tide_lock_token_hold(tide_image_fd(node->image), node->group.token, err) < 0)
 		return -1;
-	for (size_t i = 0; i < node->base->n; i++) {
-		struct tide_sidecar_bitmap *entry = node->base->items[i];
-		long k = tide_sidecar_find(node->sc, entry->name);
-		uint64_t token = k >= 0 && node->sc->items[k]->token ? node->sc->items[k]->token : node->token;
+	for (size_t i = 0; i < node->group.before->n; i++) {
+		struct tide_sidecar_bitmap *entry = node->group.before->items[i];
+		long k = tide_sidecar_find(node->in_sidecar.list, entry->name);
+		uint64_t token = k >= 0 && node->in_sidecar.list->items[k]->token
+		                         ? node->in_sidecar.list->items[k]->token
+		                         : node->group.token;
 
 		if (!entry->token && make_busy(node, entry, token, entry->enabled, group, err) < 0)
 			return -1;
 	}
-	node->after = node->sc;
-	node->sc = node->base;
-	node->base = NULL;
+	node->group.after = node->in_sidecar.list;
+	node->in_sidecar.list = node->group.before;
+	node->group.before = NULL;
 	if (!node->has_sidecar) /* nothing was there before */
-		node->dirty = false;
+		node->in_sidecar.is_dirty = false;
 	node->has_changes = false; /* for now */
 	return 0;
 }
 
 bool tide_node_is_deferred(const struct tide_node *node)
 {
-	return node->after || (node->inside_deferred && node->inside_dirty);
+	return node->group.after || (node->image_bitmaps.is_deferred && node->in_image.is_dirty);
 }
 
 int tide_node_load_deferred(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
 {
-	uint64_t generation = node->sc->generation;
+	uint64_t generation = node->in_sidecar.list->generation;
 	bool had = node->has_sidecar;
 
-	node->inside_deferred = false;
-	if (!node->after)
+	node->image_bitmaps.is_deferred = false;
+	if (!node->group.after)
 		return had ? tide_node_relock_store(node, sink, err) : 0;
 	tide_node_drop_sidecar(node);
 	if (tide_store_lock(&node->store, node->sidecar_path, true, err) < 0 || tide_node_load_sidecar(node, err) < 0)
 		return -1;
-	if (node->has_sidecar != had || (had && node->sc->generation != generation))
+	if (node->has_sidecar != had || (had && node->in_sidecar.list->generation != generation))
 		return tide_error_set(err, TIDE_E_REFUSED,
 		                      "The bitmaps of '%s' were changed by another program while the group ran",
 		                      node->path);
-	tide_sidecar_free(node->sc);
-	node->sc = node->after;
-	node->after = NULL;
-	node->sc->generation = generation;
-	node->dirty = true;
+	tide_sidecar_free(node->in_sidecar.list);
+	node->in_sidecar.list = node->group.after;
+	node->group.after = NULL;
+	node->in_sidecar.list->generation = generation;
+	node->in_sidecar.is_dirty = true;
 	return 0;
 }
 
@@ -93,15 +95,15 @@ void tide_node_drop_deferred(struct tide_node *node, struct tide_sink *sink)
 	struct tide_error err = TIDE_ERROR_INIT;
 
 	tide_node_unlock_store(node);
-	tide_node_inside_reload(node, &err);
-	if (node->has_sidecar && node->token) {
-		tide_lock_token_drop(tide_image_fd(node->image), node->token);
+	tide_node_image_reload(node, &err);
+	if (node->has_sidecar && node->group.token) {
+		tide_lock_token_drop(tide_image_fd(node->image), node->group.token);
 		tide_node_drop_sidecar(node);
 		if (tide_store_lock(&node->store, node->sidecar_path, false, &err) == 0 &&
 		    tide_node_load_sidecar(node, &err) == 0) {
-			for (size_t i = 0; i < node->sc->n; i++) {
-				if (node->sc->items[i]->token == node->token)
-					tide_node_roll_back(node, node->sc->items[i], NULL, &err);
+			for (size_t i = 0; i < node->in_sidecar.list->n; i++) {
+				if (node->in_sidecar.list->items[i]->token == node->group.token)
+					tide_node_roll_back(node, node->in_sidecar.list->items[i], NULL, &err);
 			}
 			if (tide_node_stage(node, &err) == 0)
 				tide_node_commit(node, &err);
@@ -115,7 +117,7 @@ void tide_node_drop_deferred(struct tide_node *node, struct tide_sink *sink)
 
 unsigned tide_node_count_changes(const struct tide_node *node)
 {
-	return (node->store.staged.tmp != NULL) + node->inside_staged;
+	return (node->store.staged.tmp != NULL) + node->in_image.is_staged;
 }
 
 int tide_node_add_to_record(const struct tide_node *node, struct tide_commit_record *record, struct tide_error *err)
@@ -125,57 +127,58 @@ int tide_node_add_to_record(const struct tide_node *node, struct tide_commit_rec
 
 	if (staged->tmp && tide_commit_record_add(record, staged->tmp, staged->path, err) < 0)
 		return -1;
-	if (!node->inside_staged)
+	if (!node->in_image.is_staged)
 		return 0;
 	if (tide_stamp_take(tide_image_fd(node->image), &stamp, err) < 0)
 		return -1;
-	return tide_commit_record_add_switch(record, tide_image_path(node->image), &node->inside_switch, &stamp, err);
+	return tide_commit_record_add_switch(record, tide_image_path(node->image), &node->image_bitmaps.change, &stamp,
+	                                     err);
 }
 
 void tide_node_recorded(struct tide_node *node)
 {
-	node->recorded = node->store.staged.kept = true;
-	node->switch_due = node->inside_staged;
+	node->group.is_recorded = node->store.staged.kept = true;
+	node->image_bitmaps.is_due = node->in_image.is_staged;
 }
 
 void tide_node_unrecorded(struct tide_node *node)
 {
-	node->recorded = node->store.staged.kept = node->switch_due = false;
+	node->group.is_recorded = node->store.staged.kept = node->image_bitmaps.is_due = false;
 }
 
 bool tide_node_is_untouched(const struct tide_node *node)
 {
 	const struct tide_staged *staged = &node->store.staged;
 
-	return (!staged->path || staged->tmp) && (!node->switch_due || node->inside_staged);
+	return (!staged->path || staged->tmp) && (!node->image_bitmaps.is_due || node->in_image.is_staged);
 }
 
 int tide_node_point(struct tide_node *node, const char *record, struct tide_error *err)
 {
-	if (node->pointer)
+	if (node->group.pointer)
 		return 0;
 	if (!node->sidecar_path)
 		return tide_error_set(err, TIDE_E_REFUSED,
 		                      "'%s' has no place for bitmaps, where a record would be looked for", node->path);
-	if (!node->token && (tide_lock_token_new(&node->token, err) < 0 ||
-	                     tide_lock_token_hold(tide_image_fd(node->image), node->token, err) < 0))
+	if (!node->group.token && (tide_lock_token_new(&node->group.token, err) < 0 ||
+	                           tide_lock_token_hold(tide_image_fd(node->image), node->group.token, err) < 0))
 		return -1;
-	node->pointer = tide_mem_printf(err, "%s.group", node->sidecar_path);
-	if (!node->pointer)
+	node->group.pointer = tide_mem_printf(err, "%s.group", node->sidecar_path);
+	if (!node->group.pointer)
 		return -1;
-	return tide_commit_record_point(node->pointer, node->token, record, err);
+	return tide_commit_record_point(node->group.pointer, node->group.token, record, err);
 }
 
 void tide_node_leave_pointer(struct tide_node *node)
 {
-	free(node->pointer);
-	node->pointer = NULL;
+	free(node->group.pointer);
+	node->group.pointer = NULL;
 }
 
 void tide_node_unpoint(struct tide_node *node)
 {
-	if (node->pointer)
-		unlink(node->pointer);
-	free(node->pointer);
-	node->pointer = NULL;
+	if (node->group.pointer)
+		unlink(node->group.pointer);
+	free(node->group.pointer);
+	node->group.pointer = NULL;
 }

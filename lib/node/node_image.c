@@ -1,4 +1,6 @@
-#include "node_inside.h"
+#include "node_image.h"
+
+#include "node_impl.h"
 
 #include <fcntl.h>
 #include <errno.h>
@@ -15,7 +17,7 @@
 
 /* ---- what is there ------------------------------------------------------------------ */
 
-uint64_t tide_node_inside_token(const char *name)
+uint64_t tide_node_image_token(const char *name)
 {
 	struct tide_sha256 sha;
 	char hex[65];
@@ -42,55 +44,55 @@ static struct tide_sidecar_bitmap *entry_new(const struct tide_driver_bitmap *fr
 	entry->granularity = from->granularity;
 	entry->enabled = from->enabled;
 	entry->in_use = from->in_use;
-	entry->inside = entry->is_stored = true;
+	entry->in_image = entry->is_stored = true;
 	entry->stored = index;
 	return entry;
 }
 
-int tide_node_inside_open(struct tide_node *node, struct tide_error *err)
+int tide_node_image_open(struct tide_node *node, struct tide_error *err)
 {
 	const struct tide_driver_info *info = tide_image_info(node->image);
 
-	node->inside = tide_sidecar_new(err);
-	if (!node->inside)
+	node->in_image.list = tide_sidecar_new(err);
+	if (!node->in_image.list)
 		return -1;
-	node->inside->disk_size = tide_image_size(node->image);
+	node->in_image.list->disk_size = tide_image_size(node->image);
 	for (size_t i = 0; i < info->n_bitmaps; i++) {
 		struct tide_sidecar_bitmap *entry = entry_new(&info->bitmaps[i], i, err);
 		int held;
 
-		if (!entry || tide_sidecar_insert(node->inside, 0, entry, err) < 0) {
+		if (!entry || tide_sidecar_insert(node->in_image.list, 0, entry, err) < 0) {
 			tide_sidecar_bitmap_free(entry);
 			return -1;
 		}
-		held = tide_lock_token_is_held(tide_image_fd(node->image), tide_node_inside_token(entry->name), err);
+		held = tide_lock_token_is_held(tide_image_fd(node->image), tide_node_image_token(entry->name), err);
 		if (held < 0)
 			return -1;
 		if (held)
-			entry->token = tide_node_inside_token(entry->name);
+			entry->token = tide_node_image_token(entry->name);
 	}
 	return 0;
 }
 
-void tide_node_inside_release(struct tide_node *node)
+void tide_node_image_release(struct tide_node *node)
 {
-	tide_sidecar_free(node->inside);
-	node->inside = NULL;
-	node->inside_dirty = node->inside_deferred = false;
-	tide_error_release(&node->inside_error);
+	tide_sidecar_free(node->in_image.list);
+	node->in_image.list = NULL;
+	node->in_image.is_dirty = node->image_bitmaps.is_deferred = false;
+	tide_error_release(&node->image_bitmaps.why_not);
 }
 
-int tide_node_inside_reload(struct tide_node *node, struct tide_error *err)
+int tide_node_image_reload(struct tide_node *node, struct tide_error *err)
 {
-	tide_node_inside_abort(node);
-	tide_sidecar_free(node->inside);
-	node->inside_dirty = node->inside_deferred = false;
-	return tide_node_inside_open(node, err);
+	tide_node_image_abort(node);
+	tide_sidecar_free(node->in_image.list);
+	node->in_image.is_dirty = node->image_bitmaps.is_deferred = false;
+	return tide_node_image_open(node, err);
 }
 
-int tide_node_inside_check(const struct tide_node *node, struct tide_error *err)
+int tide_node_image_check(const struct tide_node *node, struct tide_error *err)
 {
-	const struct tide_error *why = &node->inside_error;
+	const struct tide_error *why = &node->image_bitmaps.why_not;
 
 	if (!tide_image_can_store_bitmaps(node->image))
 		return tide_error_set(err, TIDE_E_REFUSED,
@@ -103,11 +105,11 @@ int tide_node_inside_check(const struct tide_node *node, struct tide_error *err)
 	return why->hint ? tide_error_hint(err, "%s", why->hint) : -1;
 }
 
-int tide_node_inside_load(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_error *err)
+static int load_entry(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_error *err)
 {
 	if (entry->bitmap)
 		return 0;
-	if (entry->lent && tide_image_reclaim_bitmap(node->image, entry->stored, err) < 0)
+	if (entry->checked_out && tide_image_reclaim_bitmap(node->image, entry->stored, err) < 0)
 		return -1;
 	if (!entry->is_stored)
 		return tide_error_set(err, TIDE_E_CORRUPT, "Bitmap '%s' has no contents", entry->name);
@@ -125,10 +127,10 @@ static bool is_dirty(const struct tide_bitmap *bm, uint64_t off, uint64_t len)
 	       (tide_bitmap_next_dirty(bm, off, len, &start, &run) && start <= off && start + run >= off + len);
 }
 
-int tide_node_inside_record(struct tide_node *node, uint64_t off, uint64_t len, struct tide_error *err)
+int tide_node_image_record(struct tide_node *node, uint64_t off, uint64_t len, struct tide_error *err)
 {
-	for (size_t i = 0; i < node->inside->n; i++) {
-		struct tide_sidecar_bitmap *entry = node->inside->items[i];
+	for (size_t i = 0; i < node->in_image.list->n; i++) {
+		struct tide_sidecar_bitmap *entry = node->in_image.list->items[i];
 		struct tide_bitmap *bm;
 
 		if (!entry->enabled || entry->in_use)
@@ -146,15 +148,15 @@ int tide_node_inside_record(struct tide_node *node, uint64_t off, uint64_t len, 
 	return 0;
 }
 
-int tide_node_inside_hold(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_error *err)
+int tide_node_image_hold(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_error *err)
 {
 	int fd = tide_image_fd(node->image);
-	uint64_t token = tide_node_inside_token(entry->name);
+	uint64_t token = tide_node_image_token(entry->name);
 
 	if (tide_lock_token_hold(fd, token, err) < 0 || tide_lock_token_hold(fd, TIDE_LOCK_TOKEN_JOB, err) < 0)
 		return -1;
 	entry->token = token;
-	node->inside_held = true;
+	node->image_bitmaps.is_held = true;
 	return 0;
 }
 
@@ -162,7 +164,7 @@ int tide_node_inside_hold(struct tide_node *node, struct tide_sidecar_bitmap *en
 
 static bool has_tracked(const struct tide_node *node)
 {
-	return node->has_sidecar && node->sc->n > 0;
+	return node->has_sidecar && node->in_sidecar.list->n > 0;
 }
 
 /* Each replacement of the sidecar ends the lock on it: in between nobody may have changed it. */
@@ -177,7 +179,7 @@ static int lock_again(struct tide_node *node, struct tide_error *err)
 		return -1;
 	generation = now ? now->generation : 0;
 	tide_sidecar_free(now);
-	if (generation != node->sc->generation)
+	if (generation != node->in_sidecar.list->generation)
 		return tide_error_set(err, TIDE_E_REFUSED,
 		                      "The bitmaps of '%s' were changed by another program meanwhile", node->path);
 	return 0;
@@ -203,7 +205,7 @@ static int rewrite_mark(struct tide_node *node, uint64_t writer, struct tide_err
 	if (rc == 0)
 		rc = tide_store_commit(&node->store, err);
 	if (rc == 0) {
-		node->sc->generation = now->generation;
+		node->in_sidecar.list->generation = now->generation;
 		node->disk_writer = writer;
 	}
 	tide_sidecar_free(now);
@@ -212,22 +214,22 @@ static int rewrite_mark(struct tide_node *node, uint64_t writer, struct tide_err
 
 static int mark(struct tide_node *node, struct tide_error *err)
 {
-	uint64_t writer = node->sc->writer;
+	uint64_t writer = node->in_sidecar.list->writer;
 
 	/* The log says that something is going on, and will say what the stamp is then. */
-	if (!has_tracked(node) || node->log_active)
+	if (!has_tracked(node) || node->log.state == TIDE_NODE_LOG_WRITER)
 		return 0;
 	if (!node->disk_writer) {
-		if (!writer && !node->token &&
-		    (tide_lock_token_new(&node->token, err) < 0 ||
-		     tide_lock_token_hold(tide_image_fd(node->image), node->token, err) < 0))
+		if (!writer && !node->group.token &&
+		    (tide_lock_token_new(&node->group.token, err) < 0 ||
+		     tide_lock_token_hold(tide_image_fd(node->image), node->group.token, err) < 0))
 			return -1;
-		if (rewrite_mark(node, writer ? writer : node->token, err) < 0 || lock_again(node, err) < 0)
+		if (rewrite_mark(node, writer ? writer : node->group.token, err) < 0 || lock_again(node, err) < 0)
 			return -1;
 	}
 	if (!writer) {
-		node->inside_marked = true;
-		node->sc->writer = node->disk_writer;
+		node->image_bitmaps.has_marked = true;
+		node->in_sidecar.list->writer = node->disk_writer;
 	}
 	return 0;
 }
@@ -237,10 +239,10 @@ static void unmark(struct tide_node *node)
 {
 	struct tide_error ignored = TIDE_ERROR_INIT;
 
-	if (!node->inside_marked)
+	if (!node->image_bitmaps.has_marked)
 		return;
-	node->inside_marked = false;
-	node->sc->writer = 0;
+	node->image_bitmaps.has_marked = false;
+	node->in_sidecar.list->writer = 0;
 	if (lock_again(node, &ignored) == 0)
 		rewrite_mark(node, 0, &ignored);
 	tide_error_release(&ignored);
@@ -251,28 +253,28 @@ static void unmark(struct tide_node *node)
 /* In the order of the directory, which begins with the oldest. */
 static int stage_puts(struct tide_node *node, struct tide_error *err)
 {
-	size_t n = node->inside->n;
+	size_t n = node->in_image.list->n;
 	TIDE_AUTOFREE struct tide_driver_bitmap_put *puts = tide_mem_alloc(n + 1, sizeof(*puts), err);
 
 	if (!puts)
 		return -1;
 	for (size_t i = 0; i < n; i++) {
-		const struct tide_sidecar_bitmap *entry = node->inside->items[n - 1 - i];
+		const struct tide_sidecar_bitmap *entry = node->in_image.list->items[n - 1 - i];
 
 		puts[i] = (struct tide_driver_bitmap_put){
 			.name = entry->name,
 			.granularity = entry->granularity,
-			.in_use = entry->in_use || entry->lent,
+			.in_use = entry->in_use || entry->checked_out,
 			.enabled = entry->enabled,
 			.keep = entry->is_stored && !entry->changed,
 			.index = entry->stored,
 			.contents = entry->bitmap,
 		};
 	}
-	if (tide_image_stage_bitmaps(node->image, puts, n, &node->inside_switch, err) == 0)
+	if (tide_image_stage_bitmaps(node->image, puts, n, &node->image_bitmaps.change, err) == 0)
 		return 0;
 	for (size_t i = 0; i < n; i++) {
-		const struct tide_sidecar_bitmap *entry = node->inside->items[i];
+		const struct tide_sidecar_bitmap *entry = node->in_image.list->items[i];
 
 		if (!entry->is_stored && err && err->code != TIDE_E_IO)
 			return tide_error_wrap(err, "Can't make bitmap '%s' persistent in '%s'", entry->name, node->id);
@@ -280,15 +282,15 @@ static int stage_puts(struct tide_node *node, struct tide_error *err)
 	return -1;
 }
 
-int tide_node_inside_stage(struct tide_node *node, struct tide_error *err)
+int tide_node_image_stage(struct tide_node *node, struct tide_error *err)
 {
-	if (tide_node_inside_check(node, err) < 0 || tide_image_lock_write(node->image, err) < 0)
+	if (tide_node_image_check(node, err) < 0 || tide_image_lock_write(node->image, err) < 0)
 		return -1;
-	node->inside_staged = true;
+	node->in_image.is_staged = true;
 	/* The stamp that a group's record gets must be the file's after a power cut, too. */
 	if (mark(node, err) == 0 && stage_puts(node, err) == 0 && tide_image_sync_times(node->image, err) == 0)
 		return 0;
-	tide_node_inside_abort(node);
+	tide_node_image_abort(node);
 	return -1;
 }
 
@@ -296,22 +298,22 @@ static void end_change(struct tide_node *node)
 {
 	unmark(node);
 	tide_image_unlock_write(node->image);
-	node->inside_staged = false;
+	node->in_image.is_staged = false;
 }
 
-int tide_node_inside_commit(struct tide_node *node, struct tide_error *err)
+int tide_node_image_commit(struct tide_node *node, struct tide_error *err)
 {
 	int rc = tide_image_commit_bitmaps(node->image, err);
 
-	for (size_t i = 0; rc == 0 && i < node->inside->n; i++) {
-		struct tide_sidecar_bitmap *entry = node->inside->items[node->inside->n - 1 - i];
+	for (size_t i = 0; rc == 0 && i < node->in_image.list->n; i++) {
+		struct tide_sidecar_bitmap *entry = node->in_image.list->items[node->in_image.list->n - 1 - i];
 
 		entry->is_stored = true;
 		entry->changed = false;
 		entry->stored = i;
 	}
 	if (rc == 0)
-		node->inside_dirty = false;
+		node->in_image.is_dirty = false;
 	/* Before the sidecar learns what they are.  Should it fail, they may be older ones after a power cut, which is
 	 * noticed. */
 	tide_image_sync_times(node->image, NULL);
@@ -319,13 +321,13 @@ int tide_node_inside_commit(struct tide_node *node, struct tide_error *err)
 	return rc;
 }
 
-void tide_node_inside_abort(struct tide_node *node)
+void tide_node_image_abort(struct tide_node *node)
 {
-	if (!node->inside_staged)
+	if (!node->in_image.is_staged)
 		return;
-	if (node->recorded) { /* as after a death: image and sidecar stay as they are */
+	if (node->group.is_recorded) { /* as after a death: image and sidecar stay as they are */
 		tide_image_unlock_write(node->image);
-		node->inside_staged = node->inside_marked = false;
+		node->in_image.is_staged = node->image_bitmaps.has_marked = false;
 		return;
 	}
 	tide_image_abort_bitmaps(node->image);
@@ -381,16 +383,57 @@ static int carry_out(const char *path, const struct tide_driver_switch *sw, cons
 	return fsync(fd) < 0 ? tide_error_set_sys(err, errno, "Could not flush '%s'", path) : 0;
 }
 
-int tide_node_inside_roll_forward(struct tide_node *node, const char *record, struct tide_sink *sink,
-                                  struct tide_error *err)
+int tide_node_image_roll_forward(struct tide_node *node, const char *record, struct tide_sink *sink,
+                                 struct tide_error *err)
 {
 	TIDE_AUTOFREE char *path = tide_mem_strdup(tide_image_path(node->image), err);
 	struct tide_driver_switch sw;
 	struct tide_stamp stamp;
 	int rc = path ? tide_commit_record_find_switch(record, path, &sw, &stamp, err) : -1;
 
-	tide_node_inside_release(node);
+	tide_node_image_release(node);
 	tide_image_close(node->image); /* its locks are in the way */
 	node->image = NULL;
 	return rc > 0 ? carry_out(path, &sw, &stamp, sink, err) : rc;
 }
+
+/* ---- the set ------------------------------------------------------------------------ */
+
+/* In QEMU's words where it has them. */
+static int check_change(const struct tide_node *node, const struct tide_sidecar_bitmap *entry, struct tide_error *err)
+{
+	const struct tide_error *why = &node->image_bitmaps.why_not;
+
+	if (why->code == TIDE_E_LOCKED)
+		return tide_node_image_check(node, err);
+	if (!why->code && !tide_node_is_servers(node, entry))
+		return 0;
+	tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' is readonly and cannot be modified", entry->name);
+	return why->code ? tide_error_hint(err, "%s", why->msg)
+	                 : tide_error_hint(err,
+	                                   "it belongs to the server; it can be read, and copied with bitmap-import");
+}
+
+static struct tide_bitmap *load(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_error *err)
+{
+	return load_entry(node, entry, err) < 0 ? NULL : entry->bitmap;
+}
+
+static struct tide_bitmap *clear(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_error *err)
+{
+	struct tide_bitmap *bm = load(node, entry, err);
+
+	if (bm)
+		tide_bitmap_clear(bm);
+	return bm;
+}
+
+const struct tide_bitmap_set_ops tide_node_image_ops = {
+	.kind = TIDE_STORE_IMAGE,
+	.check_add = tide_node_image_check,
+	.check_change = check_change,
+	.load = load,
+	.clear = clear,
+	.stage = tide_node_image_stage,
+	.commit = tide_node_image_commit,
+};

@@ -1,0 +1,116 @@
+/*
+ * The node's bitmaps in the sidecar: the file is locked, read, and replaced whole (store.h).
+ */
+#include <stdlib.h>
+
+#include "base/error.h"
+#include "node_impl.h"
+#include "node_log.h"
+
+void tide_node_drop_sidecar(struct tide_node *node)
+{
+	free(node->removed);
+	node->removed = NULL;
+	node->n_removed = 0;
+	tide_sidecar_free(node->in_sidecar.list);
+	node->in_sidecar.list = NULL;
+	node->in_sidecar.is_dirty = node->in_sidecar.is_staged = false;
+	node->has_changes = node->untracked = node->has_sidecar = false;
+}
+
+int tide_node_load_sidecar(struct tide_node *node, struct tide_error *err)
+{
+	struct tide_sidecar *sc = NULL;
+
+	if (node->sidecar_path && tide_store_load(node->sidecar_path, &sc, err) < 0)
+		return -1;
+	node->has_sidecar = sc != NULL;
+	node->disk_writer = sc ? sc->writer : 0;
+	node->in_sidecar.list = sc ? sc : tide_sidecar_new(err);
+	return node->in_sidecar.list ? 0 : -1;
+}
+
+void tide_node_unlock_store(struct tide_node *node)
+{
+	tide_store_release(&node->store);
+	node->in_sidecar.is_staged = false;
+	/* Others may change what is inside the image, unless a job or a group is going to. */
+	if (!node->image_bitmaps.is_held && !(node->image_bitmaps.is_deferred && node->in_image.is_dirty))
+		tide_image_renounce_write(node->image);
+}
+
+int tide_node_relock_store(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
+{
+	tide_node_drop_sidecar(node);
+	if (tide_store_lock(&node->store, node->sidecar_path, false, err) < 0 || tide_node_load_sidecar(node, err) < 0)
+		return -1;
+	if (!node->has_sidecar)
+		return tide_error_set(err, TIDE_E_CORRUPT, "The sidecar '%s' has vanished", node->sidecar_path);
+	/* A tracked write of the same transaction has left its log, clean. */
+	if (tide_node_log_open(node, sink, err) < 0)
+		return -1;
+	return tide_node_log_fold(node, err);
+}
+
+int tide_node_begin_settling(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
+{
+	if (node->group.after || node->image_bitmaps.is_deferred)
+		return tide_node_load_deferred(node, sink, err);
+	return node->has_sidecar ? tide_node_relock_store(node, sink, err) : 0;
+}
+
+/* ---- the set ----------------------------------------------------------------------- */
+
+static int can_add(const struct tide_node *node, struct tide_error *err)
+{
+	return 0;
+}
+
+static int can_change(const struct tide_node *node, const struct tide_sidecar_bitmap *entry, struct tide_error *err)
+{
+	return 0;
+}
+
+static struct tide_bitmap *load(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_error *err)
+{
+	return tide_sidecar_bitmap_load(node->in_sidecar.list, entry, err);
+}
+
+static struct tide_bitmap *clear(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_error *err)
+{
+	return tide_sidecar_bitmap_clear(node->in_sidecar.list, entry, err);
+}
+
+static int stage(struct tide_node *node, struct tide_error *err)
+{
+	struct tide_sidecar *sc = node->in_sidecar.list;
+
+	/* The stamp of the moment the image was locked, not of now: what came in between came around the tracking. */
+	sc->stamp = *tide_image_stamp(node->image);
+	sc->generation++;
+	if (tide_store_stage(&node->store, sc, tide_image_fd(node->image), err) < 0)
+		return -1;
+	node->in_sidecar.is_staged = true;
+	return 0;
+}
+
+static int commit(struct tide_node *node, struct tide_error *err)
+{
+	if (tide_store_commit(&node->store, err) < 0)
+		return -1;
+	node->in_sidecar.is_dirty = node->in_sidecar.is_staged = false;
+	node->has_sidecar = true;
+	node->disk_writer = node->in_sidecar.list->writer;
+	node->in_sidecar.list->checksum = node->store.checksum;
+	return 0;
+}
+
+const struct tide_bitmap_set_ops tide_node_sidecar_ops = {
+	.kind = TIDE_STORE_SIDECAR,
+	.check_add = can_add,
+	.check_change = can_change,
+	.load = load,
+	.clear = clear,
+	.stage = stage,
+	.commit = commit,
+};
