@@ -17,8 +17,8 @@ static int open_other(const struct tide_bitmap_rescan *args, unsigned allow, str
 	if (args->against_format || !tide_image_is_raw(*other))
 		return 0;
 	/* Else what a guest writes into its disk could make a raw backup of it another image. */
-	tide_error_set(err, TIDE_E_REFUSED, "The format of '%s' cannot be told from its content", args->against);
-	return tide_error_hint(err, "if it is a raw image, say so: --against-format %s", tide_image_raw_driver()->name);
+	tide_error_set(err, TIDE_E_REFUSED, "The format of '%s' cannot be derived from its content", args->against);
+	return tide_error_hint(err, "if it is a raw image, specify --against-format %s", tide_image_raw_driver()->name);
 }
 
 /* What reads through to the disk itself is the same everywhere, and no backup of it. */
@@ -31,7 +31,7 @@ static int check_apart(const struct tide_image *image, struct tide_image *other,
 		if (tide_image_is_same_file(image, other))
 			return tide_error_set(
 			        err, TIDE_E_REFUSED,
-			        "'%s' is chained on the image itself: what it does not hold could not differ", name);
+			        "'%s' reads from the image itself: data that it reads from there cannot differ", name);
 	}
 	return 0;
 }

@@ -103,7 +103,7 @@ static int check_job_id(struct tide_session *session, const char *id, struct tid
 	return 0;
 }
 
-/* What makes no difference to a backup here, but has its rules. */
+/* Arguments that have no effect here; QEMU's rules for them are checked. */
 static int check_details(struct tide_session *session, const struct tide_backup *args, struct tide_error *err)
 {
 	const char *name = args->filter_node_name;
@@ -116,7 +116,7 @@ static int check_details(struct tide_session *session, const struct tide_backup 
 	return 0;
 }
 
-/* The later one would replace what the earlier one has made. */
+/* Two jobs with one target: the later one would replace the earlier one's. */
 static int check_target_free(struct tide_session *session, const struct tide_backup_job *job, struct tide_error *err)
 {
 	for (size_t i = 0; i < session->n_nodes; i++) {
@@ -139,7 +139,7 @@ static int prepare_backup(struct tide_session *session, struct tide_step *step, 
 	if (tide_node_open(node, args->bitmap ? TIDE_NODE_EDIT_BITMAPS : TIDE_NODE_READ, false, &session->sink, err) <
 	    0)
 		return -1;
-	/* QEMU's drive-backup does this, blockdev-backup does not. */
+	/* As in QEMU: drive-backup accepts top without a backing image, blockdev-backup refuses it. */
 	if (args->sync == TIDE_SYNC_TOP && !tide_image_backing(node->image) && step->action == &tide_action_backup)
 		args->sync = TIDE_SYNC_FULL;
 	if (check_job_id(session, args->job_id ? args->job_id : node->id, err) < 0 ||
@@ -192,7 +192,7 @@ static int blockdev_prepare(struct tide_session *session, struct tide_step *step
 		return -1;
 	if (source == target)
 		return tide_error_set(err, TIDE_E_REFUSED, "Source and target cannot be the same");
-	/* Another action has it, or is going to. */
+	/* Another action uses it, or will. */
 	if (target->job || target->want.any)
 		return tide_error_set(err, TIDE_E_REFUSED,
 		                      "Node '%s' is busy: block device is in use by block job: backup", target->id);
@@ -223,7 +223,7 @@ const struct tide_action tide_action_blockdev_backup = {
 static const struct tide_qmp_field auto_fields[] = { BACKUP_FIELDS(), NEW_TARGET_FIELDS, INTERNAL_FIELDS,
 	                                             TIDE_FIELD_END };
 
-/* A bitmap that is made here may be the node's first. */
+/* The bitmap that a full backup creates may be the node's first, so the sidecar may be created. */
 static void auto_declare(struct tide_session *session, const struct tide_step *step)
 {
 	const struct tide_backup *args = step->args;
@@ -246,12 +246,12 @@ static int check_args(const struct tide_backup *args, struct tide_error *err)
 	return 0;
 }
 
-/* Why not incremental; NULL: nothing speaks against it. */
+/* The reason against an incremental backup, or NULL. */
 static const char *doubt(const struct tide_node *node, const struct tide_sidecar_bitmap *bitmap)
 {
 	if (!bitmap)
 		return "there was no such bitmap";
-	if (bitmap->token) /* refused by the backup, with the text for that */
+	if (bitmap->token) /* busy: the backup refuses it, with QEMU's text */
 		return NULL;
 	if (bitmap->in_use)
 		return "the bitmap was inconsistent: a program died while it used it";
@@ -277,7 +277,7 @@ static int set_answer(struct tide_txn *txn, const char *reason, struct tide_erro
 	return 0;
 }
 
-/* The chain begins anew: nothing lies below. */
+/* A full backup starts a new chain, without a backing image. */
 static void drop_backing(struct tide_txn *txn, const char *path, struct tide_backup *args)
 {
 	if (!args->backing)
@@ -297,7 +297,7 @@ static int add_full(struct tide_txn *txn, struct tide_backup *args, bool has_bit
 		args->bitmap_mode = TIDE_BITMAP_MODE_ON_SUCCESS;
 		return tide_txn_append(txn, &tide_action_backup, args, err);
 	}
-	/* In a group with the backup, the new bitmap is gone if that fails. */
+	/* The bitmap and the backup are one group: if the backup fails, the new bitmap is dropped. */
 	args->bitmap = NULL;
 	args->bitmap_mode = TIDE_BITMAP_MODE_UNSET;
 	tide_txn_set_grouped(txn, true);

@@ -1,5 +1,5 @@
 /*
- * The bitmap verbs: QMP's block-dirty-bitmap-* and Tidemark's own mark.
+ * The actions on bitmaps: QMP's block-dirty-bitmap-* and Tidemark's own mark and rescan; and abort.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -51,7 +51,7 @@ static void add_declare(struct tide_session *session, const struct tide_step *st
 	bool inside = args->store == TIDE_STORE_IMAGE;
 
 	if (!*args->name)
-		return; /* it is refused before the image is looked at */
+		return; /* prepare refuses it without opening the image */
 	declare(session, args->node, TIDE_NODE_EDIT_BITMAPS, !inside);
 	if (inside && tide_session_find(session, args->node))
 		tide_node_want_in_image(tide_session_find(session, args->node));
@@ -339,7 +339,10 @@ static int mark_range(struct tide_bitmap *bm, const struct tide_range *r, const 
 	return args->unset ? tide_bitmap_reset(bm, r->off, len, err) : tide_bitmap_set(bm, r->off, len, err);
 }
 
-/* The others are not what the stamp to come will say. */
+/*
+ * The bitmap is complete again.  The next stamp will vouch for the whole node, so the user is warned of each other
+ * bitmap that still lacks writes.
+ */
 static void trust_again(struct tide_session *session, struct tide_node *node, struct tide_sidecar_bitmap *entry)
 {
 	if (!entry->untracked)
@@ -363,7 +366,7 @@ static int mark_prepare(struct tide_session *session, struct tide_step *step, st
 
 	if (!entry)
 		return -1;
-	/* Of a bitmap that a program left open nobody knows what it lacks. */
+	/* The writes that a bitmap lost when its program died are unknown, so no list of ranges completes it. */
 	if (!entry->in_use)
 		flags |= TIDE_BITMAP_ALLOW_INCONSISTENT;
 	entry = tide_node_find_usable(node, args->name, flags, err);
@@ -376,14 +379,14 @@ static int mark_prepare(struct tide_session *session, struct tide_step *step, st
 	}
 	if (clamped)
 		tide_event_warning(&session->sink, node->path,
-		                   "%zu of %zu ranges reach beyond the end of the disk at %llu, and were cut there",
+		                   "%zu of %zu ranges extend beyond the end of the disk at %llu and were cut there",
 		                   clamped, args->n_ranges, (unsigned long long)tide_bitmap_size(bm));
 	if (args->covers && args->covers < tide_bitmap_size(bm))
 		tide_event_warning(
 		        &session->sink, node->path,
-		        "the list ends at %llu, before the end of the disk at %llu: of the rest it says nothing",
+		        "the list covers only %llu of the disk's %llu bytes; nothing was marked beyond that point",
 		        (unsigned long long)args->covers, (unsigned long long)tide_bitmap_size(bm));
-	if (!args->unset) /* the caller has said what was written around the tracking */
+	if (!args->unset) /* the caller has listed the unrecorded writes */
 		trust_again(session, node, entry);
 	return 0;
 }
@@ -424,7 +427,7 @@ static const char *find_busy(const struct tide_sidecar *sc)
 	return NULL;
 }
 
-/* The bitmaps stay locked until the disks are compared, longer than the end of a job could wait for it. */
+/* The store stays locked during the comparison, longer than a job that settles could wait for the lock. */
 static int check_no_jobs(const struct tide_node *node, const char *name, struct tide_error *err)
 {
 	const char *busy = find_busy(node->in_sidecar.list);
@@ -435,7 +438,7 @@ static int check_no_jobs(const struct tide_node *node, const char *name, struct 
 		return 0;
 	tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' is currently in use by another operation and cannot be used",
 	               busy);
-	return tide_error_hint(err, "bitmap '%s' can be compared anew once that is over", name);
+	return tide_error_hint(err, "compare bitmap '%s' again after that operation", name);
 }
 
 static int rescan_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)

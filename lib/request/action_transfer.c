@@ -1,5 +1,6 @@
 /*
- * bitmap-import and bitmap-export: from one bitmap into another, whichever images and stores they belong to.
+ * bitmap-import and bitmap-export: merge one bitmap into another of any image and any store, and create it if it does
+ * not exist.
  */
 #include "base/error.h"
 #include "txn.h"
@@ -71,7 +72,7 @@ static struct tide_node *open_node(struct tide_session *session, const char *id,
 	return tide_node_open(node, mode, may_create, &session->sink, err) < 0 ? NULL : node;
 }
 
-/* A copy of the source's bits, to be fitted to the target. */
+/* A copy of the source's bits, which the caller may resize to the target's disk. */
 static struct tide_bitmap *read_source(struct tide_session *session, const struct tide_bitmap_ref *ref,
                                        struct tide_error *err)
 {
@@ -105,8 +106,8 @@ static int refuse_settings(const struct tide_bitmap_transfer *args, struct tide_
 
 	if (!setting)
 		return 0;
-	tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' exists: '%s' is only for a bitmap that is created",
-	               args->target.name, setting);
+	tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' exists: '%s' is only for a new bitmap", args->target.name,
+	               setting);
 	return tide_error_hint(err, "leave it out to add to the bitmap, or choose another name");
 }
 
@@ -130,7 +131,8 @@ static int refuse_beyond(const struct tide_bitmap *source, const char *name, con
                          struct tide_error *err)
 {
 	uint64_t size = tide_image_size(node->image), granularity = tide_bitmap_granularity(source), start, len;
-	uint64_t edge = size + (granularity - size % granularity) % granularity; /* of the granule that size is in */
+	uint64_t edge = size + (granularity - size % granularity) %
+	                               granularity; /* the end of the granule that contains `size` */
 
 	if (edge >= tide_bitmap_size(source) || !tide_bitmap_next_dirty(source, edge, 1, &start, &len))
 		return 0;
@@ -141,7 +143,7 @@ static int refuse_beyond(const struct tide_bitmap *source, const char *name, con
 	                       (unsigned long long)tide_bitmap_size(source));
 }
 
-/* What the source's disk does not reach to: nobody knows about it. */
+/* Nothing is known of the part of the target beyond the source's disk, so it becomes dirty. */
 static int set_rest(struct tide_session *session, const struct tide_bitmap_transfer *args, uint64_t known,
                     struct tide_bitmap *target, const struct tide_node *node, struct tide_error *err)
 {
@@ -150,7 +152,7 @@ static int set_rest(struct tide_session *session, const struct tide_bitmap_trans
 	if (known >= size)
 		return 0;
 	tide_event_warning(&session->sink, node->path,
-	                   "bitmap '%s' covers %llu of %llu bytes: what lies behind them is dirty in bitmap '%s'",
+	                   "bitmap '%s' covers only %llu of %llu bytes; the rest is dirty in bitmap '%s'",
 	                   args->source.name, (unsigned long long)known, (unsigned long long)size, args->target.name);
 	return tide_bitmap_set(target, known, size - known, err);
 }

@@ -78,7 +78,7 @@ static int decode_bool(const struct tide_qmp_path *path, const struct tide_json 
 	return 0;
 }
 
-/* A negative number is taken for a large one, as QEMU does; and then too large. */
+/* As in QEMU, a negative number is read as a large unsigned one, and is then too large. */
 static int decode_uint32(const struct tide_qmp_path *path, const struct tide_json *json, uint64_t *to,
                          struct tide_error *err)
 {

@@ -1,3 +1,9 @@
+/*
+ * Cuts a stream of bytes into JSON messages and rewrites them as strict JSON for the parser of base/json.c.
+ *
+ * It follows QEMU's lexer and parser: a message ends with the bracket that closes it, errors have QEMU's texts, and
+ * after an error it skips as many bytes as QEMU does.
+ */
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
@@ -8,12 +14,12 @@
 #include "qmp.h"
 
 enum {
-	MAX_NESTING = 120, /* less than json.c takes */
+	MAX_NESTING = 120, /* fewer than json.c accepts */
 	MAX_MESSAGE = 16 << 20,
 	MAX_TOKENS = 2 << 20,
 };
 
-/* What lex() found; a token's kind otherwise. */
+/* The results of lex() that are no kind of a token. */
 enum { NEED_MORE = 0, STRAY = -1, SKIP = -2, REPLY = -3 };
 
 void tide_qmp_json_release(struct tide_qmp_json *in)
@@ -114,7 +120,7 @@ static int lex_keyword(struct lexer *lex)
 	return lex->n < lex->len || lex->ended ? 'k' : NEED_MORE;
 }
 
-/* What documentation puts around commands. */
+/* Accepts the marks that documentation puts around commands. */
 static int lex_decoration(struct lexer *lex)
 {
 	static const struct {
@@ -229,7 +235,7 @@ static bool is_character(int32_t cp)
 	       (cp < 0xfdd0 || cp > 0xfdef);
 }
 
-/* *s stands behind "\u". */
+/* *s points after "\u". */
 static int unescape_code_point(struct parser *p, const char **s, const char *end, struct tide_strbuf *sb)
 {
 	const char *start = *s - 2;
@@ -251,7 +257,7 @@ static int unescape_code_point(struct parser *p, const char **s, const char *end
 	return 0;
 }
 
-/* The string without its quotes and escapes, to be freed. */
+/* The string without its quotes and escapes; the caller frees it. */
 static char *parse_string(struct parser *p)
 {
 	static const char letters[] = "\"'\\/bfnrt", meant[] = "\"'\\/\b\f\n\r\t";
@@ -297,7 +303,7 @@ static bool fits(const char *text)
 	return errno == 0;
 }
 
-/* An integer that no 64 bits hold is a fraction, as in QEMU. */
+/* An integer that does not fit into 64 bits becomes a floating-point number, as in QEMU. */
 static int parse_number(struct parser *p, const char *key)
 {
 	const struct tide_qmp_token *token = peek(p);
@@ -352,7 +358,7 @@ static int parse_pair(struct parser *p)
 	return parse_value(p, key);
 }
 
-/* Behind the opening bracket. */
+/* Called after the opening bracket. */
 static int parse_members(struct parser *p, char close)
 {
 	bool object = close == '}';
@@ -428,7 +434,7 @@ static int parse_message(const struct tide_qmp_json *in, struct tide_json **json
 	*json = tide_json_parse(text, strlen(text), &strict);
 	if (*json)
 		return 1;
-	/* What is left to be wrong: an object with the same key twice. */
+	/* The only error that is left: an object has the same key twice. */
 	if (strict.code == TIDE_E_REFUSED)
 		bad(&p, "duplicate key");
 	else
@@ -439,7 +445,7 @@ static int parse_message(const struct tide_qmp_json *in, struct tide_json **json
 
 /* ---- messages ---------------------------------------------------------------------- */
 
-/* The message is done with: its tokens, and the text up to here. */
+/* Forgets the tokens of the message, and the text up to here. */
 static void forget(struct tide_qmp_json *in)
 {
 	in->n = 0;
@@ -477,7 +483,7 @@ static bool is_complete(const struct tide_qmp_json *in)
 	return (in->braces <= 0 && in->brackets <= 0) || in->braces < 0 || in->brackets < 0;
 }
 
-/* Behind what could not be read: up to a structural or control character, as QEMU does. */
+/* Skips what follows an unreadable token, up to a structural or control character, as QEMU does. */
 static void recover(struct tide_qmp_json *in)
 {
 	for (; in->at < in->text.len; in->at++) {
@@ -508,7 +514,7 @@ static int finish(struct tide_qmp_json *in, struct tide_json **json, struct tide
 	return 0;
 }
 
-/* One token.  1: *json is a message; 0: go on; -1: an error. */
+/* Takes one token.  1: *json is a message; 0: the message continues; -1: an error. */
 static int step(struct tide_qmp_json *in, const struct lexer *lex, int what, struct tide_json **json,
                 struct tide_error *err)
 {

@@ -41,7 +41,7 @@ static int answer_sha256(struct tide_session *session, const struct tide_qmp_req
 	return tide_reply_sha256(session, hex);
 }
 
-/* devices: leaves out what blockdev-add has added. */
+/* devices: without the nodes that blockdev-add has added. */
 static int answer_blocks(struct tide_session *session, bool devices, struct tide_error *err,
                          int (*reply)(struct tide_session *session, const struct tide_reply_node *nodes, size_t n))
 {

@@ -1,5 +1,5 @@
 /*
- * The questions that change nothing.
+ * Queries of bitmaps and images: they open the node for reading, copy the results and close it.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -22,7 +22,7 @@ static struct tide_node *look(struct tide_session *session, const char *id, stru
 	return tide_node_open(node, TIDE_NODE_READ, false, &session->sink, err) < 0 ? NULL : node;
 }
 
-/* The bitmaps alone, which can be looked at while somebody records in them. */
+/* For the bitmaps only, which can be read while a writer records in them. */
 static struct tide_node *look_at_bitmaps(struct tide_session *session, const char *id, struct tide_error *err)
 {
 	struct tide_node *node = tide_session_find(session, id), *found;
@@ -85,7 +85,7 @@ static int dump_bitmap(const struct tide_bitmap *bm, struct tide_dump **out, str
 	return 0;
 }
 
-/* The contents of a bitmap that has some; the node is left open. */
+/* The contents of a usable bitmap.  The node stays open. */
 static struct tide_bitmap *find_contents(struct tide_session *session, const char *id, const char *name,
                                          struct tide_error *err)
 {

@@ -1,8 +1,7 @@
 /*
- * What a chain holds, and whether it is whole.
+ * The query of a chain: describes its images, checks them, and compares the disk with another one.
  *
- * Whatever is wrong becomes a finding of the image that it is about, and the rest is looked
- * at all the same.
+ * Each defect becomes a finding of the image that it concerns, and the checks continue with the rest.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -22,7 +21,7 @@
 #include "base/sysio.h"
 
 #define UNIT_MIN  4096u
-#define UNITS_MAX (UINT64_C(1) << 30) /* of a comparison: 128 MiB for a bit each */
+#define UNITS_MAX (UINT64_C(1) << 30) /* of a comparison: a bit each, 128 MiB */
 
 static const char *const finding_names[] = {
 	[TIDE_FINDING_LEAK] = "leak",       [TIDE_FINDING_REFCOUNT] = "refcount", [TIDE_FINDING_OVERLAP] = "overlap",
@@ -45,7 +44,7 @@ static enum tide_verdict verdict_of(enum tide_finding_kind kind)
 	return kind == TIDE_FINDING_UNKNOWN ? TIDE_VERDICT_UNKNOWN : TIDE_VERDICT_DAMAGED;
 }
 
-/* The same thing goes on where the last finding ended. */
+/* The last finding continues: it is of the same kind and ends where this one begins. */
 static bool continues(const struct tide_chain_image *to, enum tide_finding_kind kind, uint64_t off, const char *text)
 {
 	const struct tide_finding *last = to->n_findings ? to->findings[to->n_findings - 1] : NULL;
@@ -95,7 +94,8 @@ static TIDE_PRINTF(4, 5) int say(struct tide_chain_image *to, enum tide_finding_
 	return add_finding(to, kind, 0, 0, text, err);
 }
 
-/* An error on the way: damage, if the file is to blame, or something that cannot be told.  Some end it all. */
+/* An error becomes a finding: damage, if the file causes it, else unknown.  Cancelling and lack of memory end the
+ * query. */
 static int say_error(struct tide_chain_image *to, enum tide_finding_kind damage, struct tide_error *cause,
                      struct tide_error *err)
 {
@@ -118,7 +118,7 @@ static int copy_text(char **to, const char *from, struct tide_error *err)
 	return *to ? 0 : -1;
 }
 
-/* Both absolute; what is not below the top image's directory keeps its path. */
+/* Both are absolute.  The path of an image outside the top image's directory stays absolute. */
 static int set_path(struct tide_chain_image *to, const char *path, const char *top, struct tide_error *err)
 {
 	const char *slash = strrchr(top, '/');
@@ -235,7 +235,7 @@ static struct tide_chain_image *add_image(struct tide_chain *chain, struct tide_
 
 /* ---- links ------------------------------------------------------------------------- */
 
-/* Why the chain ends here although it should not: known damage, or something that stands in the way. */
+/* The chain ends here although the image has a backing image: because of damage, or for an unknown reason. */
 static int explain_break(struct tide_chain *chain, const struct tide_image *above, const char *top,
                          struct tide_error *err)
 {
@@ -258,11 +258,12 @@ static int check_sizes(struct tide_chain_image *to, const struct tide_chain_imag
 	if (size == other)
 		return 0;
 	return say(to, TIDE_FINDING_DOUBT, err,
-	           "the disk has %" PRIu64 " bytes, that of the backing image %" PRIu64 ": %s", to->virtual_size,
-	           below->virtual_size, size < other ? "its end is not seen" : "what it lacks reads as zeroes");
+	           "the disk has %" PRIu64 " bytes and the backing image's %" PRIu64 ": %s", to->virtual_size,
+	           below->virtual_size,
+	           size < other ? "the end of the backing image is not visible" : "the rest reads as zeroes");
 }
 
-/* Written again after the last change of what stands on it: then it may not be what that was made on. */
+/* A backing image that is newer than its overlay may have changed since the overlay was created. */
 static int check_times(const struct tide_image *image, struct tide_chain_image *to, struct tide_error *err)
 {
 	const struct tide_stamp *a = tide_image_stamp(image), *b = tide_image_stamp(tide_image_backing(image));
@@ -273,7 +274,7 @@ static int check_times(const struct tide_image *image, struct tide_chain_image *
 	return say(to, TIDE_FINDING_DOUBT, err, "the backing image was modified later than this one");
 }
 
-/* A raw image is what its overlay says it is; but one that looks like another format may be that. */
+/* The overlay declares its backing image raw.  If the content looks like another format, that may be a mistake. */
 static int check_raw(struct tide_image *below, struct tide_chain_image *to, struct tide_error *err)
 {
 	const struct tide_image_driver *other;
@@ -289,7 +290,7 @@ static int check_raw(struct tide_image *below, struct tide_chain_image *to, stru
 	other = tide_image_probe_driver(head, sizeof(head));
 	if (!other || other->is_raw)
 		return 0;
-	return say(to, TIDE_FINDING_DOUBT, err, "the backing image is recorded as %s, and begins like a %s",
+	return say(to, TIDE_FINDING_DOUBT, err, "the backing image is recorded as %s but begins like a %s",
 	           tide_image_format_name(below), other->name);
 }
 
@@ -321,8 +322,9 @@ static int walk(struct tide_image *top, bool verify, struct tide_chain *chain, s
 }
 
 /*
- * Does the disk below have another content than when this image was made on it?  Then what is read is none of its time.
- * compared: every byte is looked at besides, so nothing is left open.
+ * Compares the fingerprint that the image stores of its backing disk with the disk.  A difference means that the image
+ * shows data that never belonged together.  compared: the caller also compares every byte, so that a doubt is no
+ * finding.
  */
 static int check_content(struct tide_image *image, bool compared, struct tide_chain_image *to, struct tide_error *err)
 {
@@ -336,16 +338,17 @@ static int check_content(struct tide_image *image, bool compared, struct tide_ch
 		return say_error(to, TIDE_FINDING_ENTRY, &cause, err);
 	if (strcmp(recorded->disk, now.disk))
 		return say(to, TIDE_FINDING_LINK, err,
-		           "the backing image is not what this one was made on: its disk has another content");
+		           "the backing image has changed: its disk has a different content than when this image was "
+		           "created on it");
 	if (compared || !tide_fingerprint_is_written(recorded, &now))
 		return 0;
-	return say(
-	        to, TIDE_FINDING_UNKNOWN, err,
-	        "the backing image was written to since this one was made on it; --against tells whether its disk is "
-	        "still the same");
+	return say(to, TIDE_FINDING_UNKNOWN, err,
+	           "the backing image was written to after this image was created on it; --against checks whether its "
+	           "disk is "
+	           "still the same");
 }
 
-/* Where every image is there: one that is missing reads as zeroes. */
+/* Only for a complete chain: a missing image would read as zeroes. */
 static int check_contents(struct tide_image *image, bool compared, struct tide_chain *chain, struct tide_sink *sink,
                           struct tide_error *err)
 {
@@ -358,7 +361,7 @@ static int check_contents(struct tide_image *image, bool compared, struct tide_c
 	return 0;
 }
 
-/* Each link, when both its images are known. */
+/* Checks each link between two known images. */
 static int check_links(struct tide_image *image, struct tide_chain *chain, struct tide_error *err)
 {
 	for (size_t i = 0; tide_image_backing(image); image = tide_image_backing(image), i++) {
@@ -376,7 +379,7 @@ static bool is_cancelled(void *data)
 	return tide_event_is_cancelled(data);
 }
 
-/* check calls back with one pointer for both. */
+/* The callbacks of a check get one pointer for both. */
 struct checking {
 	struct tide_chain_image *to;
 	struct tide_sink *sink;
@@ -426,26 +429,26 @@ static int open_other(const struct tide_chain_options *options, const struct tid
 		return -1;
 	if (options->against_format || !tide_image_is_raw(*other))
 		return 0;
-	/* Else what a guest writes into its disk could make a raw image of it another one. */
-	tide_error_set(err, TIDE_E_REFUSED, "The format of '%s' cannot be told from its content", options->against);
-	return tide_error_hint(err, "if it is a raw image, say so: --against-format %s", tide_image_raw_driver()->name);
+	/* Data that a guest wrote to a raw disk could make the probe wrong. */
+	tide_error_set(err, TIDE_E_REFUSED, "The format of '%s' cannot be derived from its content", options->against);
+	return tide_error_hint(err, "if it is a raw image, specify --against-format %s", tide_image_raw_driver()->name);
 }
 
-/* Where one reads through to the other there is nothing to learn. */
+/* If one of the two images reads from the other, a comparison proves nothing. */
 static int check_apart(struct tide_image *top, struct tide_image *other, const char *name, struct tide_error *err)
 {
 	for (struct tide_image *i = top; i; i = tide_image_backing(i)) {
 		if (tide_image_is_same_file(i, other))
 			return tide_error_set(
 			        err, TIDE_E_REFUSED,
-			        "'%s' is an image of the chain itself: what the chain reads there could not differ",
+			        "'%s' belongs to the chain itself: data that the chain reads from it cannot differ",
 			        name);
 	}
 	for (struct tide_image *i = other; i; i = tide_image_backing(i)) {
 		if (tide_image_is_same_file(i, top))
 			return tide_error_set(
 			        err, TIDE_E_REFUSED,
-			        "'%s' is chained on the image itself: what it does not hold could not differ", name);
+			        "'%s' reads from the image itself: data that it reads from there cannot differ", name);
 	}
 	return 0;
 }
@@ -547,7 +550,7 @@ static int verify_chain(struct tide_session *session, struct tide_node *node, co
 		return -1;
 	if (options->against && compare_with(node, options, &session->sink, chain, err) < 0)
 		return -1;
-	/* Whoever looks although others write has been told. */
+	/* With force_share the caller accepts that other programs write. */
 	if (!node->force_share && tide_image_check_unchanged(node->image, &cause) < 0)
 		return say_error(chain->images[0], TIDE_FINDING_UNKNOWN, &cause, err);
 	return 0;

@@ -1,6 +1,6 @@
 /*
- * What queries return, as the replies of QMP: BlockDirtyInfo, ImageInfo and their like
- * (QEMU 7.2, qapi/block-core.json), with Tidemark's additions.
+ * Replies of queries in the form of QMP: BlockDirtyInfo, ImageInfo and related types (QEMU 7.2,
+ * qapi/block-core.json), with Tidemark's additions.
  */
 #include <stdlib.h>
 
@@ -106,7 +106,7 @@ int tide_reply_sha256(struct tide_session *session, const char *hex)
 	return tide_reply_send(session, &w);
 }
 
-/* Qcow2BitmapInfo of those that the image itself holds, in directory order: the list has the newest first. */
+/* Qcow2BitmapInfo of the bitmaps inside the image, in directory order.  The list has the newest one first. */
 static void put_inside(struct tide_json_writer *w, const struct tide_bitmap_list *list, bool newest_first)
 {
 	size_t n = 0;
@@ -211,7 +211,7 @@ static void put_chain(struct tide_json_writer *w, const struct tide_image_info *
 		tide_json_end(w, '}');
 }
 
-/* BlockDeviceInfo: what there is to say about an image that no guest uses. */
+/* BlockDeviceInfo, in the parts that apply to an image that no guest uses. */
 static void put_node(struct tide_json_writer *w, const char *key, const struct tide_reply_node *node)
 {
 	uint64_t depth = 0;

@@ -17,7 +17,7 @@ struct tide_reply_node {
 	struct tide_image_info *info;
 };
 
-/* query-named-block-nodes (the newest first, as in QEMU) and query-block, in the parts that say something here. */
+/* query-named-block-nodes (the newest first, as in QEMU) and query-block, in the parts that apply to idle images. */
 int tide_reply_nodes(struct tide_session *session, const struct tide_reply_node *nodes, size_t n);
 int tide_reply_devices(struct tide_session *session, const struct tide_reply_node *nodes, size_t n);
 

@@ -1,5 +1,5 @@
 /*
- * chain-info and chain-verify, which QMP does not have.
+ * The replies of chain-info and chain-verify, for which QMP has no command.
  */
 #include "reply.h"
 

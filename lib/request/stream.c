@@ -23,7 +23,7 @@ struct tide_stream {
 
 /* ---- one command ------------------------------------------------------------------- */
 
-/* The command and its arguments, which may be NULL; a bare {"actions": …} is a transaction's. */
+/* The command and its arguments, which may be NULL.  A bare {"actions": …} is the arguments of a transaction. */
 static int open_envelope(const struct tide_json *json, const char **name, const struct tide_json **arguments,
                          struct tide_error *err)
 {
@@ -136,7 +136,7 @@ static int cancelled(struct tide_stream *stream, struct tide_error *err)
 	return tide_error_set(err, TIDE_E_CANCELLED, "Operation canceled");
 }
 
-/* A signal may come just before the wait begins, so none is longer than this. */
+/* A signal may arrive just before poll() begins and would not end it, so each poll is short. */
 static int wait_for_input(struct tide_stream *stream, struct tide_error *err)
 {
 	struct pollfd in = { .fd = stream->fd, .events = POLLIN };
@@ -190,7 +190,7 @@ static int next_message(struct tide_stream *stream, struct tide_json **json, str
 	}
 }
 
-/* The id as JSON, to be freed; *id stays NULL when there is none. */
+/* The id as JSON; the caller frees it.  *id stays NULL if the command has none. */
 static int copy_id(const struct tide_json *json, char **id, struct tide_error *err)
 {
 	const struct tide_json *value = tide_json_member(json, "id");

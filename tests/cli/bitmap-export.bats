@@ -26,9 +26,9 @@ load helper
 	ok bitmap-mark other.img t 960K 1
 	ok bitmap-export disk.img b --to other.img#t
 	assert_equal "$(dirty other.img t)" '0+65536 983040+65536'
-	unchanged refused "Bitmap 't' exists: 'granularity' is only for a bitmap that is created" \
+	unchanged refused "Bitmap 't' exists: 'granularity' is only for a new bitmap" \
 		bitmap-export -g 64K disk.img b --to other.img#t
-	unchanged refused "Bitmap 't' exists: 'disabled' is only for a bitmap that is created" \
+	unchanged refused "Bitmap 't' exists: 'disabled' is only for a new bitmap" \
 		bitmap-export --disabled disk.img b --to other.img#t
 }
 
@@ -73,7 +73,7 @@ load helper
 	truncate -s 2M long.img
 	ok bitmap-add -g 4K short.img b
 	ok bitmap-export short.img b --to long.img
-	[[ $stderr == *"bitmap 'b' covers 1000448 of 2097152 bytes: what lies behind them is dirty in bitmap 'b'"* ]]
+	[[ $stderr == *"bitmap 'b' covers only 1000448 of 2097152 bytes; the rest is dirty in bitmap 'b'"* ]]
 	assert_equal "$(dirty long.img b)" 999424+1097728
 	unchanged refused "Bitmap 'b' is dirty at 1003520, beyond the end of the disk 'short.img' of 1000448 bytes" \
 		bitmap-export long.img b --to short.img

@@ -34,9 +34,9 @@ outward() {
 	assert_equal "$(dirty disk.img t)" '0+65536 983040+65536'
 	bitmap disk.img t '.granularity == 65536 and (.recording | not)'
 	assert_equal "$(dirty other.img b)" 12288+4096
-	unchanged refused "Bitmap 't' exists: 'granularity' is only for a bitmap that is created" \
+	unchanged refused "Bitmap 't' exists: 'granularity' is only for a new bitmap" \
 		bitmap-import -g 64K disk.img t --from other.img#b
-	unchanged refused "Bitmap 't' exists: 'disabled' is only for a bitmap that is created" \
+	unchanged refused "Bitmap 't' exists: 'disabled' is only for a new bitmap" \
 		bitmap-import --disabled disk.img t --from other.img#b
 }
 
@@ -131,7 +131,7 @@ outward() {
 	ok bitmap-add -g 4K short.img b
 	ok bitmap-mark short.img b 0 1
 	ok bitmap-import disk.img b --from short.img
-	[[ $stderr == *"bitmap 'b' covers 1000448 of 2097152 bytes: what lies behind them is dirty in bitmap 'b'"* ]]
+	[[ $stderr == *"bitmap 'b' covers only 1000448 of 2097152 bytes; the rest is dirty in bitmap 'b'"* ]]
 	assert_equal "$(dirty disk.img b)" '0+4096 999424+1097728'
 	ok bitmap-add -g 512 disk.img fine
 	ok bitmap-import disk.img fine --from short.img#b

@@ -102,7 +102,7 @@ load helper
 	truncate -s 1000448 disk.img
 	ok bitmap-add disk.img b
 	ok bitmap-mark --from - disk.img b <<< $'983040 65536\n0 1\n1048576 1'
-	[[ $stderr == *'warning: 2 of 3 ranges reach beyond the end of the disk at 1000448, and were cut there'* ]]
+	[[ $stderr == *'warning: 2 of 3 ranges extend beyond the end of the disk at 1000448 and were cut there'* ]]
 	assert_equal "$(dirty disk.img b)" '0+65536 983040+17408'
 	ok bitmap-mark --unset --from - disk.img b <<< '0 2M'
 	bitmap disk.img b '.count == 0'
@@ -115,7 +115,7 @@ load helper
 	ok bitmap-add disk.img b
 	ends() { # END FILE [OPTION...]
 		ok bitmap-mark --from "$2" "${@:3}" disk.img b
-		[[ $stderr == *"warning: the list ends at $1, before the end of the disk at 16777216: of the rest it says nothing"* ]] ||
+		[[ $stderr == *"warning: the list covers only $1 of the disk's 16777216 bytes; nothing was marked beyond that point"* ]] ||
 			fail "$2: $stderr"
 		assert_equal "$(grep -c warning: <<< "$stderr")" 1
 	}

@@ -193,7 +193,7 @@ slow_pair() {
 @test "a format that would have to be guessed, and images that prove nothing" {
 	backed_up_disk 1M
 	cp disk.img other.img
-	unchanged refused "The format of 'other.img' cannot be told from its content" \
+	unchanged refused "The format of 'other.img' cannot be derived from its content" \
 		bitmap-rescan --against other.img disk.img b
 	[[ $stderr == *'--against-format raw'* ]]
 	unchanged refused "'disk.img' is the image itself: nothing could differ" \
@@ -203,7 +203,7 @@ slow_pair() {
 	unchanged refused_like 'is the image itself' bitmap-rescan --against hard.img -F raw disk.img b
 	unchanged refused_like 'is the image itself' bitmap-rescan --against soft.img -F raw disk.img b
 	qemu-img create -q -f qcow2 -b disk.img -F raw over.qcow2
-	unchanged refused "'over.qcow2' is chained on the image itself: what it does not hold could not differ" \
+	unchanged refused "'over.qcow2' reads from the image itself: data that it reads from there cannot differ" \
 		bitmap-rescan --against over.qcow2 disk.img b
 }
 

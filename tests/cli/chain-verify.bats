@@ -121,8 +121,8 @@ set_l2() {
 @test "nothing to be learnt, or not to be told" {
 	chain
 	refused_like 'chain itself' chain-verify --output=json --against 0.qcow2 2.qcow2
-	refused_like 'chained on the image itself' chain-verify --output=json --against 2.qcow2 0.qcow2
-	refused_like 'cannot be told from its content' chain-verify --output=json --against disk.img 2.qcow2
+	refused_like 'reads from the image itself' chain-verify --output=json --against 2.qcow2 0.qcow2
+	refused_like 'cannot be derived from its content' chain-verify --output=json --against disk.img 2.qcow2
 	refused_like 'No such file' chain-verify --output=json --against missing -F raw 2.qcow2
 	refused_like 'No such file' chain-verify --output=json missing
 	usage chain-verify -F raw 2.qcow2
@@ -266,7 +266,7 @@ set_l2() {
 
 # ---- is the backing image what the overlay was made on? ----
 
-other_content='another content'
+other_content='a different content'
 
 # another N: what is below image N of the chain of 2.qcow2 is not what it was made on.
 another() {
@@ -324,7 +324,7 @@ another() {
 	done
 	verdict 1 unknown 2.qcow2
 	jq -e '.images[0].findings | map(.kind) == ["doubt", "unknown"]' chain.json
-	jq -e '.images[0].findings[1].text | contains("was written to since this one was made on it")' chain.json
+	jq -e '.images[0].findings[1].text | contains("was written to after this image was created on it")' chain.json
 	verdict 3 damaged --against disk.img -F raw 2.qcow2
 	# A copy elsewhere is another file: of that only the fingerprint is known.
 	mkdir copy
