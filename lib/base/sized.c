@@ -7,7 +7,7 @@
 
 #include "error.h"
 
-/* As much as both know; what only `to` has becomes zero.  False: `from` has more, and that is not all zero. */
+/* Copies the bytes that both have, and sets the rest of `to` to zero.  False: the rest of `from` is not all zero. */
 static bool copy(void *to, size_t to_size, const char *from, size_t from_size)
 {
 	size_t n = TIDE_MIN(to_size, from_size);

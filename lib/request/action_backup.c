@@ -40,8 +40,8 @@ static const struct tide_qmp_field backing_fields[] = {
 };
 
 /*
- * What QEMU calls BackupCommon, with SYNC in its place or without.  A negative speed is refused by the backup itself,
- * as is one that is too large.
+ * The fields of QEMU's type BackupCommon, with SYNC in its place or without.  A negative speed is refused by the backup
+ * itself, as is one that is too large.
  */
 #define BACKUP_FIELDS(...)                                                                                             \
 	TIDE_FIELD_STRING("job-id", false, struct tide_backup, job_id),                                                \

@@ -32,11 +32,11 @@ struct tide_qmp_token {
 };
 
 struct tide_qmp_json {
-	struct tide_strbuf text; /* bytes not yet done with */
+	struct tide_strbuf text; /* bytes that are not consumed yet */
 	size_t at;               /* where the next token begins */
-	bool ended;              /* no byte will follow */
-	bool recovering;         /* behind a character that could not be read */
-	bool skipping;           /* behind "<-": the next value is no command */
+	bool ended;              /* the input has ended */
+	bool recovering;         /* after an unreadable character */
+	bool skipping;           /* after "<-": the next value is a reply, not a command */
 	size_t n, room;          /* the tokens of the message so far */
 	struct tide_qmp_token *tokens;
 	int braces, brackets;
@@ -45,8 +45,8 @@ struct tide_qmp_json {
 void tide_qmp_json_release(struct tide_qmp_json *in);
 
 /*
- * The next message of what stands in `text`.  1: *json is one; 0: more bytes are needed, or
- * nothing is left; -1: an error in the input, which is behind us now.
+ * The next message in `text`.  1: *json is the message; 0: more bytes are needed, or nothing is left; -1: the input has
+ * an error, which is skipped.
  */
 int tide_qmp_json_next(struct tide_qmp_json *in, struct tide_json **json, struct tide_error *err);
 

@@ -1,6 +1,6 @@
 /*
- * Decodes blockdev-add's tree of drivers.  The formats and their options come from the drivers (image/driver.h); what
- * QEMU's schema has around them, a format over a file or over another driver, is here.
+ * Decodes blockdev-add's tree of drivers.  The formats and their options come from the drivers (image/driver.h); this
+ * file knows the rest of QEMU's schema: a format over a file or over another driver.
  */
 #include "qmp_blockdev.h"
 
@@ -38,7 +38,7 @@ struct parts {
 
 /* ---- a driver's own options --------------------------------------------------------- */
 
-/* Refuses a word that is none of those known, or no word, as QEMU does. */
+/* Refuses an unknown word, or a value of another type, as QEMU does. */
 static int refuse_word(const struct tide_qmp_path *path, const struct tide_json *json, struct tide_error *err)
 {
 	static const char *const none[] = { NULL };

@@ -38,7 +38,7 @@ enum tide_qmp_kind {
 	TIDE_QMP_STRUCT,   /* an object whose members, `fields`, are stored in the same structure */
 	TIDE_QMP_LIST,     /* an array, and the number of its elements at `count`; each is a structure of `fields` */
 	TIDE_QMP_FILE,     /* int: a file descriptor, which no JSON can hold: it is passed beside it */
-	TIDE_QMP_RESULT,   /* uint64_t *, or NULL: where the action stores a result, which is no argument */
+	TIDE_QMP_RESULT,   /* uint64_t *, or NULL: where the action stores a result */
 	TIDE_QMP_OTHER,    /* `decode` does it */
 };
 
@@ -51,10 +51,10 @@ struct tide_qmp_field {
 	size_t to;                /* offset; TIDE_QMP_NOWHERE: checked, not kept */
 	size_t size;              /* of the member at `to` */
 	size_t has;               /* offset of a bool that says the member was given; TIDE_QMP_NOWHERE */
-	const char *const *words; /* of an enum */
+	const char *const *words; /* for an enum */
 	int first;
 	const struct tide_qmp_field *fields;
-	/* Of a list. */
+	/* For a list. */
 	size_t count;           /* offset of its size_t */
 	size_t element;         /* bytes of an element */
 	const char *union_name; /* an element may be a string instead, its last field, and this is QEMU's name for that;

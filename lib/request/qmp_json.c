@@ -19,7 +19,7 @@ enum {
 	MAX_TOKENS = 2 << 20,
 };
 
-/* The results of lex() that are no kind of a token. */
+/* The results of lex() besides the kinds of tokens. */
 enum { NEED_MORE = 0, STRAY = -1, SKIP = -2, REPLY = -3 };
 
 void tide_qmp_json_release(struct tide_qmp_json *in)

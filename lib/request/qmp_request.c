@@ -1,5 +1,5 @@
 /*
- * Requests: which command is meant, its arguments, and the answers to those that are no actions.
+ * Requests: which command is meant, its arguments, and the answers to queries.
  */
 #include "qmp_request.h"
 
@@ -15,7 +15,7 @@
 #include "reply.h"
 #include "txn.h"
 
-/* A command that is no action. */
+/* A command that is not an action. */
 struct tide_qmp_query {
 	const char *name;
 	const struct tide_qmp_field *fields; /* NULL: blockdev-add, whose arguments are a tree (qmp_blockdev.h) */
@@ -73,7 +73,7 @@ static int answer_nodes(struct tide_session *session, const struct tide_qmp_requ
 	return answer_blocks(session, false, err, tide_reply_nodes);
 }
 
-/* Whether there is something to open is checked now, as QEMU does; what it is, when it is used. */
+/* As in QEMU, the node is opened when it is used; only its existence is checked now. */
 static int check_there(struct tide_session *session, const struct tide_qmp_blockdev *blockdev, struct tide_error *err)
 {
 	struct tide_image_options options = {

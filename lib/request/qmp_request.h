@@ -1,7 +1,7 @@
 /*
  * Requests: what a command of a stream asks for, decoded.
  *
- * A request is the actions of one transaction, or a query: a command that is no action (query-…, x-debug-…,
+ * A request is the actions of one transaction, or a query: a command that is not an action (query-…, x-debug-…,
  * blockdev-add and -del, qmp_capabilities).  A single action is a transaction of one.
  */
 #ifndef TIDE_QMP_REQUEST_H
@@ -33,8 +33,8 @@ struct tide_qmp_request {
 #define TIDE_AUTOQMPREQUEST TIDE_CLEANUP(tide_qmp_request_release)
 
 /*
- * Decodes a command into *request, which is all zero.  arguments: an object, or NULL.  but: a member of it that is none
- * of the command's, or NULL.  The strings of the request belong to the JSON tree.
+ * Decodes a command into *request, which is all zero.  arguments: an object, or NULL.  but: a member to ignore, or
+ * NULL.  The strings of the request belong to the JSON tree.
  */
 int tide_qmp_request_decode(const char *name, const struct tide_json *arguments, const char *but,
                             struct tide_qmp_request *request, struct tide_error *err);

@@ -323,8 +323,7 @@ static int walk(struct tide_image *top, bool verify, struct tide_chain *chain, s
 
 /*
  * Compares the fingerprint that the image stores of its backing disk with the disk.  A difference means that the image
- * shows data that never belonged together.  compared: the caller also compares every byte, so that a doubt is no
- * finding.
+ * shows data that never belonged together.  compared: the caller also compares every byte, so a doubt is not reported.
  */
 static int check_content(struct tide_image *image, bool compared, struct tide_chain_image *to, struct tide_error *err)
 {
