@@ -50,7 +50,7 @@ copy_build() {
 				fprintf(stderr, "%s\n", err.msg);
 				return 1;
 			}
-			printf("%s %s %d\n", id, list->items[0].name, strcmp(tide_version(), TIDE_VERSION_STRING));
+			printf("%s %s %d\n", id, list->items[0]->name, strcmp(tide_version(), TIDE_VERSION_STRING));
 			tide_bitmap_list_free(list);
 			tide_session_free(session);
 			return 0;
@@ -71,8 +71,10 @@ copy_build() {
 	# It exports what the public header declares, and nothing else.
 	nm -D --defined-only dest/usr/lib/libtidemark.so | awk '$2 == "T" { sub(/@.*/, "", $3); print $3 }' | sort > exported
 	[ -s exported ]
+	# Macros of the header declare some of them.
+	${CC:-cc} -E -P dest/usr/include/tidemark.h > declared
 	while read -r c; do
-		grep -qw "$c" dest/usr/include/tidemark.h || fail "$c is exported and not declared"
+		grep -qw "$c" declared || fail "$c is exported and not declared"
 	done < exported
 
 	run -0 "${make[@]}" uninstall
