@@ -2,7 +2,7 @@
  * The interface that an image format implements: formats/FORMAT.c defines one `const struct
  * tide_image_driver`, and formats.def lists it in the order of probing, raw last.
  *
- * The dispatcher (image.c) is the only caller. It checks ranges against the disk's size and rights against
+ * The dispatcher (the files image*.c) is the only caller. It checks ranges against the disk's size and rights against
  * the open flags, walks backing chains, splits requests, and emulates what a driver leaves out; a driver
  * fills in only what is special about its format:
  *
@@ -179,17 +179,17 @@ struct tide_driver_variant {
 
 struct tide_image_driver {
 	const char *name;
-	/* The file is the disk: nothing in it says so, and whoever writes to the disk decides how it begins. */
+	/* The file is the disk: no header identifies it, and a guest's writes decide how it begins. */
 	bool is_raw;
 	bool has_backing; /* may new images have a backing image? */
-	/* The keys of tide_driver_create.settings, for completion; NULL ends the list; NULL: there are none. */
+	/* The keys of tide_driver_create.settings, for completion; NULL ends the list. NULL: no settings. */
 	const char *const *settings;
 
 	/* With open_uri: the schemes of the URIs that it opens ("nbd", "nbd+unix"), and a NULL. */
 	const char *const *schemes;
 	const char *uri_noun;     /* for messages: the thing that such a URI names, with its article: "an NBD export" */
 	const char *uri_example;  /* for hints: how such URIs begin */
-	const char *uri_raw_hint; /* what to do where an image of another format is in the thing, or NULL */
+	const char *uri_raw_hint; /* a hint for an image of another format at such a URI, or NULL */
 
 	/*
 	 * With open_uri: how blockdev-add gives such an image, or NULL when it cannot.  Makes the URI of an object

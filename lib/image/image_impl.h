@@ -1,6 +1,6 @@
 /*
- * Shared by the files of the image layer: image.c, which opens and closes, and image_io.c, the checked
- * requests. No other file includes this.
+ * Shared by the files of the image layer: image_open.c, which opens images, image.c, the calls on an
+ * open one, and image_io.c, the checked requests. No other file includes this.
  */
 #ifndef TIDE_IMAGE_IMPL_H
 #define TIDE_IMAGE_IMPL_H
@@ -8,6 +8,9 @@
 #include <sys/types.h>
 
 #include "image.h"
+
+/* How long a writer waits for other users of the image. */
+#define TIDE_IMAGE_LOCK_WAIT_MS 10000u
 
 struct tide_image {
 	char *path;
@@ -31,6 +34,8 @@ struct tide_image {
 	bool renounced;
 };
 
+/* Refuses to write while a bitmap inside the image is enabled into which the caller does not record. */
+int tide_image_check_recording(const struct tide_image *image, struct tide_error *err);
 /* May the image be written now? */
 int tide_image_check_write(const struct tide_image *image, struct tide_error *err);
 int tide_image_check_range(const struct tide_image *image, uint64_t off, uint64_t len, bool write,
