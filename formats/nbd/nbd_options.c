@@ -9,7 +9,7 @@
 #include "base/strbuf.h"
 #include "nbd.h"
 
-#define NO_TLS "an export behind TLS can be a drive, by its URI: --drive ID=nbds://HOST/EXPORT"
+#define NO_TLS "an export that needs TLS can be a drive, by its URI: --drive ID=nbds://HOST/EXPORT"
 
 static const struct tide_driver_option inet_options[] = {
 	{ .name = "host", .required = true },

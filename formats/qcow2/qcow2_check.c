@@ -38,7 +38,7 @@
 #define SNAPSHOT_EXTRA_MAX 1024 /* QEMU's */
 #define SNAPSHOT_EXTRA_V3  16   /* qcow2.txt: VM state size and disk size */
 
-/* What a cluster holds: a byte for each cell. */
+/* The contents of a cluster: a byte for each cell. */
 enum {
 	HOLDS_META = 0x0f, /* one of meta_names */
 	HOLDS_DATA = 0x10,

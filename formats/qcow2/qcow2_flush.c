@@ -153,7 +153,7 @@ int tide_qcow2_check_failed(const struct tide_qcow2 *q, struct tide_error *err)
 	                      q->failure.msg);
 }
 
-/* When err is NULL nobody is told now; the reason is kept and reported later. */
+/* When err is NULL the reason is kept and reported later. */
 static int fail(struct tide_qcow2 *q, struct tide_error *why, struct tide_error *err)
 {
 	q->failed = true;
