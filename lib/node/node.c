@@ -1,3 +1,9 @@
+/*
+ * A node and its bitmaps by name: creating and closing it, finding, adding, changing and removing bitmaps of either
+ * set, and the two steps of its commit.
+ *
+ * Actions change bitmaps in memory only.  Until tide_node_stage, closing the node is all it takes to undo them.
+ */
 #include "node_impl.h"
 
 #include <stdlib.h>
@@ -34,7 +40,7 @@ static char *dup_or_null(const char *s, bool *failed, struct tide_error *err)
 struct tide_node *tide_node_new(const struct tide_drive *drive, struct tide_error *err)
 {
 	struct tide_node *node = tide_mem_alloc(1, sizeof(*node), err);
-	/* The disk that a URI leads to is raw, and may be called so: a sidecar pins one name for it. */
+	/* The disk of a URI is raw, so the user may call it raw.  The sidecar pins only the driver's name for it. */
 	const struct tide_image_driver *uri_driver = tide_image_uri_driver(drive->path);
 	bool failed = false;
 
@@ -162,7 +168,7 @@ static int check_inconsistent(struct tide_node *node, struct tide_sidecar_bitmap
 		bool lost = node->sidecar_path && node->log.state == TIDE_NODE_LOG_ABSENT;
 		return tide_error_hint(
 		        err,
-		        "'%s' was changed without being tracked%s%s%s; say what was written with bitmap-mark, "
+		        "'%s' was changed without being tracked%s%s%s; mark the written ranges with bitmap-mark, "
 		        "compare it with the last backup (bitmap-rescan), or, if its content did not change, "
 		        "use --ignore-stamp",
 		        node->path, lost ? ", or was renamed without its log, '" : "", lost ? node->sidecar_path : "",
@@ -296,14 +302,14 @@ void tide_node_drop_removed(struct tide_node *node)
 	node->n_removed = 0;
 }
 
-/* Is there something of this set to commit now? */
+/* Does this set have changes to commit now? */
 static bool is_due(const struct tide_node *node, const struct tide_bitmap_set *set)
 {
 	return node->mode != TIDE_NODE_READ && set->is_dirty &&
 	       !(set == &node->in_image && node->image_bitmaps.is_deferred);
 }
 
-/* The image first: before it is changed, the sidecar on disk is marked. */
+/* The image comes first: staging it replaces the sidecar on disk by itself with a writer token. */
 int tide_node_stage(struct tide_node *node, struct tide_error *err)
 {
 	bool image = is_due(node, &node->in_image), sidecar = is_due(node, &node->in_sidecar);
@@ -323,7 +329,7 @@ int tide_node_commit(struct tide_node *node, struct tide_error *err)
 		return -1;
 	if (node->in_image.is_staged && node->in_image.ops->commit(node, err) < 0)
 		return -1;
-	/* Not while bitmaps inside the image still need it. */
+	/* The log stays while bitmaps inside the image lack its bits on disk. */
 	if (node->mode != TIDE_NODE_READ && node->log.state == TIDE_NODE_LOG_TAKEN && !node->in_sidecar.is_dirty &&
 	    !node->in_image.is_dirty)
 		tide_node_log_remove(node);

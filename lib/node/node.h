@@ -3,24 +3,24 @@
  * them.
  *
  * Opening for change locks the image and the sidecar and reads the sidecar; actions then
- * change the node in memory, each seeing what earlier ones did; tide_node_stage writes the
- * sidecar to come, tide_node_commit puts it in place.  Dropping a node that was not
- * committed leaves everything as it was, so actions need no undo for bitmaps.
+ * change the node in memory, and each action sees the changes of earlier ones; tide_node_stage
+ * writes the new sidecar beside the old one, tide_node_commit puts it in place.  Dropping a node
+ * that was not committed changes nothing on disk, so actions need no undo for bitmaps.
  *
- * The image's locks, and the tokens of jobs, are on the image file.  Where the image is no file
- * but a URI they are on an empty one beside the sidecar, SIDECAR.lock, which comes with it.  Without
- * --sidecar such an image has no sidecar, and is used as its server lets it be used.
+ * The image's locks, and the tokens of jobs, are held on the image file.  If the image is a URI, they
+ * are held on an empty file beside the sidecar, SIDECAR.lock, which is created with it.  Without
+ * --sidecar such an image has no sidecar and no locks: its server decides who may use it.
  *
- * Opening also repairs what a program that died left behind, in memory; it is on disk with
- * the next commit:
+ * Opening also repairs, in memory, what an interrupted program left; the next commit writes
+ * the repairs to disk:
  *   - a busy bitmap whose token nobody holds: the job died.  Its successor is merged back,
  *     as after a failed job.
- *   - a write log: what it says is dirty (node_log.h).
- *   - a writer token that nobody holds: a change of the bitmaps inside the image died, so
- *     the stamp is taken anew.
- *   - a stamp that no longer matches the image: something wrote around the tracking, and
- *     every bitmap is `untracked` (inconsistent) until it is marked or vouched for.
- *   - another disk size: the bitmaps follow, and what was added is dirty.
+ *   - a write log: the ranges that it records become dirty (node_log.h).
+ *   - a writer token that nobody holds: a change of the bitmaps inside the image was
+ *     interrupted, so a new stamp is taken.
+ *   - a stamp that does not match the image: a program wrote to it without recording, and every
+ *     bitmap is `untracked` (inconsistent) until its writes are marked or the user vouches for it.
+ *   - a different disk size: the bitmaps are resized, and the part that was added is dirty.
  */
 #ifndef TIDE_NODE_H
 #define TIDE_NODE_H
@@ -32,9 +32,9 @@
 #include "store/store.h"
 
 enum tide_node_mode {
-	TIDE_NODE_READ,         /* the image is read-locked (unless force_share); nothing can be changed */
-	TIDE_NODE_EDIT_BITMAPS, /* bitmaps can be changed; the image is read-locked */
-	TIDE_NODE_WRITE_DATA,   /* and its content: the image is write-locked */
+	TIDE_NODE_READ,         /* the image is read-locked (unless force_share); nothing may change */
+	TIDE_NODE_EDIT_BITMAPS, /* bitmaps may change; the image is read-locked */
+	TIDE_NODE_WRITE_DATA,   /* bitmaps and data may change; the image is write-locked */
 };
 
 struct tide_backup_job;
@@ -44,11 +44,11 @@ struct tide_bitmap_set_ops;
 struct tide_bitmap_set {
 	const struct tide_bitmap_set_ops *ops; /* node_impl.h */
 	struct tide_sidecar *list;             /* the bitmaps, newest first; never NULL while the node is open */
-	bool is_dirty;                         /* they differ from those on disk */
-	bool is_staged;                        /* what will replace those is durable beside them */
+	bool is_dirty;                         /* they differ from the bitmaps on disk */
+	bool is_staged;                        /* the bitmaps that will replace those on disk are durable beside them */
 };
 
-/* How the transaction at hand is going to use the node (tide_node_want). */
+/* How the current transaction will use the node (tide_node_want). */
 struct tide_node_want {
 	bool any;      /* at all */
 	bool create;   /* a sidecar may be made */
@@ -58,51 +58,53 @@ struct tide_node_want {
 
 enum tide_node_log_state {
 	TIDE_NODE_LOG_ABSENT = 0,
-	TIDE_NODE_LOG_TAKEN,   /* its bits are in the bitmaps in memory; the file goes with the next commit */
-	TIDE_NODE_LOG_PENDING, /* it was closed cleanly; its bits are in the file only, and the next writer may go on
-	                          with it */
+	TIDE_NODE_LOG_TAKEN,   /* its bits are in the bitmaps in memory; the next commit removes the file */
+	TIDE_NODE_LOG_PENDING, /* it was closed cleanly; its bits are in the file only, and the next writer may
+	                          continue it */
 	TIDE_NODE_LOG_WRITER,  /* this node is its writer */
 };
 
 /* The write log beside the sidecar (node_log.h). */
 struct tide_node_log {
 	enum tide_node_log_state state;
-	struct tide_write_log *file; /* NULL: there is none, or it is damaged */
-	uint64_t token;              /* of the writer, while that is this node */
-	bool vouches;                /* for the image's stamp, whatever that is now */
+	struct tide_write_log *file; /* NULL: it does not exist, or it is damaged */
+	uint64_t token;              /* of the writer, while this node is the writer */
+	bool vouches;                /* the log accounts for all writes, so the image's stamp is not checked */
 };
 
-/* What goes with the bitmaps inside the image beside their set (node_image.h). */
+/* The state of changes to the bitmaps inside the image, beside their set (node_image.h). */
 struct tide_node_image_bitmaps {
-	struct tide_error why_not;        /* why they cannot be changed, where the image is of a kind that holds some */
-	struct tide_driver_switch change; /* makes the staged ones real */
-	bool has_marked;                  /* the sidecar on disk says that a change is under way */
+	struct tide_error why_not;        /* why they cannot be changed, in a format that can store bitmaps */
+	struct tide_driver_switch change; /* puts the staged bitmaps in place */
+	bool has_marked;                  /* the sidecar on disk contains a writer token for this change */
 	bool is_held;                     /* a job uses one of them */
-	bool is_deferred;                 /* a group's changes of them wait for its end */
+	bool is_deferred;                 /* a group changes them only at its end */
 	bool is_due;                      /* `change` is in a commit record */
 };
 
 /* The node's part in a commit with others, and in a group of jobs (node_group.c). */
 struct tide_node_group {
-	struct tide_sidecar *before, *after; /* the sidecar before and after changes that wait for the end of a group */
-	uint64_t token;                      /* held on the image while the node is part of a commit */
-	char *pointer;                       /* the file that leads to the commit record, while it exists; NULL: none */
-	bool is_recorded;             /* what is staged is in a record: it will be put in place, by the next opener */
-	struct tide_strbuf completed; /* final names in a dead transaction's record that opening has carried out */
+	struct tide_sidecar *before,
+	        *after;               /* the sidecar before and after the changes that wait for the end of a group */
+	uint64_t token;               /* held on the image while the node is part of a commit */
+	char *pointer;                /* the file that leads to the commit record, while it exists; NULL: none */
+	bool is_recorded;             /* a durable record lists the staged changes: the next opener completes them */
+	struct tide_strbuf completed; /* the final names in the record of an interrupted transaction that opening has
+	                                 completed; each ends with a zero byte */
 };
 
 struct tide_node {
-	/* What was given: struct tide_drive. */
+	/* As given in struct tide_drive. */
 	char *id;                      /* device id */
 	char *path, *format, *sidecar; /* format and sidecar may be NULL */
 	bool ignore_stamp, force_share;
 	unsigned allow; /* enum tide_allow */
-	bool is_node;   /* not a device: blockdev-add made it */
+	bool is_node;   /* blockdev-add added it, so it is not a device */
 
-	/* How it is wanted. */
+	/* How it will be used. */
 	struct tide_node_want want;
-	bool may_share_live; /* for reading: beside a writer that records in the write log */
-	bool partial;        /* for reading: a chain that is broken further down is opened as far as that goes */
+	bool may_share_live;               /* for reading: opens it beside a writer that records in the write log */
+	bool partial;                      /* for reading: opens a broken chain as far as it is readable */
 	const struct tide_backup_job *job; /* the backup job that reads or writes it; NULL: none */
 
 	/* While it is open: */
@@ -110,18 +112,19 @@ struct tide_node {
 	enum tide_node_mode mode;
 	struct tide_image *image;
 	int lock_fd;      /* of a URI: SIDECAR.lock, or -1 */
-	bool lock_made;   /* by us: it goes when there is no sidecar in the end */
-	bool untracked;   /* the stamp did not match: something wrote around the tracking */
-	bool has_changes; /* actions have changed something, in either set: more than a death undoes by itself */
+	bool lock_made;   /* this node created SIDECAR.lock, and removes it if no sidecar is committed */
+	bool untracked;   /* the stamp did not match: a program wrote without recording */
+	bool has_changes; /* actions have changed bitmaps; repairs and frozen bitmaps, which the next opener rolls back
+	                     or repeats, do not count */
 
 	struct tide_bitmap_set in_sidecar, in_image;
 	size_t n_removed;
-	struct tide_sidecar_bitmap **removed; /* go with the commit; until then their names are taken */
+	struct tide_sidecar_bitmap **removed; /* the commit drops them; until then their names are taken */
 
 	struct tide_store store;
-	char *sidecar_path;   /* NULL: there is no place for one: of a URI, or the mode is TIDE_NODE_READ */
-	bool has_sidecar;     /* else in_sidecar.list is empty */
-	uint64_t disk_writer; /* the living writer token that the sidecar on disk has */
+	char *sidecar_path;   /* NULL: it has none: a URI, or a device without a lasting name that is read */
+	bool has_sidecar;     /* false: in_sidecar.list is empty */
+	uint64_t disk_writer; /* the writer token in the sidecar on disk, held by a living program; 0: none */
 
 	struct tide_node_log log;
 	struct tide_node_image_bitmaps image_bitmaps;
@@ -133,49 +136,46 @@ void tide_node_free(struct tide_node *node);
 
 /* Widens how tide_node_open will open it, whatever mode that is asked for. */
 void tide_node_want(struct tide_node *node, enum tide_node_mode mode, bool create);
-/* A bitmap is going to be made inside the image. */
+/* The transaction will create a bitmap inside the image. */
 void tide_node_want_in_image(struct tide_node *node);
 
-/*
- * Already open in a mode that suffices: nothing happens.  create: the sidecar may come into
- * being (bitmap-add).
- */
+/* Does nothing if the node is already open in a sufficient mode.  create: the sidecar may be created (bitmap-add). */
 int tide_node_open(struct tide_node *node, enum tide_node_mode mode, bool create, struct tide_sink *sink,
                    struct tide_error *err);
 void tide_node_close(struct tide_node *node);
 
 struct tide_bitmap_set *tide_node_set(struct tide_node *node, enum tide_store_kind kind);
 
-/* QEMU's "Dirty bitmap 'x' not found" when neither store has it. */
+/* Fails with QEMU's "Dirty bitmap 'x' not found" if neither store has it. */
 struct tide_sidecar_bitmap *tide_node_find(struct tide_node *node, const char *name, struct tide_error *err);
 bool tide_node_has(const struct tide_node *node, const char *name);
 
 enum {
 	TIDE_BITMAP_ALLOW_INCONSISTENT = 1 << 0,
-	TIDE_BITMAP_WILL_WRITE = 1 << 1, /* refuses those inside an image that cannot be changed */
+	TIDE_BITMAP_WILL_WRITE = 1 << 1, /* refuses a bitmap inside an image that cannot be changed */
 };
 
-/* find, and QEMU's refusals in QEMU's order: busy, readonly, inconsistent. */
+/* Finds the bitmap, and refuses it with QEMU's texts in QEMU's order: busy, readonly, inconsistent. */
 struct tide_sidecar_bitmap *tide_node_find_usable(struct tide_node *node, const char *name, unsigned flags,
                                                   struct tide_error *err);
 
-/* Is it one that only an NBD server can change? */
+/* Can only an NBD server change this bitmap? */
 bool tide_node_is_servers(const struct tide_node *node, const struct tide_sidecar_bitmap *entry);
 
-/* A new bitmap, empty, in the store that is asked for. */
+/* Adds an empty bitmap to the store. */
 struct tide_sidecar_bitmap *tide_node_add(struct tide_node *node, const char *name, uint64_t granularity,
                                           enum tide_store_kind store, struct tide_error *err);
 
-/* The contents, which stay the entry's: to look at, or to change. */
+/* The contents, which the entry owns: for reading, and for changing. */
 struct tide_bitmap *tide_node_bitmap(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_error *err);
 struct tide_bitmap *tide_node_bitmap_for_change(struct tide_node *node, struct tide_sidecar_bitmap *entry,
                                                 struct tide_error *err);
-/* The same, emptied. */
+/* The same, cleared. */
 struct tide_bitmap *tide_node_bitmap_clear(struct tide_node *node, struct tide_sidecar_bitmap *entry,
                                            struct tide_error *err);
-/* Other contents, which are the entry's then; what they were, and whether anybody could tell, does not matter. */
+/* Replaces the contents, also of an inconsistent bitmap; the entry owns bm from now on. */
 void tide_node_replace_bitmap(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_bitmap *bm);
-/* Something else about the entry has changed. */
+/* Called when a change of the entry is not one of its contents. */
 void tide_node_mark_dirty(struct tide_node *node, const struct tide_sidecar_bitmap *entry);
 
 /* QEMU's default: the image's cluster size within 4 KiB and 64 KiB, or 64 KiB. */
@@ -183,15 +183,15 @@ uint64_t tide_node_default_granularity(const struct tide_node *node);
 
 int tide_node_mark_removed(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_error *err);
 
-/* Writes the sidecar and the image's bitmaps to come, if anything changed; the last step that can be refused. */
+/* Writes the changed bitmaps of both stores durably beside those on disk; after this the transaction is not refused. */
 int tide_node_stage(struct tide_node *node, struct tide_error *err);
 int tide_node_commit(struct tide_node *node, struct tide_error *err);
 
-/* Gives the sidecar's lock back, for the time a job runs; the image stays open and locked. */
+/* Releases the sidecar's lock while a job runs; the image stays open and locked. */
 void tide_node_unlock_store(struct tide_node *node);
 /* Locks and reads the sidecar again, at the end of a job. */
 int tide_node_relock_store(struct tide_node *node, struct tide_sink *sink, struct tide_error *err);
-/* At the end of a job, where there may be no sidecar, or changes that waited for a group. */
+/* The same where the node may have no sidecar, or changes that waited for the end of a group. */
 int tide_node_begin_settling(struct tide_node *node, struct tide_sink *sink, struct tide_error *err);
 
 /*
@@ -206,22 +206,23 @@ int tide_node_load_deferred(struct tide_node *node, struct tide_sink *sink, stru
 bool tide_node_is_deferred(const struct tide_node *node);
 void tide_node_drop_deferred(struct tide_node *node, struct tide_sink *sink);
 
-/* How many renames and switches are due for what has been staged; and the same for a commit record. */
+/* The number of renames and switches that the staged changes need; add_to_record adds them to a commit record. */
 unsigned tide_node_count_changes(const struct tide_node *node);
 int tide_node_add_to_record(const struct tide_node *node, struct tide_commit_record *record, struct tide_error *err);
-/* The record is durable: what cannot be committed now is left to the next opener; or it was taken back. */
+/* recorded: the record is durable, so the next opener completes a change that fails now.  unrecorded: the record was
+ * removed. */
 void tide_node_recorded(struct tide_node *node);
 void tide_node_unrecorded(struct tide_node *node);
-/* Nothing of what was staged is in its place yet. */
+/* Is none of the staged changes in place? */
 bool tide_node_is_untouched(const struct tide_node *node);
 
 /* Makes sure that whoever opens the node after a crash finds the record; unpoint: it is not needed any more. */
 int tide_node_point(struct tide_node *node, const char *record, struct tide_error *err);
 void tide_node_unpoint(struct tide_node *node);
-/* The record stays, so the pointer to it does too. */
+/* The record stays, so the pointer to it must stay too. */
 void tide_node_leave_pointer(struct tide_node *node);
 
-/* The bitmaps of the node for people and QMP, newest first. */
+/* The bitmaps of the node as commands and QMP show them, newest first. */
 int tide_node_list(struct tide_node *node, struct tide_bitmap_list **list, struct tide_error *err);
 
 #endif

@@ -1,3 +1,12 @@
+/*
+ * The bitmaps inside an image: listing and reading them, making them busy, and changing them in an order that a death
+ * or a power loss cannot turn into a lost write:
+ *
+ *   1. the sidecar on disk gets a writer token, so that the change of the image's stamp is not an unrecorded write;
+ *   2. the new bitmaps are written to unused clusters and synced, with the image's times;
+ *   3. one sector puts them in place (commit), and the times are synced again;
+ *   4. the sidecar gets the stamp of now, without the token.
+ */
 #include "node_image.h"
 
 #include "node_impl.h"
@@ -15,7 +24,7 @@
 #include "base/range.h"
 #include "base/sysio.h"
 
-/* ---- what is there ------------------------------------------------------------------ */
+/* ---- listing and reading ------------------------------------------------------------ */
 
 uint64_t tide_node_image_token(const char *name)
 {
@@ -25,7 +34,7 @@ uint64_t tide_node_image_token(const char *name)
 	tide_checksum_sha256_init(&sha);
 	tide_checksum_sha256_update(&sha, name, strlen(name));
 	tide_checksum_sha256_final(&sha, hex);
-	hex[15] = '\0'; /* 60 bits; the lowest are others' (lock.h) */
+	hex[15] = '\0'; /* 60 bits; the lowest values are reserved (lock.h) */
 	return strtoull(hex, NULL, 16) + TIDE_LOCK_TOKEN_JOB + 1;
 }
 
@@ -115,7 +124,7 @@ static int load_entry(struct tide_node *node, struct tide_sidecar_bitmap *entry,
 		return tide_error_set(err, TIDE_E_CORRUPT, "Bitmap '%s' has no contents", entry->name);
 	if (tide_image_read_bitmap(node->image, entry->stored, &entry->bitmap, err) < 0)
 		return -1;
-	entry->granularity = tide_bitmap_granularity(entry->bitmap); /* a server does not say it before */
+	entry->granularity = tide_bitmap_granularity(entry->bitmap); /* a server reports it only with the contents */
 	return 0;
 }
 
@@ -138,7 +147,7 @@ int tide_node_image_record(struct tide_node *node, uint64_t off, uint64_t len, s
 		bm = tide_node_bitmap(node, entry, err);
 		if (!bm)
 			return -1;
-		/* To change what the image holds takes several writes: not for bits that are set already. */
+		/* A change takes several writes to the image, so it is avoided for bits that are set already. */
 		if (is_dirty(bm, off, len))
 			continue;
 		bm = tide_node_bitmap_for_change(node, entry, err);
@@ -162,12 +171,12 @@ int tide_node_image_hold(struct tide_node *node, struct tide_sidecar_bitmap *ent
 
 /* ---- the sidecar's stamp ------------------------------------------------------------ */
 
-static bool has_tracked(const struct tide_node *node)
+static bool has_bitmaps_in_sidecar(const struct tide_node *node)
 {
 	return node->has_sidecar && node->in_sidecar.list->n > 0;
 }
 
-/* Each replacement of the sidecar ends the lock on it: in between nobody may have changed it. */
+/* Replacing the sidecar ends the lock on it, so it is locked again; fails if another program changed it in between. */
 static int lock_again(struct tide_node *node, struct tide_error *err)
 {
 	struct tide_sidecar *now = NULL;
@@ -180,12 +189,13 @@ static int lock_again(struct tide_node *node, struct tide_error *err)
 	generation = now ? now->generation : 0;
 	tide_sidecar_free(now);
 	if (generation != node->in_sidecar.list->generation)
-		return tide_error_set(err, TIDE_E_REFUSED,
-		                      "The bitmaps of '%s' were changed by another program meanwhile", node->path);
+		return tide_error_set(err, TIDE_E_REFUSED, "Another program changed the bitmaps of '%s' meanwhile",
+		                      node->path);
 	return 0;
 }
 
-/* Replaces the sidecar by itself with this writer token, and, when there is none, with the stamp of now. */
+/* Replaces the sidecar on disk by itself with this writer token; writer 0: without a token and with the stamp of now.
+ */
 static int rewrite_mark(struct tide_node *node, uint64_t writer, struct tide_error *err)
 {
 	struct tide_sidecar *now = NULL;
@@ -195,7 +205,7 @@ static int rewrite_mark(struct tide_node *node, uint64_t writer, struct tide_err
 		return -1;
 	if (!now)
 		return tide_error_set(err, TIDE_E_CORRUPT, "The sidecar '%s' has vanished", node->sidecar_path);
-	/* What does not match now must not be forgotten when the stamp is taken anew. */
+	/* The new stamp will match the image, so a mismatch that was found must be stored in the bitmaps. */
 	for (size_t i = 0; writer && node->untracked && i < now->n; i++)
 		now->items[i]->untracked = true;
 	now->writer = writer;
@@ -216,8 +226,8 @@ static int mark(struct tide_node *node, struct tide_error *err)
 {
 	uint64_t writer = node->in_sidecar.list->writer;
 
-	/* The log says that something is going on, and will say what the stamp is then. */
-	if (!has_tracked(node) || node->log.state == TIDE_NODE_LOG_WRITER)
+	/* The node's own write log reveals the writer to other programs, and will contain the new stamp. */
+	if (!has_bitmaps_in_sidecar(node) || node->log.state == TIDE_NODE_LOG_WRITER)
 		return 0;
 	if (!node->disk_writer) {
 		if (!writer && !node->group.token &&
@@ -234,7 +244,7 @@ static int mark(struct tide_node *node, struct tide_error *err)
 	return 0;
 }
 
-/* What cannot be done here, whoever opens the node next does. */
+/* If this fails, the token stays, and the next opener removes it. */
 static void unmark(struct tide_node *node)
 {
 	struct tide_error ignored = TIDE_ERROR_INIT;
@@ -250,7 +260,7 @@ static void unmark(struct tide_node *node)
 
 /* ---- changing ----------------------------------------------------------------------- */
 
-/* In the order of the directory, which begins with the oldest. */
+/* The list has the newest bitmap first, the image's directory the oldest. */
 static int stage_puts(struct tide_node *node, struct tide_error *err)
 {
 	size_t n = node->in_image.list->n;
@@ -287,7 +297,7 @@ int tide_node_image_stage(struct tide_node *node, struct tide_error *err)
 	if (tide_node_image_check(node, err) < 0 || tide_image_lock_write(node->image, err) < 0)
 		return -1;
 	node->in_image.is_staged = true;
-	/* The stamp that a group's record gets must be the file's after a power cut, too. */
+	/* A commit record stores the image's stamp, which must still be right after a power loss. */
 	if (mark(node, err) == 0 && stage_puts(node, err) == 0 && tide_image_sync_times(node->image, err) == 0)
 		return 0;
 	tide_node_image_abort(node);
@@ -314,8 +324,8 @@ int tide_node_image_commit(struct tide_node *node, struct tide_error *err)
 	}
 	if (rc == 0)
 		node->in_image.is_dirty = false;
-	/* Before the sidecar learns what they are.  Should it fail, they may be older ones after a power cut, which is
-	 * noticed. */
+	/* The times must be durable before the sidecar stores them.  If the sync fails, a power loss may restore older
+	 * times; then the stamp does not match, and the bitmaps are inconsistent. */
 	tide_image_sync_times(node->image, NULL);
 	end_change(node);
 	return rc;
@@ -325,7 +335,7 @@ void tide_node_image_abort(struct tide_node *node)
 {
 	if (!node->in_image.is_staged)
 		return;
-	if (node->group.is_recorded) { /* as after a death: image and sidecar stay as they are */
+	if (node->group.is_recorded) { /* image and sidecar stay as after a death: the next opener completes them */
 		tide_image_unlock_write(node->image);
 		node->in_image.is_staged = node->image_bitmaps.has_marked = false;
 		return;
@@ -399,7 +409,7 @@ int tide_node_image_roll_forward(struct tide_node *node, const char *record, str
 
 /* ---- the set ------------------------------------------------------------------------ */
 
-/* In QEMU's words where it has them. */
+/* Uses QEMU's words where it has them. */
 static int check_change(const struct tide_node *node, const struct tide_sidecar_bitmap *entry, struct tide_error *err)
 {
 	const struct tide_error *why = &node->image_bitmaps.why_not;

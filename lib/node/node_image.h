@@ -3,42 +3,41 @@
  * saves: node->in_image.list holds them, newest first as QEMU lists them, entries of the
  * same kind as the sidecar's, each read when it is first needed.
  *
- * A change is staged in clusters that nothing refers to, and one sector of the image makes
- * it real (driver.h).  Until then the image is locked as for reading, so that a job
- * may run for long beside other readers; staging takes a writer's lock, and waits for it.
+ * A change is staged in clusters that nothing refers to, and the write of one sector puts it
+ * in place (driver.h).  Until staging the image is locked as for reading, so that a long job
+ * can run beside other readers; staging takes a writer's lock, and waits for it.
  * Only one program at a time holds an image open in this way (image.h, write_later), so
  * two never wait for each other.
  *
- * What a job uses is busy for other programs through a lock token made of its name.  On disk
- * nothing tells, for nothing has to be undone after a death: what the image holds is what
- * it held before the job.
+ * A bitmap that a job uses is busy for other programs through a lock token made of its name.  On disk
+ * there is no sign of it, because a death needs no repair: the image still has the bitmaps of
+ * before the job.
  *
- * A change of the image moves the stamp that its sidecar knows.  So a sidecar with
- * bitmaps is first marked as by a tracked write (its writer token), and gets the new
- * stamp when all is done.
+ * A change of the image makes the stamp in its sidecar wrong.  So a sidecar with bitmaps first
+ * gets a writer token, as from a tracked write, and the new stamp when the change is complete.
  */
 #ifndef TIDE_NODE_IMAGE_H
 #define TIDE_NODE_IMAGE_H
 
 #include "node.h"
 
-/* What the image holds; called when it has been opened. */
+/* Lists the bitmaps inside the image; called when the image has been opened. */
 int tide_node_image_open(struct tide_node *node, struct tide_error *err);
 void tide_node_image_release(struct tide_node *node);
-/* What was changed in memory is forgotten. */
+/* Forgets the changes in memory and lists the bitmaps again. */
 int tide_node_image_reload(struct tide_node *node, struct tide_error *err);
 
-/* Can they be changed?  Else why not, in QEMU's words where it has them. */
+/* Fails with the reason if they cannot be changed, in QEMU's words where it has them. */
 int tide_node_image_check(const struct tide_node *node, struct tide_error *err);
 
-/* Sets the range in every one that records. */
+/* Sets the range in every bitmap that records. */
 int tide_node_image_record(struct tide_node *node, uint64_t off, uint64_t len, struct tide_error *err);
 
-/* Busy for other programs, as long as the image is open or until it is dropped. */
+/* Makes a bitmap busy for other programs, until the image is closed or the token is dropped. */
 int tide_node_image_hold(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_error *err);
 uint64_t tide_node_image_token(const char *name);
 
-/* The three steps of a change; after abort, or instead of commit, the image is what it was. */
+/* The three steps of a change.  abort, in place of commit, leaves the image as it was. */
 int tide_node_image_stage(struct tide_node *node, struct tide_error *err);
 int tide_node_image_commit(struct tide_node *node, struct tide_error *err);
 void tide_node_image_abort(struct tide_node *node);

@@ -1,6 +1,7 @@
 /*
- * What the parts of a node share: node.c, bitmaps by name and the commit; node_open.c, which opens and
- * repairs; node_defer.c, changes that wait for a group.  Nobody else includes this.
+ * Declarations that the parts of a node share: node.c, bitmaps by name and the commit; node_open.c, opening and
+ * repairs; node_sidecar.c and node_image.c, the two stores; node_group.c, changes that wait for a group.  No other file
+ * includes this.
  */
 #ifndef TIDE_NODE_IMPL_H
 #define TIDE_NODE_IMPL_H
@@ -8,12 +9,13 @@
 #include "node.h"
 
 /*
- * What differs between the two stores of bitmaps.  load and clear make an entry's contents available in memory.  stage
- * makes the set to come durable beside the one on disk; commit puts it in place; each is called for a dirty set only.
+ * The operations in which the two stores of bitmaps differ.  load and clear make an entry's contents available in
+ * memory.  stage writes the changed set durably beside the one on disk; commit puts it in place; each is called for a
+ * dirty set only.
  */
 struct tide_bitmap_set_ops {
 	enum tide_store_kind kind;
-	/* May bitmaps be added, and existing ones be changed?  Else why not. */
+	/* Fail with the reason if bitmaps may not be added, or this one may not be changed. */
 	int (*check_add)(const struct tide_node *node, struct tide_error *err);
 	int (*check_change)(const struct tide_node *node, const struct tide_sidecar_bitmap *entry,
 	                    struct tide_error *err);
@@ -25,15 +27,15 @@ struct tide_bitmap_set_ops {
 
 extern const struct tide_bitmap_set_ops tide_node_sidecar_ops, tide_node_image_ops;
 
-/* The sidecar in memory, and what was changed in it, is forgotten; or read from disk. */
+/* drop: forgets the sidecar in memory with all changes.  load: reads it from disk. */
 void tide_node_drop_sidecar(struct tide_node *node);
 int tide_node_load_sidecar(struct tide_node *node, struct tide_error *err);
 
-/* The job that owned this bitmap died: what its successor recorded goes back. */
+/* The job that owned this bitmap died: merges the successor back into it. */
 int tide_node_roll_back(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_sink *sink,
                         struct tide_error *err);
 
-/* What was marked as removed is gone. */
+/* Drops the bitmaps that were marked as removed. */
 void tide_node_drop_removed(struct tide_node *node);
 
 #endif

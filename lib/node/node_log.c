@@ -1,3 +1,10 @@
+/*
+ * A node's write log: deciding at opening what its state means for the bitmaps, and recording as its writer.
+ *
+ * The order of writes keeps every bit: the log has a bit, durably if the writer asked for that, before the data is
+ * written; the bitmaps on disk have the log's bits before the log is removed, and before a new one begins.  The writer
+ * holds a token on the image, which is how other programs know whether it lives.
+ */
 #include "node_log.h"
 
 #include <fcntl.h>
@@ -36,7 +43,7 @@ void tide_node_log_remove(struct tide_node *node)
 	tide_node_log_release(node);
 }
 
-/* ---- taking what it says ------------------------------------------------------------ */
+/* ---- adding its bits to the bitmaps ------------------------------------------------- */
 
 static struct tide_bitmap *everything(uint64_t size, struct tide_error *err)
 {
@@ -50,7 +57,7 @@ static struct tide_bitmap *everything(uint64_t size, struct tide_error *err)
 	return ret;
 }
 
-/* What the log says of a disk of this size. */
+/* The bits of the log, for a disk of this size. */
 static struct tide_bitmap *recorded(const struct tide_node *node, uint64_t size, struct tide_error *err)
 {
 	unsigned shift = tide_write_log_header(node->log.file)->shift;
@@ -64,12 +71,12 @@ static struct tide_bitmap *recorded(const struct tide_node *node, uint64_t size,
 	return ret;
 }
 
-static struct tide_bitmap *what_is_dirty(const struct tide_node *node, bool lost, uint64_t size, struct tide_error *err)
+static struct tide_bitmap *dirty_ranges(const struct tide_node *node, bool lost, uint64_t size, struct tide_error *err)
 {
 	return lost ? everything(size, err) : recorded(node, size, err);
 }
 
-/* In every bitmap of the sidecar that records; in one that a job uses, in what records for it. */
+/* Sets the bits in every bitmap of the sidecar that records; for a busy one, in its successor. */
 static int add_to_sidecar(struct tide_node *node, const struct tide_bitmap *bits, struct tide_error *err)
 {
 	for (size_t i = 0; i < node->in_sidecar.list->n; i++) {
@@ -100,7 +107,7 @@ static bool is_recorded_here(const struct tide_write_log_header *h, const struct
 	return false;
 }
 
-/* Those that the log's writer marked as in use: they are good again, with what it recorded. */
+/* Sets the bits in the bitmaps that the log's writer marked as in use, and clears that mark: they are complete now. */
 static int add_to_image(struct tide_node *node, const struct tide_bitmap *bits, struct tide_error *err)
 {
 	const struct tide_write_log_header *h = tide_write_log_header(node->log.file);
@@ -121,18 +128,19 @@ static int add_to_image(struct tide_node *node, const struct tide_bitmap *bits, 
 	return 0;
 }
 
-static int take(struct tide_node *node, bool lost, bool sidecar, bool inside, struct tide_error *err)
+/* Adds the log's bits to the bitmaps of these stores.  lost: the log may lack bits, so everything is dirty. */
+static int take(struct tide_node *node, bool lost, bool sidecar, bool image, struct tide_error *err)
 {
 	uint64_t size = node->in_sidecar.list->disk_size;
 
 	if (sidecar && node->in_sidecar.list->n) {
-		TIDE_AUTOBITMAP struct tide_bitmap *bits = what_is_dirty(node, lost, size, err);
+		TIDE_AUTOBITMAP struct tide_bitmap *bits = dirty_ranges(node, lost, size, err);
 
 		if (!bits || add_to_sidecar(node, bits, err) < 0)
 			return -1;
 	}
-	if (inside && node->log.file && tide_write_log_header(node->log.file)->n_in_image) {
-		TIDE_AUTOBITMAP struct tide_bitmap *bits = what_is_dirty(node, lost, tide_image_size(node->image), err);
+	if (image && node->log.file && tide_write_log_header(node->log.file)->n_in_image) {
+		TIDE_AUTOBITMAP struct tide_bitmap *bits = dirty_ranges(node, lost, tide_image_size(node->image), err);
 
 		if (!bits || add_to_image(node, bits, err) < 0)
 			return -1;
@@ -158,7 +166,10 @@ static bool is_of_this_sidecar(const struct tide_node *node, const struct tide_w
 	       h->sidecar_crc == node->in_sidecar.list->checksum && h->disk_size == node->in_sidecar.list->disk_size;
 }
 
-/* Without a lock the sidecar may have got the log's bits, and the log may have gone, since the sidecar was read. */
+/*
+ * A node that is read has no lock on the sidecar: since it was read, another program may have replaced the sidecar and
+ * removed the log.  1: it has.
+ */
 static int was_replaced(const struct tide_node *node, struct tide_error *err)
 {
 	bool current = true;
@@ -173,8 +184,8 @@ static int was_replaced(const struct tide_node *node, struct tide_error *err)
 static int take_damaged(struct tide_node *node, const struct tide_error *why, struct tide_sink *sink,
                         struct tide_error *err)
 {
-	tide_event_warning(sink, node->path, "%s; what it recorded is not known: all of the disk counts as dirty",
-	                   why->msg);
+	tide_event_warning(sink, node->path,
+	                   "%s; the writes that it recorded are unknown, so the whole disk counts as dirty", why->msg);
 	node->log.vouches = true;
 	return take(node, true, true, false, err);
 }
@@ -186,33 +197,32 @@ static int take_live(struct tide_node *node, struct tide_error *err)
 	node->log.vouches = true;
 	if (node->mode == TIDE_NODE_READ)
 		return take(node, false, h->id != node->in_sidecar.list->log, true, err);
-	tide_error_set(err, TIDE_E_LOCKED, "Another program is recording what it writes to '%s'", node->path);
-	return tide_error_hint(err, "wait until it has ended");
+	tide_error_set(err, TIDE_E_LOCKED, "Another program is recording its writes to '%s'", node->path);
+	return tide_error_hint(err, "wait until it ends");
 }
 
 static int take_dead(struct tide_node *node, bool lost, struct tide_sink *sink, struct tide_error *err)
 {
-	tide_event_warning(
-	        sink, node->path,
-	        lost ? "the machine went down while writes were being recorded, and not all may have been kept: all of "
-	               "the disk counts as dirty"
-	             : "a tracked write died; what it may have written is dirty");
+	tide_event_warning(sink, node->path,
+	                   lost ? "the machine went down while writes were being recorded, and records may be lost: "
+	                          "the whole disk counts as dirty"
+	                        : "a tracked write was interrupted; the ranges that it may have written are dirty");
 	node->log.vouches = true;
 	return take(node, lost, true, true, err);
 }
 
-/* Nobody writes. */
+/* The log has no living writer. */
 static int take_ended(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
 {
 	const struct tide_write_log_header *h = tide_write_log_header(node->log.file);
 	bool lost = !h->state.durable && tide_write_log_is_of_another_boot(node->log.file);
 
 	if (node->has_sidecar &&
-	    h->id == node->in_sidecar.list->log) /* its bits are there, but for those of the image perhaps */
+	    h->id == node->in_sidecar.list->log) /* the sidecar has its bits; the image may lack them */
 		return take(node, lost, false, h->state.token, err);
 	if (!is_of_this_sidecar(node, h)) {
 		tide_event_warning(sink, node->path,
-		                   "the write log goes with another sidecar; what it recorded is dirty");
+		                   "the write log belongs to another sidecar; the ranges that it recorded are dirty");
 		return take(node, lost, true, h->state.token, err);
 	}
 	if (h->state.token || lost)
@@ -262,7 +272,7 @@ int tide_node_log_open(struct tide_node *node, struct tide_sink *sink, struct ti
 	} else if (why.code == TIDE_E_CORRUPT) {
 		rc = take_damaged(node, &why, sink, err);
 	} else {
-		tide_error_hint(&why, "without it the bitmaps of '%s' lack what was written last", node->path);
+		tide_error_hint(&why, "without it the bitmaps of '%s' lack the last writes", node->path);
 		return tide_error_move(err, &why);
 	}
 	tide_error_release(&why);
@@ -285,7 +295,7 @@ bool tide_node_log_is_live(const struct tide_node *node)
 
 /* ---- writing ----------------------------------------------------------------------- */
 
-/* The finest that any bitmap which records needs. */
+/* The shift of the finest granularity among the bitmaps that record. */
 static unsigned finest(const struct tide_node *node, bool with_image)
 {
 	unsigned shift = NO_BITMAP_SHIFT;
@@ -337,8 +347,8 @@ static int create(struct tide_node *node, bool durable, bool with_image, struct 
 	return rc;
 }
 
-/* What the log says is put on disk, so that another one can begin. */
-static int settle_pending(struct tide_node *node, struct tide_error *err)
+/* Commits the log's bits to the bitmaps on disk, so that a new log can begin. */
+static int commit_pending(struct tide_node *node, struct tide_error *err)
 {
 	int rc;
 
@@ -351,7 +361,7 @@ static int settle_pending(struct tide_node *node, struct tide_error *err)
 	return rc;
 }
 
-/* QEMU would take them for whole, were this program to die. */
+/* Marks the enabled bitmaps inside the image as in use: after a death QEMU must not take them for complete. */
 static int check_out(struct tide_node *node, struct tide_error *err)
 {
 	bool any = false;
@@ -372,21 +382,21 @@ int tide_node_log_begin(struct tide_node *node, bool durable, bool with_image, s
 {
 	int fd = tide_image_fd(node->image);
 	uint64_t token;
-	bool goes_on;
+	bool continues;
 
 	if (node->log.state == TIDE_NODE_LOG_PENDING &&
 	    (with_image || tide_write_log_header(node->log.file)->shift != finest(node, false)) &&
-	    settle_pending(node, err) < 0)
+	    commit_pending(node, err) < 0)
 		return -1;
-	goes_on = node->log.state == TIDE_NODE_LOG_PENDING;
-	if (!goes_on)
+	continues = node->log.state == TIDE_NODE_LOG_PENDING;
+	if (!continues)
 		tide_node_log_remove(node);
 	if (tide_lock_token_new(&token, err) < 0 || tide_lock_token_hold(fd, token, err) < 0)
 		return -1;
 	node->log.token = token;
 	node->log.state = TIDE_NODE_LOG_WRITER;
-	if (goes_on ? tide_write_log_activate(node->log.file, token, durable, err) < 0
-	            : create(node, durable, with_image, err) < 0)
+	if (continues ? tide_write_log_activate(node->log.file, token, durable, err) < 0
+	              : create(node, durable, with_image, err) < 0)
 		return -1;
 	return with_image ? check_out(node, err) : 0;
 }
@@ -405,7 +415,7 @@ int tide_node_log_end(struct tide_node *node, struct tide_error *err)
 {
 	int rc = take(node, false, true, true, err);
 
-	/* The image first: what it does to the image's times the sidecar is to know. */
+	/* The image first: its change moves the image's stamp, which the sidecar stores. */
 	if (rc == 0 && node->in_image.is_dirty)
 		rc = tide_node_image_stage(node, err) < 0 ? -1 : tide_node_image_commit(node, err);
 	if (rc == 0 && node->in_sidecar.is_dirty)

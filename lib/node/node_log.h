@@ -1,20 +1,20 @@
 /*
- * A node and its write log (write_log.h): SIDECAR.log, what was written since the sidecar was
- * last replaced.
+ * A node and its write log (write_log.h): SIDECAR.log, the writes since the sidecar was last
+ * replaced.
  *
- * Opening the node looks at it.  What it says is taken into the bitmaps in memory, and is on
- * disk with the next commit, after which the log goes; the sidecar remembers its identity, so that a
- * log that was left behind by a death in between is not taken twice.
- *   - clean, and of this sidecar: its stamp is the image's.  A tracked write leaves it
- *     as it is and goes on with it (log_pending).
- *   - its writer died: the stamp is taken anew, for what the writer wrote is there.
- *     But a log whose bits may have been lost with the machine's power counts as damaged.
- *   - its writer lives: shows what is dirty at this moment, to those who only look.
- *   - damaged: nobody knows what was written, so everything is dirty.
- *   - of another sidecar: its bits are taken, its stamp is not.
+ * Opening the node reads the log and sets its bits in the bitmaps in memory.  The next commit writes
+ * them to disk and then removes the log; the sidecar stores the identity of the log, so that a
+ * log that stayed because of a death in between is not counted twice.
+ *   - clean, and of this sidecar: its stamp is the image's.  A tracked write keeps and
+ *     continues it (TIDE_NODE_LOG_PENDING).
+ *   - its writer died: a new stamp is taken, because the log has the bits of all its writes.
+ *     But a log whose bits may have been lost in a power loss counts as damaged.
+ *   - its writer lives: a node that is opened for reading shows the bits of this moment.
+ *   - damaged: the writes are unknown, so everything is dirty.
+ *   - of another sidecar: its bits are set, its stamp is not used.
  *
- * While this node is itself the writer, between begin and clean or end, the sidecar on disk is
- * node->in_sidecar.list, and nobody else can change it: the image is locked.
+ * While this node is itself the writer, between begin and clean or end, node->in_sidecar.list equals the
+ * sidecar on disk, and no other program can change that: the image is locked.
  */
 #ifndef TIDE_NODE_LOG_H
 #define TIDE_NODE_LOG_H
@@ -25,22 +25,23 @@ void tide_node_log_release(struct tide_node *node);
 
 /* Called when sidecar and image are open.  1: the sidecar was replaced meanwhile, read it again. */
 int tide_node_log_open(struct tide_node *node, struct tide_sink *sink, struct tide_error *err);
-/* Takes a pending log into the bitmaps, for they are going to be looked at. */
+/* Sets the bits of a pending log in the bitmaps; called before the bitmaps are used. */
 int tide_node_log_fold(struct tide_node *node, struct tide_error *err);
-/* What is on disk now has the log's bits. */
+/* Removes the file; called when the bitmaps on disk have its bits. */
 void tide_node_log_remove(struct tide_node *node);
 
-/* Is somebody writing to the node's log, whom a looker need not wait for? */
+/* Does another program record in the node's log now?  Then the node can be opened for reading beside it. */
 bool tide_node_log_is_live(const struct tide_node *node);
 
 /*
- * From now on the log records for this node.  with_image: the enabled bitmaps inside the image too, which are marked
- * there as in use.  Everything else has been committed.
+ * From now on the log records the writes of this node.  with_image: also for the enabled bitmaps inside the image,
+ * which are marked there as in use.  All other changes of the node have been committed.
  */
 int tide_node_log_begin(struct tide_node *node, bool durable, bool with_image, struct tide_error *err);
-/* The write that has ended is all there, durable, and the image's stamp is that of now; the next one may go on. */
+/* Called after a write that is durable, with its times: closes the log cleanly, so that the next write can continue it.
+ */
 int tide_node_log_clean(struct tide_node *node, struct tide_error *err);
-/* The same, but the bitmaps get what was recorded, on disk, and the log goes. */
+/* The same, but commits the recorded bits to the bitmaps and removes the log. */
 int tide_node_log_end(struct tide_node *node, struct tide_error *err);
 
 #endif

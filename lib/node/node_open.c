@@ -1,3 +1,10 @@
+/*
+ * Opening a node: locks and reads the sidecar, opens the image, and repairs in memory what interrupted programs left
+ * (the list is in node.h).
+ *
+ * The sidecar is locked before the image is opened, and the stamp is checked only when the image is locked too.  A node
+ * that is read takes no lock on the sidecar, so it reads again whenever another program has replaced the file.
+ */
 #include "node_impl.h"
 
 #include <errno.h>
@@ -13,10 +20,10 @@
 #include "node_uri.h"
 #include "store/commit_record.h"
 
-/* How often the sidecar is read when other programs replace it meanwhile. */
-#define LOOKS_MAX 100u
+/* How often the sidecar is read at most, while other programs replace it. */
+#define READS_MAX 100u
 
-/* Bitmaps inside the image are going to be changed, perhaps: it is opened anew, as one that will be written later. */
+/* If bitmaps inside the image may be changed, opens it again, as an image that will be written later. */
 static int open_for_bitmaps(struct tide_node *node, struct tide_image_options *options, struct tide_error *err)
 {
 	TIDE_AUTOFREE char *format = NULL;
@@ -28,7 +35,7 @@ static int open_for_bitmaps(struct tide_node *node, struct tide_image_options *o
 	format = tide_mem_strdup(tide_image_format_name(node->image), err);
 	if (!format)
 		return -1;
-	tide_image_close(node->image); /* its locks must not be in the way of who changes them now */
+	tide_image_close(node->image); /* its locks would block a program that is changing them now */
 	node->image = NULL;
 	options->write_later = options->records_bitmaps = true;
 	options->format = format;
@@ -38,7 +45,7 @@ static int open_for_bitmaps(struct tide_node *node, struct tide_image_options *o
 	return tide_image_open(options, &node->image, err);
 }
 
-/* A writer that records in the write log is no reason not to look at the bitmaps. */
+/* Opens the image for reading although a writer that records in the write log holds it. */
 static int open_shared(struct tide_node *node, struct tide_image_options *options, struct tide_error *err)
 {
 	struct tide_error why = TIDE_ERROR_INIT;
@@ -85,7 +92,7 @@ static int open_image(struct tide_node *node, struct tide_sink *sink, struct tid
 		tide_event_warning(sink, node->path,
 		                   "a program lacking bitmap support modified this file, so all bitmaps are now "
 		                   "considered inconsistent; some clusters may be leaked, 'qemu-img check -r leaks' "
-		                   "gives them back");
+		                   "frees them");
 	if (open_for_bitmaps(node, &options, err) < 0 || tide_node_image_open(node, err) < 0)
 		return -1;
 	if (!node->has_sidecar) {
@@ -161,7 +168,9 @@ static int check_stamp(struct tide_node *node, struct tide_sink *sink, struct ti
 		if (!held) {
 			node->in_sidecar.list->writer = node->disk_writer = 0;
 			node->in_sidecar.is_dirty = true;
-			tide_event_warning(sink, node->path, "a tracked write died; what it may have written is dirty");
+			tide_event_warning(
+			        sink, node->path,
+			        "a tracked write was interrupted; the ranges that it may have written are dirty");
 		}
 		return 0;
 	}
@@ -173,7 +182,7 @@ static int check_stamp(struct tide_node *node, struct tide_sink *sink, struct ti
 	return 0;
 }
 
-/* The bitmaps follow the disk; what the disk gained is dirty, for nobody tracked how. */
+/* Resizes the bitmaps to the disk.  The part that was added is dirty, because no bitmap recorded its writes. */
 static int follow_size(struct tide_node *node, struct tide_error *err)
 {
 	uint64_t was = node->in_sidecar.list->disk_size, size = tide_image_size(node->image);
@@ -259,7 +268,7 @@ static int read_once(struct tide_node *node, bool create, struct tide_sink *sink
 
 static int read_node(struct tide_node *node, bool create, struct tide_sink *sink, struct tide_error *err)
 {
-	for (unsigned looks = 0; looks < LOOKS_MAX; looks++) {
+	for (unsigned reads = 0; reads < READS_MAX; reads++) {
 		int rc = read_once(node, create, sink, err);
 
 		if (rc < 0)
@@ -270,10 +279,10 @@ static int read_node(struct tide_node *node, bool create, struct tide_sink *sink
 			continue;
 		if (check_stamp(node, sink, err) < 0 || follow_size(node, err) < 0)
 			return -1;
-		node->has_changes = false; /* so far it was repaired, not changed */
+		node->has_changes = false; /* a repair does not count as a change */
 		return 0;
 	}
-	tide_error_set(err, TIDE_E_LOCKED, "The bitmaps of '%s' are being changed all the time", node->path);
+	tide_error_set(err, TIDE_E_LOCKED, "Other programs keep changing the bitmaps of '%s'", node->path);
 	return tide_error_hint(err, "find the program that changes '%s', and run the command again",
 	                       node->sidecar_path);
 }
@@ -290,12 +299,13 @@ static int open_parts(struct tide_node *node, bool create, struct tide_sink *sin
 		return tide_error_set_sys(err, errno, "Could not open '%s'", node->path);
 	if (is_uri && !node->sidecar && create) {
 		tide_error_set(err, TIDE_E_REFUSED,
-		               "The bitmaps of '%s' are the server's: there is no place for others", node->path);
-		return tide_error_hint(err, "others can be kept in a file here: --sidecar PATH");
+		               "The bitmaps of '%s' belong to its server, and it has no sidecar for others",
+		               node->path);
+		return tide_error_hint(err, "use --sidecar PATH to keep others in a local file");
 	}
 	if (real || node->sidecar)
 		node->sidecar_path = tide_store_path(real, node->sidecar, &nameless, &why);
-	/* Who only looks at a device that has no usual place for bitmaps sees none. */
+	/* Opened for reading, a device without a default sidecar path has no bitmaps. */
 	if (why.code && (!nameless || node->mode != TIDE_NODE_READ))
 		return tide_error_move(err, &why);
 	tide_error_release(&why);
@@ -320,7 +330,7 @@ int tide_node_open(struct tide_node *node, enum tide_node_mode mode, bool create
 	if (node->is_open && node->mode >= mode && (node->has_sidecar || !create || node->store.lock_fd >= 0))
 		return 0;
 	if (node->is_open)
-		return tide_error_set(err, TIDE_E_REFUSED, "'%s' is already in use by this transaction in another way",
+		return tide_error_set(err, TIDE_E_REFUSED, "This transaction already uses '%s' in another mode",
 		                      node->path);
 	tide_node_want(node, mode, create);
 	node->mode = node->want.mode;

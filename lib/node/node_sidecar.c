@@ -1,5 +1,8 @@
 /*
- * The node's bitmaps in the sidecar: the file is locked, read, and replaced whole (store.h).
+ * The node's bitmaps in the sidecar: locking, reading and replacing the file (store.h).
+ *
+ * Every replacement ends the lock, which is on the file that was replaced.  A job holds no lock while it copies; it
+ * locks and reads the sidecar again when it settles.
  */
 #include <stdlib.h>
 
@@ -34,7 +37,7 @@ void tide_node_unlock_store(struct tide_node *node)
 {
 	tide_store_release(&node->store);
 	node->in_sidecar.is_staged = false;
-	/* Others may change what is inside the image, unless a job or a group is going to. */
+	/* Other programs may change the bitmaps inside the image, unless a job or a group of this node will. */
 	if (!node->image_bitmaps.is_held && !(node->image_bitmaps.is_deferred && node->in_image.is_dirty))
 		tide_image_renounce_write(node->image);
 }
@@ -46,7 +49,7 @@ int tide_node_relock_store(struct tide_node *node, struct tide_sink *sink, struc
 		return -1;
 	if (!node->has_sidecar)
 		return tide_error_set(err, TIDE_E_CORRUPT, "The sidecar '%s' has vanished", node->sidecar_path);
-	/* A tracked write of the same transaction has left its log, clean. */
+	/* A tracked write of the same transaction may have left a clean log. */
 	if (tide_node_log_open(node, sink, err) < 0)
 		return -1;
 	return tide_node_log_fold(node, err);
@@ -85,7 +88,8 @@ static int stage(struct tide_node *node, struct tide_error *err)
 {
 	struct tide_sidecar *sc = node->in_sidecar.list;
 
-	/* The stamp of the moment the image was locked, not of now: what came in between came around the tracking. */
+	/* The stamp is that of the moment when the image was locked, not of now: a write in between was not recorded.
+	 */
 	sc->stamp = *tide_image_stamp(node->image);
 	sc->generation++;
 	if (tide_store_stage(&node->store, sc, tide_image_fd(node->image), err) < 0)

@@ -1,3 +1,8 @@
+/*
+ * Nodes whose image is a URI: an NBD server has the image, so no file of ours can be locked but SIDECAR.lock.
+ *
+ * The lock file is created and removed only while the sidecar is locked, so that two programs agree which file it is.
+ */
 #include "node_uri.h"
 
 #include <errno.h>
@@ -22,7 +27,7 @@ char *tide_node_uri_id(const char *uri, struct tide_error *err)
 
 int tide_node_uri_lock(struct tide_node *node, struct tide_error *err)
 {
-	bool look = node->mode == TIDE_NODE_READ;
+	bool is_read = node->mode == TIDE_NODE_READ;
 	TIDE_AUTOFREE char *path = NULL;
 
 	if (!tide_image_is_uri(node->path) || !node->sidecar_path || (!node->has_sidecar && node->store.lock_fd < 0))
@@ -30,13 +35,13 @@ int tide_node_uri_lock(struct tide_node *node, struct tide_error *err)
 	path = tide_mem_printf(err, "%s.lock", node->sidecar_path);
 	if (!path)
 		return -1;
-	if (!look) {
+	if (!is_read) {
 		node->lock_fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
 		node->lock_made = node->lock_fd >= 0;
 	}
 	if (node->lock_fd < 0)
-		node->lock_fd = open(path, (look ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-	if (node->lock_fd >= 0 || (look && errno == ENOENT))
+		node->lock_fd = open(path, (is_read ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+	if (node->lock_fd >= 0 || (is_read && errno == ENOENT))
 		return 0;
 	return tide_error_set_sys(err, errno, "Could not open '%s'", path);
 }
@@ -54,7 +59,7 @@ void tide_node_uri_unmake_lock(struct tide_node *node)
 void tide_node_uri_hint(const struct tide_node *node, struct tide_error *err)
 {
 	TIDE_AUTOFREE char *names = tide_mem_strdup("", NULL);
-	const char *place = node->sidecar ? "" : "; bitmaps of it that are kept here are in --sidecar PATH";
+	const char *place = node->sidecar ? "" : "; use --sidecar PATH for bitmaps that are kept in a local file";
 
 	for (size_t i = 0; names && i < node->in_image.list->n; i++) {
 		char *more =

@@ -134,7 +134,7 @@ load helper
 @test "nothing is brought into a server's bitmaps" {
 	truncate -s 1M disk.img
 	ok bitmap-add disk.img b
-	unchanged refused "The bitmaps of 'nbd+unix:///x?socket=s' are the server's: there is no place for others" \
+	unchanged refused "The bitmaps of 'nbd+unix:///x?socket=s' belong to its server, and it has no sidecar for others" \
 		bitmap-export disk.img b --to 'nbd+unix:///x?socket=s#b'
 }
 
