@@ -2,7 +2,7 @@
  * The sidecar as a file: its path, reading it, the lock with the claim, staging and committing, and what becomes of a
  * locker when another program replaces the file at that moment.
  *
- * For the last, this program stands between the library and fcntl: `meanwhile` runs when a lock is asked for.
+ * For the last, this program replaces fcntl: `meanwhile` runs when the library asks for a lock.
  */
 #include <dirent.h>
 #include <fcntl.h>
@@ -273,7 +273,7 @@ static bool holds_named_file(const struct tide_store *store)
 	       held.st_ino == named.st_ino;
 }
 
-/* What is no sidecar stays as it is, locked or not; only a claim goes. */
+/* A file that is not a sidecar stays as it is, locked or not; only a claim goes. */
 static void test_lock(void)
 {
 	for (size_t i = 0; i < 2 * TIDE_ARRAY_SIZE(kinds); i++) {
