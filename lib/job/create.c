@@ -1,3 +1,7 @@
+/*
+ * Creating an image: the checks and the texts of qemu-img create, in its order, and the size that an overlay takes from
+ * its backing image.
+ */
 #include "create.h"
 
 #include <string.h>
@@ -9,7 +13,7 @@
 
 #define SETTING_MAX 256u
 
-/* The settings that are no matter of the format's, taken out of what was given; -b and -F win over them. */
+/* The settings that are not the format's, separated from the rest; -b and -F take precedence over them. */
 struct settings {
 	char backing[SETTING_MAX], backing_format[SETTING_MAX];
 	char *rest;

@@ -1,3 +1,7 @@
+/*
+ * Rescanning: opens the image to compare with, refuses one that is not an independent copy, and collects the
+ * differences.
+ */
 #include "rescan.h"
 
 #include <string.h>
@@ -16,17 +20,17 @@ static int open_other(const struct tide_bitmap_rescan *args, unsigned allow, str
 		return -1;
 	if (args->against_format || !tide_image_is_raw(*other))
 		return 0;
-	/* Else what a guest writes into its disk could make a raw backup of it another image. */
+	/* Data that a guest wrote to its disk could make the probe of a raw backup wrong. */
 	tide_error_set(err, TIDE_E_REFUSED, "The format of '%s' cannot be derived from its content", args->against);
 	return tide_error_hint(err, "if it is a raw image, specify --against-format %s", tide_image_raw_driver()->name);
 }
 
-/* What reads through to the disk itself is the same everywhere, and no backup of it. */
+/* An image that reads from the disk itself never differs there, and proves nothing. */
 static int check_apart(const struct tide_image *image, struct tide_image *other, const char *name,
                        struct tide_error *err)
 {
 	if (tide_image_is_same_file(image, other))
-		return tide_error_set(err, TIDE_E_REFUSED, "'%s' is the image itself: nothing could differ", name);
+		return tide_error_set(err, TIDE_E_REFUSED, "'%s' is the image itself: it cannot differ", name);
 	while ((other = tide_image_backing(other))) {
 		if (tide_image_is_same_file(image, other))
 			return tide_error_set(

@@ -1,8 +1,7 @@
 /*
- * Rescanning: which granules of a disk differ from another image, the last backup say.
+ * Rescanning: which granules of a disk differ from another image, such as the last backup.
  *
- * It is the way back for a bitmap that cannot be trusted any more: the result takes the
- * place of whatever the bitmap held.
+ * It makes an inconsistent bitmap usable again: the result replaces the contents of the bitmap.
  */
 #ifndef TIDE_RESCAN_H
 #define TIDE_RESCAN_H
@@ -11,9 +10,9 @@
 #include "node/node.h"
 
 /*
- * Compares the node, which is open and so locked, with args->against and its chain.  *out: a new bitmap of the
- * granularity, over the node's disk; what the disk is longer is dirty where it is not zero.  Both images are as they
- * were when it returns 0.
+ * Compares the node, which is open and therefore locked, with args->against and its chain.  *out: a new bitmap of the
+ * granularity, over the node's disk; if the disk is longer than the other, the rest is dirty where it is not zero. When
+ * it returns 0, neither image has changed during the comparison.
  */
 int tide_rescan_run(struct tide_node *node, const struct tide_bitmap_rescan *args, uint64_t granularity,
                     struct tide_sink *sink, struct tide_bitmap **out, struct tide_error *err);

@@ -1,3 +1,9 @@
+/*
+ * Restoring a chain: the checks of the target, the comparison for a restore in place, and the copy.
+ *
+ * Every check comes before the first write.  An existing target stays open and locked from the checks to the end of the
+ * copy; its bitmaps become inconsistent, durably, before it is written.
+ */
 #include "restore.h"
 
 #include <errno.h>
@@ -27,10 +33,10 @@ struct tide_restore {
 	struct tide_target target;
 	struct tide_copy copy;
 	uint64_t *written;
-	/* Of a target that is there: */
-	bool existing, is_device; /* is_device: or like one, an export */
+	/* For an existing target: */
+	bool existing, is_device; /* is_device: a block device, or an export, which is treated as one */
 	bool is_uri;
-	bool blindly; /* written without reading it first */
+	bool overwrites; /* all of it is written, without a comparison */
 	struct tide_target_bitmaps bitmaps;
 };
 
@@ -52,7 +58,7 @@ static int create_target(struct tide_restore *restore, const struct tide_chain_r
 	return 0;
 }
 
-/* ---- one that is there ------------------------------------------------------------- */
+/* ---- an existing target ------------------------------------------------------------ */
 
 static bool is_same(const struct stat *a, const struct stat *b)
 {
@@ -61,11 +67,11 @@ static bool is_same(const struct stat *a, const struct stat *b)
 	return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
 }
 
-/* A loop device is as good as the file behind it. */
-static void look_behind(struct stat *st)
+/* Replaces a loop device by its backing file, because both are the same data. */
+static void resolve_loop(struct stat *st)
 {
 	char name[64], path[PATH_MAX];
-	struct stat behind;
+	struct stat file;
 	ssize_t n;
 	int fd;
 
@@ -78,14 +84,15 @@ static void look_behind(struct stat *st)
 	if (n <= 1 || n == sizeof(path))
 		return;
 	path[n - 1] = '\0'; /* in place of the newline */
-	if (stat(path, &behind) == 0)
-		*st = behind;
+	if (stat(path, &file) == 0)
+		*st = file;
 }
 
-/* Before its lock refuses it for a reason that is harder to understand. */
+/* Refuses an image of the chain as target.  The lock would refuse it too, with a message that is harder to understand.
+ */
 static int check_apart(const struct tide_restore *restore, const char *path, struct stat target, struct tide_error *err)
 {
-	look_behind(&target);
+	resolve_loop(&target);
 	for (struct tide_image *link = restore->node->image; link; link = tide_image_backing(link)) {
 		struct stat st;
 
@@ -97,14 +104,15 @@ static int check_apart(const struct tide_restore *restore, const char *path, str
 		}
 		if (fstat(tide_image_fd(link), &st) < 0)
 			return tide_error_set_sys(err, errno, "Could not look at '%s'", tide_image_path(link));
-		look_behind(&st);
+		resolve_loop(&st);
 		if (is_same(&st, &target))
 			return tide_error_set(err, TIDE_E_REFUSED, "'%s' is an image of the chain itself", path);
 	}
 	return 0;
 }
 
-/* Without a format, given or pinned, a target that begins like an image is not taken for raw in silence. */
+/* A target whose format is neither given nor pinned must not look like an image: it could be meant as raw or as that.
+ */
 static int open_existing(struct tide_restore *restore, const struct tide_chain_restore *args, struct tide_error *err)
 {
 	const char *format = args->format;
@@ -118,8 +126,8 @@ static int open_existing(struct tide_restore *restore, const struct tide_chain_r
 	format = tide_image_format_name(restore->target.image);
 	tide_error_set(err, TIDE_E_REFUSED, "'%s' looks like an image of format '%s', and its format was not given",
 	               args->target, format);
-	return tide_error_hint(err, "-F %s restores to the disk in it, -F %s over it", format,
-	                       tide_image_raw_driver()->name);
+	return tide_error_hint(err, "use -F %s to write to the disk inside it, -F %s to overwrite the image itself",
+	                       format, tide_image_raw_driver()->name);
 }
 
 static int check_size(const struct tide_restore *restore, const char *path, struct tide_error *err)
@@ -132,18 +140,18 @@ static int check_size(const struct tide_restore *restore, const char *path, stru
 		return 0;
 	if (is_raw_device && have > need) {
 		tide_event_warning(restore->sink, path,
-		                   "the %s has %" PRIu64 " bytes: those beyond the disk's %" PRIu64 " are left alone",
+		                   "the %s has %" PRIu64 " bytes: those beyond the disk's %" PRIu64 " stay unchanged",
 		                   restore->is_uri ? "export" : "device", have, need);
 		return 0;
 	}
-	tide_error_set(err, TIDE_E_REFUSED, "'%s' has a size of %" PRIu64 " bytes, the disk to restore %" PRIu64, path,
-	               have, need);
-	return tide_error_hint(err, restore->is_uri      ? "an export has to be as large as the disk, or larger"
-	                            : restore->is_device ? "a device has to be as large as the disk, or larger"
+	tide_error_set(err, TIDE_E_REFUSED, "'%s' has a size of %" PRIu64 " bytes, the disk to restore has %" PRIu64,
+	               path, have, need);
+	return tide_error_hint(err, restore->is_uri      ? "an export must be at least as large as the disk"
+	                            : restore->is_device ? "a device must be at least as large as the disk"
 	                                                 : "resize it, or replace it with --overwrite");
 }
 
-/* A device that is mounted, or part of another one, must not change under its user. */
+/* Refuses a device that is mounted or part of another one, and keeps it from being mounted during the restore. */
 static int claim_device(struct tide_restore *restore, const char *path, struct tide_error *err)
 {
 	if (!restore->is_device || restore->is_uri)
@@ -157,13 +165,14 @@ static int use_target(struct tide_restore *restore, const struct tide_chain_rest
 {
 	restore->existing = true;
 	restore->is_device = restore->is_uri || S_ISBLK(st->st_mode);
-	restore->blindly = !args->in_place;
+	restore->overwrites = !args->in_place;
 	if (!restore->is_device && !S_ISREG(st->st_mode))
 		return tide_error_set(err, TIDE_E_REFUSED, "'%s' is neither a regular file nor a block device",
 		                      args->target);
-	if (restore->blindly && !restore->is_uri && args->format && !tide_image_is_raw_format(args->format))
-		return tide_error_set(err, TIDE_E_REFUSED, "Could not create '%s': a new image on a block device is %s",
-		                      args->target, tide_image_raw_driver()->name);
+	if (restore->overwrites && !restore->is_uri && args->format && !tide_image_is_raw_format(args->format))
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "Could not create '%s': a new image on a block device must be %s", args->target,
+		                      tide_image_raw_driver()->name);
 	if (check_apart(restore, args->target, *st, err) < 0 || claim_device(restore, args->target, err) < 0 ||
 	    tide_target_bitmaps_find(&restore->bitmaps, args->target, NULL, err) < 0 ||
 	    open_existing(restore, args, err) < 0)
@@ -179,21 +188,22 @@ static int find_target(struct tide_restore *restore, const struct tide_chain_res
 {
 	bool is_uri = restore->is_uri = tide_image_is_uri(args->target);
 	struct stat st = { 0 };
-	bool is_there = is_uri || stat(args->target, &st) == 0;
+	bool exists = is_uri || stat(args->target, &st) == 0;
 
 	if (args->in_place && args->overwrite)
 		return tide_error_set(err, TIDE_E_USAGE, "A target is either replaced or written in place");
-	if (!args->in_place && !(args->overwrite && is_there && (is_uri || S_ISBLK(st.st_mode)))) {
-		if (args->overwrite && is_there && check_apart(restore, args->target, st, err) < 0)
+	if (!args->in_place && !(args->overwrite && exists && (is_uri || S_ISBLK(st.st_mode)))) {
+		if (args->overwrite && exists && check_apart(restore, args->target, st, err) < 0)
 			return -1;
 		return create_target(restore, args, err);
 	}
 	if (args->compress || args->settings)
-		return tide_error_set(err, TIDE_E_REFUSED, "Only a new target can be compressed or made with settings");
-	if (is_there)
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "Only a new target can be compressed or created with settings");
+	if (exists)
 		return use_target(restore, args, &st, err);
 	tide_error_set_sys(err, errno, "Could not open '%s'", args->target);
-	return tide_error_hint(err, "without --in-place it is created");
+	return tide_error_hint(err, "omit --in-place to create it");
 }
 
 static int prepare(struct tide_restore *restore, const struct tide_chain_restore *args, struct tide_error *err)
@@ -210,7 +220,7 @@ static int prepare(struct tide_restore *restore, const struct tide_chain_restore
 	copy->device = restore->node->id;
 	size = restore->is_device ? TIDE_MIN(tide_image_exact_size(source), tide_image_size(copy->target))
 	                          : tide_image_size(copy->target);
-	if (restore->existing && !restore->blindly)
+	if (restore->existing && !restore->overwrites)
 		copy->todo = tide_bitmap_new(size, copy->unit, err);
 	else
 		copy->todo = tide_copy_plan(size, copy->unit, NULL, err);
@@ -248,7 +258,7 @@ void tide_restore_free(struct tide_restore *restore)
 
 /* ---- running ----------------------------------------------------------------------- */
 
-static int note_difference(struct tide_compare *compare, uint64_t off, uint64_t len, struct tide_error *err)
+static int set_different(struct tide_compare *compare, uint64_t off, uint64_t len, struct tide_error *err)
 {
 	return tide_bitmap_set(compare->data, off, len, err);
 }
@@ -263,7 +273,7 @@ static int find_differences(struct tide_restore *restore, struct tide_error *err
 		.unit = copy->unit,
 		.device = copy->device,
 		.sink = copy->sink,
-		.differs = note_difference,
+		.differs = set_different,
 		.data = copy->todo,
 	};
 
@@ -276,7 +286,7 @@ static int find_differences(struct tide_restore *restore, struct tide_error *err
 
 static int run_existing(struct tide_restore *restore, struct tide_error *err)
 {
-	if (!restore->blindly && find_differences(restore, err) < 0)
+	if (!restore->overwrites && find_differences(restore, err) < 0)
 		return -1;
 	if (tide_bitmap_count(restore->copy.todo) == 0)
 		return 0;

@@ -1,3 +1,9 @@
+/*
+ * Targets: checking and locking the name, creating or opening the image, and giving a new one its name.
+ *
+ * No check of a name holds until the rename, because other programs may create a file meanwhile.  So the name is
+ * checked again when the target is staged, and an exclusive rename replaces nothing.
+ */
 #include "target.h"
 
 #include <errno.h>
@@ -13,7 +19,7 @@
 #include "base/mem.h"
 #include "store/sidecar.h"
 
-/* Where the name leads, absolute, also when it is a symbolic link; the name itself when its directory is not there. */
+/* The absolute path that the name leads to, through symbolic links; the name itself if its directory does not exist. */
 static char *final_path(const char *path, struct tide_error *err)
 {
 	const char *slash = strrchr(path, '/');
@@ -31,7 +37,7 @@ static char *final_path(const char *path, struct tide_error *err)
 	return tide_mem_printf(err, "%s%s%s", dir, strcmp(dir, "/") ? "/" : "", slash ? slash + 1 : path);
 }
 
-/* An image's bitmaps are not to be lost to a mistyped name. */
+/* Refuses to replace a sidecar: a mistyped name must not destroy the bitmaps of an image. */
 static int check_no_sidecar(int fd, const char *path, struct tide_error *err)
 {
 	uint8_t head[8] = { 0 };
@@ -40,7 +46,8 @@ static int check_no_sidecar(int fd, const char *path, struct tide_error *err)
 		return -1;
 	if (tide_sidecar_is_one(head, sizeof(head)))
 		return tide_error_set(err, TIDE_E_REFUSED,
-		                      "Could not create '%s': what stands there holds an image's bitmaps", path);
+		                      "Could not create '%s': the existing file contains the bitmaps of an image",
+		                      path);
 	return 0;
 }
 
@@ -49,19 +56,19 @@ static int lock_old(struct tide_target *target, const char *path, bool exclusive
 	struct stat st;
 
 	if (stat(path, &st) < 0) {
-		/* Nothing to replace: what has come there by the end is somebody else's. */
+		/* The name is free: a file that exists there at the end is another program's and is not replaced. */
 		if (lstat(path, &st) < 0)
 			target->exclusive = true;
 		return 0;
 	}
 	if (exclusive) {
 		tide_error_set_sys(err, EEXIST, "Could not create '%s'", path);
-		return tide_error_hint(err,
-		                       "it was left as it is; give another name, replace it with --overwrite, or write "
-		                       "what differs into it with --in-place");
+		return tide_error_hint(
+		        err, "the existing file is unchanged; choose another name, replace it with --overwrite, "
+		             "or write only the differences into it with --in-place");
 	}
 	if (!S_ISREG(st.st_mode))
-		return tide_error_set(err, TIDE_E_REFUSED, "Could not create '%s': it is there and no regular file",
+		return tide_error_set(err, TIDE_E_REFUSED, "Could not create '%s': it exists and is not a regular file",
 		                      path);
 	target->old_fd = tide_sysio_open(path, O_RDONLY, err);
 	if (target->old_fd < 0 || check_no_sidecar(target->old_fd, path, err) < 0)
@@ -84,7 +91,7 @@ static int copy_owner(int fd, const struct tide_image *like, struct tide_error *
 	return 0;
 }
 
-/* What open(2) with 0666 would give; the umask can only be read by setting it, or from here. */
+/* The mode that open(2) with 0666 would result in.  Only /proc shows the umask without changing it. */
 static mode_t default_mode(void)
 {
 	char text[4096], *field;
@@ -98,7 +105,7 @@ static mode_t default_mode(void)
 	return field ? 0666 & ~(mode_t)strtoul(field + 7, NULL, 8) : 0600;
 }
 
-/* The value of a setting, 256 bytes; 1 when it is given. */
+/* Finds the value of a setting, of up to 256 bytes.  1: it is given; 0: it is not. */
 static int find_setting(const char *settings, const char *wanted, char *value, struct tide_error *err)
 {
 	char key[64], text[256];
@@ -113,7 +120,7 @@ static int find_setting(const char *settings, const char *wanted, char *value, s
 	return rc < 0 ? -1 : found;
 }
 
-/* An external data file comes into being with its image.  What stands under its name may be another image's disk. */
+/* An external data file is created with its image.  An existing file of its name may be another image's disk. */
 static int begin_data_file(struct tide_target *target, const struct tide_image_driver *driver, const char *path,
                            const char *settings, struct tide_error *err)
 {
@@ -136,12 +143,13 @@ static int begin_data_file(struct tide_target *target, const struct tide_image_d
 		                      path);
 	if (lstat(where, &st) == 0) {
 		tide_error_set_sys(err, EEXIST, "Could not create '%s'", where);
-		return tide_error_hint(err, "it was left as it is; give another name for the data file, or remove it");
+		return tide_error_hint(
+		        err, "the existing file is unchanged; choose another name for the data file, or remove it");
 	}
 	return tide_staged_begin(&target->data, where, default_mode(), err);
 }
 
-/* So that it can be told later whether the backing image is still that.  Whoever cannot read it will be told soon. */
+/* Stored in the new image to reveal a later change of the backing image.  An unreadable one is reported elsewhere. */
 static bool take_fingerprint(const char *path, const struct tide_driver_create *options, struct tide_fingerprint *fp)
 {
 	TIDE_AUTOFREE char *where = options->backing ? tide_image_resolve(path, options->backing, NULL) : NULL;
@@ -153,7 +161,7 @@ static bool take_fingerprint(const char *path, const struct tide_driver_create *
 	return tide_fingerprint_take(backing, fp, NULL) == 0;
 }
 
-/* Only what is there can be written through a server. */
+/* An export can be written but not created. */
 static int check_can_create(const char *path, const char *format, const struct tide_image_driver *driver,
                             bool exclusive, struct tide_error *err)
 {
@@ -166,9 +174,10 @@ static int check_can_create(const char *path, const char *format, const struct t
 	if (uri_driver) {
 		tide_error_set(err, TIDE_E_REFUSED, "Could not create '%s': %s cannot be created, only written", path,
 		               uri_driver->uri_noun);
-		return tide_error_hint(err, "%s",
-		                       exclusive ? "--in-place writes what differs into it, --overwrite all of it"
-		                                 : "write into the one that exists with --mode existing");
+		return tide_error_hint(
+		        err, "%s",
+		        exclusive ? "use --in-place to write the differences into it, --overwrite to write all of it"
+		                  : "use --mode existing to write into an existing one");
 	}
 	if (driver->create)
 		return 0;
@@ -223,7 +232,7 @@ int tide_target_open(struct tide_target *target, const char *path, const char *f
 	return tide_image_open(&options, &target->image, err);
 }
 
-/* Still what stood under the name at the start?  Another job may have finished there meanwhile. */
+/* Fails if the name leads to a different file than at the start: another program may have created one meanwhile. */
 static int check_name(const struct tide_target *target, struct tide_error *err)
 {
 	struct stat old, now;
@@ -234,7 +243,7 @@ static int check_name(const struct tide_target *target, struct tide_error *err)
 	                                 (!taken || (old.st_dev == now.st_dev && old.st_ino == now.st_ino)))
 		return 0;
 	tide_error_set_sys(err, EEXIST, "Could not create '%s'", target->staged.path);
-	return tide_error_hint(err, "another program made it meanwhile, and it was left as it is; give another name");
+	return tide_error_hint(err, "another program created it meanwhile, and it is unchanged; choose another name");
 }
 
 int tide_target_stage(struct tide_target *target, struct tide_error *err)
@@ -247,7 +256,8 @@ int tide_target_stage(struct tide_target *target, struct tide_error *err)
 		return -1;
 	if (target->data.fd < 0)
 		return tide_staged_flush(&target->staged, err);
-	/* The name may have been taken meanwhile, and once a transaction has decided there is no other. */
+	/* The name may have been taken meanwhile.  After the commit record is written the target could not fail any
+	 * more. */
 	if (access(target->data.path, F_OK) == 0)
 		return tide_error_set_sys(err, EEXIST, "Could not create '%s'", target->data.path);
 	if (tide_staged_flush(&target->data, err) < 0)
@@ -339,7 +349,7 @@ void tide_target_warn_outside(const struct tide_target *target, struct tide_sink
 {
 	if (tide_image_is_backing_outside(target->image))
 		tide_event_warning(sink, path,
-		                   "its backing image '%s' lies outside its directory: commands that open it need "
+		                   "its backing image '%s' is outside its directory: commands that open it need "
 		                   "--allow-backing=outside",
 		                   tide_image_info(target->image)->backing);
 }
@@ -372,7 +382,7 @@ char *tide_target_backing_name(const char *path, const char *backing, struct tid
 		tide_error_set(err, TIDE_E_REFUSED,
 		               "The backing image '%s' could be '%s' or the one in the current directory", backing,
 		               beside);
-		tide_error_hint(err, "say which with an absolute path");
+		tide_error_hint(err, "specify an absolute path");
 		return NULL;
 	}
 	if (have_a || !have_b)

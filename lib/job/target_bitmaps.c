@@ -1,3 +1,7 @@
+/*
+ * The bitmaps in the sidecar of an existing target: finding it, its pinned format, and making its bitmaps inconsistent
+ * before a job writes to the image without recording.
+ */
 #include "target_bitmaps.h"
 
 #include <errno.h>
@@ -19,7 +23,7 @@ int tide_target_bitmaps_find(struct tide_target_bitmaps *tb, const char *path, c
 	if (is_uri ? !override : !real || stat(real, &st) < 0)
 		return 0;
 	tb->is_device = is_uri || S_ISBLK(st.st_mode);
-	/* A device without a lasting name has no usual place for bitmaps. */
+	/* A device without a lasting name has no default sidecar path. */
 	tb->sidecar = tide_store_path(real, override, &nameless, tb->is_device && !override ? NULL : err);
 	return tb->sidecar || (tb->is_device && !override) ? 0 : -1;
 }
@@ -63,19 +67,18 @@ int tide_target_bitmaps_check(const struct tide_target_bitmaps *tb, const char *
 
 		if (!entry->token && !entry->enabled)
 			continue;
-		rc = tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' of '%s' would not record what is written over it",
-		                    entry->name, path);
-		tide_error_hint(
-		        err,
-		        "disable it before, with bitmap-disable, and make it right again after, with bitmap-rescan");
+		rc = tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' of '%s' would not record this write", entry->name,
+		                    path);
+		tide_error_hint(err,
+		                "disable it first with bitmap-disable, and complete it afterwards with bitmap-rescan");
 	}
 	tide_sidecar_free(sc);
 	return rc;
 }
 
-/* Durably: after a power loss the file's time alone might not tell. */
-int tide_target_bitmaps_distrust(const struct tide_target_bitmaps *tb, const struct tide_image *target,
-                                 const char *what, struct tide_sink *sink, struct tide_error *err)
+/* The replacement of the sidecar is durable: after a power loss the file's times alone might not reveal the write. */
+int tide_target_bitmaps_distrust(const struct tide_target_bitmaps *tb, const struct tide_image *target, const char *job,
+                                 struct tide_sink *sink, struct tide_error *err)
 {
 	struct tide_store store = TIDE_STORE_INIT;
 	struct tide_sidecar *sc = NULL;
@@ -95,7 +98,7 @@ int tide_target_bitmaps_distrust(const struct tide_target_bitmaps *tb, const str
 			rc = tide_store_commit(&store, err);
 		if (rc == 0)
 			tide_event_warning(sink, tide_image_path(target),
-			                   "its bitmaps do not record %s and are inconsistent now", what);
+			                   "its bitmaps do not record %s and are inconsistent now", job);
 	}
 	tide_sidecar_free(sc);
 	tide_store_release(&store);

@@ -1,12 +1,11 @@
 /*
- * The bitmaps of a target that is there already: nothing records what a job writes over it.
+ * The bitmaps of an existing target, which do not record the writes of the job.
  *
- * Of a regular file they become inconsistent, durably, before the first write.  A device is
- * written by others too, who never tell, so its bitmaps are not distrusted later: those that
- * record are a reason to refuse.  (Bitmaps inside an image are refused when it is opened
- * for writing.)
+ * The bitmaps of a regular file become inconsistent, durably, before the first write.  A device has no
+ * stamp that would reveal unrecorded writes later, so a bitmap of it that records is a reason
+ * to refuse.  (An image that contains bitmaps is refused when it is opened for writing.)
  *
- * Their sidecar also says what the target is: the format that was pinned in it decides.
+ * Their sidecar also decides the format of the target, by the one that is pinned in it.
  */
 #ifndef TIDE_TARGET_BITMAPS_H
 #define TIDE_TARGET_BITMAPS_H
@@ -15,8 +14,8 @@
 #include "image/image.h"
 
 struct tide_target_bitmaps {
-	char *sidecar;  /* where they belong; NULL: nowhere */
-	bool is_device; /* or like one, an export: nothing tells of writes */
+	char *sidecar;  /* its path, whether it exists or not; NULL: the target has none */
+	bool is_device; /* a block device or an export: no stamp reveals writes */
 };
 
 #define TIDE_TARGET_BITMAPS_INIT \
@@ -24,20 +23,20 @@ struct tide_target_bitmaps {
 		NULL, false      \
 	}
 
-/* override: a sidecar in place of the usual one, or NULL. A target that is not there has none. */
+/* override: a sidecar in place of the default one, or NULL.  A target that does not exist has no sidecar. */
 int tide_target_bitmaps_find(struct tide_target_bitmaps *tb, const char *path, const char *override,
                              struct tide_error *err);
 /*
- * What to open the target as.  *format: what was asked for, or NULL; becomes what the sidecar pins, or stays NULL where
- * the target has to be probed.
+ * Decides the format to open the target with.  *format: the one that the user gave, or NULL; becomes the pinned one, or
+ * stays NULL if the target has to be probed.
  */
 int tide_target_bitmaps_format(const struct tide_target_bitmaps *tb, const char *path, const char **format,
                                struct tide_error *err);
-/* Called with the target locked. */
+/* Refuses a device with a bitmap that records or is busy.  The target must be locked. */
 int tide_target_bitmaps_check(const struct tide_target_bitmaps *tb, const char *path, struct tide_error *err);
-/* Called before the first write; what: the job, with its article, for a warning. */
-int tide_target_bitmaps_distrust(const struct tide_target_bitmaps *tb, const struct tide_image *target,
-                                 const char *what, struct tide_sink *sink, struct tide_error *err);
+/* Makes the bitmaps inconsistent; called before the first write.  job: its noun and article, for the warning. */
+int tide_target_bitmaps_distrust(const struct tide_target_bitmaps *tb, const struct tide_image *target, const char *job,
+                                 struct tide_sink *sink, struct tide_error *err);
 void tide_target_bitmaps_release(struct tide_target_bitmaps *tb);
 
 #endif

@@ -1,3 +1,10 @@
+/*
+ * One tracked write: of input data, a pattern, zeroes or holes.
+ *
+ * The order holds throughout: record a range durably, then write it, and only after the data and the file's times are
+ * durable, close the log cleanly with the new stamp.  The write runs in the caller's thread; a cancel ends it between
+ * two pieces.
+ */
 #include "tracked_write.h"
 
 #include <errno.h>
@@ -25,12 +32,12 @@ struct tide_tracked_write {
 	struct tide_node *node;
 	struct tide_sink *sink;
 	struct tide_image_write args;
-	bool logged;                       /* the sidecar has bitmaps: the write log records, or knows the stamp */
-	bool in_image;                     /* and bitmaps inside the image record themselves: */
-	struct tide_sidecar *image_before; /* those without this write */
-	struct tide_bitmap *newly_set;     /* what the log did not have before */
+	bool logged;                       /* the sidecar has bitmaps: the log records for them, and keeps the stamp */
+	bool in_image;                     /* bitmaps inside the image record, too */
+	struct tide_sidecar *image_before; /* the bitmaps inside the image before this write */
+	struct tide_bitmap *newly_set;     /* the bits that this write has set in the log */
 	uint64_t recorded;                 /* bytes from the offset that are dirty on disk */
-	uint64_t done;                     /* bytes from the offset that may have changed */
+	uint64_t done;                     /* bytes from the offset that may have changed; never above `recorded` */
 	uint8_t *buf;
 	uint64_t ready; /* bytes of input in buf */
 };
@@ -39,13 +46,13 @@ static int beyond(const struct tide_tracked_write *w, struct tide_error *err)
 {
 	uint64_t size = tide_image_size(w->node->image);
 
-	tide_error_set(err, TIDE_E_REFUSED, "The write reaches past the end of the disk, which has %" PRIu64 " bytes",
+	tide_error_set(err, TIDE_E_REFUSED, "The write extends beyond the end of the disk, which has %" PRIu64 " bytes",
 	               size);
 	return tide_error_hint(err, "at offset %" PRIu64 " there is room for %" PRIu64 " bytes", w->args.offset,
 	                       w->args.offset < size ? size - w->args.offset : 0);
 }
 
-/* Fills the buffer with up to len bytes of input, less at its end; a cancel ends the wait for them. */
+/* Fills the buffer with len bytes of input, or fewer at the end of it; a cancel ends the wait. */
 static int fill_buffer(struct tide_tracked_write *w, uint64_t len, struct tide_error *err)
 {
 	w->ready = 0;
@@ -55,7 +62,7 @@ static int fill_buffer(struct tide_tracked_write *w, uint64_t len, struct tide_e
 
 		if (tide_event_is_cancelled(w->sink))
 			return tide_error_set(err, TIDE_E_CANCELLED, "Cancelled while waiting for input");
-		/* A signal may come just before the wait: look again soon. */
+		/* A signal may arrive just before poll() begins and would not end it, so each poll is short. */
 		if (poll(&input, 1, CANCEL_MS) <= 0)
 			continue;
 		n = read(w->args.input, w->buf + w->ready, len - w->ready);
@@ -69,8 +76,8 @@ static int fill_buffer(struct tide_tracked_write *w, uint64_t len, struct tide_e
 	return 0;
 }
 
-/* Reads ahead one buffer of input, and learns its length where that can be known. */
-static int look_at_input(struct tide_tracked_write *w, struct tide_error *err)
+/* Reads the first buffer of input, and determines its length if the input is a file or ends within the buffer. */
+static int read_first(struct tide_tracked_write *w, struct tide_error *err)
 {
 	uint64_t want = w->args.has_length ? TIDE_MIN(w->args.length, BUFFER_SIZE) : BUFFER_SIZE;
 	struct stat st;
@@ -107,7 +114,7 @@ static int check(struct tide_tracked_write *w, struct tide_error *err)
 		return beyond(w, err);
 	if (w->args.kind != TIDE_WRITE_DATA)
 		return w->args.has_length ? 0 : tide_error_set(err, TIDE_E_USAGE, "This kind of write needs a length");
-	if (look_at_input(w, err) < 0)
+	if (read_first(w, err) < 0)
 		return -1;
 	return w->ready > size - w->args.offset ? beyond(w, err) : 0;
 }
@@ -128,7 +135,7 @@ static int prepare(struct tide_tracked_write *w, struct tide_error *err)
 	if (node->untracked) {
 		tide_event_warning(w->sink, node->path,
 		                   "the image was changed without being tracked; its bitmaps stay inconsistent");
-		node->in_sidecar.is_dirty = true; /* must be on disk before the stamp moves on */
+		node->in_sidecar.is_dirty = true; /* must be on disk before the write changes the stamp */
 	}
 	w->logged = node->has_sidecar && node->in_sidecar.list->n > 0;
 	for (size_t i = 0; i < node->in_image.list->n; i++)
@@ -166,16 +173,16 @@ void tide_tracked_write_free(struct tide_tracked_write *w)
 
 /* ---- writing ----------------------------------------------------------------------- */
 
-/* A copy of the bitmaps inside the image, those that record with their contents. */
+/* Copies the bitmaps inside the image, with the contents of those that record. */
 static int copy_in_image(struct tide_tracked_write *w, struct tide_error *err)
 {
-	struct tide_sidecar *inside = w->node->in_image.list;
+	struct tide_sidecar *bitmaps = w->node->in_image.list;
 
-	for (size_t i = 0; i < inside->n; i++) {
-		if (records(inside->items[i]) && !tide_node_bitmap(w->node, inside->items[i], err))
+	for (size_t i = 0; i < bitmaps->n; i++) {
+		if (records(bitmaps->items[i]) && !tide_node_bitmap(w->node, bitmaps->items[i], err))
 			return -1;
 	}
-	w->image_before = tide_sidecar_copy(inside, err);
+	w->image_before = tide_sidecar_copy(bitmaps, err);
 	return w->image_before ? 0 : -1;
 }
 
@@ -284,7 +291,7 @@ static int write_steps(struct tide_tracked_write *w, struct tide_error *err)
 	return 0;
 }
 
-/* The data, and then the file's times too: the stamp must still be right after a power loss. */
+/* Syncs the data, then the file's times: the stamp must still be right after a power loss. */
 static int make_durable(struct tide_tracked_write *w, struct tide_error *err)
 {
 	if (tide_image_flush(w->node->image, err) < 0)
@@ -292,8 +299,8 @@ static int make_durable(struct tide_tracked_write *w, struct tide_error *err)
 	return tide_image_sync_times(w->node->image, err);
 }
 
-/* Granules that are dirty because of this write alone, and that it did not reach, are clean again. */
-static void settle_log(struct tide_tracked_write *w)
+/* Clears the granules that only this write made dirty and that it did not reach. */
+static void unset_unwritten(struct tide_tracked_write *w)
 {
 	uint64_t granule = tide_bitmap_granularity(w->newly_set), start, len;
 	uint64_t off = tide_range_align_up(w->args.offset + w->done, granule);
@@ -307,7 +314,8 @@ static void settle_log(struct tide_tracked_write *w)
 	}
 }
 
-static void settle_image(struct tide_tracked_write *w)
+/* Puts the bitmaps inside the image back, in memory, to their state before the write. */
+static void restore_image_bitmaps(struct tide_tracked_write *w)
 {
 	tide_sidecar_free(w->node->in_image.list);
 	w->node->in_image.list = w->image_before;
@@ -320,17 +328,17 @@ static void settle_image(struct tide_tracked_write *w)
 	}
 }
 
-/* The bitmaps as they were, with exactly what was written; and the stamp of now. */
-static int settle(struct tide_tracked_write *w, struct tide_error *err)
+/* Leaves the bitmaps with exactly the written range, and closes the log with the stamp of now. */
+static int end(struct tide_tracked_write *w, struct tide_error *err)
 {
 	if (w->in_image && w->recorded != w->done) {
-		settle_image(w);
+		restore_image_bitmaps(w);
 		if (tide_node_image_record(w->node, w->args.offset, w->done, err) < 0 || commit_image(w->node, err) < 0)
 			return -1;
 	}
 	if (!w->logged)
 		return 0;
-	settle_log(w);
+	unset_unwritten(w);
 	return tide_node_log_clean(w->node, err);
 }
 
@@ -344,9 +352,9 @@ int tide_tracked_write_run(struct tide_tracked_write *w, struct tide_error *err)
 	if (begin(w, err) < 0)
 		return -1;
 	rc = w->args.kind == TIDE_WRITE_DATA ? write_input(w, err) : write_steps(w, err);
-	/* Also after a failure: what did reach the image must be durable before it counts as tracked. */
+	/* Also after a failure: the data that reached the image must be durable before the log is closed cleanly. */
 	if (make_durable(w, &late) == 0)
-		settle(w, &late);
+		end(w, &late);
 	if (late.code && rc == 0)
 		return tide_error_move(err, &late);
 	tide_error_release(&late);

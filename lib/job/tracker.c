@@ -1,10 +1,10 @@
 /*
  * The long-lived writer: struct tide_tracker of tidemark.h.
  *
- * The write log records (node_log.h); the image layer wants ranges that share no cluster from those who
- * write at the same time.  So in formats with clusters a request holds the locks of its clusters, a few that all
- * clusters share: readers together, writers alone.  A raw image needs none: what overlapping
- * requests do there is up to the client.
+ * The write log records (node_log.h): a bit is set before the data is written.  Requests come from several threads, and
+ * the image layer forbids concurrent writes that share a cluster.  So in formats with clusters a request holds the
+ * stripes of its clusters, a fixed number of locks that all clusters share: readers together, writers alone, taken in
+ * ascending order.  A raw image needs no locks: the client is responsible for overlapping requests.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -57,10 +57,10 @@ static bool records(const struct tide_node *node)
 	return false;
 }
 
-/* What opening repaired is on disk before the log begins. */
+/* Commits the repairs of opening, so that they are on disk before the log begins. */
 static int commit_repairs(struct tide_node *node, struct tide_error *err)
 {
-	/* That the image was changed around the tracking must be remembered, for its stamp is going to move on. */
+	/* The stamp will match again, so the sidecar must store that unrecorded writes came before. */
 	node->in_sidecar.is_dirty |= node->untracked;
 	return tide_node_stage(node, err) < 0 || tide_node_commit(node, err) < 0 ? -1 : 0;
 }
@@ -77,7 +77,7 @@ static int begin(struct tide_tracker *t, const struct tide_tracker_options *opti
 		return -1;
 	tide_node_unlock_store(node);
 	if (!records(node))
-		tide_event_warning(&t->sink, node->path, "no bitmap records what is written");
+		tide_event_warning(&t->sink, node->path, "no bitmap records the writes");
 	if (!has_bitmaps(node))
 		return 0;
 	t->recording = true;
@@ -158,7 +158,7 @@ static int flush(struct tide_tracker *t, struct tide_error *err)
 	return rc;
 }
 
-/* As long as it is not certain that the image is what was written, the log has to stay. */
+/* The log must stay until the data and the times of the image are durable. */
 static int end(struct tide_tracker *t, struct tide_error *err)
 {
 	if (t->node->mode != TIDE_NODE_WRITE_DATA)
@@ -195,7 +195,7 @@ void tide_tracker_get_info_sized(const struct tide_tracker *t, struct tide_track
 
 /* ---- requests ---- */
 
-/* The errno that a client is told. */
+/* Gives the error an errno, which the plugin sends to its client. */
 static int failed(struct tide_error *err)
 {
 	if (err && !err->sys)
@@ -217,7 +217,7 @@ static int check(const struct tide_tracker *t, uint64_t off, uint64_t len, bool 
 	                          off, len, size);
 }
 
-/* Bit i: stripe i is wanted for the clusters of the range. */
+/* Bit i: the clusters of the range need stripe i. */
 static uint64_t stripes_of(const struct tide_tracker *t, uint64_t off, uint64_t len)
 {
 	unsigned shift = tide_range_shift(tide_image_info(t->image)->cluster_size);
@@ -230,7 +230,7 @@ static uint64_t stripes_of(const struct tide_tracker *t, uint64_t off, uint64_t 
 	return first ? mask << first | mask >> (STRIPES - first) : mask;
 }
 
-/* In ascending order, so that two never wait for each other. */
+/* Locks the stripes in ascending order, so that two requests never wait for each other. */
 static uint64_t lock(struct tide_tracker *t, uint64_t off, uint64_t len, bool write)
 {
 	uint64_t wanted = t->clustered && len ? stripes_of(t, off, len) : 0;
@@ -267,10 +267,10 @@ int tide_tracker_read(struct tide_tracker *t, void *buf, uint64_t off, uint64_t 
 
 enum change { WRITE, ZERO, TRIM };
 
-static int change_locked(struct tide_tracker *t, enum change what, const void *buf, uint64_t off, uint64_t len,
+static int change_locked(struct tide_tracker *t, enum change kind, const void *buf, uint64_t off, uint64_t len,
                          unsigned flags, struct tide_error *err)
 {
-	switch (what) {
+	switch (kind) {
 	case WRITE:
 		return tide_image_write(t->image, buf, off, len, err);
 	case ZERO:
@@ -280,8 +280,8 @@ static int change_locked(struct tide_tracker *t, enum change what, const void *b
 	}
 }
 
-/* The one way to the image's bytes: recorded first. */
-static int change(struct tide_tracker *t, enum change what, const void *buf, uint64_t off, uint64_t len, unsigned flags,
+/* The only function that changes the image: it records the range first. */
+static int change(struct tide_tracker *t, enum change kind, const void *buf, uint64_t off, uint64_t len, unsigned flags,
                   struct tide_error *err)
 {
 	uint64_t held;
@@ -294,7 +294,7 @@ static int change(struct tide_tracker *t, enum change what, const void *buf, uin
 	if (t->recording && tide_write_log_set(t->node->log.file, off, len, NULL, err) < 0)
 		return failed(err);
 	held = lock(t, off, len, true);
-	rc = change_locked(t, what, buf, off, len, flags, err);
+	rc = change_locked(t, kind, buf, off, len, flags, err);
 	unlock(t, held);
 	if (rc == 0 && (flags & TIDE_TRACKER_FUA))
 		rc = flush(t, err);
@@ -314,7 +314,7 @@ int tide_tracker_zero(struct tide_tracker *t, uint64_t off, uint64_t len, unsign
 	bool may_unmap = flags & TIDE_TRACKER_MAY_TRIM;
 
 	if ((flags & TIDE_TRACKER_FAST_ZERO) && (unaligned || !tide_image_can_zero_fast(t->image, may_unmap)))
-		return tide_error_set_sys(err, EOPNOTSUPP, "Zeroing this range would write it");
+		return tide_error_set_sys(err, EOPNOTSUPP, "This range cannot be zeroed without writing data");
 	return change(t, ZERO, NULL, off, len, flags, err);
 }
 
@@ -336,7 +336,7 @@ static int extent(struct tide_tracker *t, uint64_t off, uint64_t len, struct tid
 	int rc;
 
 	if (check(t, off, len, false, err) < 0 || len == 0)
-		return len ? -1 : tide_error_set_sys(err, EINVAL, "A range of no bytes has no extent");
+		return len ? -1 : tide_error_set_sys(err, EINVAL, "An empty range has no extent");
 	held = lock(t, off, len, false);
 	rc = tide_image_extent(t->image, off, len, e, err);
 	unlock(t, held);

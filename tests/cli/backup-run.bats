@@ -675,7 +675,7 @@ base_124() {
 	loop dev.img
 	name_loop
 	ok named bitmap-add "$loop" t
-	local text="Bitmap 't' of '$loop' would not record what is written over it" blockdev
+	local text="Bitmap 't' of '$loop' would not record this write" blockdev
 	blockdev='{"execute": "blockdev-backup", "arguments": {"device": "s", "target": "t", "sync": "full"}}'
 	refused "$text" named backup-run --mode existing -F raw source.img "$loop"
 	[[ $stderr == *bitmap-disable*bitmap-rescan* ]]
@@ -752,7 +752,7 @@ base_124() {
 	wait "$slow" || rc=$?
 	assert_equal $rc 1
 	grep -q '"BLOCK_JOB_COMPLETED".*"error": "File exists"' slow.out
-	grep -q 'another program made it meanwhile' slow.err
+	grep -q 'another program created it meanwhile' slow.err
 	done_ qemu-img compare -f raw -F qcow2 other.img new.qcow2
 	done_ bitmap-list --output=json disk.img
 	assert_equal "$(jq -c '.return[0] | [.count, .busy]' <<< "$output")" '[1048576,false]'

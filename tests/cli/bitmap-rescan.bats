@@ -196,7 +196,7 @@ slow_pair() {
 	unchanged refused "The format of 'other.img' cannot be derived from its content" \
 		bitmap-rescan --against other.img disk.img b
 	[[ $stderr == *'--against-format raw'* ]]
-	unchanged refused "'disk.img' is the image itself: nothing could differ" \
+	unchanged refused "'disk.img' is the image itself: it cannot differ" \
 		bitmap-rescan --against disk.img -F raw disk.img b
 	ln disk.img hard.img
 	ln -s disk.img soft.img

@@ -205,9 +205,9 @@ written_to() {
 	chain 1000001
 	truncate -s 1000002 large.img
 	truncate -s 1000000 small.img
-	unchanged refused "'large.img' has a size of 1000002 bytes, the disk to restore 1000001" \
+	unchanged refused "'large.img' has a size of 1000002 bytes, the disk to restore has 1000001" \
 		chain-restore --in-place 2.qcow2 large.img
-	unchanged refused "'small.img' has a size of 1000000 bytes, the disk to restore 1000001" \
+	unchanged refused "'small.img' has a size of 1000000 bytes, the disk to restore has 1000001" \
 		chain-restore --in-place 2.qcow2 small.img
 	noise 1000001 4 > right.img
 	restored chain-restore --in-place 2.qcow2 right.img
@@ -327,7 +327,7 @@ written_to() {
 	noise 4M 10 > "$loop"
 	restored chain-restore --overwrite 1.qcow2 "$loop"
 	cmp disk.1 "$loop"
-	unchanged refused "Could not create '$loop': a new image on a block device is raw" \
+	unchanged refused "Could not create '$loop': a new image on a block device must be raw" \
 		chain-restore --overwrite -F qcow2 1.qcow2 "$loop"
 }
 
@@ -339,7 +339,7 @@ written_to() {
 	local how
 	for how in --in-place --overwrite; do
 		restored chain-restore $how 2.qcow2 "$loop"
-		[[ $stderr == *"the device has 2097152 bytes: those beyond the disk's 1000001 are left alone"* ]]
+		[[ $stderr == *"the device has 2097152 bytes: those beyond the disk's 1000001 stay unchanged"* ]]
 		sync "$loop"
 		cmp -n 1000001 disk.img "$loop"
 		cmp -i 1000001 before "$loop"
@@ -347,7 +347,7 @@ written_to() {
 	done
 	truncate -s 999936 small.img
 	loop small.img
-	unchanged refused "'$loop' has a size of 999936 bytes, the disk to restore 1000001" \
+	unchanged refused "'$loop' has a size of 999936 bytes, the disk to restore has 1000001" \
 		chain-restore --in-place 2.qcow2 "$loop"
 	[[ $stderr == *'as large as the disk'* ]]
 }
@@ -375,7 +375,7 @@ written_to() {
 	name_loop
 	ok named bitmap-add "$loop" t
 	[ -e var/tidemark/some-disk.bitmaps ]
-	refused "Bitmap 't' of '$loop' would not record what is written over it" named chain-restore --in-place 2.qcow2 "$loop"
+	refused "Bitmap 't' of '$loop' would not record this write" named chain-restore --in-place 2.qcow2 "$loop"
 	[[ $stderr == *bitmap-disable*bitmap-rescan* ]]
 	refused_like 'would not record' named chain-restore --overwrite 2.qcow2 "$loop"
 	ok named bitmap-disable "$loop" t

@@ -209,7 +209,7 @@ described() {
 	mkdir sub
 	disk disk.qcow2 disk.data
 	unchanged refused "Could not create '$PWD/disk.data': File exists" image-create -f qcow2 -o data_file=disk.data new.qcow2 1M
-	[[ $stderr == *'it was left as it is'* ]]
+	[[ $stderr == *'the existing file is unchanged'* ]]
 	unchanged refused "Could not create '$PWD/disk.data': File exists" image-create -f qcow2 -o data_file=../disk.data sub/new.qcow2 1M
 	ln -s nowhere link.data
 	unchanged refused "Could not create '$PWD/link.data': File exists" image-create -f qcow2 -o data_file=link.data new.qcow2 1M

@@ -65,7 +65,7 @@ make_disk() {
 @test "a node whose bitmaps are here" {
 	make_disk disk.img
 	export_ raw disk.img
-	refused_like 'no place for others' bitmap-add "$uri" b
+	refused_like 'no sidecar for others' bitmap-add "$uri" b
 	ok bitmap-add --dry-run --sidecar side "$uri" b
 	[ ! -e side ] && [ ! -e side.lock ]
 	ok bitmap-add --sidecar side "$uri" b
@@ -91,7 +91,7 @@ make_disk() {
 	}
 	backup_to
 	assert_equal "$status" 1
-	[[ $output == *"Bitmap 'b' of '$uri' would not record what is written over it"* ]]
+	[[ $output == *"Bitmap 'b' of '$uri' would not record this write"* ]]
 	cmp -n 9437696 target.img /dev/zero
 	ok bitmap-disable --sidecar side "$uri" b
 	backup_to
