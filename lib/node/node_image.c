@@ -171,11 +171,6 @@ int tide_node_image_hold(struct tide_node *node, struct tide_sidecar_bitmap *ent
 
 /* ---- the sidecar's stamp ------------------------------------------------------------ */
 
-static bool has_bitmaps_in_sidecar(const struct tide_node *node)
-{
-	return node->has_sidecar && node->in_sidecar.list->n > 0;
-}
-
 /* Replacing the sidecar ends the lock on it, so it is locked again; fails if another program changed it in between. */
 static int lock_again(struct tide_node *node, struct tide_error *err)
 {
@@ -227,14 +222,17 @@ static int mark(struct tide_node *node, struct tide_error *err)
 	uint64_t writer = node->in_sidecar.list->writer;
 
 	/* The node's own write log reveals the writer to other programs, and will contain the new stamp. */
-	if (!has_bitmaps_in_sidecar(node) || node->log.state == TIDE_NODE_LOG_WRITER)
+	if (!node->in_sidecar.list->n || node->log.state == TIDE_NODE_LOG_WRITER)
 		return 0;
 	if (!node->disk_writer) {
 		if (!writer && !node->group.token &&
 		    (tide_lock_token_new(&node->group.token, err) < 0 ||
 		     tide_lock_token_hold(tide_image_fd(node->image), node->group.token, err) < 0))
 			return -1;
-		if (rewrite_mark(node, writer ? writer : node->group.token, err) < 0 || lock_again(node, err) < 0)
+		/* The first sidecar does not exist yet: it is staged after this, with the mark. */
+		if (!node->has_sidecar)
+			node->disk_writer = writer ? writer : node->group.token;
+		else if (rewrite_mark(node, writer ? writer : node->group.token, err) < 0 || lock_again(node, err) < 0)
 			return -1;
 	}
 	if (!writer) {

@@ -301,6 +301,39 @@ static void test_again(void)
 
 /* ---- what changes at once ---- */
 
+/* The sidecar and the image's own bitmaps are two changes of one member. */
+static void test_both_stores(void)
+{
+	for (int fails = 0; fails < 2; fails++) {
+		struct tide_strbuf trace = TIDE_STRBUF_INIT;
+		struct tide_error err = TIDE_ERROR_INIT;
+		struct tide_commit_member member;
+		struct tide_node *node;
+		struct member self;
+		struct sample s;
+
+		UNIT_ROW("%s", fails ? "fails" : "succeeds");
+		sample_begin(&s);
+		sample_file(&s, "a", "qcow2");
+		tide_node_want_in_image(tide_session_find(s.session, "a"));
+		node = sample_open(&s, "a", TIDE_NODE_EDIT_BITMAPS);
+		sample_add(node, "one", BEFORE, TIDE_STORE_SIDECAR);
+		sample_add(node, "two", AFTER, TIDE_STORE_IMAGE);
+		self = (struct member){ tide_commit_node_member(node), 'a', fails ? FAILS_COMMIT : NO_FAULT, false,
+			                &trace };
+		member = (struct tide_commit_member){ &ops, &self };
+		CHECK_EQ_I64(run(&s, &member, 1, NULL, &err), fails ? -1 : 0);
+		CHECK_STR(sample_text(&trace), fails ? "Sa Aa Ra Ca Ua ua" : "Sa Aa Ra Ca ua");
+		tide_error_release(&err);
+		tide_node_close(node);
+		CHECK_EQ_U64(count_others(), 0);
+		CHECK_STR(sample_show("a", "one"), fails ? "none" : BEFORE);
+		CHECK_STR(sample_show("a", "two"), fails ? "none" : AFTER);
+		tide_strbuf_release(&trace);
+		sample_end(&s);
+	}
+}
+
 /* A new image and a bitmap: both, or neither. */
 static void test_target(void)
 {
@@ -372,6 +405,7 @@ int main(void)
 {
 	UNIT_RUN(test_steps);
 	UNIT_RUN(test_again);
+	UNIT_RUN(test_both_stores);
 	UNIT_RUN(test_target);
 	UNIT_RUN(test_targets_alone);
 	return unit_done();
