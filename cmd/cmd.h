@@ -8,8 +8,9 @@
  * on stderr, signals, progress, and the exit status.
  *
  * Each reply or event is one line of JSON on stdout, written with one write and checked.
- * An error there makes the exit status 1, but does not stop a job.  A show command
- * prints text for people instead, unless its --output asks for JSON.
+ * An error there does not stop a job, but makes the exit status of a command that has
+ * succeeded 4.  A show command prints text for people instead, unless its --output asks
+ * for JSON.
  */
 #ifndef CMD_H
 #define CMD_H

@@ -289,6 +289,22 @@ static int close_stdout(struct cmd *c)
 	return c->out_errno ? -1 : 0;
 }
 
+/*
+ * The exit status of a command whose standard output could not be written.  A command that did all its work is not
+ * one that failed: repeating a backup would replace its target with an empty increment.
+ */
+static int status_of_lost(struct cmd *c, int status)
+{
+	bool changed = (command.flags & CMD_CHANGE) && !opt_has(c->opt, OPT_DRY_RUN);
+
+	if (status != 0 && status != tide_error_exit_status(TIDE_E_UNREPORTED))
+		return status;
+	ui_hint(&c->ui,
+	        changed ? "all was done, and only its report could not be delivered: do not run the command again"
+	                : "nothing was changed: run the command again");
+	return tide_error_exit_status(TIDE_E_UNREPORTED);
+}
+
 static void set_up(struct cmd *c)
 {
 	const struct opt_line *line = c->opt;
@@ -313,7 +329,8 @@ static int serve(struct cmd *c, int popt_error, const char *bad, bool reply)
 	if (failed) {
 		if (c->session && reply && err.msg)
 			tide_session_reply_error(c->session, &err);
-		if (err.msg || err.code == TIDE_E_NOMEM) /* otherwise it has been reported */
+		/* Otherwise it has been reported, or is when standard output is closed. */
+		if ((err.msg && err.code != TIDE_E_UNREPORTED) || err.code == TIDE_E_NOMEM)
 			ui_error(&c->ui, &err);
 		status = tide_error_exit_status(err.code);
 	}
@@ -330,7 +347,7 @@ int main(int argc, char **argv)
 	struct opt_line line;
 	struct cmd c = { .command = &command, .opt = &line, .ui = { .command = command.name } };
 	const char *bad;
-	int popt_error, status;
+	int popt_error, answered, status;
 
 	fill_closed(STDIN_FILENO, O_RDONLY);
 	if (check_stdout(&c.ui))
@@ -344,15 +361,15 @@ int main(int argc, char **argv)
 	}
 	popt_error = opt_line_parse(&line, &command, argc, (const char **)argv, &bad);
 	set_up(&c);
-	status = popt_error ? -1 : answer(&line);
-	if (status < 0)
-		status = serve(&c, popt_error, bad,
-		               popt_error ? !(command.flags & CMD_SHOW) || asks_for_json(argc, argv)
-		                          : !is_for_people(&line));
-	if (close_stdout(&c) && status == 0)
-		status = 1;
+	answered = popt_error ? -1 : answer(&line);
+	status = answered >= 0 ? answered
+	                       : serve(&c, popt_error, bad,
+	                               popt_error ? !(command.flags & CMD_SHOW) || asks_for_json(argc, argv)
+	                                          : !is_for_people(&line));
+	if (close_stdout(&c))
+		status = answered >= 0 ? 1 : status_of_lost(&c, status);
 	opt_line_release(&line);
-	if (caught && status != 0)
+	if (caught && status != 0 && status != tide_error_exit_status(TIDE_E_UNREPORTED))
 		die_of(caught);
 	return status;
 }

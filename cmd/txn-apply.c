@@ -5,6 +5,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -54,23 +55,45 @@ static int add_drives(struct cmd *c, struct tide_error *err)
 	return 0;
 }
 
-/* Each failure is reported when it happens; the first one determines the exit status. */
+/* Some commands failed: the others must not be repeated. */
+static void report_unreported(struct cmd *c, size_t n)
+{
+	char text[128];
+
+	if (n == 0)
+		return;
+	snprintf(text, sizeof(text), "%zu command%s succeeded, but the report could not be delivered: do not repeat %s",
+	         n, n == 1 ? "" : "s", n == 1 ? "it" : "them");
+	ui_hint(&c->ui, text);
+}
+
+/*
+ * Each failure is reported when it happens; the first one determines the exit status.  A lost report counts only if
+ * nothing else failed, because it means that all was done.
+ */
 static int run_all(struct cmd *c, struct tide_stream *stream, struct tide_error *err)
 {
+	size_t unreported = 0;
 	int rc;
 
 	do {
 		struct tide_error own = TIDE_ERROR_INIT;
 
 		rc = tide_stream_next(stream, &own);
-		if (rc < 0 && (own.code != TIDE_E_CANCELLED || !err->code))
+		if (rc < 0 && own.code == TIDE_E_UNREPORTED)
+			unreported++;
+		else if (rc < 0 && (own.code != TIDE_E_CANCELLED || !err->code))
 			ui_error(&c->ui, &own);
-		if (rc < 0 && !err->code)
+		if (rc < 0 && own.code != TIDE_E_UNREPORTED && !err->code)
 			err->code = own.code;
 		if (own.code == TIDE_E_CANCELLED)
 			rc = 0;
 		tide_error_release(&own);
 	} while (rc != 0);
+	if (err->code)
+		report_unreported(c, unreported);
+	else if (unreported)
+		err->code = TIDE_E_UNREPORTED;
 	return err->code ? -1 : 0;
 }
 

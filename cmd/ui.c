@@ -98,11 +98,16 @@ static void say(struct ui *ui, const char *image, const char *kind, const char *
 	fprintf(stderr, "%s: %s%s%s%s\n", ui->command, image ? shown(where) : "", image ? ": " : "", kind, shown(what));
 }
 
+void ui_hint(struct ui *ui, const char *text)
+{
+	say(ui, NULL, "", text);
+}
+
 void ui_error(struct ui *ui, const struct tide_error *err)
 {
 	say(ui, err->code == TIDE_E_USAGE ? NULL : ui->image, "", err->msg ? err->msg : "out of memory");
 	if (err->hint)
-		say(ui, NULL, "", err->hint);
+		ui_hint(ui, err->hint);
 	if (err->code == TIDE_E_USAGE)
 		fprintf(stderr, "Try '%s --help' for more information.\n", ui->command);
 }

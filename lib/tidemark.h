@@ -61,6 +61,7 @@ enum tide_code {
 	TIDE_E_COMMAND_NOT_FOUND, /* QMP class CommandNotFound */
 	TIDE_E_DEVICE_NOT_ACTIVE, /* QMP class DeviceNotActive */
 	TIDE_E_DAMAGED,           /* a check did its work, and found damage or a difference */
+	TIDE_E_UNREPORTED,        /* all was done, but the session's `line` could not deliver a reply or event */
 };
 
 struct tide_error {
@@ -78,7 +79,7 @@ struct tide_error {
 /* Frees the texts and sets the error back to its initial state. */
 void tide_error_release(struct tide_error *err);
 
-/* The exit status that the command-line contract gives this code: 0, 1, 2 or 3. */
+/* The exit status that the command-line contract gives this code: 0 to 4. */
 int tide_error_exit_status(enum tide_code code);
 
 /* QMP's error class for this code, e.g. "GenericError". */
@@ -98,7 +99,10 @@ struct tide_progress {
 struct tide_session_options {
 	void *data; /* handed to each callback */
 
-	/* One reply or event, a line of JSON without its newline.  Return -1 when it could not be delivered. */
+	/*
+	 * One reply or event, a line of JSON without its newline.  Return -1 when it could not be delivered: jobs
+	 * continue, and the transaction or request that has done all its work fails with TIDE_E_UNREPORTED.
+	 */
 	int (*line)(void *data, const char *json);
 
 	/* A warning for people; the command continues. image may be NULL. */
@@ -166,7 +170,8 @@ void tide_txn_set_grouped(struct tide_txn *txn, bool grouped);
 /*
  * Runs the transaction: prepares all actions in order, commits them, runs their jobs to
  * the end and delivers the reply and the events.  Returns -1 when an action was refused
- * (nothing changed) or a job did not succeed (its events say so).
+ * (nothing changed), a job did not succeed (its events say so), or all was done but its
+ * reply or an event could not be delivered (TIDE_E_UNREPORTED).
  */
 int tide_txn_run(struct tide_txn *txn, struct tide_error *err);
 

@@ -27,6 +27,7 @@ static const struct {
 	[TIDE_E_COMMAND_NOT_FOUND] = { "CommandNotFound", 1 },
 	[TIDE_E_DEVICE_NOT_ACTIVE] = { "DeviceNotActive", 1 },
 	[TIDE_E_DAMAGED] = { "GenericError", 3 },
+	[TIDE_E_UNREPORTED] = { "GenericError", 4 },
 };
 
 /* Replaces msg when no memory is left for a text; never freed. */

@@ -105,6 +105,20 @@ void tide_session_remove_drive(struct tide_session *session, struct tide_node *n
 	tide_node_free(node);
 }
 
+void tide_session_begin_request(struct tide_session *session)
+{
+	session->replied = false;
+	session->sink.failed = false;
+}
+
+int tide_session_check_reported(struct tide_session *session, bool changed, struct tide_error *err)
+{
+	if (!session->sink.failed)
+		return 0;
+	tide_error_set(err, TIDE_E_UNREPORTED, "The reply or an event could not be delivered");
+	return tide_error_hint(err, changed ? "all was done: do not repeat it" : "nothing was changed: repeat it");
+}
+
 void tide_session_close_nodes(struct tide_session *session)
 {
 	for (size_t i = 0; i < session->n_nodes; i++)

@@ -21,6 +21,12 @@ struct tide_node *tide_session_find(struct tide_session *session, const char *id
 
 void tide_session_remove_drive(struct tide_session *session, struct tide_node *node);
 
+/* A request begins: it has had no reply yet, and none of its lines is lost. */
+void tide_session_begin_request(struct tide_session *session);
+
+/* Fails with TIDE_E_UNREPORTED if a line of the request could not be delivered.  For a request that has succeeded. */
+int tide_session_check_reported(struct tide_session *session, bool changed, struct tide_error *err);
+
 /* Closes every node that a request left open. */
 void tide_session_close_nodes(struct tide_session *session);
 

@@ -91,6 +91,13 @@ static int run_actions(struct tide_stream *stream, const struct tide_qmp_request
 	return rc;
 }
 
+static int answer_query(struct tide_session *session, const struct tide_qmp_request *request, struct tide_error *err)
+{
+	if (tide_qmp_request_answer(request, session, err) < 0 && !session->sink.failed)
+		return err->code ? -1 : tide_error_set_nomem(err);
+	return err->code ? -1 : tide_session_check_reported(session, false, err);
+}
+
 static int execute(struct tide_stream *stream, const struct tide_json *json, struct tide_error *err)
 {
 	TIDE_AUTOQMPREQUEST struct tide_qmp_request request = { 0 };
@@ -98,7 +105,7 @@ static int execute(struct tide_stream *stream, const struct tide_json *json, str
 	if (decode_command(json, &request, err) < 0)
 		return -1;
 	if (request.query)
-		return tide_qmp_request_answer(&request, stream->session, err);
+		return answer_query(stream->session, &request, err);
 	apply_options(stream, &request);
 	return run_actions(stream, &request, err);
 }
@@ -210,7 +217,7 @@ static int run_message(struct tide_stream *stream, const struct tide_json *json,
 	TIDE_AUTOFREE char *id = NULL;
 	int rc;
 
-	session->replied = false;
+	tide_session_begin_request(session);
 	if (tide_json_kind(json) != TIDE_JSON_OBJECT) {
 		tide_error_set(err, TIDE_E_REFUSED, "QMP input must be a JSON object");
 		tide_session_reply_error(session, err);

@@ -485,7 +485,7 @@ int tide_txn_run(struct tide_txn *txn, struct tide_error *err)
 	struct tide_error own = TIDE_ERROR_INIT;
 	int rc;
 
-	txn->session->replied = false;
+	tide_session_begin_request(txn->session);
 	rc = run_txn(txn, &own);
 	if (rc < 0)
 		tide_session_reply_error(txn->session, &own);
@@ -496,5 +496,7 @@ int tide_txn_run(struct tide_txn *txn, struct tide_error *err)
 	tide_session_close_nodes(txn->session);
 	free(txn->session->group);
 	txn->session->group = NULL;
+	if (rc == 0)
+		rc = tide_session_check_reported(txn->session, !txn->dry_run, &own);
 	return rc < 0 ? tide_error_move(err, &own) : 0;
 }

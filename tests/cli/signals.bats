@@ -224,3 +224,132 @@ refuses_output() {
 		bitmap disk.img b '(.busy | not)'
 	done
 }
+
+# unread CMD...: runs CMD with a standard output that nobody reads.
+unread() {
+	attempt python3 -c 'import os, subprocess, sys
+r, w = os.pipe()
+os.close(r)
+sys.exit(subprocess.call(sys.argv[1:], stdout=w))' "$@"
+}
+
+# done_unreported CMD...: all was done, but the report of it could not be delivered.
+done_unreported() {
+	unread "$@"
+	assert_equal "$status" 4
+	[[ $stderr == *"$1: standard output: Broken pipe"* ]] || fail "no reason: $stderr"
+	[[ $stderr == *'all was done, and only its report could not be delivered: do not run the command again'* ]] ||
+		fail "no way on: $stderr"
+}
+
+@test "nobody reads the report: the work is done, and the status 4" {
+	raw disk.img 1M
+	done_unreported image-create -f qcow2 new.qcow2 1M
+	clean new.qcow2
+	done_unreported bitmap-add disk.img b
+	done_unreported bitmap-add --disabled disk.img c
+	done_unreported bitmap-mark disk.img b 0 1
+	bitmap disk.img b '.count == 65536'
+	done_unreported bitmap-merge disk.img c b
+	bitmap disk.img c '.count == 65536'
+	done_unreported bitmap-enable disk.img c
+	bitmap disk.img c .recording
+	done_unreported bitmap-disable disk.img c
+	bitmap disk.img c '.recording | not'
+	done_unreported image-write --pattern 7 disk.img 512K 1
+	assert_equal "$(byte disk.img 524288)" 07
+	bitmap disk.img b '.count == 131072'
+	done_unreported backup-run --bitmap b --bitmap-mode on-success -F qcow2 disk.img full.qcow2
+	bitmap disk.img b '.count == 0 and (.busy | not)'
+	same raw disk.img qcow2 full.qcow2
+	ok image-write --pattern 8 disk.img 64K 1
+	done_unreported backup-run --sync incremental --bitmap b -F qcow2 --backing full.qcow2 disk.img inc.qcow2
+	same raw disk.img qcow2 inc.qcow2
+	done_unreported chain-restore inc.qcow2 back.img
+	cmp disk.img back.img
+	done_unreported bitmap-rescan --against full.qcow2 disk.img b
+	bitmap disk.img b '.count == 65536'
+	done_unreported bitmap-export disk.img b --to back.img#copied
+	done_unreported bitmap-import disk.img d --from back.img#copied
+	bitmap disk.img d '.count == 65536'
+	done_unreported bitmap-clear disk.img d
+	bitmap disk.img d '.count == 0'
+	done_unreported bitmap-remove disk.img d
+	assert_equal "$(names disk.img)" 'b c'
+}
+
+@test "nobody reads the report: what failed keeps its status" {
+	raw disk.img 1M
+	ok bitmap-add disk.img b
+	unread bitmap-add disk.img b
+	assert_equal "$status" 1
+	unread bitmap-add disk.img
+	assert_equal "$status" 2
+	unread backup-run --sync incremental --bitmap nosuch -F qcow2 disk.img new.qcow2
+	assert_equal "$status" 1
+	[[ $stderr != *'all was done'* ]]
+	qcow2 top.qcow2 1M
+	unread chain-verify --against disk.img -F raw top.qcow2
+	assert_equal "$status" 3
+	unread bitmap-add --help
+	assert_equal "$status" 1
+}
+
+@test "nobody reads what a command shows: status 4, and it can be run again" {
+	raw disk.img 1M
+	ok bitmap-add disk.img b
+	qcow2 top.qcow2 1M
+	while read -r words; do
+		# shellcheck disable=SC2086 # the command is words
+		unchanged unread $words
+		assert_equal "$status" 4
+		[[ $stderr == *'nothing was changed: run the command again'* ]] || fail "no way on: $stderr"
+	done <<- END
+		bitmap-list disk.img
+		bitmap-list --output=json disk.img
+		bitmap-dump disk.img b
+		bitmap-dump --output=json disk.img b
+		bitmap-dump --output=sha256 disk.img b
+		image-info disk.img
+		chain-info top.qcow2
+		chain-verify top.qcow2
+		bitmap-clear --dry-run disk.img b
+		backup-run --dry-run disk.img copy.img
+	END
+}
+
+@test "the report does not fit on its disk: status 4" {
+	raw disk.img 1M
+	ok bitmap-add disk.img b
+	tiny_fs small 64K
+	! cat /dev/zero > small/log 2> full.err || fail 'endless room'
+	local size
+	size=$(stat -c %s small/log)
+	attempt bash -c 'exec "$@" >> small/log' - backup-run --bitmap b --bitmap-mode on-success -F qcow2 disk.img full.qcow2
+	assert_equal "$status" 4
+	[[ $stderr == *'No space left on device'*'do not run the command again'* ]] || fail "$stderr"
+	assert_equal "$(stat -c %s small/log)" "$size"
+	same raw disk.img qcow2 full.qcow2
+}
+
+@test "nobody reads the replies of txn-apply" {
+	raw disk.img 1M
+	cat > good.json <<- 'END'
+		{"execute": "block-dirty-bitmap-add", "arguments": {"node": "disk", "name": "x"}}
+		{"execute": "query-block"}
+		{"execute": "drive-backup", "arguments": {"device": "disk", "target": "t.img", "format": "raw", "sync": "full"}}
+	END
+	done_unreported txn-apply --drive disk=disk.img good.json
+	assert_equal "$(names disk.img)" x
+	cmp disk.img t.img
+	# One command failed: that is the status, and the message says that the others must not be repeated.
+	sed -i 's/"x"/"y"/; s/query-block/nosuch/; s/t\.img/u.img/' good.json
+	unread txn-apply --drive disk=disk.img good.json
+	assert_equal "$status" 1
+	[[ $stderr == *'2 commands succeeded, but the report could not be delivered: do not repeat them'* ]] || fail "$stderr"
+	assert_equal "$(names disk.img)" 'y x'
+	cmp disk.img u.img
+	echo '{"execute": "query-block"}' > query.json
+	unread txn-apply --drive disk=disk.img query.json
+	assert_equal "$status" 4
+}

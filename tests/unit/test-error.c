@@ -118,6 +118,8 @@ static void test_codes(void)
 		{ TIDE_E_PARTIAL, 3, "GenericError" },
 		{ TIDE_E_COMMAND_NOT_FOUND, 1, "CommandNotFound" },
 		{ TIDE_E_DEVICE_NOT_ACTIVE, 1, "DeviceNotActive" },
+		{ TIDE_E_DAMAGED, 3, "GenericError" },
+		{ TIDE_E_UNREPORTED, 4, "GenericError" },
 		{ (enum tide_code)99, 1, "GenericError" },
 	};
 
