@@ -178,92 +178,86 @@ static const char *show_completed(struct sample *s, const char *id)
 	return sample_show(id, "b");
 }
 
+static const struct {
+	const char *name;
+	const char *members; /* in this order; a capital letter: unchanged */
+	enum fault fault[MEMBERS_MAX];
+	const char *trace;
+	int rc;
+	size_t bad;
+	bool is_pending; /* the record stays */
+} steps[] = {
+	{ "one", "a", { 0 }, "Sa Ca ua", 0, 0, false },
+	{ "two", "ab", { 0 }, "Sa Sb Aa Ab Ra Rb Ca Cb ua ub", 0, 0, false },
+	{ "staged in the order of the paths",
+	  "cab",
+	  { 0 },
+	  "Sa Sb Sc Ac Aa Ab Rc Ra Rb Cc Ca Cb uc ua ub",
+	  0,
+	  0,
+	  false },
+	{ "no record for one change", "Ab", { 0 }, "Sa Sb Ca Cb ua ub", 0, 0, false },
+	{ "one that cannot be staged", "ba", { FAILS_STAGE }, "Sa Sb ub ua", -1, 0, false },
+	{ "the first that cannot be staged", "ba", { 0, FAILS_STAGE }, "Sa ub ua", -1, 1, false },
+	{ "one that cannot be recorded", "ab", { 0, FAILS_ADD }, "Sa Sb Aa Ab ua ub", -1, 1, false },
+	{ "one alone that fails", "a", { FAILS_COMMIT }, "Sa Ca ua", -1, 0, false },
+	{ "the first rename fails: taken back",
+	  "ab",
+	  { FAILS_COMMIT },
+	  "Sa Sb Aa Ab Ra Rb Ca Ua Ub ua ub",
+	  -1,
+	  0,
+	  false },
+	{ "the second rename fails", "ab", { 0, FAILS_COMMIT }, "Sa Sb Aa Ab Ra Rb Ca Cb ua ub", 0, 0, true },
+	{ "those after it are made",
+	  "abc",
+	  { 0, FAILS_COMMIT },
+	  "Sa Sb Sc Aa Ab Ac Ra Rb Rc Ca Cb Cc ua ub uc",
+	  0,
+	  0,
+	  true },
+	{ "all but the first fail",
+	  "abc",
+	  { 0, FAILS_COMMIT, FAILS_COMMIT },
+	  "Sa Sb Sc Aa Ab Ac Ra Rb Rc Ca Cb Cc ua ub uc",
+	  0,
+	  0,
+	  true },
+	{ "renamed, but not durable", "ab", { FAILS_LATE_COMMIT }, "Sa Sb Aa Ab Ra Rb Ca Cb ua ub", 0, 0, true },
+};
+
 static void test_steps(void)
 {
-	static const struct {
-		const char *name;
-		const char *members; /* in this order; a capital letter: unchanged */
-		enum fault fault[MEMBERS_MAX];
-		const char *trace;
-		int rc;
-		size_t bad;
-		bool is_pending; /* the record stays */
-	} rows[] = {
-		{ "one", "a", { 0 }, "Sa Ca ua", 0, 0, false },
-		{ "two", "ab", { 0 }, "Sa Sb Aa Ab Ra Rb Ca Cb ua ub", 0, 0, false },
-		{ "staged in the order of the paths",
-		  "cab",
-		  { 0 },
-		  "Sa Sb Sc Ac Aa Ab Rc Ra Rb Cc Ca Cb uc ua ub",
-		  0,
-		  0,
-		  false },
-		{ "no record for one change", "Ab", { 0 }, "Sa Sb Ca Cb ua ub", 0, 0, false },
-		{ "one that cannot be staged", "ba", { FAILS_STAGE }, "Sa Sb ub ua", -1, 0, false },
-		{ "the first that cannot be staged", "ba", { 0, FAILS_STAGE }, "Sa ub ua", -1, 1, false },
-		{ "one that cannot be recorded", "ab", { 0, FAILS_ADD }, "Sa Sb Aa Ab ua ub", -1, 1, false },
-		{ "one alone that fails", "a", { FAILS_COMMIT }, "Sa Ca ua", -1, 0, false },
-		{ "the first rename fails: taken back",
-		  "ab",
-		  { FAILS_COMMIT },
-		  "Sa Sb Aa Ab Ra Rb Ca Ua Ub ua ub",
-		  -1,
-		  0,
-		  false },
-		{ "the second rename fails", "ab", { 0, FAILS_COMMIT }, "Sa Sb Aa Ab Ra Rb Ca Cb ua ub", 0, 0, true },
-		{ "those after it are made",
-		  "abc",
-		  { 0, FAILS_COMMIT },
-		  "Sa Sb Sc Aa Ab Ac Ra Rb Rc Ca Cb Cc ua ub uc",
-		  0,
-		  0,
-		  true },
-		{ "all but the first fail",
-		  "abc",
-		  { 0, FAILS_COMMIT, FAILS_COMMIT },
-		  "Sa Sb Sc Aa Ab Ac Ra Rb Rc Ca Cb Cc ua ub uc",
-		  0,
-		  0,
-		  true },
-		{ "renamed, but not durable",
-		  "ab",
-		  { FAILS_LATE_COMMIT },
-		  "Sa Sb Aa Ab Ra Rb Ca Cb ua ub",
-		  0,
-		  0,
-		  true },
-	};
-
-	for (size_t i = 0; i < TIDE_ARRAY_SIZE(rows); i++) {
+	for (size_t i = 0; i < TIDE_ARRAY_SIZE(steps); i++) {
 		struct tide_commit_member members[MEMBERS_MAX];
 		struct member self[MEMBERS_MAX];
 		struct tide_strbuf trace = TIDE_STRBUF_INIT;
 		struct tide_error err = TIDE_ERROR_INIT;
-		size_t n = strlen(rows[i].members), bad = 99;
+		size_t n = strlen(steps[i].members), bad = 99;
 		struct sample s;
 
-		UNIT_ROW("%s", rows[i].name);
+		UNIT_ROW("%s", steps[i].name);
 		begin(&s, "abc");
 		for (size_t k = 0; k < n; k++) {
-			char id[2] = { (char)(rows[i].members[k] | 0x20), '\0' };
-			struct tide_node *node = open_and_change(&s, id, rows[i].members[k] == id[0]);
+			char id[2] = { (char)(steps[i].members[k] | 0x20), '\0' };
+			struct tide_node *node = open_and_change(&s, id, steps[i].members[k] == id[0]);
 
-			self[k] = (struct member){ tide_commit_node_member(node), id[0], rows[i].fault[k],
-				                   rows[i].members[k] != id[0], &trace };
+			self[k] = (struct member){ tide_commit_node_member(node), id[0], steps[i].fault[k],
+				                   steps[i].members[k] != id[0], &trace };
 			members[k] = (struct tide_commit_member){ &ops, &self[k] };
 		}
-		CHECK_EQ_I64(run(&s, members, n, &bad, &err), rows[i].rc);
-		CHECK_STR(sample_text(&trace), rows[i].trace);
-		CHECK_EQ_U64(bad, rows[i].rc ? rows[i].bad : 99);
-		CHECK_ERR(&err, rows[i].rc ? TIDE_E_REFUSED : TIDE_E_NONE, NULL);
-		CHECK_EQ_I64(s.warnings.len > 0, rows[i].is_pending);
+		CHECK_EQ_I64(run(&s, members, n, &bad, &err), steps[i].rc);
+		CHECK_STR(sample_text(&trace), steps[i].trace);
+		CHECK_EQ_U64(bad, steps[i].rc ? steps[i].bad : 99);
+		CHECK_ERR(&err, steps[i].rc ? TIDE_E_REFUSED : TIDE_E_NONE, NULL);
+		CHECK_EQ_I64(s.warnings.len > 0, steps[i].is_pending);
 		for (size_t k = 0; k < n; k++)
 			tide_node_close(member_node(&self[k]));
-		CHECK_EQ_I64(count_others() > 0, rows[i].is_pending);
+		CHECK_EQ_I64(count_others() > 0, steps[i].is_pending);
 		for (size_t k = n; k-- > 0;) {
 			char id[2] = { self[k].name, '\0' };
 
-			CHECK_STR(show_completed(&s, id), rows[i].rc || self[k].is_unchanged ? BEFORE : AFTER);
+			CHECK_STR(show_completed(&s, id), steps[i].rc || self[k].is_unchanged ? BEFORE : AFTER);
 		}
 		tide_strbuf_release(&trace);
 		sample_end(&s);
