@@ -1,6 +1,8 @@
 /*
- * The backup job from its start to its last event: the copy, the policies for errors on the way, the commit or the way
- * back.  backup_prepare.c makes the job, backup_settle.c is its part in the commit.
+ * The backup job from its start to its last event: the copy, the policies for errors, and the commit or the rollback.
+ * backup_prepare.c creates the job, backup_settle.c is its part in the commit.
+ *
+ * One thread at a time uses a job; only tide_backup_stop, which sets a flag that the copy polls, comes from others.
  */
 #include <errno.h>
 #include <stddef.h>
@@ -16,14 +18,14 @@
 #define RETRY_NAP_NS 10000000
 #define IGNORE_TRIES 4
 
-/* ---- errors on the way ------------------------------------------------------------- */
+/* ---- policies for errors ----------------------------------------------------------- */
 
 static int sys_of(const struct tide_error *err)
 {
 	return err->sys ? err->sys : EIO;
 }
 
-/* Waits for SIGCONT, for the time that was asked for, or for the end. */
+/* Waits for SIGCONT, until the retry time has passed, or until the job is stopped. */
 static void wait_stopped(struct tide_backup_job *job, const struct tide_error *err)
 {
 	unsigned seen = atomic_load(&job->sink->resumed);
@@ -33,10 +35,10 @@ static void wait_stopped(struct tide_backup_job *job, const struct tide_error *e
 	tide_event_job_status(job->sink, job->id, "paused");
 	if (naps)
 		tide_event_warning(job->sink, job->node->path,
-		                   "job '%s' is stopped: %s; it goes on in %u s, or with SIGCONT", job->id, err->msg,
+		                   "job '%s' is stopped: %s; it continues in %u s, or on SIGCONT", job->id, err->msg,
 		                   job->retry_after);
 	else
-		tide_event_warning(job->sink, job->node->path, "job '%s' is stopped: %s; SIGCONT lets it go on",
+		tide_event_warning(job->sink, job->node->path, "job '%s' is stopped: %s; send SIGCONT to continue it",
 		                   job->id, err->msg);
 	for (uint64_t n = 0; !tide_copy_is_stopped(&job->copy) && atomic_load(&job->sink->resumed) == seen; n++) {
 		if (naps && n >= naps)
@@ -46,7 +48,7 @@ static void wait_stopped(struct tide_backup_job *job, const struct tide_error *e
 	tide_event_job_status(job->sink, job->id, "running");
 }
 
-/* The pauses of `ignore` grow: 20 ms, 80 ms, 320 ms, 1.3 s. */
+/* The pauses of the policy `ignore` grow: 20 ms, 80 ms, 320 ms, 1.3 s. */
 static void wait_ignored(struct tide_backup_job *job, unsigned tries)
 {
 	struct timespec nap = { 0, RETRY_NAP_NS };
@@ -119,7 +121,7 @@ void tide_backup_drop(struct tide_backup_job *job)
 	tide_event_job_status(job->sink, job->id, "null");
 }
 
-/* The first failure is the cause; an error of I/O is an event at once. */
+/* Stores the first failure as the cause, and delivers its event at once unless the job was cancelled. */
 static void fail(struct tide_backup_job *job, bool reading, struct tide_error *err)
 {
 	if (!job->cause.code) {
@@ -139,7 +141,7 @@ bool tide_backup_copy(struct tide_backup_job *job)
 	    tide_target_bitmaps_distrust(&job->bitmaps, job->target.image, "a backup", job->sink, &err) < 0) {
 		fail(job, false, &err);
 	} else if (tide_copy_run(&job->copy, &err) < 0) {
-		/* Stopped, it may have met an error on the way; that is not why it ended. */
+		/* The copy ignores errors after a stop, so the cause is then that the job was cancelled. */
 		reading = job->copy.failed_reading;
 		fail(job, reading, &err);
 	} else if (tide_image_check_unchanged(job->node->image, &err) < 0) {
@@ -175,7 +177,7 @@ void tide_backup_emit_aborting(struct tide_backup_job *job)
 	tide_event_job_status(job->sink, job->id, "aborting");
 }
 
-/* The words of the event's `error`: errno's where there is one, as QEMU has them. */
+/* The text of the event's `error`: that of errno if the cause has one, as in QEMU. */
 static const char *error_text(const struct tide_error *cause)
 {
 	if (cause->sys || cause->code == TIDE_E_CORRUPT)
@@ -207,7 +209,7 @@ int tide_backup_conclude(struct tide_backup_job *job, struct tide_error *err)
 	return tide_error_move(err, &job->cause);
 }
 
-/* May what was copied stay, though the job failed?  Then the bitmap will say what is missing. */
+/* May the partial target stay although the job failed?  Then the bitmap will contain the units that it lacks. */
 static bool can_keep_partial(struct tide_backup_job *job)
 {
 	return job->bitmap_mode == TIDE_BITMAP_MODE_ALWAYS && !job->unsound && job->target.image &&
@@ -235,7 +237,7 @@ void tide_backup_roll_back(struct tide_backup_job *job)
 		        job->cause.msg, job->bitmap);
 		return;
 	}
-	/* First, so that its pages are gone before anything has to wait for the disk. */
+	/* The target is dropped first, so that syncs of the rollback need not wait for its pages to reach the disk. */
 	tide_target_release(&job->target);
 	if (commit(job, TIDE_BACKUP_FAILED, &err) < 0)
 		tide_event_warning(job->sink, job->node->path,

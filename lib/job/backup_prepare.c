@@ -1,3 +1,10 @@
+/*
+ * Preparing a backup job: QEMU's checks of the arguments in QEMU's order, the target, the plan of units to copy, and
+ * freezing the bitmap.
+ *
+ * Everything that can be refused is refused here.  If the job uses a bitmap, the node's store stays locked until the
+ * commit, so the plan and the frozen bitmap are of the same moment.  No file changes: a new target has no name yet.
+ */
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,7 +26,7 @@ static const char *const sync_names[] = {
 
 /* ---- arguments --------------------------------------------------------------------- */
 
-/* QEMU's checks, in its order (blockdev.c, do_backup_common); *entry is the bitmap, if any. */
+/* QEMU's checks, in its order (blockdev.c, do_backup_common); *entry becomes the bitmap if one is given. */
 static int check_bitmap_args(struct tide_backup_job *job, const struct tide_backup *args,
                              struct tide_sidecar_bitmap **entry, struct tide_error *err)
 {
@@ -64,9 +71,10 @@ static int check_supported(const struct tide_backup_job *job, const struct tide_
                            struct tide_error *err)
 {
 	if (job->sync == TIDE_SYNC_NONE) {
-		tide_error_set(err, TIDE_E_REFUSED,
-		               "sync mode 'none' copies what a running guest overwrites: an image "
-		               "without one has nothing to copy");
+		tide_error_set(
+		        err, TIDE_E_REFUSED,
+		        "sync mode 'none' copies data that a running guest overwrites; an image without a guest has "
+		        "nothing to copy");
 		return tide_error_hint(err, "use full, top or incremental");
 	}
 	if (args->compress && !tide_image_can_compress(job->target.image))
@@ -84,7 +92,7 @@ static bool is_id(const char *id)
 	                              "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")];
 }
 
-/* What QEMU says once all else is right. */
+/* The checks that QEMU makes last. */
 static int check_job(const struct tide_backup_job *job, const struct tide_backup *args, struct tide_error *err)
 {
 	if (args->job_id && !is_id(job->id)) {
@@ -123,13 +131,13 @@ static const char *probe_backing(const char *path, const char *name, struct tide
 	}
 	if (!tide_image_is_raw(image))
 		return tide_image_format_name(image);
-	tide_error_set(err, TIDE_E_REFUSED, "The format of the backing image '%s' cannot be told from its content",
+	tide_error_set(err, TIDE_E_REFUSED, "The format of the backing image '%s' cannot be derived from its content",
 	               name);
-	tide_error_hint(err, "say it: --backing '%s',format=%s", name, tide_image_raw_driver()->name);
+	tide_error_hint(err, "specify --backing '%s',format=%s", name, tide_image_raw_driver()->name);
 	return NULL;
 }
 
-/* The place where this image's bitmaps are, or would be, kept is no target. */
+/* The target must not be the sidecar of the source, whether that exists or not. */
 static int check_not_sidecar(const struct tide_backup_job *job, const char *target, struct tide_error *err)
 {
 	TIDE_AUTOFREE char *name = NULL;
@@ -142,8 +150,8 @@ static int check_not_sidecar(const struct tide_backup_job *job, const char *targ
 	if (!where)
 		return -1;
 	if (!strcmp(where, job->node->sidecar_path))
-		return tide_error_set(err, TIDE_E_REFUSED,
-		                      "Could not create '%s': it is where the bitmaps of the source are kept", target);
+		return tide_error_set(err, TIDE_E_REFUSED, "Could not create '%s': it is the sidecar of the source",
+		                      target);
 	return 0;
 }
 
@@ -163,7 +171,7 @@ static int create_target(struct tide_backup_job *job, const struct tide_backup *
 
 	if (job->node->sidecar_path && check_not_sidecar(job, args->target, err) < 0)
 		return -1;
-	/* QEMU gives such a target the source for a backing image. */
+	/* In QEMU such a target gets the source as its backing image. */
 	if (job->sync == TIDE_SYNC_NONE && driver && driver->create && !driver->has_backing)
 		return tide_error_set(err, TIDE_E_REFUSED, "Backing file not supported for file format '%s'", format);
 	if (args->backing) {
@@ -184,8 +192,8 @@ static int create_target(struct tide_backup_job *job, const struct tide_backup *
 	if (tide_target_create(&job->target, args->target, format, &create, source, false, err) < 0)
 		return -1;
 	tide_target_warn_outside(&job->target, job->sink, args->target);
-	/* A target that something else may be chained under, or that stays when it is not whole, must say where zeroes
-	 * are. */
+	/* A target that may get a backing image below it later, or that stays although it is incomplete, must store
+	 * where zeroes are.  In a raw image and in a complete full backup all that is not written reads as zeroes. */
 	job->copy.target_reads_zero = driver->is_raw || (!backing && job->sync == TIDE_SYNC_FULL &&
 	                                                 job->bitmap_mode != TIDE_BITMAP_MODE_ALWAYS);
 	return 0;
@@ -199,12 +207,10 @@ static int open_target(struct tide_backup_job *job, const struct tide_backup *ar
 		return create_target(job, args, err);
 	if (args->backing)
 		return tide_error_set(err, TIDE_E_REFUSED,
-		                      "A backing image can be given to a new target only, not with "
-		                      "mode 'existing'");
+		                      "Only a new target can be given a backing image, not one of mode 'existing'");
 	if (args->settings)
 		return tide_error_set(err, TIDE_E_REFUSED,
-		                      "Settings of the format can be given to a new target only, not "
-		                      "with mode 'existing'");
+		                      "Only a new target can be created with settings, not one of mode 'existing'");
 	if (tide_target_bitmaps_find(&job->bitmaps, args->target, job->onto ? job->onto->sidecar : NULL, err) < 0 ||
 	    tide_target_bitmaps_format(&job->bitmaps, args->target, &format, err) < 0 ||
 	    tide_target_open(&job->target, args->target, format, job->node->allow, &job->sink->cancelled, err) < 0)
@@ -212,7 +218,7 @@ static int open_target(struct tide_backup_job *job, const struct tide_backup *ar
 	return tide_target_bitmaps_check(&job->bitmaps, args->target, err);
 }
 
-/* Sizes are compared as QEMU sees them: in sectors. */
+/* Compares the sizes in sectors, as QEMU does. */
 static int check_sizes(const struct tide_backup_job *job, struct tide_error *err)
 {
 	uint64_t source = tide_range_align_up(tide_image_size(job->node->image), 512);
@@ -297,7 +303,7 @@ static int remember_older(struct tide_backup_job *job, const struct tide_sidecar
 	return 0;
 }
 
-/* Busy, with a successor that records from now on. */
+/* Makes the bitmap busy, with a successor that records from now on. */
 static int freeze(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry, struct tide_error *err)
 {
 	struct tide_sidecar_bitmap *successor =
@@ -314,7 +320,7 @@ static int freeze(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry
 	return remember_older(job, entry->in_image ? job->node->in_image.list : job->node->in_sidecar.list, err);
 }
 
-/* x-perf, which makes no difference here, but has its rules. */
+/* Checks x-perf by QEMU's rules; only max-workers and max-chunk have an effect here. */
 static int check_perf(const struct tide_backup *args, struct tide_error *err)
 {
 	if (args->has_max_workers && (args->max_workers < 1 || args->max_workers > INT_MAX))
@@ -362,7 +368,7 @@ static int prepare(struct tide_backup_job *job, const struct tide_backup *args, 
 		return -1;
 	if (name_record(job, group, err) < 0)
 		return -1;
-	/* What cannot be changed needs no settling. */
+	/* A server's bitmap cannot be changed, so it is neither frozen nor settled. */
 	return entry && !tide_node_is_servers(job->node, entry) ? freeze(job, entry, err) : 0;
 }
 

@@ -1,9 +1,10 @@
 /*
- * A backup job as a member of a commit: its target's names, and what becomes of its bitmap.
+ * A backup job as a member of a commit: it names its target and settles its bitmap.
  *
- * The table in backup.h says what the bitmap holds afterwards.  The same steps serve all three outcomes: success; a
- * failure whose partial target is kept (bitmap-mode always); and failure, which leaves the target alone and merges the
- * bitmap's two halves again.
+ * The table in backup.h lists the bitmap's contents afterwards.  The same steps serve all three outcomes: success; a
+ * failure whose partial target is kept (bitmap-mode always); and failure, which names no target and merges the bitmap
+ * and its successor.  The target is durable before the bitmap is staged, and gets its name before the bitmap is
+ * settled.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -19,7 +20,7 @@ static struct tide_sidecar *store_of(const struct tide_backup_job *job)
 	return tide_node_set(job->node, job->in_image ? TIDE_STORE_IMAGE : TIDE_STORE_SIDECAR)->list;
 }
 
-/* Where this job's bitmap is, or -1. */
+/* The index of this job's bitmap in its store, or -1. */
 static long find_own(const struct tide_backup_job *job)
 {
 	const struct tide_sidecar *store = store_of(job);
@@ -42,9 +43,8 @@ static bool is_older(const struct tide_backup_job *job, const char *name)
 	return false;
 }
 
-/* An empty bitmap that records, whatever was wrong with the one before. */
-static struct tide_bitmap *begin_anew(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry,
-                                      struct tide_error *err)
+/* Replaces the contents by an empty bitmap that records, whatever was wrong with the old one. */
+static struct tide_bitmap *reset(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry, struct tide_error *err)
 {
 	struct tide_bitmap *bm = tide_bitmap_new(tide_image_size(job->node->image), entry->granularity, err);
 
@@ -56,12 +56,12 @@ static struct tide_bitmap *begin_anew(struct tide_backup_job *job, struct tide_s
 	return bm;
 }
 
-/* What the bitmap holds, cleared or as it is. */
+/* The contents of the bitmap for the outcome: reset, cleared or unchanged. */
 static struct tide_bitmap *contents(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry, bool ok,
                                     bool clears, struct tide_error *err)
 {
 	if (ok && job->reset_bitmap)
-		return begin_anew(job, entry, err);
+		return reset(job, entry, err);
 	if (clears)
 		return tide_node_bitmap_clear(job->node, entry, err);
 	return job->in_image ? tide_node_bitmap(job->node, entry, err)
@@ -95,7 +95,8 @@ static int settle_entry(struct tide_backup_job *job, struct tide_error *err)
 		return -1;
 	if (!clears)
 		return 0;
-	/* To where QEMU's successor stands, which takes over: the front as it was when the job began. */
+	/* QEMU replaces the bitmap by its successor, which is the first of the list when the job begins; newer ones
+	 * precede it. */
 	entry = tide_sidecar_take(store, (size_t)index);
 	while (newer < store->n && !is_older(job, store->items[newer]->name))
 		newer++;
@@ -103,8 +104,9 @@ static int settle_entry(struct tide_backup_job *job, struct tide_error *err)
 }
 
 /*
- * Puts the settled bitmap into the node in memory.  A node that is not locked for it here has nothing to settle: after
- * a failure an image holds what it held before, and a bitmap that was to come with a group has never been.
+ * Settles the bitmap in the node in memory, and locks the store for that.  Without a lock there is nothing to settle:
+ * after a failure the bitmaps inside an image are those of before the job, and a bitmap that a group was to create does
+ * not exist.
  */
 static int settle_bitmap(struct tide_backup_job *job, struct tide_error *err)
 {

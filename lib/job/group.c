@@ -1,3 +1,8 @@
+/*
+ * Running a group: each job copies in a thread of its own; then one thread, the caller's, commits or rolls back all.
+ *
+ * The lock protects `failed`: the first job that fails stops the others, and a later failure changes nothing.
+ */
 #include "group.h"
 
 #include <pthread.h>
@@ -42,7 +47,7 @@ static void *copy_member(void *arg)
 	return NULL;
 }
 
-/* All jobs copy at once; where there can be no thread, one after the other. */
+/* All jobs copy at once; a job whose thread cannot be created copies here, and the next one follows. */
 static int copy_all(struct group *g, struct tide_error *err)
 {
 	struct member *members = tide_mem_alloc(g->n, sizeof(*members), err);
@@ -135,8 +140,8 @@ static const struct tide_commit_ops deferred_ops = {
 	.unlock = unlock_deferred,
 };
 
-/* Does a job settle this node's bitmaps, and commit with them what else has changed? */
-static bool is_brought_along(const struct group *g, const struct tide_node *node)
+/* Does a job settle this node's bitmaps?  Then its member commits all changes of the node. */
+static bool is_settled_by_job(const struct group *g, const struct tide_node *node)
 {
 	for (size_t i = 0; i < g->n; i++) {
 		if (tide_backup_settles(g->jobs[i], node))
@@ -160,7 +165,7 @@ static bool commit_all(struct group *g, struct tide_sink *sink)
 		members[i] = tide_backup_member(g->jobs[i]);
 	}
 	for (size_t i = 0; rc == 0 && i < plan->n_nodes; i++) {
-		if (is_brought_along(g, plan->nodes[i]))
+		if (is_settled_by_job(g, plan->nodes[i]))
 			continue;
 		deferred[i] = (struct deferred){ plan->nodes[i], sink };
 		members[commit.n++] = (struct tide_commit_member){ &deferred_ops, &deferred[i] };
@@ -174,7 +179,7 @@ static bool commit_all(struct group *g, struct tide_sink *sink)
 
 /* ---- ending ------------------------------------------------------------------------ */
 
-/* Terminal events come in reverse order of the actions, as QEMU's. */
+/* The last events come in reverse order of the actions, as in QEMU. */
 static void conclude_all(struct group *g, size_t *failed, struct tide_error *err)
 {
 	struct tide_error why = TIDE_ERROR_INIT;

@@ -2,10 +2,9 @@
  * Grouped completion: backup jobs that succeed together or fail together (QMP's
  * completion-mode=grouped), on disk too, power loss included.
  *
- * All jobs copy side by side.  When each has copied all it had to, everything that is to be
- * renamed - new targets, and the sidecars with the settled bitmaps - is made durable; then
- * the group's record is written, and only then the renames are made.  If a job fails, the
- * others are stopped, and each bitmap is what it was.
+ * All jobs copy side by side.  When all copies are complete, one commit (commit.h) names the new targets
+ * and puts the settled bitmaps in place, together with the changes of nodes that wait for the end of the
+ * group.  If a job fails, the others are stopped, and each bitmap is settled as after a failed job.
  */
 #ifndef TIDE_GROUP_H
 #define TIDE_GROUP_H
@@ -20,7 +19,7 @@ struct tide_group_plan {
 	const char *record; /* where the decision goes */
 };
 
-/* *failed: how many jobs did not succeed; err: why the first one did not. */
+/* *failed: the number of jobs that did not succeed; err: the cause of the first failure. */
 int tide_group_run(const struct tide_group_plan *plan, struct tide_sink *sink, size_t *failed, struct tide_error *err);
 
 #endif
