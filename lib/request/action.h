@@ -1,5 +1,5 @@
 /*
- * Actions: the verbs of a transaction.
+ * Actions: the steps of a transaction.
  *
  * An action is one entry, a struct tide_action, beside its functions in the file action_*.c of its subject, and a line
  * in actions.def.  The table of all entries drives the stream of requests (qmp_request.c), the copying of arguments
@@ -68,7 +68,7 @@ const struct tide_action *tide_action_find(const char *name);
 /* The words of enum tide_store_kind, from TIDE_STORE_SIDECAR on. */
 extern const char *const tide_action_stores[];
 
-/* The whole of bitmap-add's prepare, for the actions that make a bitmap on their way. */
+/* The prepare of bitmap-add, for other actions that create a bitmap. */
 int tide_action_add_bitmap(struct tide_session *session, const struct tide_bitmap_add *args, struct tide_error *err);
 
 #endif

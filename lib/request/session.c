@@ -1,3 +1,9 @@
+/*
+ * Sessions: creating and closing them, their drives, and replies of errors.
+ *
+ * A session belongs to one thread, except that tide_session_cancel and tide_session_resume may be called from any
+ * thread and from signal handlers: they only change atomic variables.
+ */
 #include "session.h"
 
 #include <stdlib.h>

@@ -1,3 +1,12 @@
+/*
+ * The transaction engine: opens the nodes of all actions in one order, prepares the actions, commits them, and runs the
+ * jobs.
+ *
+ * The order decides what an error leaves behind.  Until the commit (work included) dropping nodes and targets undoes
+ * everything.  After it only jobs run, and each job or group settles by itself; so a run step, which is neither undone
+ * nor settled, has a transaction of its own.  Individual jobs run in threads of their own; all else is the caller's
+ * thread.
+ */
 #include "txn.h"
 
 #include <pthread.h>
@@ -12,7 +21,7 @@
 struct tide_txn {
 	struct tide_session *session;
 	bool dry_run, grouped;
-	char *answer; /* JSON; NULL: {} */
+	char *answer; /* what the reply returns, in JSON; NULL: {} */
 	size_t n;
 	struct tide_step *steps;
 };
@@ -85,7 +94,7 @@ void tide_txn_set_grouped(struct tide_txn *txn, bool grouped)
 	txn->grouped = grouped;
 }
 
-/* A node and its file: paths are spelled in many ways, files are not. */
+/* A node and its file.  Several paths may lead to one file, so nodes are ordered by file. */
 struct place {
 	struct tide_node *node;
 	struct stat st;
@@ -100,7 +109,10 @@ static int by_file(const void *a, const void *b)
 	return (x->st.st_ino > y->st.st_ino) - (x->st.st_ino < y->st.st_ino);
 }
 
-/* Every node that will be needed, in the widest mode, in one order for all transactions: they cannot deadlock. */
+/*
+ * Opens every node that the actions need, in the widest mode.  All transactions of all programs lock files in the same
+ * order, so they never wait for each other in a circle.
+ */
 static int open_nodes(struct tide_txn *txn, struct tide_error *err)
 {
 	struct tide_session *session = txn->session;
@@ -126,7 +138,7 @@ static int open_nodes(struct tide_txn *txn, struct tide_error *err)
 	return 0;
 }
 
-/* In a group with other actions than backups, changes of bitmaps wait for the end too. */
+/* In a group of backups and other actions, the changes of bitmaps wait for the end of the group, too. */
 static int defer_changes(struct tide_txn *txn, struct tide_error *err)
 {
 	bool jobs = false, others = false;
@@ -187,7 +199,7 @@ static bool has_completed(const struct tide_node *node, const char *path)
 	return false;
 }
 
-/* Repeating a request that died after its commit would replace its targets by backups of nothing. */
+/* If a request died after its commit and is repeated, it must not replace its complete targets by empty increments. */
 static int refuse_completed(struct tide_txn *txn, struct tide_error *err)
 {
 	for (size_t i = 0; i < txn->n * txn->session->n_nodes; i++) {
@@ -207,15 +219,16 @@ static int refuse_completed(struct tide_txn *txn, struct tide_error *err)
 	return 0;
 }
 
-/* Puts what an action decides on in its place: it is the only one then. */
+/* Replaces an action that decides by the actions that it decides on.  It must be the only one of its transaction. */
 static int decide(struct tide_txn *txn, struct tide_error *err)
 {
 	struct tide_step first;
 
 	for (size_t i = 0; i < txn->n; i++) {
 		if (txn->steps[i].action->decide && txn->n > 1)
-			return tide_error_set(err, TIDE_E_REFUSED,
-			                      "A backup of sync mode 'auto' is a transaction of its own");
+			return tide_error_set(
+			        err, TIDE_E_REFUSED,
+			        "A backup of sync mode 'auto' must be the only action of its transaction");
 	}
 	if (txn->n == 0 || !txn->steps[0].action->decide)
 		return 0;
@@ -227,12 +240,13 @@ static int decide(struct tide_txn *txn, struct tide_error *err)
 	return 0;
 }
 
-/* What cannot be undone would be left when another action fails. */
+/* A write cannot be undone if another action fails, so it must be alone. */
 static int check_alone(const struct tide_txn *txn, struct tide_error *err)
 {
 	for (size_t i = 0; i < txn->n; i++) {
 		if (txn->steps[i].action->run && txn->n > 1)
-			return tide_error_set(err, TIDE_E_REFUSED, "A write to an image is a transaction of its own");
+			return tide_error_set(err, TIDE_E_REFUSED,
+			                      "A write to an image must be the only action of its transaction");
 	}
 	return 0;
 }
@@ -262,8 +276,11 @@ static int commit(struct tide_txn *txn, const struct tide_commit_member *members
 	return tide_commit_run(&commit, NULL, err);
 }
 
-/* What a death undoes by itself: bitmaps frozen for jobs, and what opening has repaired.  Each node may go alone. */
-static int commit_undoable(struct tide_txn *txn, struct tide_error *err)
+/*
+ * Commits frozen bitmaps, which the next opener thaws after a death, and repairs, which it would make again.  Neither
+ * needs to be atomic with other nodes, so each node has a commit of its own.
+ */
+static int commit_unchanged(struct tide_txn *txn, struct tide_error *err)
 {
 	for (size_t i = 0; i < txn->session->n_nodes; i++) {
 		struct tide_node *node = txn->session->nodes[i];
@@ -275,7 +292,7 @@ static int commit_undoable(struct tide_txn *txn, struct tide_error *err)
 	return 0;
 }
 
-/* All that the transaction changes before its jobs run. */
+/* Commits all changes that the transaction makes before its jobs run: the members together, or none. */
 static int commit_all(struct tide_txn *txn, struct tide_error *err)
 {
 	struct tide_session *session = txn->session;
@@ -301,7 +318,7 @@ static int commit_all(struct tide_txn *txn, struct tide_error *err)
 		if (node->has_changes)
 			members[n++] = tide_commit_node_member(node);
 	}
-	return commit_undoable(txn, err) < 0 || commit(txn, members, n, err) < 0 ? -1 : 0;
+	return commit_unchanged(txn, err) < 0 || commit(txn, members, n, err) < 0 ? -1 : 0;
 }
 
 /* ---- running ----------------------------------------------------------------------- */
@@ -336,7 +353,7 @@ static void reply(struct tide_txn *txn)
 	tide_event_return(&txn->session->sink, txn->answer ? txn->answer : "{}");
 }
 
-/* A job of its own thread. */
+/* A job that runs in its own thread. */
 struct running {
 	struct tide_backup_job *job;
 	pthread_t thread;
@@ -353,7 +370,7 @@ static void *run_job(void *arg)
 	return NULL;
 }
 
-/* Side by side; what the first failure was goes to err. */
+/* Runs all jobs at once; err becomes the first failure in their order. */
 static void run_side_by_side(struct running *jobs, size_t n, size_t *failed, struct tide_error *err)
 {
 	for (size_t i = 0; i < n; i++) {
@@ -372,7 +389,7 @@ static void run_side_by_side(struct running *jobs, size_t n, size_t *failed, str
 	}
 }
 
-/* A job with nothing to copy is over before the reply, as in QEMU; the others follow it. */
+/* Jobs with nothing to copy end before the reply, as in QEMU; the others begin after it. */
 static int run_individual(struct tide_txn *txn, struct tide_backup_job *const *jobs, size_t n, size_t *failed,
                           struct tide_error *err)
 {
@@ -439,7 +456,7 @@ static int run_jobs(struct tide_txn *txn, struct tide_error *err)
 	return failed ? -1 : 0;
 }
 
-/* Jobs that were prepared and will not begin: their events, the last one's first. */
+/* Delivers the events of jobs that were prepared and will not begin, the last job's first. */
 static void drop_jobs(struct tide_txn *txn)
 {
 	for (size_t i = txn->n; i-- > 0;) {
@@ -450,7 +467,7 @@ static void drop_jobs(struct tide_txn *txn)
 	}
 }
 
-/* Some bitmaps may have been frozen on disk before the commit failed. */
+/* Thaws bitmaps that may have been frozen on disk before the commit failed. */
 static void thaw_jobs(struct tide_txn *txn)
 {
 	for (size_t i = 0; i < txn->n; i++) {

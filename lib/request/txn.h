@@ -1,10 +1,11 @@
 /*
- * The transaction engine (its calls are public, tidemark.h): every command is a transaction,
- * of one action or of many.
+ * The transaction engine; most of its calls are public (tidemark.h).  Every command is a transaction of one or more
+ * actions.
  *
- *   prepare all ─► stage every changed sidecar ─► commit them ─► run ─► reply ─► jobs ─► clean
- *        │ refused         │ refused
- *        └─────────────────┴─► nothing changed; the error is the reply
+ *   prepare all ─► work ─► commit all ─► run ─► reply ─► jobs ─► clean
+ *        │ fails     │ fails    │ fails
+ *        └───────────┴──────────┴─► nothing changed, but for data in an existing target of a restore; the error is the
+ * reply
  */
 #ifndef TIDE_TXN_H
 #define TIDE_TXN_H
@@ -12,10 +13,10 @@
 #include "action.h"
 
 struct tide_session *tide_txn_session(const struct tide_txn *txn);
-/* What the reply returns instead of {}: JSON, which is the transaction's from now on. */
+/* Sets what the reply returns instead of {}: JSON, which the transaction owns from now on. */
 void tide_txn_set_answer(struct tide_txn *txn, char *json);
 
-/* args: the action's argument structure, which is copied. */
+/* Appends an action.  args: its argument structure, which is copied. */
 int tide_txn_append(struct tide_txn *txn, const struct tide_action *action, const void *args, struct tide_error *err);
 
 #endif
