@@ -156,6 +156,25 @@ static int raw_zero(void *state, uint64_t off, uint64_t len, bool may_unmap, str
 	return tide_sysio_zero(raw->fd, off, len, may_unmap, err);
 }
 
+/* A device has the size that it has. */
+static int raw_set_exact_size(void *state, uint64_t size, struct tide_driver_info *info, struct tide_error *err)
+{
+	struct raw_image *raw = state;
+	struct stat st;
+
+	if (fstat(raw->fd, &st) < 0)
+		return tide_error_set_sys(err, errno, "fstat");
+	if (size == raw->size || !S_ISREG(st.st_mode))
+		return 0;
+	if (ftruncate(raw->fd, (off_t)size) < 0)
+		return tide_error_set_sys(err, errno, "Could not resize file");
+	pthread_mutex_lock(&raw->lock);
+	raw->data_to = raw->data_from;
+	pthread_mutex_unlock(&raw->lock);
+	raw->size = info->size = size;
+	return 0;
+}
+
 /*
  * Punches a hole beyond the end of the file, which changes nothing but shows whether punching works. No such test
  * exists for zeroes that take space.
@@ -182,5 +201,6 @@ const struct tide_image_driver tide_raw_driver = {
 	.write_commit = raw_write_commit,
 	.write_abort = raw_write_abort,
 	.zero = raw_zero,
+	.set_exact_size = raw_set_exact_size,
 	.can_zero_fast = raw_can_zero_fast,
 };

@@ -139,6 +139,7 @@ const struct tide_image_driver tide_qcow2_driver = {
 	.write_abort = tide_qcow2_write_abort,
 	.zero = tide_qcow2_zero_range,
 	.can_zero_fast = tide_qcow2_can_zero_fast,
+	.set_exact_size = tide_qcow2_exact_set,
 	.packer_new = tide_qcow2_pack_new,
 	.packer_free = tide_qcow2_pack_free,
 	.pack = tide_qcow2_pack_cluster,

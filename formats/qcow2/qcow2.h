@@ -413,6 +413,10 @@ int tide_qcow2_switch_plan(struct tide_qcow2 *q, const struct tide_qcow2_extensi
 /* After the switch: restores the feature names, which only help programs that do not know a feature. */
 void tide_qcow2_switch_restore_names(struct tide_qcow2 *q, const struct tide_qcow2_names *names);
 
+/* ---- qcow2_exact.c: see driver.h ---- */
+
+int tide_qcow2_exact_set(void *state, uint64_t size, struct tide_driver_info *info, struct tide_error *err);
+
 /* ---- qcow2_check.c: see driver.h ---- */
 
 int tide_qcow2_check(int fd, const struct tide_check *check, struct tide_error *err);

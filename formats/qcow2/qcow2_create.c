@@ -20,10 +20,11 @@
 #define CLUSTER_DEFAULT 65536u
 #define HEADER_LENGTH   112u /* of version 3, with the compression type */
 
-#define HEADER_ROOM 128u /* bytes left free in the first cluster beside a fingerprint */
+#define EXACT_SIZE_BYTES 16u  /* of its extension */
+#define HEADER_ROOM      128u /* bytes left free in the first cluster beside a fingerprint */
 
 struct config {
-	uint64_t exact_size; /* 0: a multiple of 512, as `size` always is */
+	uint64_t exact_size; /* `size` is rounded up to a multiple of 512 */
 	uint64_t size, cluster_size, refcount_bits;
 	bool has_refcount_bits;
 	unsigned version, compression;
@@ -242,7 +243,7 @@ static int read_config(const struct tide_driver_create *options, struct config *
 		return tide_error_set(err, TIDE_E_REFUSED,
 		                      "Refcount width must be a power of two and may not exceed 64 bits");
 	c->size = tide_range_align_up(options->size, 512);
-	c->exact_size = c->size != options->size ? options->size : 0;
+	c->exact_size = options->size;
 	c->backing = options->backing;
 	c->backing_format = options->backing_format;
 	c->fingerprint = options->fingerprint;
@@ -323,13 +324,11 @@ static void put_fields(uint8_t *h, const struct config *c, const struct layout *
 	h[104] = (uint8_t)c->compression;
 }
 
-/* The size of the header; with the table of feature names, if they fit. */
-static uint64_t header_bytes(const struct config *c, bool names)
+/* The size of the header beside the exact size; with the table of feature names, if they fit. */
+static uint64_t other_bytes(const struct config *c, bool names)
 {
 	uint64_t n = (c->version < 3 ? TIDE_QCOW2_HEADER_V2 : HEADER_LENGTH) + 8;
 
-	if (c->exact_size)
-		n += 16;
 	if (c->data_file[0])
 		n += 8 + tide_range_align_up(strlen(c->data_file), 8);
 	if (names)
@@ -337,6 +336,20 @@ static uint64_t header_bytes(const struct config *c, bool names)
 	if (c->backing)
 		n += 8 + tide_range_align_up(strlen(c->backing_format), 8) + strlen(c->backing);
 	return n;
+}
+
+/* Always, so that the image itself says that its size is exact; left out only where it says nothing and is in the way.
+ */
+static bool has_exact_size(const struct config *c)
+{
+	uint64_t need = other_bytes(c, c->cluster_size > 512) + EXACT_SIZE_BYTES + HEADER_ROOM;
+
+	return c->exact_size && (c->exact_size != c->size || need <= c->cluster_size);
+}
+
+static uint64_t header_bytes(const struct config *c, bool names)
+{
+	return other_bytes(c, names) + (has_exact_size(c) ? EXACT_SIZE_BYTES : 0);
 }
 
 /* Do the names fit into the first cluster? */
@@ -417,15 +430,15 @@ static int write_header(int fd, const struct config *c, const struct layout *l, 
 		                  strlen(c->backing_format));
 	if (c->data_file[0])
 		p = put_extension(p, TIDE_QCOW2_EXT_DATA_FILE, c->data_file, strlen(c->data_file));
-	if (c->exact_size) {
+	p = put_fingerprint(p, c);
+	if (c->version >= 3 && c->cluster_size > 512 && header_bytes(c, true) <= c->cluster_size)
+		p = put_features(p);
+	if (has_exact_size(c)) {
 		uint8_t exact[8];
 
 		tide_put_be64(exact, c->exact_size);
 		p = put_extension(p, TIDE_QCOW2_EXT_EXACT_SIZE, exact, sizeof(exact));
 	}
-	p = put_fingerprint(p, c);
-	if (c->version >= 3 && c->cluster_size > 512 && header_bytes(c, true) <= c->cluster_size)
-		p = put_features(p);
 	p = put_extension(p, TIDE_QCOW2_EXT_END, NULL, 0);
 	if (c->backing) {
 		memcpy(p, c->backing, strlen(c->backing));

@@ -33,6 +33,9 @@
  *   zero        makes the range read as zeroes, even where a backing image has data. Same
  *               alignment rule as write_begin: 1 asks for whole clusters. may_unmap: the space
  *               may be freed; otherwise the range afterwards takes the space that data would.
+ *   set_exact_size  stores the size of the disk that the image is made for, which the format
+ *               rounds to its size, and updates *info; each prefix of its writes is a valid image.
+ *               Raw files get this length. NULL: the format has no such thing.
  *   discard     the range is not needed any more and may read as anything; NULL: zero is used.
  *   pack        compresses one whole cluster, the disk's last one filled up with zeroes, and
  *               changes nothing but its packer: any number of threads, a packer each. The
@@ -120,7 +123,7 @@ struct tide_fingerprint {
 
 struct tide_driver_info {
 	uint64_t size;                        /* of the disk, bytes */
-	uint64_t exact_size;                  /* of the disk it was made for, if the format rounded it up; 0: size */
+	uint64_t exact_size;                  /* of the disk it was made for, where the format rounds up; 0: unknown */
 	uint64_t cluster_size;                /* 0: none */
 	char *backing;                        /* as written in the image, or NULL */
 	char *backing_format;                 /* or NULL */
@@ -229,6 +232,8 @@ struct tide_image_driver {
 	int (*zero)(void *state, uint64_t off, uint64_t len, bool may_unmap, struct tide_error *err);
 	/* Is zeroing whole clusters (bytes, without clusters) free of writing them? NULL: unknown. */
 	bool (*can_zero_fast)(void *state, bool may_unmap);
+
+	int (*set_exact_size)(void *state, uint64_t size, struct tide_driver_info *info, struct tide_error *err);
 
 	int (*discard)(void *state, uint64_t off, uint64_t len, struct tide_error *err);
 

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "backing.h"
@@ -136,16 +137,29 @@ uint64_t tide_image_size(const struct tide_image *image)
 	return image->info.size;
 }
 
-uint64_t tide_image_exact_size(const struct tide_image *image)
+uint64_t tide_image_exact_size(struct tide_image *image)
 {
-	uint64_t size = image->info.size;
+	uint64_t size = image->info.size, exact = image->info.exact_size;
 
-	/* An overlay that QEMU made over a backup does not record the exact size; the images below do. */
-	for (; image && image->info.size == size; image = image->backing) {
-		if (image->info.exact_size)
-			return image->info.exact_size;
-	}
-	return size;
+	return exact && exact < size && tide_image_is_zero(image, exact, size - exact) ? exact : size;
+}
+
+bool tide_image_can_resize(const struct tide_image *image)
+{
+	struct stat st;
+
+	return image->driver->is_raw && !image->is_uri && fstat(image->fd, &st) == 0 && S_ISREG(st.st_mode);
+}
+
+int tide_image_set_exact_size(struct tide_image *image, uint64_t size, struct tide_error *err)
+{
+	if (!image->driver->set_exact_size)
+		return 0;
+	if (tide_image_check_write(image, err) < 0)
+		return -1;
+	if (image->driver->set_exact_size(image->state, size, &image->info, err) < 0)
+		return tide_error_wrap(err, "'%s'", image->path);
+	return 0;
 }
 
 const struct tide_driver_info *tide_image_info(const struct tide_image *image)

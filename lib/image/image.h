@@ -73,8 +73,19 @@ bool tide_image_is_raw(const struct tide_image *image);
 int tide_image_fd(const struct tide_image *image); /* URIs: of the file locked in its place, or -1 */
 bool tide_image_is_file(const struct tide_image *image);
 uint64_t tide_image_size(const struct tide_image *image);
-/* The size to restore: that of the disk the chain was made from, where its format rounded the size up. */
-uint64_t tide_image_exact_size(const struct tide_image *image);
+/*
+ * The size to restore or to back up: that of the disk that the image was made for, if the format rounded it up. Only
+ * the image itself counts, because the disk may have changed its size since the images below were made; and only if
+ * nothing but zeroes follows, because a guest sees the rounded size and may write up to its end.
+ */
+uint64_t tide_image_exact_size(struct tide_image *image);
+/* Has the file of the image exactly the disk's bytes, so that set_exact_size can change its length? */
+bool tide_image_can_resize(const struct tide_image *image);
+/*
+ * Makes size, which the format rounds to the image's size, the exact size of an image that is open for writing; a
+ * format or a device without one keeps its own.
+ */
+int tide_image_set_exact_size(struct tide_image *image, uint64_t size, struct tide_error *err);
 const struct tide_driver_info *tide_image_info(const struct tide_image *image);
 struct tide_image *tide_image_backing(const struct tide_image *image);
 /* Does it name a backing image outside its directory? If so, others need TIDE_ALLOW_OUTSIDE to open it. */
@@ -95,6 +106,8 @@ int tide_image_extent_top(struct tide_image *image, uint64_t off, uint64_t len, 
 
 /* Bytes past the end of the disk read as zeroes when the range starts within it. */
 int tide_image_read(struct tide_image *image, void *buf, uint64_t off, uint64_t len, struct tide_error *err);
+/* Does a range of less than a sector read as zeroes? False also if it cannot be read. */
+bool tide_image_is_zero(struct tide_image *image, uint64_t off, uint64_t len);
 int tide_image_write(struct tide_image *image, const void *buf, uint64_t off, uint64_t len, struct tide_error *err);
 int tide_image_zero(struct tide_image *image, uint64_t off, uint64_t len, bool may_unmap, struct tide_error *err);
 bool tide_image_can_zero_fast(const struct tide_image *image, bool may_unmap);

@@ -115,6 +115,13 @@ int tide_image_read(struct tide_image *image, void *buf, uint64_t off, uint64_t 
 	return 0;
 }
 
+bool tide_image_is_zero(struct tide_image *image, uint64_t off, uint64_t len)
+{
+	uint8_t buf[512];
+
+	return len <= sizeof(buf) && tide_image_read(image, buf, off, len, NULL) == 0 && tide_sysio_is_zero(buf, len);
+}
+
 int tide_image_write_begin(struct tide_image *image, uint64_t off, uint64_t len, struct tide_extent *place,
                            struct tide_error *err)
 {

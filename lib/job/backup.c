@@ -132,13 +132,23 @@ static void fail(struct tide_backup_job *job, bool reading, struct tide_error *e
 	tide_error_release(err);
 }
 
+/* An existing target gets the source's size, if its own is another one of the same sectors. */
+static int ready_target(struct tide_backup_job *job, struct tide_error *err)
+{
+	bool other_size = job->target.existing && tide_image_exact_size(job->target.image) != job->exact_size;
+
+	if ((other_size || !tide_backup_is_empty(job)) &&
+	    tide_target_bitmaps_distrust(&job->bitmaps, job->target.image, "a backup", job->sink, err) < 0)
+		return -1;
+	return job->target.existing ? tide_image_set_exact_size(job->target.image, job->exact_size, err) : 0;
+}
+
 bool tide_backup_copy(struct tide_backup_job *job)
 {
 	struct tide_error err = TIDE_ERROR_INIT;
 	bool reading;
 
-	if (!tide_backup_is_empty(job) &&
-	    tide_target_bitmaps_distrust(&job->bitmaps, job->target.image, "a backup", job->sink, &err) < 0) {
+	if (ready_target(job, &err) < 0) {
 		fail(job, false, &err);
 	} else if (tide_copy_run(&job->copy, &err) < 0) {
 		/* The copy ignores errors after a stop, so the cause is then that the job was cancelled. */

@@ -32,6 +32,7 @@ struct tide_backup_job {
 	struct tide_node *onto; /* the drive that is the target; NULL: none */
 	struct tide_target target;
 	struct tide_target_bitmaps bitmaps; /* of an existing target */
+	uint64_t exact_size;                /* of the source */
 	struct tide_copy copy;
 	char *record;                     /* where the record of the commit that ends it is written */
 	enum tide_backup_outcome outcome; /* the outcome that this commit brings about */

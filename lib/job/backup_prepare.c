@@ -160,7 +160,7 @@ static int create_target(struct tide_backup_job *job, const struct tide_backup *
 	struct tide_image *source = job->node->image;
 	const struct tide_driver_info *info = tide_image_info(source);
 	struct tide_driver_create create = {
-		.size = tide_image_exact_size(source),
+		.size = job->exact_size,
 		.allow = job->node->allow,
 		.settings = args->settings,
 	};
@@ -203,6 +203,7 @@ static int open_target(struct tide_backup_job *job, const struct tide_backup *ar
 {
 	const char *format = args->format;
 
+	job->exact_size = tide_image_exact_size(job->node->image);
 	if (args->mode == TIDE_MODE_ABSOLUTE_PATHS)
 		return create_target(job, args, err);
 	if (args->backing)
@@ -231,7 +232,7 @@ static int check_sizes(const struct tide_backup_job *job, struct tide_error *err
 
 /* ---- the plan ---------------------------------------------------------------------- */
 
-static struct tide_bitmap *plan_top(const struct tide_backup_job *job, struct tide_error *err)
+static struct tide_bitmap *plan_top(const struct tide_backup_job *job, uint64_t target_size, struct tide_error *err)
 {
 	uint64_t size = tide_image_size(job->node->image);
 	TIDE_AUTOBITMAP struct tide_bitmap *own = tide_bitmap_new(size, job->copy.unit, err);
@@ -245,17 +246,30 @@ static struct tide_bitmap *plan_top(const struct tide_backup_job *job, struct ti
 		if (x.kind != TIDE_EXTENT_HOLE && tide_bitmap_set(own, off, x.len, err) < 0)
 			return NULL;
 	}
-	return tide_copy_plan(tide_image_size(job->target.image), job->copy.unit, own, err);
+	return tide_copy_plan(target_size, job->copy.unit, own, err);
+}
+
+/*
+ * A disk that has become smaller leaves old bytes in the target, after its end but within the size that the target
+ * rounds to. They are replaced by zeroes.
+ */
+static int plan_tail(struct tide_backup_job *job, uint64_t size, struct tide_error *err)
+{
+	uint64_t exact = job->exact_size, have = TIDE_MIN(size, tide_image_size(job->target.image));
+
+	if (exact >= have || tide_image_is_zero(job->target.image, exact, have - exact))
+		return 0;
+	return tide_bitmap_set(job->copy.todo, exact, have - exact, err);
 }
 
 static int plan(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry, struct tide_error *err)
 {
-	uint64_t size = tide_image_size(job->target.image);
+	uint64_t size = tide_image_can_resize(job->target.image) ? job->exact_size : tide_image_size(job->target.image);
 	struct tide_bitmap *dirty = NULL;
 
 	job->copy.unit = TIDE_MAX(UNIT_MIN, tide_image_info(job->target.image)->cluster_size);
 	if (job->sync == TIDE_SYNC_TOP) {
-		job->copy.todo = plan_top(job, err);
+		job->copy.todo = plan_top(job, size, err);
 	} else if (job->sync == TIDE_SYNC_FULL) {
 		job->copy.todo = tide_copy_plan(size, job->copy.unit, NULL, err);
 	} else {
@@ -264,7 +278,7 @@ static int plan(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry, 
 			return -1;
 		job->copy.todo = tide_copy_plan(size, job->copy.unit, dirty, err);
 	}
-	if (!job->copy.todo)
+	if (!job->copy.todo || plan_tail(job, size, err) < 0)
 		return -1;
 	job->copy.len = tide_bitmap_count(job->copy.todo) * job->copy.unit;
 	return 0;

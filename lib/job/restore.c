@@ -33,6 +33,7 @@ struct tide_restore {
 	struct tide_target target;
 	struct tide_copy copy;
 	uint64_t *written;
+	uint64_t exact_size; /* of the disk */
 	/* For an existing target: */
 	bool existing, is_device; /* is_device: a block device, or an export, which is treated as one */
 	bool is_uri;
@@ -45,7 +46,7 @@ struct tide_restore {
 static int create_target(struct tide_restore *restore, const struct tide_chain_restore *args, struct tide_error *err)
 {
 	struct tide_image *source = restore->node->image;
-	struct tide_driver_create create = { .size = tide_image_exact_size(source), .settings = args->settings };
+	struct tide_driver_create create = { .size = restore->exact_size, .settings = args->settings };
 
 	if (tide_target_create(&restore->target, args->target,
 	                       args->format ? args->format : tide_image_raw_driver()->name, &create, source,
@@ -132,7 +133,7 @@ static int open_existing(struct tide_restore *restore, const struct tide_chain_r
 
 static int check_size(const struct tide_restore *restore, const char *path, struct tide_error *err)
 {
-	uint64_t need = tide_image_exact_size(restore->node->image), have = tide_image_size(restore->target.image);
+	uint64_t need = restore->exact_size, have = tide_image_size(restore->target.image);
 	bool is_rounded = tide_image_info(restore->target.image)->cluster_size != 0;
 	bool is_raw_device = restore->is_device && !is_rounded;
 
@@ -212,13 +213,14 @@ static int prepare(struct tide_restore *restore, const struct tide_chain_restore
 	struct tide_copy *copy = &restore->copy;
 	uint64_t size;
 
+	restore->exact_size = tide_image_exact_size(source);
 	if (tide_copy_way_wanted(&copy->way, err) < 0 || find_target(restore, args, err) < 0)
 		return -1;
 	copy->source = source;
 	copy->target = restore->target.image;
 	copy->unit = TIDE_MAX(UNIT_MIN, tide_image_info(copy->target)->cluster_size);
 	copy->device = restore->node->id;
-	size = restore->is_device ? TIDE_MIN(tide_image_exact_size(source), tide_image_size(copy->target))
+	size = restore->is_device ? TIDE_MIN(restore->exact_size, tide_image_size(copy->target))
 	                          : tide_image_size(copy->target);
 	if (restore->existing && !restore->overwrites)
 		copy->todo = tide_bitmap_new(size, copy->unit, err);
@@ -284,13 +286,23 @@ static int find_differences(struct tide_restore *restore, struct tide_error *err
 	return tide_image_check_unchanged(copy->source, err);
 }
 
+/* Has the target a format that rounds sizes up, and another exact size? */
+static bool has_other_size(const struct tide_restore *restore)
+{
+	struct tide_image *target = restore->copy.target;
+
+	return tide_image_info(target)->cluster_size && tide_image_exact_size(target) != restore->exact_size;
+}
+
 static int run_existing(struct tide_restore *restore, struct tide_error *err)
 {
 	if (!restore->overwrites && find_differences(restore, err) < 0)
 		return -1;
-	if (tide_bitmap_count(restore->copy.todo) == 0)
+	if (tide_bitmap_count(restore->copy.todo) == 0 && !has_other_size(restore))
 		return 0;
 	if (tide_target_bitmaps_distrust(&restore->bitmaps, restore->copy.target, "a restore", restore->sink, err) < 0)
+		return -1;
+	if (has_other_size(restore) && tide_image_set_exact_size(restore->copy.target, restore->exact_size, err) < 0)
 		return -1;
 	if (tide_copy_run(&restore->copy, err) == 0 && tide_image_check_unchanged(restore->node->image, err) == 0 &&
 	    tide_target_stage(&restore->target, err) == 0)

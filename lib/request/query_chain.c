@@ -479,6 +479,20 @@ static int list_differences(const struct tide_bitmap *bm, struct tide_chain *cha
 	return 0;
 }
 
+/* The longer disk has only zeroes more; but a restored disk has another length. */
+static int compare_sizes(struct tide_image *top, struct tide_image *other, struct tide_chain *chain,
+                         struct tide_error *err)
+{
+	uint64_t a = tide_image_exact_size(top), b = tide_image_exact_size(other);
+
+	if (a == b || chain->n_differences)
+		return 0;
+	return say(chain->images[0], TIDE_FINDING_DOUBT, err,
+	           "the chain restores to a disk of %" PRIu64 " bytes, and '%s' has %" PRIu64
+	           ": the longer one ends with zeroes",
+	           a, tide_image_path(other), b);
+}
+
 static uint64_t choose_unit(uint64_t size)
 {
 	uint64_t unit = UNIT_MIN;
@@ -512,7 +526,9 @@ static int compare_disks(struct tide_node *node, struct tide_image *other, struc
 		return compare.cancelled ? tide_error_move(err, &cause)
 		                         : say_error(chain->images[0], TIDE_FINDING_ENTRY, &cause, err);
 	chain->compared = true;
-	return list_differences(different, chain, err);
+	if (list_differences(different, chain, err) < 0)
+		return -1;
+	return compare_sizes(node->image, other, chain, err);
 }
 
 static int compare_with(struct tide_node *node, const struct tide_chain_options *options, struct tide_sink *sink,

@@ -113,6 +113,8 @@ set_l2() {
 	chain
 	truncate -s +5000 disk.img
 	verdict 0 whole --against disk.img -F raw 2.qcow2
+	jq -e '.images[0].findings[0] | .kind == "doubt" and (.text | test("restores to a disk of 4194304 bytes, .* has 4199304"))' \
+		chain.json
 	printf x | put disk.img 4199000
 	verdict 3 damaged --against disk.img -F raw 2.qcow2
 	jq -e '.compared.differences[0].start == 4198400' chain.json
