@@ -4,12 +4,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "job/create.h"
 #include "base/error.h"
 #include "base/mem.h"
+#include "job/create.h"
 #include "job/restore.h"
-#include "txn.h"
 #include "job/tracked_write.h"
+#include "txn.h"
 
 static struct tide_node *find_device(struct tide_session *session, const char *id, struct tide_error *err)
 {

@@ -7,10 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "image/backing.h"
-#include "image/image_formats.h"
 #include "base/error.h"
 #include "base/mem.h"
+#include "image/backing.h"
+#include "image/image_formats.h"
 
 /* The members found so far. */
 struct parts {

@@ -10,15 +10,15 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "bitmap/bitmap_list.h"
-#include "image/compare.h"
 #include "base/error.h"
-#include "image/fingerprint.h"
 #include "base/mem.h"
 #include "base/range.h"
 #include "base/sized.h"
-#include "session.h"
 #include "base/sysio.h"
+#include "bitmap/bitmap_list.h"
+#include "image/compare.h"
+#include "image/fingerprint.h"
+#include "session.h"
 
 #define UNIT_MIN  4096u
 #define UNITS_MAX (UINT64_C(1) << 30) /* of a comparison: a bit each, 128 MiB */

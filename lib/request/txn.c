@@ -2,10 +2,10 @@
  * The transaction engine: opens the nodes of all actions in one order, prepares the actions, commits them, and runs the
  * jobs.
  *
- * The order decides what an error leaves behind.  Until the commit (work included) dropping nodes and targets undoes
- * everything.  After it only jobs run, and each job or group settles by itself; so a run step, which is neither undone
- * nor settled, has a transaction of its own.  Individual jobs run in threads of their own; all else is the caller's
- * thread.
+ * The order decides which changes an error leaves.  Until the commit, dropping nodes and targets undoes everything but
+ * the data that a restore has written to an existing target.  After it only jobs run, and each job or group settles by
+ * itself; so a run step, which is neither undone nor settled, has a transaction of its own.  Jobs run in threads of
+ * their own, all else in the caller's.
  */
 #include "txn.h"
 
@@ -15,8 +15,8 @@
 #include <sys/stat.h>
 
 #include "base/error.h"
-#include "job/group.h"
 #include "base/mem.h"
+#include "job/group.h"
 
 struct tide_txn {
 	struct tide_session *session;

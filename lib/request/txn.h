@@ -4,8 +4,9 @@
  *
  *   prepare all ─► work ─► commit all ─► run ─► reply ─► jobs ─► clean
  *        │ fails     │ fails    │ fails
- *        └───────────┴──────────┴─► nothing changed, but for data in an existing target of a restore; the error is the
- * reply
+ *        └───────────┴──────────┴─► the error is the reply; nothing has changed
+ *
+ * One exception: work writes the data of a restore to an existing target, which is not undone.
  */
 #ifndef TIDE_TXN_H
 #define TIDE_TXN_H
