@@ -19,8 +19,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "tidemark.h"
 #include "opt.h"
+#include "tidemark.h"
 #include "ui.h"
 
 #define CMD_CLEANUP(fn)   __attribute__((cleanup(fn)))

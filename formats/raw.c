@@ -10,10 +10,10 @@
 #include <unistd.h>
 
 #include "base/error.h"
-#include "image/driver.h"
 #include "base/mem.h"
 #include "base/range.h"
 #include "base/sysio.h"
+#include "image/driver.h"
 
 struct raw_image {
 	int fd;

@@ -10,8 +10,8 @@
 
 #include "base/error.h"
 #include "base/mem.h"
-#include "nbd.h"
 #include "base/range.h"
+#include "nbd.h"
 
 /* The size of one request: large enough for the network, small enough for several to be in flight. */
 #define REQUEST_SIZE (UINT64_C(256) << 10)

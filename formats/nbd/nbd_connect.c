@@ -11,8 +11,8 @@
 
 #include "base/error.h"
 #include "base/mem.h"
-#include "nbd.h"
 #include "base/range.h"
+#include "nbd.h"
 
 /* How long another connection may take. A server that serves one client at a time lets others wait for ever. */
 #define EXTRA_MS 500

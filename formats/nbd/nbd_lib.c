@@ -3,8 +3,8 @@
  */
 #include "nbd_lib.h"
 
-#include "base/error.h"
 #include "base/dynlib.h"
+#include "base/error.h"
 
 static struct tide_nbd_lib nbd;
 

@@ -9,8 +9,8 @@
 
 #include "base/error.h"
 #include "base/mem.h"
-#include "nbd.h"
 #include "base/range.h"
+#include "nbd.h"
 
 /* The most bytes of one query: lengths in the protocol have 32 bits. */
 #define STATUS_MAX (UINT64_C(1) << 31)

@@ -12,9 +12,9 @@
 #include "base/bytes.h"
 #include "base/error.h"
 #include "base/mem.h"
-#include "qcow2.h"
 #include "base/range.h"
 #include "base/sysio.h"
+#include "qcow2.h"
 
 /* ---- checks ---- */
 

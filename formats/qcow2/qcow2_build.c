@@ -13,9 +13,9 @@
 #include "base/bytes.h"
 #include "base/error.h"
 #include "base/mem.h"
-#include "qcow2.h"
 #include "base/range.h"
 #include "base/sysio.h"
+#include "qcow2.h"
 
 /* Refcount blocks are written in pieces of this size. */
 #define PIECE_BYTES (UINT64_C(1) << 20)

@@ -8,8 +8,8 @@
 
 #include "base/error.h"
 #include "base/mem.h"
-#include "qcow2.h"
 #include "base/sysio.h"
+#include "qcow2.h"
 
 /* The memory for clean tables; at least TABLES_MIN of them stay. */
 #define CACHE_BYTES (UINT64_C(16) << 20)

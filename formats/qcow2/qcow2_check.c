@@ -20,9 +20,9 @@
 #include "base/bytes.h"
 #include "base/error.h"
 #include "base/mem.h"
-#include "qcow2.h"
 #include "base/range.h"
 #include "base/sysio.h"
+#include "qcow2.h"
 
 #define CLUSTERS_MAX (UINT64_C(1) << 28) /* 16 TiB of 64 KiB */
 #define TIMES_MAX    UINT16_MAX          /* counts stop there */

@@ -10,10 +10,10 @@
 #include "base/compress.h"
 #include "base/error.h"
 #include "base/mem.h"
-#include "qcow2.h"
-#include "qcow2_deflate.h"
 #include "base/range.h"
 #include "base/sysio.h"
+#include "qcow2.h"
+#include "qcow2_deflate.h"
 
 /* Clusters whose data is close together are read at once, up to these limits. */
 #define BATCH_CLUSTERS 64

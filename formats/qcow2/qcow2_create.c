@@ -13,9 +13,9 @@
 #include "base/checksum.h"
 #include "base/error.h"
 #include "base/mem.h"
-#include "qcow2.h"
 #include "base/range.h"
 #include "base/sysio.h"
+#include "qcow2.h"
 
 #define CLUSTER_DEFAULT 65536u
 #define HEADER_LENGTH   112u /* of version 3, with the compression type */

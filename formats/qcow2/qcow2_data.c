@@ -8,8 +8,8 @@
 #include <unistd.h>
 
 #include "base/error.h"
-#include "qcow2.h"
 #include "base/sysio.h"
+#include "qcow2.h"
 
 /*
  * Gives the file its length. If the file alone is also the disk (data_is_raw), all its clusters are allocated, so

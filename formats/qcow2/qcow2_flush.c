@@ -19,8 +19,8 @@
 #include "base/bytes.h"
 #include "base/error.h"
 #include "base/mem.h"
-#include "qcow2.h"
 #include "base/sysio.h"
+#include "qcow2.h"
 
 /* A change flushes first when dirty tables exceed this memory, or when more runs than this wait to be freed. */
 #define DIRTY_BYTES_MAX (UINT64_C(32) << 20)

@@ -11,10 +11,10 @@
 #include "base/checksum.h"
 #include "base/error.h"
 #include "base/mem.h"
-#include "qcow2.h"
 #include "base/range.h"
 #include "base/strbuf.h"
 #include "base/sysio.h"
+#include "qcow2.h"
 
 #define HEAD_BYTES UINT64_C(4096)
 

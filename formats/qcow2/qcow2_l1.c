@@ -12,8 +12,8 @@
 #include "base/bytes.h"
 #include "base/error.h"
 #include "base/mem.h"
-#include "qcow2.h"
 #include "base/sysio.h"
+#include "qcow2.h"
 
 #define PAGE_BITS 9u /* entries read and written together: 4096 bytes */
 

@@ -10,9 +10,9 @@
 #include "base/bytes.h"
 #include "base/error.h"
 #include "base/mem.h"
-#include "qcow2.h"
 #include "base/range.h"
 #include "base/sysio.h"
+#include "qcow2.h"
 
 static int decode_compressed(const struct tide_qcow2 *q, uint64_t entry, uint64_t off, struct tide_qcow2_cluster *out,
                              struct tide_error *err)

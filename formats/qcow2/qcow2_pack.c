@@ -17,10 +17,10 @@
 #include "base/compress.h"
 #include "base/error.h"
 #include "base/mem.h"
-#include "qcow2.h"
-#include "qcow2_deflate.h"
 #include "base/range.h"
 #include "base/sysio.h"
+#include "qcow2.h"
+#include "qcow2_deflate.h"
 
 /* zstd's level is QEMU's. */
 #define ZSTD_LEVEL 3

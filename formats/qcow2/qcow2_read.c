@@ -5,8 +5,8 @@
 #include <inttypes.h>
 
 #include "base/error.h"
-#include "qcow2.h"
 #include "base/range.h"
+#include "qcow2.h"
 
 /* One call examines at most this many L2 tables, because other threads need the lock, too. */
 #define TABLES_MAX 32

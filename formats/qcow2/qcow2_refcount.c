@@ -11,9 +11,9 @@
 #include "base/bytes.h"
 #include "base/error.h"
 #include "base/mem.h"
-#include "qcow2.h"
 #include "base/range.h"
 #include "base/sysio.h"
+#include "qcow2.h"
 
 /* A run of free clusters smaller than this is skipped when more is wanted. */
 #define RUN_BYTES_MIN (UINT64_C(1) << 20)

@@ -25,9 +25,9 @@
 #include "base/checksum.h"
 #include "base/error.h"
 #include "base/mem.h"
-#include "qcow2.h"
 #include "base/range.h"
 #include "base/sysio.h"
+#include "qcow2.h"
 
 struct tide_qcow2_stage {
 	size_t n;

@@ -29,9 +29,9 @@
 #include "base/bytes.h"
 #include "base/error.h"
 #include "base/mem.h"
-#include "qcow2.h"
 #include "base/range.h"
 #include "base/sysio.h"
+#include "qcow2.h"
 
 #define SECTOR         UINT64_C(512)
 #define EXTENSION_HEAD 8u

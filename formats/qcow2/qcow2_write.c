@@ -7,9 +7,9 @@
 #include <string.h>
 
 #include "base/error.h"
-#include "qcow2.h"
 #include "base/range.h"
 #include "base/sysio.h"
+#include "qcow2.h"
 
 /* The number of clusters that the range covers completely, if it starts on one; the last one may end with the disk. */
 static uint64_t whole_clusters(const struct tide_qcow2 *q, uint64_t off, uint64_t len)

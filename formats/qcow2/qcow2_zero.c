@@ -7,9 +7,9 @@
 
 #include "base/error.h"
 #include "base/mem.h"
-#include "qcow2.h"
 #include "base/range.h"
 #include "base/sysio.h"
+#include "qcow2.h"
 
 /* The step that zeroes a cluster. */
 enum step {

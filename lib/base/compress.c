@@ -7,8 +7,8 @@
 #include <zstd_errors.h>
 
 #include "compress.h"
-#include "error.h"
 #include "dynlib.h"
+#include "error.h"
 #include "mem.h"
 
 #define CALLS(CALL)                         \

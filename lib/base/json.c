@@ -8,9 +8,9 @@
 #include <limits.h>
 #include <string.h>
 
+#include "dynlib.h"
 #include "error.h"
 #include "json.h"
-#include "dynlib.h"
 
 /* ---- UTF-8 ------------------------------------------------------------------------- */
 

@@ -7,8 +7,8 @@
 #include <expat.h>
 #include <string.h>
 
-#include "error.h"
 #include "dynlib.h"
+#include "error.h"
 
 #define PIECE ((size_t)1 << 20)
 

@@ -10,11 +10,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "bitmap_slot.h"
 #include "base/checksum.h"
 #include "base/error.h"
 #include "base/mem.h"
 #include "base/range.h"
+#include "bitmap_slot.h"
 
 #define CHUNK_BITS TIDE_BITMAP_CHUNK_BITS
 

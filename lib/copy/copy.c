@@ -15,10 +15,10 @@
 #include <sched.h>
 #include <time.h>
 
-#include "copy_impl.h"
 #include "base/error.h"
 #include "base/range.h"
 #include "base/sysio.h"
+#include "copy_impl.h"
 
 #define NAP_NS 10000000u
 

@@ -33,8 +33,8 @@
 #define TIDE_COPY_H
 
 #include "base/event.h"
-#include "image/image.h"
 #include "base/work.h"
+#include "image/image.h"
 
 #define TIDE_COPY_WORKERS        TIDE_WORK_USUAL
 #define TIDE_COPY_WORKERS_DIRECT 8u /* for direct reads, during which each worker waits for the disk */

@@ -11,10 +11,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "copy_impl.h"
 #include "base/mem.h"
 #include "base/range.h"
 #include "base/sysio.h"
+#include "copy_impl.h"
 
 enum kind { ZEROES, PLAIN, PACKED };
 

@@ -6,10 +6,10 @@
  */
 #include <string.h>
 
-#include "copy_impl.h"
 #include "base/error.h"
 #include "base/range.h"
 #include "base/sysio.h"
+#include "copy_impl.h"
 
 static int extent_at(struct tide_image *source, uint64_t off, uint64_t len, struct tide_extent *x,
                      struct tide_error *err)

@@ -16,11 +16,11 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
-#include "copy_impl.h"
 #include "base/compiler.h"
 #include "base/error.h"
 #include "base/range.h"
 #include "base/sysio.h"
+#include "copy_impl.h"
 
 #define BLOCK_MIN  4096u
 #define SHARE_MAX  (UINT64_C(1) << 30)

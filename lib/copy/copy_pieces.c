@@ -7,10 +7,10 @@
  * pieces are copied one by one from the beginning.  That is safe at any point of the batch: each
  * place is committed or aborted, and its worker still owns the pieces.
  */
-#include "copy_impl.h"
 #include "base/error.h"
 #include "base/range.h"
 #include "base/sysio.h"
+#include "copy_impl.h"
 
 #define PLACES (2u * TIDE_COPY_BATCH)
 

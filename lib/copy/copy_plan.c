@@ -8,10 +8,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "copy_impl.h"
 #include "base/compiler.h"
 #include "base/error.h"
 #include "base/range.h"
+#include "copy_impl.h"
 
 #define PIECE_MAX (UINT64_C(1) << 20)
 /* Compressed pieces are stored in order, and a worker that is early waits; with large pieces that is rare. */

@@ -17,10 +17,10 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include "copy_impl.h"
 #include "base/error.h"
 #include "base/range.h"
 #include "base/sysio.h"
+#include "copy_impl.h"
 
 #define ALIGN      4096u
 #define WINDOW     (UINT64_C(16) << 20)

@@ -14,10 +14,10 @@
 #include <fcntl.h>
 #include <string.h>
 
-#include "copy_impl.h"
 #include "base/error.h"
 #include "base/range.h"
 #include "base/sysio.h"
+#include "copy_impl.h"
 
 #define ALIGN      4096u
 #define SEND       (UINT64_C(8) << 20)

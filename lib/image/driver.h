@@ -67,11 +67,11 @@
 
 #include <stdatomic.h>
 
-#include "bitmap/bitmap.h"
 #include "base/compiler.h"
 #include "base/json.h"
-#include "extent.h"
 #include "base/stamp.h"
+#include "bitmap/bitmap.h"
+#include "extent.h"
 #include "tidemark.h"
 
 enum {

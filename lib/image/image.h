@@ -21,9 +21,9 @@
 #ifndef TIDE_IMAGE_H
 #define TIDE_IMAGE_H
 
+#include "base/stamp.h"
 #include "driver.h"
 #include "image_formats.h"
-#include "base/stamp.h"
 
 #define TIDE_IMAGE_DEPTH_MAX 200
 

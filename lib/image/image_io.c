@@ -7,10 +7,10 @@
 #include <string.h>
 
 #include "base/error.h"
-#include "image_impl.h"
 #include "base/mem.h"
 #include "base/range.h"
 #include "base/sysio.h"
+#include "image_impl.h"
 
 int tide_image_check_write(const struct tide_image *image, struct tide_error *err)
 {

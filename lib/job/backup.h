@@ -29,9 +29,9 @@
 #define TIDE_BACKUP_H
 
 #include "base/event.h"
-#include "node/node.h"
 #include "base/work.h"
 #include "commit.h"
+#include "node/node.h"
 
 struct tide_backup_job;
 

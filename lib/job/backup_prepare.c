@@ -13,8 +13,8 @@
 #include "base/error.h"
 #include "base/lock.h"
 #include "base/mem.h"
-#include "node/node_image.h"
 #include "base/range.h"
+#include "node/node_image.h"
 
 #define UNIT_MIN      65536u
 #define NODE_NAME_MAX 31

@@ -6,8 +6,8 @@
 
 #include <string.h>
 
-#include "image/compare.h"
 #include "base/error.h"
+#include "image/compare.h"
 
 static int open_other(const struct tide_bitmap_rescan *args, unsigned allow, struct tide_sink *sink,
                       struct tide_image **other, struct tide_error *err)

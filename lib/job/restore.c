@@ -17,11 +17,11 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
-#include "image/compare.h"
-#include "copy/copy.h"
 #include "base/error.h"
 #include "base/mem.h"
 #include "base/range.h"
+#include "copy/copy.h"
+#include "image/compare.h"
 #include "target.h"
 #include "target_bitmaps.h"
 

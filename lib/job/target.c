@@ -14,9 +14,9 @@
 #include <unistd.h>
 
 #include "base/error.h"
-#include "image/fingerprint.h"
 #include "base/lock.h"
 #include "base/mem.h"
+#include "image/fingerprint.h"
 #include "store/sidecar.h"
 
 /* The absolute path that the name leads to, through symbolic links; the name itself if its directory does not exist. */

@@ -10,9 +10,9 @@
 #define TIDE_TARGET_H
 
 #include "base/event.h"
+#include "base/sysio.h"
 #include "image/image.h"
 #include "store/commit_record.h"
-#include "base/sysio.h"
 
 struct tide_target {
 	struct tide_staged staged; /* of a new target */

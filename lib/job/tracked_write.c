@@ -17,10 +17,10 @@
 
 #include "base/error.h"
 #include "base/mem.h"
-#include "node/node_image.h"
-#include "node/node_log.h"
 #include "base/range.h"
 #include "base/sysio.h"
+#include "node/node_image.h"
+#include "node/node_log.h"
 #include "store/write_log.h"
 
 #define BUFFER_SIZE  (UINT64_C(4) << 20)

@@ -16,9 +16,9 @@
 #include "base/error.h"
 #include "base/event.h"
 #include "base/mem.h"
-#include "node/node_log.h"
 #include "base/range.h"
 #include "base/sized.h"
+#include "node/node_log.h"
 #include "store/write_log.h"
 
 enum { STRIPES = 64 };

@@ -15,8 +15,8 @@
 #include "base/error.h"
 #include "base/lock.h"
 #include "base/mem.h"
-#include "node_image.h"
 #include "base/range.h"
+#include "node_image.h"
 #include "store/write_log.h"
 
 #define NO_BITMAP_SHIFT 31u

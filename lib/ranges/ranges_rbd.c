@@ -9,8 +9,8 @@
 #include "base/bytes.h"
 #include "base/error.h"
 #include "base/mem.h"
-#include "ranges.h"
 #include "base/sysio.h"
+#include "ranges.h"
 
 #define NAME_LEN_MAX 4096u
 #define SKIP         65536u

@@ -7,8 +7,8 @@
 #include <string.h>
 
 #include "base/error.h"
-#include "ranges.h"
 #include "base/xml.h"
+#include "ranges.h"
 
 #define SECTOR   512u
 #define TEXT_MAX 64u

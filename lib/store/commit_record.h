@@ -12,9 +12,9 @@
 #ifndef TIDE_COMMIT_RECORD_H
 #define TIDE_COMMIT_RECORD_H
 
-#include "image/driver.h"
 #include "base/stamp.h"
 #include "base/strbuf.h"
+#include "image/driver.h"
 #include "tidemark.h"
 
 struct tide_commit_record {

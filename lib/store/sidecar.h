@@ -9,9 +9,9 @@
 #ifndef TIDE_SIDECAR_H
 #define TIDE_SIDECAR_H
 
-#include "bitmap/bitmap.h"
 #include "base/stamp.h"
 #include "base/strbuf.h"
+#include "bitmap/bitmap.h"
 
 struct tide_sidecar_bitmap {
 	char *name;     /* 1..1023 bytes and a NUL; NULL for a successor */

@@ -10,9 +10,9 @@
 #ifndef TIDE_STORE_H
 #define TIDE_STORE_H
 
+#include "base/sysio.h"
 #include "image/image.h"
 #include "sidecar.h"
-#include "base/sysio.h"
 
 struct tide_store {
 	char *path;

@@ -23,8 +23,8 @@
 #include "base/lock.h"
 #include "base/mem.h"
 #include "base/range.h"
-#include "store.h"
 #include "base/sysio.h"
+#include "store.h"
 
 /* The unit of allocation: the bits of 512 GiB, at 64 KiB a granule. */
 #define CHUNK (UINT64_C(1) << 20)

@@ -21,8 +21,8 @@
 #ifndef TIDE_WRITE_LOG_H
 #define TIDE_WRITE_LOG_H
 
-#include "bitmap/bitmap.h"
 #include "base/stamp.h"
+#include "bitmap/bitmap.h"
 
 /* The current writer, or how the last one left the log. */
 struct tide_write_log_state {

@@ -2,8 +2,8 @@
  * The drive specification, ID=PATH[,format=FORMAT][,sidecar=PATH], and sizes.  What is understood is written out again,
  * commas doubled, and has to be understood as the same; what is not leaves a message.
  */
-#include "fuzz.h"
 #include "base/strbuf.h"
+#include "fuzz.h"
 
 static void add_doubled(struct tide_strbuf *out, const char *text)
 {

@@ -5,8 +5,8 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 
-#include "fuzz.h"
 #include "base/json.h"
+#include "fuzz.h"
 #include "request/qmp.h"
 
 #define COMMANDS_MAX 200u

@@ -2,8 +2,8 @@
  * Lists of ranges (bitmap-mark --from).  The first byte of the input says how it is to be read: as which
  * format or as what it looks like, with or without a block size.  What is accepted lies within 2^63.
  */
-#include "fuzz.h"
 #include "base/range.h"
+#include "fuzz.h"
 
 static void check(const struct tide_range_list *list)
 {

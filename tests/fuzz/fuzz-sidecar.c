@@ -3,8 +3,8 @@
  * they find themselves, test-sidecar-damage tries).  What decodes is used as the commands use it, and encodes to what
  * decodes again.
  */
-#include "bitmap/bitmap.h"
 #include "base/checksum.h"
+#include "bitmap/bitmap.h"
 #include "fuzz.h"
 #include "store/sidecar.h"
 #include "store/sidecar_format.h"

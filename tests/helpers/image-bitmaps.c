@@ -17,8 +17,8 @@
 #include <unistd.h>
 
 #include "base/error.h"
-#include "image/image.h"
 #include "base/mem.h"
+#include "image/image.h"
 
 #define PUT_MAX 70000u
 

@@ -10,8 +10,8 @@
 #include <sys/wait.h>
 
 #include "base/bytes.h"
-#include "image/driver.h"
 #include "base/range.h"
+#include "image/driver.h"
 #include "unit.h"
 
 #define K UINT64_C(1024)

@@ -4,8 +4,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "image/backing.h"
 #include "base/mem.h"
+#include "image/backing.h"
 #include "unit.h"
 
 static void make_tree(void)

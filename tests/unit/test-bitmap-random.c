@@ -1,8 +1,8 @@
 /* The dirty bitmap: random programs against a plain array, and threads against one thread. */
 #include <pthread.h>
 
-#include "bitmap_sample.h"
 #include "base/checksum.h"
+#include "bitmap_sample.h"
 
 /* ---- random programs against a plain array ----------------------------------------- */
 

@@ -1,6 +1,6 @@
 /* The dirty bitmap: tables of edges, QEMU's hashes, huge disks, lack of memory. */
-#include "bitmap_sample.h"
 #include "base/mem.h"
+#include "bitmap_sample.h"
 
 /* ---- tables ------------------------------------------------------------------------ */
 

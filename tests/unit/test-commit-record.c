@@ -4,8 +4,8 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-#include "store/commit_record.h"
 #include "base/sysio.h"
+#include "store/commit_record.h"
 #include "unit.h"
 
 static void make_file(const char *path)

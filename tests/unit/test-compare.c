@@ -1,9 +1,9 @@
 /*
  * The compare engine against a loop over bytes, and the promises about what is not read.
  */
-#include "image/compare.h"
 #include "base/error.h"
 #include "base/mem.h"
+#include "image/compare.h"
 #include "qcow2_sample.h"
 
 struct told {

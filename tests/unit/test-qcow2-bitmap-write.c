@@ -3,10 +3,10 @@
  * qemu-img check (nothing wrong, nothing leaked), by what qemu-img info lists, and by reading
  * the contents back.
  */
-#include "bitmap/bitmap.h"
 #include "base/checksum.h"
-#include "image/image.h"
 #include "base/mem.h"
+#include "bitmap/bitmap.h"
+#include "image/image.h"
 #include "qcow2_sample.h"
 
 #define SLOTS 6u

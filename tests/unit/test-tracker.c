@@ -13,8 +13,8 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
-#include "unit.h"
 #include "store/write_log.h"
+#include "unit.h"
 
 enum { THREADS = 4, ROUNDS = 60, SECTOR = 512, GRANULE = 4096 };
 #define DISK    (UINT64_C(2) << 20)

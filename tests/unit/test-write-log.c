@@ -4,8 +4,8 @@
 #include <sys/stat.h>
 
 #include "base/lock.h"
-#include "unit.h"
 #include "store/write_log.h"
+#include "unit.h"
 
 #define K UINT64_C(1024)
 #define M (K * K)
