@@ -25,10 +25,9 @@ static int sys_of(const struct tide_error *err)
 	return err->sys ? err->sys : EIO;
 }
 
-/* Waits for SIGCONT, until the retry time has passed, or until the job is stopped. */
-static void wait_stopped(struct tide_backup_job *job, const struct tide_error *err)
+/* Waits until the job is resumed after the resume `seen`, the retry time has passed, or the job is stopped. */
+static void wait_stopped(struct tide_backup_job *job, unsigned seen, const struct tide_error *err)
 {
-	unsigned seen = atomic_load(&job->sink->resumed);
 	uint64_t naps = (uint64_t)job->retry_after * (1000000000 / RETRY_NAP_NS);
 	struct timespec nap = { 0, RETRY_NAP_NS };
 
@@ -62,6 +61,7 @@ bool tide_backup_retry(struct tide_copy *copy, bool reading, unsigned tries, con
 	struct tide_backup_job *job = (struct tide_backup_job *)((char *)copy - offsetof(struct tide_backup_job, copy));
 	enum tide_on_error policy = reading ? job->on_source_error : job->on_target_error;
 	const char *operation = reading ? "read" : "write";
+	unsigned seen;
 
 	if (policy == TIDE_ON_ERROR_ENOSPC || policy == TIDE_ON_ERROR_AUTO)
 		policy = sys_of(err) == ENOSPC ? TIDE_ON_ERROR_STOP : TIDE_ON_ERROR_REPORT;
@@ -72,8 +72,10 @@ bool tide_backup_retry(struct tide_copy *copy, bool reading, unsigned tries, con
 	}
 	if (policy != TIDE_ON_ERROR_STOP)
 		return false;
+	/* Before the event: a program may resume the job as soon as it gets it. */
+	seen = atomic_load(&job->sink->resumed);
 	tide_event_job_error(job->sink, job->id, operation, "stop");
-	wait_stopped(job, err);
+	wait_stopped(job, seen, err);
 	return !tide_copy_is_stopped(copy);
 }
 
