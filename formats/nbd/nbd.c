@@ -142,18 +142,11 @@ static bool is_change(enum tide_nbd_command command)
 	return command == TIDE_NBD_WRITE || command == TIDE_NBD_ZERO || command == TIDE_NBD_TRIM;
 }
 
-/* Runs as many requests as the range needs, in batches; the range consists of whole blocks, or ends with the disk. */
-static int run_range(struct tide_nbd *nbd, struct tide_nbd_request like, uint64_t most, struct tide_error *err)
+static int run_batches(struct tide_nbd *nbd, struct tide_nbd_request like, uint64_t most, struct tide_error *err)
 {
 	struct tide_nbd_request requests[BATCH_MAX];
 	uint64_t done = 0;
 
-	if (is_change(like.command)) {
-		atomic_store(&nbd->unflushed, true);
-		tide_nbd_forget_map(nbd);
-		if (!nbd->can_flush && nbd->can_fua)
-			like.flags |= LIBNBD_CMD_FLAG_FUA;
-	}
 	while (done < like.len) {
 		unsigned n = 0;
 
@@ -167,9 +160,29 @@ static int run_range(struct tide_nbd *nbd, struct tide_nbd_request like, uint64_
 		if (tide_nbd_run(nbd, requests, n, false, err) < 0)
 			return -1;
 	}
-	if (is_change(like.command))
-		tide_nbd_forget_map(nbd);
 	return 0;
+}
+
+/* Counts a change, and forgets the map, which may no longer be true. */
+static void note_change(struct tide_nbd *nbd)
+{
+	atomic_fetch_add(&nbd->changes, 1);
+	tide_nbd_forget_map(nbd);
+}
+
+/* Runs as many requests as the range needs, in batches; the range consists of whole blocks, or ends with the disk. */
+static int run_range(struct tide_nbd *nbd, struct tide_nbd_request like, uint64_t most, struct tide_error *err)
+{
+	int rc;
+
+	if (!is_change(like.command))
+		return run_batches(nbd, like, most, err);
+	note_change(nbd);
+	if (!nbd->can_flush && nbd->can_fua)
+		like.flags |= LIBNBD_CMD_FLAG_FUA;
+	rc = run_batches(nbd, like, most, err);
+	note_change(nbd); /* also if it failed, because parts of it may have succeeded */
+	return rc;
 }
 
 static uint64_t request_size(const struct tide_nbd *nbd)
@@ -317,8 +330,9 @@ static int nbd_driver_flush(void *state, struct tide_error *err)
 {
 	struct tide_nbd *nbd = state;
 	struct tide_nbd_request r = { .command = TIDE_NBD_FLUSH };
+	uint64_t changes = atomic_load(&nbd->changes);
 
-	if (!atomic_load(&nbd->unflushed))
+	if (changes == atomic_load(&nbd->flushed))
 		return 0;
 	if (nbd->can_flush && !atomic_load(&nbd->lost) && tide_nbd_run(nbd, &r, 1, false, err) < 0)
 		return -1;
@@ -327,7 +341,11 @@ static int nbd_driver_flush(void *state, struct tide_error *err)
 		                   "The connection to the NBD server broke before the server had flushed all data");
 		return tide_error_hint(err, "some of the data may be lost; write it again");
 	}
-	atomic_store(&nbd->unflushed, false);
+	/* Of flushes that overlap, the one that began last may end first. */
+	for (uint64_t was = atomic_load(&nbd->flushed); was < changes;) {
+		if (atomic_compare_exchange_weak(&nbd->flushed, &was, changes))
+			break;
+	}
 	return 0;
 }
 

@@ -93,8 +93,13 @@ struct tide_nbd {
 	_Atomic unsigned n_conns, turn;
 	pthread_mutex_t edge_lock; /* held while part of a block is changed: read, change, write back */
 
-	atomic_bool unflushed; /* data was written since the last flush */
-	atomic_bool lost;      /* and then a connection died */
+	/*
+	 * Each change counts when it begins, because a connection that dies may lose it, and when it ends, because a
+	 * flush need not cover changes that end after the flush began.  A flush that succeeds stores the number that it
+	 * began with.
+	 */
+	_Atomic uint64_t changes, flushed;
+	atomic_bool lost; /* a connection died while not all changes were flushed */
 
 	pthread_mutex_t map_lock;
 	/* Under map_lock: the server's last answer about a part of the disk, without gaps. */
@@ -106,6 +111,12 @@ struct tide_nbd {
 static inline bool tide_nbd_is_cancelled(const struct tide_nbd *nbd)
 {
 	return nbd->cancel && atomic_load_explicit(nbd->cancel, memory_order_relaxed);
+}
+
+/* Is there a change that no flush has covered? */
+static inline bool tide_nbd_is_unflushed(const struct tide_nbd *nbd)
+{
+	return atomic_load(&nbd->changes) != atomic_load(&nbd->flushed);
 }
 
 /* nbd_connect.c: makes a handle that is ready for requests. first: for conns[0], which also asks for the bitmaps. */

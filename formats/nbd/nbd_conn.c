@@ -133,7 +133,7 @@ static void *run_conn(void *data)
 	while (issue_all(conn) && serve(conn))
 		;
 	/* Set before the waiting callers are woken. */
-	if (atomic_load(&conn->nbd->unflushed))
+	if (tide_nbd_is_unflushed(conn->nbd))
 		atomic_store(&conn->nbd->lost, true);
 	conn->nbd->lib.close(conn->h); /* ends all requests in flight */
 	pthread_mutex_lock(&conn->lock);

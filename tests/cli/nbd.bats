@@ -300,3 +300,53 @@ blockdev() {
 		$unix, "more": 1~Parameter 'more' is unexpected
 	END
 }
+
+# log_flushes FLUSH: a server that writes the names of writes and flushes to the file `requests`; FLUSH is a shell command
+# that a flush runs, too.
+log_flushes() {
+	kit eval get_size='echo 1M' pread='head -c $3 /dev/zero' pwrite="cat > /dev/null; echo write >> $here/requests" \
+		flush="echo flush >> $here/requests; $1" can_write='exit 0' can_flush='exit 0' can_multi_conn='exit 0' \
+		thread_model='echo parallel'
+	ok bitmap-add --sidecar b.bitmaps "$uri" b
+	rm -f requests
+}
+
+# track LINE...: what the helper does with the export.
+track() {
+	run --separate-stderr "$BUILD/helpers/tracker" "$uri" b.bitmaps < <(printf '%s\n' "$@")
+	printf '[%s] %s\n%s\n' "$status" "$output" "$stderr"
+	assert_equal "$status" 0
+}
+
+@test "a write during a flush needs another flush" {
+	log_flushes "[ -e $here/go ] || { : > $here/flushing; while [ ! -e $here/go ]; do sleep 0.02; done; }"
+	track 'write 0 4096 1' "begin $here/flushing" 'write 8192 4096 2' "end $here/go"
+	assert_equal "$output" ''
+	assert_equal "$(paste -sd ' ' requests)" 'write flush write flush'
+}
+
+@test "a flush that fails is repeated, one without a change is not sent" {
+	log_flushes "[ -e $here/failed ] || { : > $here/failed; echo EIO broken >&2; exit 1; }"
+	track 'write 0 4096 1' flush flush flush 'write 0 4096 2'
+	assert_equal "$output" "flush: '$uri': The NBD server could not flush at 0: Input/output error"
+	assert_equal "$(paste -sd ' ' requests)" 'write flush flush write flush'
+}
+
+@test "a server that dies during a flush has lost what was written before" {
+	log_flushes ": > $here/flushing; while [ ! -e $here/go ]; do sleep 0.02; done"
+	exec 8> >(exec "$BUILD/helpers/tracker" "$uri" b.bitmaps > bg.out 2> bg.err)
+	bg=$!
+	bg_pids+=("$bg")
+	printf '%s\n' 'write 0 4096 1' "begin $here/flushing" >&8
+	eventually test -e flushing
+	kill -KILL "$kit"
+	rm -f kit.sock
+	: > go
+	kit memory 1M 8>&-
+	printf '%s\n' 'end go' flush >&8
+	exec 8>&-
+	eventually has_ended "$bg"
+	# A server that begins again knows nothing of that data, so its success is none.
+	assert_equal "$(grep -c '^flush: ' bg.out)" 2
+	grep -q '^close: ' bg.out
+}
