@@ -241,6 +241,17 @@ static int read_all(struct tide_ranges_input *in, struct tide_error *err)
 	return 0;
 }
 
+/* A list without a word says nothing, not even that nothing was written: the program that printed it may have failed.
+ */
+static int check_says_something(const struct tide_ranges_input *in, struct tide_error *err)
+{
+	if (strspn(in->text, TIDE_RANGES_BLANKS "\n") < in->len)
+		return 0;
+	tide_error_set(err, TIDE_E_REFUSED,
+	               in->len ? "The list of ranges has only blank lines" : "The list of ranges is empty");
+	return tide_error_hint(err, "if nothing was written, use [] or a comment line");
+}
+
 static int read_input(struct tide_ranges_input *in, struct tide_ranges_collector *c, struct tide_error *err)
 {
 	tide_ranges_reader *read = NULL;
@@ -252,15 +263,11 @@ static int read_input(struct tide_ranges_input *in, struct tide_ranges_collector
 		read = formats[i].read;
 	if (read_more(in, FIRST_READ, err) < 0)
 		return -1;
-	if (in->len == 0) {
-		tide_error_set(err, TIDE_E_REFUSED, "The list of ranges is empty");
-		return tide_error_hint(err, "if nothing was written, use [] or a comment line");
-	}
 	if (!read && tide_ranges_is_rbd(in))
 		read = tide_ranges_read_rbd;
 	if (read == tide_ranges_read_rbd)
 		return read(in, c, err);
-	if (read_all(in, err) < 0)
+	if (read_all(in, err) < 0 || check_says_something(in, err) < 0)
 		return -1;
 	return (read ? read : detect(in))(in, c, err);
 }

@@ -323,7 +323,6 @@ static void test_good(void)
 		{ "0 512", "0+512" },
 		{ "# header\n\n  4K\t0x1000  # note\r\n\v\n1M 64KiB\n", "4096+4096 1048576+65536" },
 		{ "#\n", "" },
-		{ "\n", "" },
 		{ "5 0\n", "" },
 		{ "9223372036854775806 1", "9223372036854775806+1" },
 		{ "[]", "" },
@@ -364,6 +363,8 @@ static void test_refused(void)
 		const char *text, *error;
 	} rows[] = {
 		{ "", "The list of ranges is empty" },
+		{ "\n", "The list of ranges has only blank lines" },
+		{ " \t\r\n\n \f", "The list of ranges has only blank lines" },
 		{ "0 512\n512", "Line 2: expected OFFSET LENGTH, found '512' alone" },
 		{ "0 512\n512\n", "Line 2: expected OFFSET LENGTH, found '512' alone" },
 		{ "0 512 7\n", "Line 1: expected OFFSET LENGTH, found '7' after them" },
