@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <getopt.h>
 #include <nbdkit-plugin.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -192,44 +193,77 @@ static int open_image(bool read_only)
 	return 0;
 }
 
+/* The command line of the process, its strings one after another; the caller frees it. */
+static char *read_command_line(size_t *len)
+{
+	int fd = open("/proc/self/cmdline", O_RDONLY | O_CLOEXEC);
+	char *text = NULL;
+	ssize_t n = 1;
+
+	*len = 0;
+	while (fd >= 0 && n > 0) {
+		char *grown = realloc(text, *len + 4097);
+
+		if (!grown)
+			break;
+		text = grown;
+		n = read(fd, text + *len, 4096);
+		*len += n > 0 ? (size_t)n : 0;
+		text[*len] = '\0';
+	}
+	if (fd >= 0)
+		close(fd);
+	return text;
+}
+
+/* Knows nbdkit's options that have an argument or mean read-only; getopt skips the others. */
+static bool asks_for_read_only(int argc, char **argv)
+{
+	static const char with_argument[][20] = {
+		"debug", "export",           "export-name", "exportname", "filter", "group", "ip-addr",       "ipaddr",
+		"log",   "mask-handshake",   "pid-file",    "pidfile",    "port",   "run",   "selinux-label", "threads",
+		"tls",   "tls-certificates", "tls-psk",     "unix",       "user",
+	};
+	enum { N = sizeof(with_argument) / sizeof(with_argument[0]) };
+	struct option options[N + 3] = { { "read-only", no_argument, NULL, 'r' },
+		                         { "readonly", no_argument, NULL, 'r' } };
+	int option, was_at = optind, was_loud = opterr;
+	bool found = false;
+
+	for (int i = 0; i < N; i++)
+		options[2 + i] = (struct option){ with_argument[i], required_argument, NULL, 1 };
+	optind = 0; /* nbdkit has used getopt: begin again */
+	opterr = 0;
+	while (!found && (option = getopt_long(argc, argv, "46D:e:fg:i:nop:P:rst:u:U:vV", options, NULL)) != -1)
+		found = option == 'r';
+	optind = was_at;
+	opterr = was_loud;
+	return found;
+}
+
 /*
  * Whether nbdkit was started with -r.  nbdkit reports this only when a client connects, which is too late to share the
  * image with other readers from the start.  A wrong result does no harm: see tidemark_open.
  */
 static bool started_read_only(void)
 {
-	static const char with_value[] = "eDgiImMPpstuU";
-	char args[4096];
-	int fd = open("/proc/self/cmdline", O_RDONLY | O_CLOEXEC);
-	ssize_t n = fd < 0 ? -1 : read(fd, args, sizeof(args) - 1);
-	bool skip = true; /* the program's name */
+	size_t len, argc = 0;
+	char *text = read_command_line(&len), **argv;
+	bool found = false;
 
-	if (fd >= 0)
-		close(fd);
-	if (n <= 0)
-		return false;
-	args[n] = '\0';
-	for (const char *a = args; a < args + n; a += strlen(a) + 1) {
-		if (skip) {
-			skip = false;
-			continue;
-		}
-		if (!strcmp(a, "--read-only") || !strcmp(a, "--readonly"))
-			return true;
-		if (!strcmp(a, "--"))
-			return false;
-		if (a[0] != '-') /* options may follow the plugin's name, too */
-			continue;
-		for (const char *p = a + 1; a[1] != '-' && *p; p++) {
-			if (*p == 'r')
-				return true;
-			if (strchr(with_value, *p)) {
-				skip = !p[1];
-				break;
-			}
-		}
+	for (size_t i = 0; i < len; i++)
+		argc += text[i] == '\0';
+	argv = calloc(argc + 2, sizeof(*argv));
+	if (argv && argc) {
+		char *next = text;
+
+		for (size_t i = 0; i < argc; i++, next += strlen(next) + 1)
+			argv[i] = next;
+		found = asks_for_read_only((int)argc, argv);
 	}
-	return false;
+	free(argv);
+	free(text);
+	return found;
 }
 
 static int tidemark_get_ready(void)

@@ -167,6 +167,25 @@ chained() {
 	cmp disk.img.bitmaps before
 }
 
+@test "read-only, in all the ways that nbdkit's command line can say it" {
+	image raw
+	chmod 444 disk.img
+	local options long
+	long=$(printf '%05000d' 0)
+	# nbdkit opens no socket with -s, and no client comes: only a start for reading leaves the server running.
+	for options in -sr -rs '-s -r' '-fsvr' '-s --readonly' '-s --read-only' '-s --rea' "-s -D tidemark.x=$long -r" \
+		'-s -e r --filter cow -r' '-se x -r' '--single --exportname x --read-only'; do
+		# shellcheck disable=SC2086 # they are words
+		mortal nbdkit $options "$PLUGIN" file=disk.img < /dev/null > s.out 2> s.err 3>&- || fail "$options: $(cat s.err)"
+		! grep -qi 'permission denied\|could not open' s.err || fail "$options: $(cat s.err)"
+	done
+	for options in -s '-s -e -r' '-se r' '-s -P -r' '-s --exportname -r'; do
+		# shellcheck disable=SC2086
+		! mortal nbdkit $options "$PLUGIN" file=disk.img < /dev/null > s.out 2> s.err 3>&- ||
+			fail "$options: started for reading"
+	done
+}
+
 @test "extents, and what a server can do" {
 	truncate -s 1M disk.img
 	noise 65536 | put disk.img 131072
