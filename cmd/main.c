@@ -354,6 +354,7 @@ int main(int argc, char **argv)
 		return 1;
 	fill_closed(STDERR_FILENO, O_WRONLY);
 	handle(SIGPIPE, SIG_IGN, 0);
+	handle(SIGXFSZ, SIG_IGN, 0); /* a write beyond RLIMIT_FSIZE fails with EFBIG instead */
 	handle(SIGUSR1, on_report, SA_RESTART);
 	if (argc > 1 && strcmp(argv[1], "--complete-words") == 0) {
 		complete_words(&command, argc - 2, (const char **)argv + 2);

@@ -10,6 +10,7 @@
 #include <getopt.h>
 #include <nbdkit-plugin.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -266,8 +267,20 @@ static bool started_read_only(void)
 	return found;
 }
 
+/* A write beyond RLIMIT_FSIZE fails with EFBIG instead of killing the server, unless nbdkit handles the signal. */
+static void ignore_size_signal(void)
+{
+	struct sigaction action;
+
+	if (sigaction(SIGXFSZ, NULL, &action) < 0 || action.sa_handler != SIG_DFL)
+		return;
+	action.sa_handler = SIG_IGN;
+	sigaction(SIGXFSZ, &action, NULL);
+}
+
 static int tidemark_get_ready(void)
 {
+	ignore_size_signal();
 	return open_image(served.read_only || started_read_only());
 }
 

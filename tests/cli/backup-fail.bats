@@ -325,3 +325,45 @@ said() {
 		[ ! -e full.qcow2 ]
 	done
 }
+
+# within KIB CMD...: runs CMD, none of whose files may grow beyond this size.
+within() {
+	local size=$1
+	shift
+	attempt bash -c 'ulimit -f "$0" && exec "$@"' "$size" "$@"
+}
+
+# too_large CMD...: fails in half a MiB, with the reason, and leaves no other file.
+too_large() {
+	local before
+	before=$(ls)
+	within 512 "$@"
+	assert_equal "$status" 1
+	[[ $stderr == *'File too large'* ]] || fail "no reason: $stderr"
+	assert_equal "$(ls)" "$before"
+}
+
+@test "a file size limit: an error, no death by signal" {
+	noise 2M > disk.img
+	ok bitmap-add disk.img b
+	ok bitmap-mark disk.img b 0 2M
+	too_large backup-run disk.img copy.img
+	too_large backup-run -F qcow2 disk.img copy.qcow2
+	too_large backup-run --compress -F qcow2 disk.img copy.qcow2
+	too_large backup-run --sync incremental --bitmap b -F qcow2 disk.img copy.qcow2
+	too_large backup-run --sync auto --bitmap b -F qcow2 disk.img copy.qcow2
+	too_large image-create new.img 2M
+	done_ backup-run -F qcow2 disk.img full.qcow2
+	too_large chain-restore full.qcow2 back.img
+	too_large chain-restore -F qcow2 full.qcow2 back.qcow2
+	bitmap disk.img b '.count == 2097152 and (.busy | not)'
+	# What may have been written in part is marked.
+	ok bitmap-clear disk.img b
+	within 512 image-write --pattern 1 disk.img 1M 4K
+	assert_equal "$status" 1
+	[[ $stderr == *'File too large'* ]]
+	bitmap disk.img b '.count == 65536'
+	# Nothing at all can be written: the sidecar stays as it is.
+	unchanged within 0 bitmap-add disk.img c
+	assert_equal "$status" 1
+}

@@ -186,6 +186,18 @@ chained() {
 	done
 }
 
+@test "a file size limit: the client gets an error, and the server lives" {
+	image raw
+	ulimit -f 4096
+	serve file=disk.img
+	run qemu-io -f raw -c 'write -P 1 6M 64K' "$uri"
+	[[ $output == *'write failed'* ]] || fail "$output"
+	io 'write -P 2 1M 64K' 'read -P 2 1M 64K'
+	ended TERM
+	# What failed may have been written in part.
+	assert_equal "$(dirty disk.img b)" '1048576+65536 6291456+65536'
+}
+
 @test "extents, and what a server can do" {
 	truncate -s 1M disk.img
 	noise 65536 | put disk.img 131072
