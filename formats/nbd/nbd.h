@@ -11,6 +11,11 @@
  * connection, so that a retry can succeed. Data that the server acknowledged but did not flush may be lost
  * then: the flush at the end fails, and with it the job or command.
  *
+ * A server answers a query for all contexts of a connection at once, and an error in one of them is the error
+ * of all. QEMU's snapshot-access node describes only what its bitmap contains, so its export fails to answer
+ * base:allocation elsewhere. When the first connection fails in this way, the bitmaps are read through a
+ * connection that asks for nothing else.
+ *
  * Waiting callers check the cancel flag about twenty times a second. A server that does not answer loses
  * its connection then, because nothing else ends a request, and a request's buffer must outlive it.
  */
@@ -24,6 +29,7 @@
 #include "nbd_lib.h"
 
 #define TIDE_NBD_CONNS_MAX     4u
+#define TIDE_NBD_BITMAP_CONN   TIDE_NBD_CONNS_MAX /* the index of the connection that is for bitmaps only */
 #define TIDE_NBD_BITMAPS_MAX   64u
 #define TIDE_NBD_BITMAP_PREFIX "qemu:dirty-bitmap:"
 #define TIDE_NBD_TICK_MS       40
@@ -89,9 +95,12 @@ struct tide_nbd {
 	size_t n_bitmaps;
 	char *bitmaps[TIDE_NBD_BITMAPS_MAX]; /* names of dirty bitmaps, in the server's order */
 
-	struct tide_nbd_conn conns[TIDE_NBD_CONNS_MAX];
+	struct tide_nbd_conn conns[TIDE_NBD_CONNS_MAX + 1];
 	_Atomic unsigned n_conns, turn;
 	pthread_mutex_t edge_lock; /* held while part of a block is changed: read, change, write back */
+
+	atomic_bool bitmaps_apart; /* the bitmaps have a connection of their own */
+	atomic_bool status_narrow; /* the server describes parts of the disk only */
 
 	/*
 	 * Each change counts when it begins, because a connection that dies may lose it, and when it ends, because a
@@ -119,16 +128,16 @@ static inline bool tide_nbd_is_unflushed(const struct tide_nbd *nbd)
 	return atomic_load(&nbd->changes) != atomic_load(&nbd->flushed);
 }
 
-/* nbd_connect.c: makes a handle that is ready for requests. first: for conns[0], which also asks for the bitmaps. */
-struct nbd_handle *tide_nbd_connect(struct tide_nbd *nbd, bool first, struct tide_error *err);
+/* nbd_connect.c: makes a handle for conns[index] that is ready for requests. */
+struct nbd_handle *tide_nbd_connect(struct tide_nbd *nbd, unsigned index, struct tide_error *err);
 
 /* nbd_conn.c */
 int tide_nbd_conns_init(struct tide_nbd *nbd, struct tide_error *err);
 void tide_nbd_conns_release(struct tide_nbd *nbd);
 /* Makes the first connection unless it exists. */
 int tide_nbd_conns_begin(struct tide_nbd *nbd, struct tide_error *err);
-/* Runs all requests, at the same time and in no particular order. first_only: on conns[0]. */
-int tide_nbd_run(struct tide_nbd *nbd, struct tide_nbd_request *requests, unsigned n, bool first_only,
+/* Runs all requests, at the same time and in no particular order. bitmaps: on the connection that asks for bitmaps. */
+int tide_nbd_run(struct tide_nbd *nbd, struct tide_nbd_request *requests, unsigned n, bool bitmaps,
                  struct tide_error *err);
 
 /* nbd_map.c */

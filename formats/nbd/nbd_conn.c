@@ -180,7 +180,7 @@ static void wait_tick(struct tide_nbd_conn *conn)
 /* Replaces a connection that has ended or never existed. The lock is held, and released meanwhile. */
 static int reconnect(struct tide_nbd_conn *conn, struct tide_error *err)
 {
-	bool first = conn == &conn->nbd->conns[0], ended = conn->has_thread;
+	bool ended = conn->has_thread;
 	struct nbd_handle *h;
 	int sys = 0;
 
@@ -189,7 +189,7 @@ static int reconnect(struct tide_nbd_conn *conn, struct tide_error *err)
 	pthread_mutex_unlock(&conn->lock);
 	if (ended)
 		pthread_join(conn->thread, NULL);
-	h = tide_nbd_connect(conn->nbd, first, err);
+	h = tide_nbd_connect(conn->nbd, (unsigned)(conn - conn->nbd->conns), err);
 	pthread_mutex_lock(&conn->lock);
 	conn->connecting = conn->kill = false;
 	if (h) {
@@ -217,26 +217,32 @@ static int make_alive(struct tide_nbd_conn *conn, struct tide_error *err)
 	return conn->alive ? 0 : reconnect(conn, err);
 }
 
-/* Returns a connection that accepts requests, locked; NULL: none could be made. */
-static struct tide_nbd_conn *lock_conn(struct tide_nbd *nbd, bool first_only, struct tide_error *err)
+/* Returns the connection, locked, when it accepts requests; NULL: it could not be made. */
+static struct tide_nbd_conn *lock_conn(struct tide_nbd_conn *conn, struct tide_error *err)
 {
-	unsigned n = first_only ? 1 : atomic_load(&nbd->n_conns);
-	struct tide_nbd_conn *conn = &nbd->conns[atomic_fetch_add(&nbd->turn, 1) % n];
-
 	pthread_mutex_lock(&conn->lock);
-	if (make_alive(conn, conn == nbd->conns ? err : NULL) == 0)
+	if (make_alive(conn, err) == 0)
 		return conn;
 	pthread_mutex_unlock(&conn->lock);
-	if (conn == nbd->conns)
-		return NULL;
+	return NULL;
+}
+
+/* Chooses the connection in turn. */
+static struct tide_nbd_conn *lock_any(struct tide_nbd *nbd, struct tide_error *err)
+{
+	struct tide_nbd_conn *conn = &nbd->conns[atomic_fetch_add(&nbd->turn, 1) % atomic_load(&nbd->n_conns)];
+	struct tide_nbd_conn *locked = lock_conn(conn, conn == nbd->conns ? err : NULL);
+
+	if (locked || conn == nbd->conns)
+		return locked;
 	/* The server does not accept another connection; one is enough. */
 	atomic_store(&nbd->n_conns, 1);
-	return lock_conn(nbd, true, err);
+	return lock_conn(nbd->conns, err);
 }
 
 int tide_nbd_conns_begin(struct tide_nbd *nbd, struct tide_error *err)
 {
-	struct tide_nbd_conn *conn = lock_conn(nbd, true, err);
+	struct tide_nbd_conn *conn = lock_conn(nbd->conns, err);
 
 	if (!conn)
 		return -1;
@@ -248,11 +254,11 @@ int tide_nbd_conns_init(struct tide_nbd *nbd, struct tide_error *err)
 {
 	pthread_condattr_t attr;
 
-	for (unsigned i = 0; i < TIDE_NBD_CONNS_MAX; i++)
+	for (unsigned i = 0; i <= TIDE_NBD_BITMAP_CONN; i++)
 		nbd->conns[i].wake = -1;
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	for (unsigned i = 0; i < TIDE_NBD_CONNS_MAX; i++) {
+	for (unsigned i = 0; i <= TIDE_NBD_BITMAP_CONN; i++) {
 		struct tide_nbd_conn *conn = &nbd->conns[i];
 
 		conn->nbd = nbd;
@@ -260,7 +266,7 @@ int tide_nbd_conns_init(struct tide_nbd *nbd, struct tide_error *err)
 		pthread_cond_init(&conn->changed, &attr);
 	}
 	pthread_condattr_destroy(&attr);
-	for (unsigned i = 0; i < TIDE_NBD_CONNS_MAX; i++) {
+	for (unsigned i = 0; i <= TIDE_NBD_BITMAP_CONN; i++) {
 		nbd->conns[i].wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 		if (nbd->conns[i].wake < 0)
 			return tide_error_set_sys(err, errno, "eventfd");
@@ -289,7 +295,7 @@ static void end_conn(struct tide_nbd_conn *conn)
 
 void tide_nbd_conns_release(struct tide_nbd *nbd)
 {
-	for (unsigned i = 0; i < TIDE_NBD_CONNS_MAX; i++)
+	for (unsigned i = 0; i <= TIDE_NBD_BITMAP_CONN; i++)
 		end_conn(&nbd->conns[i]);
 }
 
@@ -329,7 +335,7 @@ static bool wait_batch(struct tide_nbd_conn *conn, struct tide_nbd_batch *batch,
 	return !cancelled;
 }
 
-int tide_nbd_run(struct tide_nbd *nbd, struct tide_nbd_request *requests, unsigned n, bool first_only,
+int tide_nbd_run(struct tide_nbd *nbd, struct tide_nbd_request *requests, unsigned n, bool bitmaps,
                  struct tide_error *err)
 {
 	bool late = tide_nbd_is_cancelled(nbd), answered;
@@ -339,9 +345,13 @@ int tide_nbd_run(struct tide_nbd *nbd, struct tide_nbd_request *requests, unsign
 	/* Work that was done before a cancel may still be made durable. */
 	if (late && requests[0].command != TIDE_NBD_FLUSH)
 		return tide_error_set(err, TIDE_E_CANCELLED, "Cancelled");
-	conn = batch.conn = lock_conn(nbd, first_only, err);
+	if (bitmaps)
+		conn = lock_conn(&nbd->conns[atomic_load(&nbd->bitmaps_apart) ? TIDE_NBD_BITMAP_CONN : 0], err);
+	else
+		conn = lock_any(nbd, err);
 	if (!conn)
 		return -1;
+	batch.conn = conn;
 	for (unsigned i = 0; i < n; i++) {
 		requests[i].batch = &batch;
 		requests[i].next = NULL;

@@ -79,12 +79,15 @@ static int list_bitmaps(struct tide_nbd *nbd, struct nbd_handle *h, uint64_t dea
 	return wait_connecting(nbd, h, deadline, err);
 }
 
-static int add_contexts(struct tide_nbd *nbd, struct nbd_handle *h, bool first, struct tide_error *err)
+/* The first connection asks for everything, unless the bitmaps have a connection of their own. */
+static int add_contexts(struct tide_nbd *nbd, struct nbd_handle *h, unsigned index, struct tide_error *err)
 {
+	bool bitmaps = index == (atomic_load(&nbd->bitmaps_apart) ? TIDE_NBD_BITMAP_CONN : 0);
+
 	nbd->lib.clear_meta_contexts(h);
-	if (nbd->lib.add_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) < 0)
+	if (index != TIDE_NBD_BITMAP_CONN && nbd->lib.add_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) < 0)
 		return fail(nbd, err, "Could not connect to the NBD server");
-	for (size_t i = 0; first && i < nbd->n_bitmaps; i++) {
+	for (size_t i = 0; bitmaps && i < nbd->n_bitmaps; i++) {
 		TIDE_AUTOFREE char *name = tide_mem_printf(err, TIDE_NBD_BITMAP_PREFIX "%s", nbd->bitmaps[i]);
 
 		if (!name)
@@ -119,16 +122,17 @@ static int choose_export(struct tide_nbd *nbd, struct nbd_handle *h, uint64_t de
 	return -1;
 }
 
-static int negotiate(struct tide_nbd *nbd, struct nbd_handle *h, bool first, uint64_t deadline, struct tide_error *err)
+static int negotiate(struct tide_nbd *nbd, struct nbd_handle *h, unsigned index, uint64_t deadline,
+                     struct tide_error *err)
 {
 	if (nbd->lib.aio_connect_uri(h, nbd->uri) < 0)
 		return fail(nbd, err, "Could not connect to the NBD server");
 	if (wait_connecting(nbd, h, deadline, err) < 0)
 		return -1;
 	if (nbd->lib.aio_is_negotiating(h) > 0) {
-		if (first && !nbd->known && list_bitmaps(nbd, h, deadline, err) < 0)
+		if (!nbd->known && list_bitmaps(nbd, h, deadline, err) < 0)
 			return -1;
-		if (add_contexts(nbd, h, first, err) < 0 || choose_export(nbd, h, deadline, err) < 0)
+		if (add_contexts(nbd, h, index, err) < 0 || choose_export(nbd, h, deadline, err) < 0)
 			return -1;
 	}
 	return nbd->lib.aio_is_ready(h) > 0 ? 0 : fail(nbd, err, "Could not connect to the NBD server");
@@ -178,10 +182,10 @@ static int learn(struct tide_nbd *nbd, struct nbd_handle *h, struct tide_error *
 	return 0;
 }
 
-struct nbd_handle *tide_nbd_connect(struct tide_nbd *nbd, bool first, struct tide_error *err)
+struct nbd_handle *tide_nbd_connect(struct tide_nbd *nbd, unsigned index, struct tide_error *err)
 {
 	struct nbd_handle *h = nbd->lib.create();
-	uint64_t deadline = first ? 0 : now_ms() + EXTRA_MS;
+	uint64_t deadline = index ? now_ms() + EXTRA_MS : 0;
 	bool trusted = !(nbd->flags & TIDE_OPEN_UNTRUSTED);
 
 	if (!h) {
@@ -192,7 +196,7 @@ struct nbd_handle *tide_nbd_connect(struct tide_nbd *nbd, bool first, struct tid
 	if (nbd->lib.set_uri_allow_local_file(h, trusted) < 0 || nbd->lib.set_opt_mode(h, true) < 0 ||
 	    nbd->lib.set_strict_mode(h, nbd->lib.get_strict_mode(h) & ~LIBNBD_STRICT_ALIGN) < 0) {
 		fail(nbd, err, "Could not connect to the NBD server");
-	} else if (negotiate(nbd, h, first, deadline, err) == 0 && learn(nbd, h, err) == 0) {
+	} else if (negotiate(nbd, h, index, deadline, err) == 0 && learn(nbd, h, err) == 0) {
 		return h;
 	}
 	nbd->lib.close(h);

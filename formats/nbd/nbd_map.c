@@ -80,7 +80,7 @@ static int take_extents(void *data, const char *context, uint64_t off, uint32_t 
 }
 
 /* Asks the server about the range; the answer covers at least its beginning. */
-static int ask(struct tide_nbd *nbd, struct answer *a, uint64_t len, bool first_only, struct tide_error *err)
+static int ask(struct tide_nbd *nbd, struct answer *a, uint64_t len, bool bitmap, struct tide_error *err)
 {
 	uint64_t off = a->off;
 	struct tide_nbd_request request = {
@@ -91,7 +91,7 @@ static int ask(struct tide_nbd *nbd, struct answer *a, uint64_t len, bool first_
 	};
 
 	a->end = off + len;
-	if (tide_nbd_run(nbd, &request, 1, first_only, err) < 0)
+	if (tide_nbd_run(nbd, &request, 1, bitmap, err) < 0)
 		return -1;
 	if (a->too_many)
 		return tide_error_set(err, TIDE_E_CORRUPT, "The NBD server describes more than %" PRIu64 " ranges",
@@ -155,6 +155,40 @@ static bool look_up(struct tide_nbd *nbd, uint64_t off, uint64_t len, struct tid
 	return x != NULL;
 }
 
+/* Does the error mean that the server refuses to answer, rather than that the disk or the connection is broken? */
+static bool is_refusal(const struct tide_error *err)
+{
+	return err->sys == EINVAL || err->sys == EPERM || err->sys == ENOTSUP;
+}
+
+/*
+ * A server that refuses to describe a large range may describe a part: QEMU's snapshot-access node describes what its
+ * bitmap contains. The other parts are taken for data, and reading them fails if the server refuses that too.
+ */
+static int ask_for_zeroes(struct tide_nbd *nbd, struct answer *a, uint64_t len, struct tide_error *err)
+{
+	uint64_t wide = TIDE_MIN(nbd->size - a->off, STATUS_MAX);
+	uint64_t narrow = TIDE_MIN(tide_range_align_up(len, nbd->block_min), wide);
+	struct tide_error why = TIDE_ERROR_INIT;
+	int rc = -1;
+
+	if (!atomic_load(&nbd->status_narrow)) {
+		rc = ask(nbd, a, wide, false, &why);
+		if (rc < 0 && is_refusal(&why)) {
+			tide_error_release(&why);
+			atomic_store(&nbd->status_narrow, true);
+		}
+	}
+	if (rc < 0 && !why.code)
+		rc = ask(nbd, a, narrow, false, &why);
+	if (rc == 0)
+		return 0;
+	if (!is_refusal(&why))
+		return tide_error_move(err, &why);
+	tide_error_release(&why);
+	return 0;
+}
+
 int tide_nbd_extent(void *state, uint64_t off, uint64_t len, struct tide_extent *out, struct tide_error *err)
 {
 	struct tide_nbd *nbd = state;
@@ -166,7 +200,7 @@ int tide_nbd_extent(void *state, uint64_t off, uint64_t len, struct tide_extent 
 	if (!nbd->can_status || look_up(nbd, off, len, out, &changes))
 		return 0;
 	a.off = tide_range_align_down(off, nbd->block_min);
-	rc = ask(nbd, &a, TIDE_MIN(nbd->size - a.off, STATUS_MAX), false, err);
+	rc = ask_for_zeroes(nbd, &a, off + len - a.off, err);
 	for (size_t i = 0; rc == 0 && i < a.n; i++) {
 		if (off >= a.items[i].off && off - a.items[i].off < a.items[i].len)
 			fill(out, &a.items[i], off, len);
@@ -210,17 +244,36 @@ static struct tide_bitmap *build(const struct tide_nbd *nbd, const struct answer
 	return result;
 }
 
+static struct tide_bitmap *read_all(struct tide_nbd *nbd, const char *context, struct tide_error *err)
+{
+	struct answer a = { .context = context, .mask = 1 };
+	struct tide_bitmap *bm = NULL;
+	int rc = 0;
+
+	while (rc == 0 && a.off < nbd->size)
+		rc = ask(nbd, &a, TIDE_MIN(nbd->size - a.off, STATUS_MAX), true, err);
+	if (rc == 0)
+		bm = build(nbd, &a, err);
+	free(a.items);
+	return bm;
+}
+
 int tide_nbd_bitmap_read(void *state, size_t index, struct tide_bitmap **out, struct tide_error *err)
 {
 	struct tide_nbd *nbd = state;
 	TIDE_AUTOFREE char *context = tide_mem_printf(err, TIDE_NBD_BITMAP_PREFIX "%s", nbd->bitmaps[index]);
-	struct answer a = { .context = context, .mask = 1 };
-	int rc = context ? 0 : -1;
+	struct tide_error why = TIDE_ERROR_INIT;
 
-	while (rc == 0 && a.off < nbd->size)
-		rc = ask(nbd, &a, TIDE_MIN(nbd->size - a.off, STATUS_MAX), true, err);
-	*out = rc == 0 ? build(nbd, &a, err) : NULL;
-	free(a.items);
+	*out = NULL;
+	if (!context)
+		return -1;
+	*out = read_all(nbd, context, &why);
+	if (!*out && is_refusal(&why) && !atomic_exchange(&nbd->bitmaps_apart, true)) {
+		tide_error_release(&why);
+		*out = read_all(nbd, context, &why);
+	}
+	if (!*out)
+		tide_error_move(err, &why);
 	if (*out)
 		return 0;
 	return tide_error_wrap(err, "The bitmap '%s' could not be read from the NBD server", nbd->bitmaps[index]);

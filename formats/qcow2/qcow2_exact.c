@@ -13,9 +13,9 @@
 #include "base/bytes.h"
 #include "base/error.h"
 #include "base/mem.h"
-#include "qcow2.h"
 #include "base/range.h"
 #include "base/sysio.h"
+#include "qcow2.h"
 
 #define EXTENSION_HEAD 8u
 #define EXACT_BYTES    8u

@@ -144,6 +144,48 @@ make_disk() {
 	[[ $stderr = *"A '#' begins the name of a bitmap"* ]]
 }
 
+# A pull backup of QEMU: an export of the disk as it was at one point, which describes and reads only what is in the
+# bitmap.
+@test "the bitmap of an export that describes only what the bitmap has" {
+	command -v qemu-storage-daemon > /dev/null || skip 'no qemu-storage-daemon'
+	local i writes=() daemon
+	qemu-img create -q -f qcow2 disk.qcow2 64M
+	qemu-io -f qcow2 -c 'write -q -P 1 0 64M' disk.qcow2
+	done_ backup-run -F qcow2 disk.qcow2 full.qcow2
+	qemu-img bitmap --add -f qcow2 disk.qcow2 bm
+	for ((i = 0; i < 60; i++)); do writes+=(-c "write -q -P $((i + 2)) ${i}M 64K"); done
+	qemu-io -f qcow2 "${writes[@]}" -c 'write -q -z 60M 128K' disk.qcow2
+	truncate -s 64M scratch.img
+	qemu-storage-daemon --pidfile daemon.pid \
+		--blockdev driver=qcow2,node-name=disk,file.driver=file,file.filename=disk.qcow2 \
+		--blockdev driver=file,node-name=scratch,filename=scratch.img \
+		--blockdev driver=copy-before-write,node-name=cbw,file=disk,target=scratch,bitmap.node=disk,bitmap.name=bm \
+		--blockdev driver=snapshot-access,node-name=point,file=cbw \
+		--nbd-server addr.type=unix,addr.path=daemon.sock \
+		--export type=nbd,id=e,node-name=point,name=x,bitmaps.0.node=disk,bitmaps.0.name=bm 3>&- 2> daemon.log &
+	daemon=$!
+	bg_pids+=("$daemon")
+	eventually test -S daemon.sock
+	uri="nbd+unix:///x?socket=$PWD/daemon.sock"
+	run -1 nbdinfo --map=base:allocation "$uri"
+	bitmap "$uri" bm '.count == 4063232'
+	assert_equal "$(dirty "$uri" bm | cut -d ' ' -f 1,2)" '0+65536 1048576+65536'
+	done_ image-info "$uri"
+	truncate -s 64M here.img
+	ok bitmap-import here.img x --from "$uri#bm"
+	bitmap here.img x '.count == 4063232'
+	done_ backup-run --sync bitmap --bitmap bm --bitmap-mode never -F qcow2 --backing full.qcow2 "$uri" inc.qcow2
+	# The rest of the disk cannot be read, and is not taken for zeroes.
+	attempt backup-run "$uri" all.img
+	assert_equal "$status" 1
+	[ ! -e all.img ]
+	kill "$daemon"
+	wait "$daemon" || true
+	same qcow2 inc.qcow2 qcow2 disk.qcow2
+	run -0 qemu-img map --output=json inc.qcow2
+	jq -e 'any(.start == 62914560 and .zero and .depth == 0)' <<< "$output"
+}
+
 @test "servers with blocks, without zeroes, flush or block status" {
 	make_disk disk.img
 	kit --filter=blocksize-policy --filter=nozero --filter=noextents memory 9437696 \
