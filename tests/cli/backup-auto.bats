@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# backup-run --sync auto: incremental where the bitmap permits it, otherwise full with a bitmap that begins anew.
+# backup-run --sync auto: incremental where the bitmap permits it, otherwise full with a bitmap that starts from scratch.
 
 # shellcheck disable=SC2030,SC2031,SC2154
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# bitmap-mark: what was written elsewhere.
+# bitmap-mark: marks ranges that were written without recording.
 
 load helper
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# bitmap-rescan: what differs from another image, and nothing else.
+# bitmap-rescan: the granules that differ from another image become dirty, and no others.
 
 load helper
 

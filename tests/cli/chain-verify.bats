@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# chain-verify: metadata, links, every byte.  What qemu-img check says of the same images: tests/interop/verify.
+# chain-verify: metadata, links, every byte.  tests/interop/verify compares it with qemu-img check.
 
 load helper
 

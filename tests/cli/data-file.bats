@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# qcow2 images whose disk is in an external data file: which file that is, and that both count.
+# qcow2 images with an external data file: finding that file, and treating the two files as one image.
 
 load helper
 

@@ -1,6 +1,6 @@
-# What the command tests share.  Each test has a directory of its own, where it starts;
-# programs are run through `run --separate-stderr` and never in a pipe; what is expected
-# of a command's end is said by one of: ok, refused, refused_like, rejected, usage.
+# Shared parts of the command tests.  Each test starts in a directory of its own;
+# programs are run through `run --separate-stderr` and never in a pipe; one of these states the
+# expected end of a command: ok, refused, refused_like, rejected, usage.
 #
 # shellcheck shell=bash
 # shellcheck disable=SC2154 # status, output and stderr are set by `run`

@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# Images and sidecars that somebody made to do harm: those of tests/images/hostile, and what is too large to be kept there.
+# Images and sidecars that were made to do harm: those of tests/images/hostile, and some that are too large for it.
 # bad-NAME.qcow2 is an image; bad-NAME.bitmaps a sidecar of a raw image of 1 MiB.
 
 load helper

@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# The nbdkit plugin: what is written through it is recorded, also when it is killed.
+# The nbdkit plugin: it records all writes through it, also when it is killed.
 
 load helper
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# Whose the files are that commands make, how open they are, and which links are not followed (SECURITY.md).
+# The owner and mode of files that commands create, and links that are not followed (SECURITY.md).
 
 load helper
 

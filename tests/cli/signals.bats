@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# Signals, and outputs that nobody reads.
+# Signals, and output that no program reads.
 
 load helper
 

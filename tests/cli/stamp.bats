@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# Trust: what wrote to the image around the tracking makes its bitmaps inconsistent.
+# Stamps: a write that the bitmaps did not record makes them inconsistent.
 
 load helper
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# Names that stand in images: which are followed, which only with --allow-backing, and what people name themselves.
+# Names in images: those that are followed, those that need --allow-backing, and names that the user gives.
 
 load helper
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# txn-apply: QMP commands in JSON; what each text of a refusal is, tests/interop/qmp-errors asks a real QEMU.
+# txn-apply: QMP commands in JSON.  tests/interop/qmp-errors compares the texts of refusals with a real QEMU.
 
 load helper
 

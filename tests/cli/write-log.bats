@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# The write log: tracked writes do not rewrite the sidecar; what the log says is never lost, whatever state it is in.
+# The write log: tracked writes do not rewrite the sidecar, and the bits of the log are never lost, in any state of it.
 
 load helper
 

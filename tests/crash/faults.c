@@ -1,13 +1,13 @@
 /*
- * A preload library: the calls of a command that touch files of one directory are counted, each kind apart, and one of
- * them fails, does less than asked, or is where the process dies.
+ * A preload library: it counts the calls of a command that access files of one directory, each kind separately, and
+ * makes one of them fail, do less than requested, or kill the process.
  *
  * FAULT_DIR     the directory; relative names count as in it
  * FAULT_COUNTS  a file: at exit, "CALL COUNT" lines
- * FAULT         CALL:N:WHAT, WHAT being an error's number, short, before or after (SIGKILL); with a + behind it, the
- * Nth and every later one
+ * FAULT         CALL:N:WHAT, where WHAT is an error's number, short, before or after (SIGKILL); a + after it
+ * means the Nth and every later call
  *
- * The kind "alloc" is each allocation that libtidemark asks for, whatever it is for; "any" is all other kinds in a row.
+ * The kind "alloc" is every allocation by libtidemark; "any" numbers the calls of all other kinds together.
  */
 #include <dlfcn.h>
 #include <errno.h>

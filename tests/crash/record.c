@@ -1,10 +1,10 @@
 /*
- * A preload library: all that a command changes in one directory goes on a tape, in the order in which it happened:
- * writes, holes, lengths, names and syncs.  What it stores in a shared mapping is compared with a copy before each
- * event, and counts as written then.
+ * A preload library: it writes all changes that a command makes in one directory to a tape, in their order:
+ * writes, holes, lengths, names and syncs.  A shared mapping is compared with a copy before each event, and a
+ * difference counts as a write at that moment.
  *
- * POWER_DIR   the directory, the current one; files are told by its device
- * POWER_TAPE  the tape, elsewhere: struct event, the two names and the data, over and over (read by `power`)
+ * POWER_DIR   the directory, the current one; its files are recognised by their device
+ * POWER_TAPE  the tape, elsewhere: a sequence of struct event, the two names and the data (read by `power`)
  */
 #include <dlfcn.h>
 #include <errno.h>

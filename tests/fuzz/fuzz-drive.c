@@ -1,6 +1,6 @@
 /*
- * The drive specification, ID=PATH[,format=FORMAT][,sidecar=PATH], and sizes.  What is understood is written out again,
- * commas doubled, and has to be understood as the same; what is not leaves a message.
+ * The drive specification, ID=PATH[,format=FORMAT][,sidecar=PATH], and sizes.  A valid one is written out again,
+ * commas doubled, and must have the same meaning; an invalid one results in a message.
  */
 #include "base/strbuf.h"
 #include "fuzz.h"

@@ -1,6 +1,6 @@
 /*
- * The header of a qcow2 image and its extensions: the input is the beginning of a file that goes on with
- * zeroes.  What is accepted must be what the rest of the driver relies on.
+ * The header of a qcow2 image and its extensions: the input is the beginning of a file whose rest is zeroes.
+ * An accepted header must have the properties that the rest of the driver relies on.
  */
 #include "fuzz.h"
 #include "qcow2/qcow2.h"

@@ -1,6 +1,6 @@
 /*
- * Write logs.  The input is one up to its bits; its checksums and lengths are made right first, so that a change
- * gets past them (what they find themselves, test-write-log tries).  What decodes encodes to what decodes to the same.
+ * Write logs.  The input is one up to its bits.  Its checksums and lengths are corrected first, so that a change gets
+ * past them (test-write-log tests the checksums).  A decoded log is encoded again, and must decode to the same.
  */
 #include "base/checksum.h"
 #include "fuzz.h"

@@ -1,5 +1,5 @@
 /*
- * The stream of QMP commands: cut into messages in pieces of any length, and run, as a rehearsal, against two small
+ * The stream of QMP commands: it arrives in pieces of any length, and runs as a dry run against two small
  * images.  Every command gets one reply, which is JSON, and the pieces make no difference to the messages.
  */
 #include <fcntl.h>

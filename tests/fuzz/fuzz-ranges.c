@@ -1,6 +1,6 @@
 /*
- * Lists of ranges (bitmap-mark --from).  The first byte of the input says how it is to be read: as which
- * format or as what it looks like, with or without a block size.  What is accepted lies within 2^63.
+ * Lists of ranges (bitmap-mark --from).  The first byte of the input selects a format, or probing, and a block size or
+ * none.  Accepted ranges lie within 2^63.
  */
 #include "base/range.h"
 #include "fuzz.h"

@@ -1,7 +1,7 @@
 /*
- * Sidecars.  The input is one; its lengths and checksums are made right first, so that a change gets past them (what
- * they find themselves, test-sidecar-damage tries).  What decodes is used as the commands use it, and encodes to what
- * decodes again.
+ * Sidecars.  The lengths and checksums of the input are corrected first, so that a change gets past them
+ * (test-sidecar-damage tests the checksums).  A decoded sidecar is used as the commands use it, is encoded again, and
+ * must decode again.
  */
 #include "base/checksum.h"
 #include "bitmap/bitmap.h"

@@ -1,12 +1,11 @@
 /*
- * What the libFuzzer targets share: the input as a file in memory, a driver's image that is read
- * through and through, and a mutator that knows what tables are made of.
+ * Shared parts of the libFuzzer targets: the input as a file in memory, complete reading of a driver's
+ * image, and a mutator that knows the structure of tables.
  *
- * A target is a function of bytes: it says 0 whatever becomes of them.  That a call fails is
- * fine; what is not is whatever a sanitizer or the limits of libFuzzer (time, memory, one
- * allocation) find, and what fuzz_must finds to be wrong.
+ * A target is a function of bytes that returns 0 for any input.  A call may fail.  A bug is a finding of
+ * a sanitizer, of the limits of libFuzzer (time, memory, one allocation), or of fuzz_must.
  *
- * Files are memfds: as quick as memory, and a file to the driver in every respect.
+ * Files are memfds: as quick as memory, and in every respect a file to the driver.
  */
 #ifndef TIDE_FUZZ_H
 #define TIDE_FUZZ_H

@@ -1,7 +1,7 @@
 """The same QMP commands and the same writes to a real QEMU and to txn-apply, all results compared.
 
-Each step of Tidemark's is a txn-apply of its own, mostly of one command: what it left on disk is all the next one
-knows.  Not compared, because it differs on purpose: timestamps, `persistent` (QEMU's bitmaps live in memory here),
+Each step of Tidemark's is a txn-apply of its own, mostly of one command: the next one knows only the state on
+disk.  Not compared, because it differs on purpose: timestamps, `persistent` (QEMU's bitmaps live in memory here),
 and the target that a refused or failed job leaves in QEMU.
 """
 import json

@@ -1,8 +1,7 @@
 /*
- * A tape of everything that is done to one image file (and when to its external data file), and
- * the file as it might stand after a
- * power cut at any point of it: all that was synced, and any part of what was issued since, in
- * sectors.  This header defines pwrite, fdatasync, ftruncate and fallocate for its program.
+ * A tape of all changes of one image file (and of the times of those of its external data file), and
+ * the file as a power cut at any point of the tape could leave it: with all synced changes and any subset of the later
+ * ones, in sectors.  This header defines pwrite, fdatasync, ftruncate and fallocate for its program.
  */
 #ifndef TIDE_QCOW2_TAPE_H
 #define TIDE_QCOW2_TAPE_H

@@ -1,5 +1,5 @@
 /*
- * Names in images: what is found behind them, and what is refused without its flag.
+ * Names in images: the files that they lead to, and the names that are refused without a flag.
  */
 #include <sys/stat.h>
 #include <unistd.h>

@@ -1,3 +1,4 @@
+/* CRC-32C against a bitwise model and published vectors, SHA-256 against published vectors. */
 #include "base/checksum.h"
 #include "unit.h"
 

@@ -1,3 +1,4 @@
+/* Compression: round trips, damaged and truncated input, and contexts that are used again. */
 #include "base/compress.h"
 #include "base/mem.h"
 #include "unit.h"

@@ -1,3 +1,4 @@
+/* Errors: setting, wrapping, hints, and callers that pass no error. */
 #include "base/error.h"
 #include "base/mem.h"
 #include "unit.h"

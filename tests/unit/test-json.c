@@ -1,3 +1,4 @@
+/* JSON: the writer's output, the strict parser's results and refusals, and one against the other. */
 #include "base/json.h"
 #include "base/mem.h"
 #include "unit.h"
@@ -37,7 +38,7 @@ static void test_layout(void)
 	tide_strbuf_release(&sb);
 }
 
-/* What QEMU 7.2 prints for a bitmap of this name; the invalid ones were put into a qcow2 by hand. */
+/* The text that QEMU 7.2 prints for a bitmap of this name; the invalid ones were put into a qcow2 by hand. */
 static const struct {
 	const char *bytes, *json;
 	bool utf8;
@@ -245,7 +246,7 @@ static void test_refused(void)
 	CHECK_ERR(&err, TIDE_E_REFUSED, NULL);
 }
 
-/* What the writer wrote reads back as it was. */
+/* Text that the writer wrote is read back unchanged. */
 static void test_round_trip(void)
 {
 	struct tide_error err = TIDE_ERROR_INIT;

@@ -1,5 +1,5 @@
 /*
- * The scripted disks that other unit tests stand on do what their script says, also through the image layer.
+ * The scripted disks that other unit tests use follow their script, also through the image layer.
  */
 #include <fcntl.h>
 

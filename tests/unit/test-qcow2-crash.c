@@ -1,9 +1,9 @@
 /*
  * Power cuts: an image is written in place while every change of its file is recorded, then
- * put together again as it might stand after a cut: all that was synced, and any part of
- * what was issued since, in sectors.  Each such image must pass qemu-img check but for
- * leaks, and each sector of the disk must hold what the last flush made durable or
- * something that was written to it later.
+ * built as a cut could leave it: with all synced changes and any subset of the later ones, in
+ * sectors.  Each such image must pass qemu-img check except for
+ * leaks, and each sector of the disk must have the data of the last flush or of a later
+ * write to it.
  */
 #include "qcow2_tape.h"
 

@@ -1,8 +1,9 @@
+/* The stream of QMP messages, cut into pieces of any length, and the decoding and copying of fields. */
 #include "base/mem.h"
 #include "request/qmp.h"
 #include "unit.h"
 
-/* What comes of a text, a message or an error a line; step: bytes that come at once, 0: all. */
+/* The messages and errors that a text results in, one a line.  step: bytes that arrive at once, 0: all. */
 static char *replay(const char *text, size_t len, size_t step)
 {
 	struct tide_qmp_json in = { 0 };
@@ -81,7 +82,7 @@ static void test_messages(void)
 	}
 }
 
-/* However the bytes come, and whatever they are, the same comes of them. */
+/* The result is the same however the bytes are cut, and whatever they are. */
 static void test_pieces(void)
 {
 	static const char often[] = "{}[]:,\"'\\-.0159eu<>atn \n\x01\xfe\xc3";

@@ -1,3 +1,4 @@
+/* Arithmetic on offsets and the parser of sizes, at the edges of 64 bits. */
 #include "base/range.h"
 #include "unit.h"
 

@@ -44,7 +44,7 @@ static void check_list(const struct tide_range_list *list, const char *want)
 	CHECK_STR(got, want);
 }
 
-/* What other programs printed, as it was. */
+/* Output of other programs, unchanged. */
 static void test_samples(void)
 {
 	static const struct {
@@ -109,7 +109,7 @@ static void test_era_dump(void)
 #define LOG  "2026-11-22 04:28:56.615984 "
 #define THIN "<superblock data_block_size=\"2\"><diff left=\"1\" right=\"2\">"
 
-/* What is told apart, and what is said about the rest. */
+/* The formats that are recognised, and the messages for other input. */
 static const struct {
 	const char *text, *ranges, *error;
 	struct tide_ranges_options options;

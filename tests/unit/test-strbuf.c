@@ -1,3 +1,4 @@
+/* Growing strings against a plain array, and failed allocations. */
 #include "base/mem.h"
 #include "base/strbuf.h"
 #include "unit.h"

@@ -1,4 +1,8 @@
-#undef _FORTIFY_SOURCE /* its inline wrappers would stand in the way of the calls replaced below */
+/*
+ * System calls: complete reads and writes although the kernel delivers less, interrupts or fails; holes, syncs, renames
+ * and paths.  The calls are replaced by functions that behave as badly as they may.
+ */
+#undef _FORTIFY_SOURCE /* its inline wrappers would bypass the functions that replace the calls below */
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/stat.h>

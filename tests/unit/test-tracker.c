@@ -1,11 +1,11 @@
 /*
- * The tracker: many threads on one image, sector by sector within the same clusters; and what a power cut at any moment
- * would leave.
+ * The tracker: many threads on one image, sector by sector within the same clusters; and the state after a power cut at
+ * any moment.
  *
- * For the second this program stands between the library and the system calls.  What is on stable storage of the write
- * log is what it held when the last sync that has ended began.  Whatever subset of the image's unsynced writes
- * survives, no bit is missing if, whenever one is issued, its bits are in there; so that is checked at each of them.
- * And that the check can fail: without durability it does.
+ * For the second, this program replaces the system calls of the library.  Stable storage has the contents that the
+ * write log had when the last completed sync began.  Any subset of the image's unsynced writes may survive a cut, so no
+ * bit is missing only if stable storage has the bits of a write when it is issued; this is checked at each write.  The
+ * check itself is checked: without durability it fails.
  */
 #include <fcntl.h>
 #include <linux/falloc.h>
