@@ -203,6 +203,14 @@ static inline void sample_put(struct sample *s, const char *id, const char *name
 	sample_commit(node);
 }
 
+/* The next opener has nothing to repair. */
+static inline void sample_check_settled(struct sample *s, const char *id)
+{
+	sample_forget_lines(s);
+	tide_node_close(sample_open(s, id, TIDE_NODE_READ));
+	CHECK_STR(sample_text(&s->warnings), "");
+}
+
 /* ---- bitmaps in words ---- */
 
 static inline const char *sample_bits(const struct tide_bitmap *bm)

@@ -143,14 +143,6 @@ static void check_target(struct run *r, const char *copied)
 	}
 }
 
-/* Nothing is left for the next opener to repair. */
-static void check_settled(struct sample *s)
-{
-	sample_forget_lines(s);
-	sample_open(s, "d", TIDE_NODE_READ);
-	CHECK_STR(sample_text(&s->warnings), "");
-}
-
 /*
  * The table in backup.h.  `copied` is what is in the target at the end of a success, of a failure and of a cancel; the
  * granule of the event is copied before a cancel.
@@ -237,7 +229,7 @@ static void check_mode(size_t i, enum outcome outcome)
 	if (args.sync == TIDE_SYNC_TOP && stays)
 		memory_disk_free(memory_disk_find(unit_path("new")));
 	tide_error_release(&err);
-	check_settled(&r.s);
+	sample_check_settled(&r.s, "d");
 	sample_end(&r.s);
 }
 
@@ -312,7 +304,7 @@ static void test_late_failures(void)
 		tide_error_release(&err);
 		CHECK(strstr(sample_text(&r.s.lines), "\"action\": \"report\"") != NULL);
 		CHECK_STR(sample_show("d", "b"), rows[i].after);
-		check_settled(&r.s);
+		sample_check_settled(&r.s, "d");
 		sample_end(&r.s);
 	}
 }
