@@ -1,7 +1,7 @@
-"""Scenarios of `sweep` beside those of `death`: the commands that few use daily, the ways to a target that is there
-already, reflinks, and the server that records writes.
+"""Scenarios of `sweep` beside those of `death`: the less frequent commands, the ways to write an existing target,
+reflinks, and the server that records writes.
 
-`death` would make the default suite slow with them, and a server does not die with what it serves.
+`death` leaves them out: they would make the default suite slow, and a server does not die with its clients.
 """
 import contextlib
 import json

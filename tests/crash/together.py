@@ -1,5 +1,5 @@
 """Scenarios of `death` and `sweep`: transactions that change the bitmaps of several nodes, or of both stores, at once.
-Whatever happens, all of the actions have been done or none has."""
+In every case all of the actions have been done, or none."""
 import json
 import os
 

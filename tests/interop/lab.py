@@ -1,4 +1,4 @@
-"""What the interop tests share: TAP, temporary directories, running commands, and a plain model of a
+"""Shared parts of the interop tests: TAP, temporary directories, running commands, and a plain model of a
 disk with bitmaps that the commands are compared with."""
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What the lints share: the tree's files, and TAP."""
+"""Shared parts of the lints: the tree's files, and TAP."""
 import os
 import re
 import subprocess

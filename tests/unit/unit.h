@@ -15,9 +15,9 @@
  *             return unit_done();
  *     }
  *
- * A failed check says where and which values, and the test goes on; each check is also an
- * expression that tells whether it held, for tests that cannot go on.  One TAP line a test.
- * unit_done first plants a failure and makes sure that it is counted.
+ * A failed check reports its place and its values, and the test continues; each check is also an
+ * expression, true if it held, for tests that cannot continue.  Each test prints one TAP line.
+ * unit_done plants a failure and checks that it is counted.
  */
 #ifndef TIDE_UNIT_H
 #define TIDE_UNIT_H
@@ -44,7 +44,7 @@ static struct {
 
 #define UNIT_RUN(fn)  unit_run(#fn, fn)
 #define UNIT_ROW(...) ((void)snprintf(unit_state.row, sizeof(unit_state.row), __VA_ARGS__))
-/* Ends the test function; what it checked so far still counts. */
+/* Ends the test function; the checks so far still count. */
 #define UNIT_SKIP(...)                                                           \
 	do {                                                                     \
 		snprintf(unit_state.skip, sizeof(unit_state.skip), __VA_ARGS__); \
