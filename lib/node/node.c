@@ -206,7 +206,7 @@ struct tide_bitmap *tide_node_bitmap(struct tide_node *node, struct tide_sidecar
 	return set_of(node, entry)->ops->load(node, entry, err);
 }
 
-void tide_node_mark_dirty(struct tide_node *node, const struct tide_sidecar_bitmap *entry)
+void tide_node_mark_changed(struct tide_node *node, const struct tide_sidecar_bitmap *entry)
 {
 	set_of(node, entry)->is_dirty = true;
 	node->has_changes = true;
@@ -220,7 +220,7 @@ struct tide_bitmap *tide_node_bitmap_for_change(struct tide_node *node, struct t
 	if (!bm)
 		return NULL;
 	entry->changed = true;
-	tide_node_mark_dirty(node, entry);
+	tide_node_mark_changed(node, entry);
 	return bm;
 }
 
@@ -232,7 +232,7 @@ struct tide_bitmap *tide_node_bitmap_clear(struct tide_node *node, struct tide_s
 	if (!bm)
 		return NULL;
 	entry->changed = true;
-	tide_node_mark_dirty(node, entry);
+	tide_node_mark_changed(node, entry);
 	return bm;
 }
 
@@ -245,7 +245,7 @@ void tide_node_replace_bitmap(struct tide_node *node, struct tide_sidecar_bitmap
 	entry->encoded_len = 0;
 	entry->in_use = false;
 	entry->changed = true;
-	tide_node_mark_dirty(node, entry);
+	tide_node_mark_changed(node, entry);
 }
 
 struct tide_sidecar_bitmap *tide_node_add(struct tide_node *node, const char *name, uint64_t granularity,
@@ -264,7 +264,7 @@ struct tide_sidecar_bitmap *tide_node_add(struct tide_node *node, const char *na
 		tide_sidecar_bitmap_free(entry);
 		return NULL;
 	}
-	tide_node_mark_dirty(node, entry);
+	tide_node_mark_changed(node, entry);
 	return entry;
 }
 
@@ -283,7 +283,7 @@ int tide_node_mark_removed(struct tide_node *node, struct tide_sidecar_bitmap *e
 		return -1;
 	node->removed = grown;
 	node->removed[node->n_removed++] = entry;
-	tide_node_mark_dirty(node, entry);
+	tide_node_mark_changed(node, entry);
 	return 0;
 }
 

@@ -176,7 +176,7 @@ struct tide_bitmap *tide_node_bitmap_clear(struct tide_node *node, struct tide_s
 /* Replaces the contents, also of an inconsistent bitmap; the entry owns bm from now on. */
 void tide_node_replace_bitmap(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_bitmap *bm);
 /* Called when a change of the entry is not one of its contents. */
-void tide_node_mark_dirty(struct tide_node *node, const struct tide_sidecar_bitmap *entry);
+void tide_node_mark_changed(struct tide_node *node, const struct tide_sidecar_bitmap *entry);
 
 /* QEMU's default: the image's cluster size within 4 KiB and 64 KiB, or 64 KiB. */
 uint64_t tide_node_default_granularity(const struct tide_node *node);

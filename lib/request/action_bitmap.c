@@ -184,7 +184,7 @@ static int set_enabled(struct tide_session *session, struct tide_step *step, boo
 	if (!entry)
 		return -1;
 	entry->enabled = enabled;
-	tide_node_mark_dirty(node, entry);
+	tide_node_mark_changed(node, entry);
 	return 0;
 }
 

@@ -160,7 +160,7 @@ static void replace_old(struct tide_node *node, struct tide_sidecar_bitmap *entr
 static void disable_old(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_error *err)
 {
 	entry->enabled = false;
-	tide_node_mark_dirty(node, entry);
+	tide_node_mark_changed(node, entry);
 }
 
 static void remove_old(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_error *err)
@@ -307,7 +307,7 @@ static void put_busy(struct sample *s, uint64_t token, const char *recorded)
 	entry->successor->enabled = entry->enabled;
 	sample_set_bits(entry->successor->bitmap, recorded);
 	entry->token = token;
-	tide_node_mark_dirty(node, entry);
+	tide_node_mark_changed(node, entry);
 	sample_commit(node);
 }
 
