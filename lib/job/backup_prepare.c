@@ -383,7 +383,7 @@ static int prepare(struct tide_backup_job *job, const struct tide_backup *args, 
 	if (name_record(job, group, err) < 0)
 		return -1;
 	/* A server's bitmap cannot be changed, so it is neither frozen nor settled. */
-	return entry && !tide_node_is_servers(job->node, entry) ? freeze(job, entry, err) : 0;
+	return entry && !tide_node_is_owned_by_server(job->node, entry) ? freeze(job, entry, err) : 0;
 }
 
 int tide_backup_prepare(struct tide_node *node, const struct tide_backup *args, struct tide_node *onto,

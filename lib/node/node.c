@@ -179,7 +179,7 @@ static int check_inconsistent(struct tide_node *node, struct tide_sidecar_bitmap
 	             "usable again");
 }
 
-bool tide_node_is_servers(const struct tide_node *node, const struct tide_sidecar_bitmap *entry)
+bool tide_node_is_owned_by_server(const struct tide_node *node, const struct tide_sidecar_bitmap *entry)
 {
 	return entry->in_image && !tide_image_can_store_bitmaps(node->image);
 }

@@ -160,7 +160,7 @@ struct tide_sidecar_bitmap *tide_node_find_usable(struct tide_node *node, const 
                                                   struct tide_error *err);
 
 /* Can only an NBD server change this bitmap? */
-bool tide_node_is_servers(const struct tide_node *node, const struct tide_sidecar_bitmap *entry);
+bool tide_node_is_owned_by_server(const struct tide_node *node, const struct tide_sidecar_bitmap *entry);
 
 /* Adds an empty bitmap to the store. */
 struct tide_sidecar_bitmap *tide_node_add(struct tide_node *node, const char *name, uint64_t granularity,

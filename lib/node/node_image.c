@@ -414,7 +414,7 @@ static int check_change(const struct tide_node *node, const struct tide_sidecar_
 
 	if (why->code == TIDE_E_LOCKED)
 		return tide_node_image_check(node, err);
-	if (!why->code && !tide_node_is_servers(node, entry))
+	if (!why->code && !tide_node_is_owned_by_server(node, entry))
 		return 0;
 	tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' is readonly and cannot be modified", entry->name);
 	return why->code ? tide_error_hint(err, "%s", why->msg)
