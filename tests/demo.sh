@@ -9,7 +9,7 @@ PATH=$bin:$PATH:/usr/sbin:/sbin
 export PATH
 command -v mkfs.ext4 > /dev/null || { echo "demo.sh: mkfs.ext4 is missing (Debian package e2fsprogs)" >&2; exit 1; }
 
-# What fills the file system, and what the tracked write writes: whatever this machine has of these.
+# The files that fill the file system, and the data of the tracked write: the directories of these that exist here.
 # Half of 512 MiB leaves room for ext4's own tables and for rounding up many small files.
 files=
 for d in /usr/share/doc /usr/share/man /usr/share/zoneinfo /usr/share/perl5 /usr/share/misc; do

@@ -49,7 +49,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	return 0;
 }
 
-/* Words of the header are worth more than the text behind it. */
+/* Mutates the words of the header more often than the text after it. */
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t room, unsigned seed)
 {
 	uint32_t state = seed * 2654435761u | 1;

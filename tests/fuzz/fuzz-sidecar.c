@@ -108,7 +108,7 @@ static void use(struct tide_sidecar *sc)
 		use_bitmap(sc, sc->items[i]);
 	}
 	for (size_t i = 0; i < sc->n; i++) {
-		/* What cannot be loaded cannot be written back either, and is kept as it is. */
+		/* A bitmap that cannot be loaded cannot be encoded either; it is kept unchanged. */
 		if (sc->items[i]->bitmap || sc->items[i]->encoded)
 			continue;
 		fuzz_must(false);

@@ -42,7 +42,7 @@ static inline void fuzz_failed(struct tide_error *err)
 	tide_error_release(err);
 }
 
-/* A file of at least `least` bytes that begins with data and goes on with zeroes; close() it. */
+/* A file of at least `least` bytes that contains the data and then zeroes; the caller closes it. */
 static inline int fuzz_file(const uint8_t *data, size_t size, uint64_t least)
 {
 	int fd = memfd_create("fuzz", MFD_CLOEXEC);

@@ -55,7 +55,7 @@ static inline void sample_fill(struct memory_disk *disk, uint64_t step, unsigned
 	}
 }
 
-/* What a disk over `below` reads as, to the end of buf, by the rules alone. */
+/* The content of a disk over `below`, up to the end of buf, computed from the extents alone. */
 static inline void sample_model(struct memory_disk *disk, struct memory_disk *below, uint8_t *buf, uint64_t len)
 {
 	memset(buf, 0, len);

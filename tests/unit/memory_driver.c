@@ -538,7 +538,7 @@ static int memory_write_begin(void *state, uint64_t off, uint64_t len, struct ti
 	return 0;
 }
 
-/* What was put into blocks that are not data is gone. */
+/* Blocks that are not data lose their bytes. */
 static void give_up(struct memory_disk *disk, uint64_t off, uint64_t len)
 {
 	for (uint64_t pos = off, n; pos < off + len; pos += n) {

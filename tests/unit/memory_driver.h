@@ -81,14 +81,14 @@ struct memory_disk;
 struct memory_disk *memory_disk_new(const char *path, const struct memory_script *script, struct tide_error *err);
 void memory_disk_free(struct memory_disk *disk);
 
-/* What disks that are created by a driver do from now on; NULL: nothing special. */
+/* The script of disks that a driver creates from now on; NULL: an empty one. */
 void memory_disk_script_created(const struct memory_script *script);
-/* The disk of the image at path; NULL: it is none. */
+/* The disk of the image at path; NULL: the file is not one of these images. */
 struct memory_disk *memory_disk_find(const char *path);
 
 int memory_disk_open(struct memory_disk *disk, bool write, struct tide_image **image, struct tide_error *err);
 
-/* All of the disk; what is written here is not noticed by anybody. */
+/* The bytes of the disk; a write to them is neither counted nor recorded. */
 uint8_t *memory_disk_bytes(struct memory_disk *disk);
 uint64_t memory_disk_size(const struct memory_disk *disk);
 

@@ -297,7 +297,7 @@ static inline int sample_pack(struct sample *s, const uint8_t *buf, uint64_t off
 	return rc;
 }
 
-/* The whole disk against what it should hold. */
+/* Compares the whole disk with the model. */
 static inline bool check_content(struct sample *s, const uint8_t *model)
 {
 	struct tide_error err = TIDE_ERROR_INIT;
@@ -308,7 +308,7 @@ static inline bool check_content(struct sample *s, const uint8_t *model)
 	return good;
 }
 
-/* What qemu-img reads, of the image or of one of its snapshots. */
+/* Compares the model with the content that qemu-img reads from the image or one of its snapshots. */
 static inline bool check_with_qemu(const char *name, const char *snapshot, const uint8_t *model, uint64_t size)
 {
 	uint64_t len;

@@ -23,10 +23,10 @@ struct event {
 
 static struct {
 	int fd;      /* -1: nothing is recorded */
-	int data_fd; /* of an external data file, -1: there is none */
+	int data_fd; /* of an external data file, or -1 */
 	size_t n, cap;
 	struct event *event;
-	unsigned fail_in; /* the write or sync before which so many minus one went well fails; 0: none */
+	unsigned fail_in; /* the fail_in-th write or sync from now fails; 0: none */
 } tape = { .fd = -1, .data_fd = -1 };
 
 static inline bool fails(int fd)
