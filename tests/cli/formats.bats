@@ -42,7 +42,7 @@ static int foo_create(int fd, const struct tide_driver_create *options, struct t
 	while ((more = tide_driver_next_setting(&settings, key, value, err)) > 0) {
 		if (strcmp(key, "label"))
 			return tide_error_set(err, TIDE_E_REFUSED, "Invalid parameter '%s'", key);
-		strncpy((char *)head + 16, value, 255);
+		memcpy(head + 16, value, strlen(value) + 1);
 	}
 	tide_put_le64(head + 8, options->size);
 	if (more < 0 || tide_sysio_pwrite(fd, head, sizeof(head), 0, err) < 0)
