@@ -223,6 +223,7 @@ int tide_staged_commit(struct tide_staged *st, bool exclusive, struct tide_error
 	int dir TIDE_AUTOCLOSE = tide_sysio_open(st->dir, O_RDONLY | O_DIRECTORY, err);
 	if (dir < 0 || put_name(st, exclusive, err) < 0)
 		return -1;
+	st->named = true;
 	if (fsync(dir) < 0 && errno != EINVAL)
 		return tide_error_set_sys(err, errno, "Could not flush directory '%s'", st->dir);
 	return 0;

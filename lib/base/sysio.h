@@ -64,12 +64,13 @@ struct tide_staged {
 	char *tmp;  /* the temporary name, or NULL while it has none */
 	char *dir;
 	bool synced; /* set by sync: nothing was written since */
+	bool named;  /* it has its final name */
 	bool kept;   /* release keeps the file with its temporary name; another part of the program renames it */
 };
 
-#define TIDE_STAGED_INIT                           \
-	{                                          \
-		-1, NULL, NULL, NULL, false, false \
+#define TIDE_STAGED_INIT                                  \
+	{                                                 \
+		-1, NULL, NULL, NULL, false, false, false \
 	}
 
 int tide_staged_begin(struct tide_staged *st, const char *path, mode_t mode, struct tide_error *err);

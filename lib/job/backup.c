@@ -99,7 +99,6 @@ void tide_backup_free(struct tide_backup_job *job)
 		tide_lock_token_drop(tide_image_fd(job->node->image), job->token);
 	free(job->id);
 	free(job->bitmap);
-	free(job->record);
 	for (size_t i = 0; i < job->n_older; i++)
 		free(job->older[i]);
 	free(job->older);
@@ -231,7 +230,7 @@ static bool can_keep_partial(struct tide_backup_job *job)
 static int commit(struct tide_backup_job *job, enum tide_backup_outcome outcome, struct tide_error *err)
 {
 	struct tide_commit_member member = tide_backup_member(job);
-	struct tide_commit commit = { .members = &member, .n = 1, .record = job->record, .sink = job->sink };
+	struct tide_commit commit = { .members = &member, .n = 1, .sink = job->sink };
 
 	job->outcome = outcome;
 	return tide_commit_run(&commit, NULL, err);
@@ -277,7 +276,8 @@ int tide_backup_run(struct tide_backup_job *job, struct tide_error *err)
 		fail(job, false, &late);
 	if (job->cause.code) {
 		tide_backup_emit_aborting(job);
-		tide_backup_roll_back(job);
+		if (!job->is_decided)
+			tide_backup_roll_back(job);
 		return tide_backup_conclude(job, err);
 	}
 	tide_backup_emit_waiting(job);

@@ -35,11 +35,9 @@
 
 struct tide_backup_job;
 
-/* onto: the drive that is the target, or NULL.  group: the path of the record of the group that the job will end with,
- * or NULL. */
+/* onto: the drive that is the target, or NULL. */
 int tide_backup_prepare(struct tide_node *node, const struct tide_backup *args, struct tide_node *onto,
-                        const char *group, struct tide_sink *sink, struct tide_backup_job **job,
-                        struct tide_error *err);
+                        struct tide_sink *sink, struct tide_backup_job **job, struct tide_error *err);
 /* Checks QEMU's rules for the names of nodes. */
 int tide_backup_check_node_name(const char *name, struct tide_error *err);
 const char *tide_backup_id(const struct tide_backup_job *job);

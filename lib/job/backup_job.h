@@ -34,9 +34,9 @@ struct tide_backup_job {
 	struct tide_target_bitmaps bitmaps; /* of an existing target */
 	uint64_t exact_size;                /* of the source */
 	struct tide_copy copy;
-	char *record;                     /* where the record of the commit that ends it is written */
 	enum tide_backup_outcome outcome; /* the outcome that this commit brings about */
-	bool is_settling;                 /* the node's store is locked for settling */
+	bool is_decided;         /* it is committed; the next opener completes what could not be put in place */
+	bool is_settling;        /* the node's store is locked for settling */
 	bool unsound;            /* the target could not be synced: a second sync could succeed although data is lost */
 	struct tide_error cause; /* why it does not succeed */
 };

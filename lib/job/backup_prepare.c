@@ -293,9 +293,6 @@ static int take_token(struct tide_backup_job *job, struct tide_sidecar_bitmap *e
 		job->token = tide_node_image_token(entry->name);
 		return tide_node_image_hold(job->node, entry, err);
 	}
-	entry->group = tide_mem_strdup(job->record, err);
-	if (!entry->group)
-		return -1;
 	if (tide_lock_token_new(&job->token, err) < 0 || tide_lock_token_hold(fd, job->token, err) < 0)
 		return -1;
 	entry->token = job->token;
@@ -355,18 +352,7 @@ static int check_chunk(const struct tide_backup_job *job, const struct tide_back
 	return 0;
 }
 
-/* Beside the sidecar, whose busy bitmap leads there; or beside the target. */
-static int name_record(struct tide_backup_job *job, const char *group, struct tide_error *err)
-{
-	const struct tide_node *node = job->node;
-	bool has_place = node->mode != TIDE_NODE_READ && node->sidecar_path;
-
-	job->record = group ? tide_mem_strdup(group, err)
-	                    : tide_commit_record_path(has_place ? node->sidecar_path : tide_backup_target(job), err);
-	return job->record ? 0 : -1;
-}
-
-static int prepare(struct tide_backup_job *job, const struct tide_backup *args, const char *onto, const char *group,
+static int prepare(struct tide_backup_job *job, const struct tide_backup *args, const char *onto,
                    struct tide_error *err)
 {
 	struct tide_sidecar_bitmap *entry = NULL;
@@ -380,14 +366,12 @@ static int prepare(struct tide_backup_job *job, const struct tide_backup *args, 
 		return -1;
 	if (tide_copy_way_wanted(&job->copy.way, err) < 0 || plan(job, entry, err) < 0)
 		return -1;
-	if (name_record(job, group, err) < 0)
-		return -1;
 	/* A server's bitmap cannot be changed, so it is neither frozen nor settled. */
 	return entry && !tide_node_is_owned_by_server(job->node, entry) ? freeze(job, entry, err) : 0;
 }
 
 int tide_backup_prepare(struct tide_node *node, const struct tide_backup *args, struct tide_node *onto,
-                        const char *group, struct tide_sink *sink, struct tide_backup_job **out, struct tide_error *err)
+                        struct tide_sink *sink, struct tide_backup_job **out, struct tide_error *err)
 {
 	struct tide_backup_job *job = tide_mem_alloc(1, sizeof(*job), err);
 
@@ -415,7 +399,7 @@ int tide_backup_prepare(struct tide_node *node, const struct tide_backup *args, 
 	job->id = tide_mem_strdup(args->job_id ? args->job_id : node->id, err);
 	if (job->id && args->bitmap)
 		job->bitmap = tide_mem_strdup(args->bitmap, err);
-	if (!job->id || (args->bitmap && !job->bitmap) || prepare(job, args, onto ? onto->id : "", group, err) < 0) {
+	if (!job->id || (args->bitmap && !job->bitmap) || prepare(job, args, onto ? onto->id : "", err) < 0) {
 		tide_backup_free(job);
 		return -1;
 	}

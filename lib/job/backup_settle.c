@@ -198,6 +198,15 @@ static bool is_untouched(const void *member)
 	return tide_target_is_untouched(&job->target) && tide_node_is_untouched(job->node);
 }
 
+/* A decision is not rolled back; but the job has not succeeded until everything is in place. */
+static void late(void *member, struct tide_error *why)
+{
+	struct tide_backup_job *job = member;
+
+	job->is_decided = true;
+	tide_backup_fail(job, why);
+}
+
 static void unlock(void *member)
 {
 	struct tide_backup_job *job = member;
@@ -218,6 +227,7 @@ struct tide_commit_member tide_backup_member(struct tide_backup_job *job)
 		.unrecorded = unrecorded,
 		.commit = commit,
 		.is_untouched = is_untouched,
+		.late = late,
 		.unlock = unlock,
 	};
 

@@ -4,12 +4,11 @@
  */
 #include "commit.h"
 
-#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/error.h"
-#include "base/lock.h"
 #include "base/mem.h"
 #include "base/sysio.h"
 
@@ -18,15 +17,6 @@ struct place {
 	const struct tide_commit_member *member;
 	size_t index;
 };
-
-char *tide_commit_record_path(const char *beside, struct tide_error *err)
-{
-	uint64_t token;
-
-	if (tide_lock_token_new(&token, err) < 0)
-		return NULL;
-	return tide_mem_printf(err, "%s.group-%" PRIx64, beside, token);
-}
 
 static struct tide_node *node_of(const struct tide_commit_member *member)
 {
@@ -78,23 +68,27 @@ static void unlock_all(const struct tide_commit *c)
 
 /* ---- the decision ------------------------------------------------------------------ */
 
+/* Does the node itself take part, with its bitmaps in either store? */
+static bool has_stake(const struct tide_node *node)
+{
+	return tide_node_count_changes(node) > 0;
+}
+
 /*
- * Each image leads to the record.  Where nothing can be written beside an image the commit does without, unless the
- * image is to make its own switch.
+ * Each other image leads to the record.  An image of which nothing changes may do without: it is there for the sake of
+ * its backup's target only.
  */
-static int point_all(const struct tide_commit *c, struct tide_error *err)
+static int point_all(const struct tide_commit *c, const struct tide_node *lead, const char *record,
+                     struct tide_error *err)
 {
 	for (size_t i = 0; i < c->n; i++) {
 		struct tide_node *node = node_of(&c->members[i]);
 		struct tide_error why = TIDE_ERROR_INIT;
 
-		if (!node || tide_node_point(node, c->record, &why) == 0)
+		if (!node || node == lead || !node->sidecar_path || tide_node_point(node, record, &why) == 0)
 			continue;
-		tide_node_unpoint(node);
-		if (node->in_image.is_staged)
+		if (has_stake(node))
 			return tide_error_move(err, &why);
-		tide_event_warning(c->sink, node->path,
-		                   "a crash in the next moment may leave the transaction half done: %s", why.msg);
 		tide_error_release(&why);
 	}
 	return 0;
@@ -119,14 +113,16 @@ static void leave_pointers(const struct tide_commit *c)
 /* For more than one change; but a record that no image leads to is of no use. */
 static bool needs_record(const struct tide_commit *c)
 {
-	bool has_node = false;
+	bool has_place = false;
 	unsigned changes = 0;
 
 	for (size_t i = 0; i < c->n; i++) {
-		has_node |= node_of(&c->members[i]) != NULL;
+		const struct tide_node *node = node_of(&c->members[i]);
+
+		has_place |= node && node->sidecar_path;
 		changes += c->members[i].ops->count(c->members[i].self);
 	}
-	return has_node && changes > 1;
+	return has_place && changes > 1;
 }
 
 static int fill_record(const struct tide_commit *c, struct tide_commit_record *record, size_t *bad,
@@ -138,33 +134,89 @@ static int fill_record(const struct tide_commit *c, struct tide_commit_record *r
 			return -1;
 	}
 	*bad = 0;
+	return tide_commit_record_sync_names(record, err);
+}
+
+/* In this slot of the lead.  1: it is taken. */
+static int decide_at(const struct tide_commit *c, struct tide_node *lead, struct tide_commit_record *record,
+                     const char *slot, struct tide_error *err)
+{
+	int rc = access(slot, F_OK) == 0;
+
+	if (rc == 0)
+		rc = point_all(c, lead, slot, err);
+	if (rc == 0)
+		rc = tide_commit_record_write_at(record, slot, tide_image_fd(lead->image), err);
+	if (rc)
+		unpoint_all(c);
+	return rc;
+}
+
+/* Beside the lead's sidecar.  *path: the record's, for the caller to free. */
+static int decide_with(const struct tide_commit *c, struct tide_node *lead, struct tide_commit_record *record,
+                       char **path, struct tide_error *err)
+{
+	if (tide_node_hold_token(lead, &record->token, err) < 0)
+		return -1;
+	for (unsigned i = 0; i < TIDE_COMMIT_SLOTS; i++) {
+		TIDE_AUTOFREE char *slot = tide_commit_record_slot(lead->sidecar_path, i, err);
+		int rc = slot ? decide_at(c, lead, record, slot, err) : -1;
+
+		if (rc > 0)
+			continue;
+		if (rc == 0) {
+			*path = slot;
+			slot = NULL;
+		}
+		return rc;
+	}
+	return tide_commit_record_refuse_full(lead->sidecar_path, err);
+}
+
+/*
+ * Beside the first image that has a stake, or else beside any where a file can be written.  *path stays NULL when there
+ * is no such place.
+ */
+static int decide(const struct tide_commit *c, char **path, size_t *bad, struct tide_error *err)
+{
+	TIDE_AUTOCOMMITRECORD struct tide_commit_record record = TIDE_COMMIT_RECORD_INIT;
+	struct tide_error why = TIDE_ERROR_INIT;
+
+	if (fill_record(c, &record, bad, err) < 0)
+		return -1;
+	for (int stake = 1; stake >= 0; stake--) {
+		for (size_t i = 0; i < c->n; i++) {
+			struct tide_node *node = node_of(&c->members[i]);
+
+			if (!node || !node->sidecar_path || has_stake(node) != (bool)stake)
+				continue;
+			tide_error_release(&why);
+			if (decide_with(c, node, &record, path, &why) == 0)
+				return 0;
+			if (stake)
+				return tide_error_move(err, &why);
+		}
+	}
+	tide_event_warning(c->sink, NULL, "a crash in the next moment may leave the transaction half done: %s",
+	                   why.msg);
+	tide_error_release(&why);
 	return 0;
 }
 
-/* The temporary names must survive a loss of power before a record may name them. */
-static int write_record(const struct tide_commit *c, size_t *bad, struct tide_error *err)
+static void set_recorded(const struct tide_commit *c)
 {
-	TIDE_CLEANUP(tide_commit_record_release) struct tide_commit_record text = TIDE_COMMIT_RECORD_INIT;
-	struct tide_commit_record *record = &text;
-
-	if (fill_record(c, record, bad, err) < 0 || point_all(c, err) < 0 ||
-	    tide_commit_record_sync_names(record, err) < 0 || tide_commit_record_write(record, c->record, err) < 0) {
-		unpoint_all(c);
-		return -1;
-	}
 	for (size_t i = 0; i < c->n; i++)
 		c->members[i].ops->recorded(c->members[i].self);
-	return 0;
 }
 
 /* As long as no file has its name the decision can be taken back. */
-static bool take_back(const struct tide_commit *c)
+static bool take_back(const struct tide_commit *c, const char *record)
 {
 	for (size_t i = 0; i < c->n; i++) {
 		if (!c->members[i].ops->is_untouched(c->members[i].self))
 			return false;
 	}
-	if (tide_commit_record_revoke(c->record, NULL) < 0)
+	if (tide_commit_record_remove(record, NULL) < 0)
 		return false;
 	for (size_t i = 0; i < c->n; i++)
 		c->members[i].ops->unrecorded(c->members[i].self);
@@ -172,33 +224,53 @@ static bool take_back(const struct tide_commit *c)
 	return true;
 }
 
-/* Without a record there is one change at most: it is made, or nothing is changed. */
-static int commit_one(const struct tide_commit *c, size_t *bad, struct tide_error *err)
+/* ---- the renames ------------------------------------------------------------------- */
+
+static void say_late(const struct tide_commit *c, const struct tide_commit_member *m, const char *what,
+                     struct tide_error *why)
+{
+	const struct tide_node *node = node_of(m);
+
+	tide_event_warning(c->sink, node ? node->path : NULL, "%s; %s", why->msg, what);
+	if (m->ops->late)
+		m->ops->late(m->self, why);
+	tide_error_release(why);
+}
+
+/* Without a record: one change, which is made or not; or several that nothing could lead to after a death. */
+static int commit_plainly(const struct tide_commit *c, size_t *bad, struct tide_error *err)
 {
 	for (size_t i = 0; i < c->n; i++) {
+		const struct tide_commit_member *m = &c->members[i];
+		struct tide_error why = TIDE_ERROR_INIT;
+
 		*bad = i;
-		if (c->members[i].ops->commit(c->members[i].self, err) < 0)
-			return -1;
+		if (m->ops->commit(m->self, &why) == 0)
+			continue;
+		if (m->ops->is_untouched(m->self))
+			return tide_error_move(err, &why);
+		say_late(c, m, "the change is done, and may be lost if the machine loses power now", &why);
 	}
 	return 0;
 }
 
-static int commit_recorded(const struct tide_commit *c, size_t *bad, struct tide_error *err)
+static int commit_recorded(const struct tide_commit *c, const char *record, size_t *bad, struct tide_error *err)
 {
 	bool pending = false;
 
 	for (size_t i = 0; i < c->n; i++) {
+		const struct tide_commit_member *m = &c->members[i];
 		struct tide_error why = TIDE_ERROR_INIT;
 
-		if (c->members[i].ops->commit(c->members[i].self, &why) == 0)
+		if (m->ops->commit(m->self, &why) == 0)
 			continue;
 		*bad = i;
-		if (!pending && take_back(c))
+		if (!pending && take_back(c, record))
 			return tide_error_move(err, &why);
 		pending = true;
-		tide_event_warning(c->sink, NULL, "%s; the next command that opens the image will complete it",
-		                   why.msg);
-		tide_error_release(&why);
+		say_late(c, m,
+		         "the transaction is decided, and the next command that changes the image will complete it",
+		         &why);
 	}
 	if (pending) {
 		leave_pointers(c);
@@ -206,41 +278,29 @@ static int commit_recorded(const struct tide_commit *c, size_t *bad, struct tide
 	}
 	/* The record goes first: a pointer that leads nowhere is harmless, a record that nothing leads to stays for
 	 * ever. */
-	tide_commit_record_forget(c->record);
-	unpoint_all(c);
+	if (tide_commit_record_remove(record, NULL) == 0)
+		unpoint_all(c);
+	else
+		leave_pointers(c);
 	return 0;
 }
 
 /* ---- the whole --------------------------------------------------------------------- */
 
-static char *choose_record(const struct tide_commit *c, struct tide_error *err)
-{
-	for (size_t i = 0; i < c->n; i++) {
-		const struct tide_node *node = node_of(&c->members[i]);
-
-		if (node && node->sidecar_path)
-			return tide_commit_record_path(node->sidecar_path, err);
-	}
-	tide_error_set(err, TIDE_E_REFUSED, "There is no place for the transaction's record");
-	return NULL;
-}
-
-static int commit_with_record(const struct tide_commit *c, size_t *bad, struct tide_error *err)
-{
-	TIDE_AUTOFREE char *chosen = c->record ? NULL : choose_record(c, err);
-	struct tide_commit with = *c;
-
-	with.record = c->record ? c->record : chosen;
-	return !with.record || write_record(&with, bad, err) < 0 ? -1 : commit_recorded(&with, bad, err);
-}
-
 int tide_commit_run(const struct tide_commit *c, size_t *bad, struct tide_error *err)
 {
+	TIDE_AUTOFREE char *record = NULL;
 	size_t at;
 	int rc = stage_all(c, &at, err);
 
-	if (rc == 0)
-		rc = (needs_record(c) ? commit_with_record : commit_one)(c, &at, err);
+	if (rc == 0 && needs_record(c))
+		rc = decide(c, &record, &at, err);
+	if (rc == 0 && record) {
+		set_recorded(c);
+		rc = commit_recorded(c, record, &at, err);
+	} else if (rc == 0) {
+		rc = commit_plainly(c, &at, err);
+	}
 	if (rc < 0 && bad)
 		*bad = at;
 	unlock_all(c);

@@ -42,6 +42,11 @@ struct tide_commit_ops {
 	int (*commit)(void *member, struct tide_error *err);
 	/* Is everything that was staged still under its temporary name? */
 	bool (*is_untouched)(const void *member);
+	/*
+	 * The transaction has been decided, and what this member brings could not be put in place, or is not known to
+	 * be durable there; the next opener will try again.  NULL: a warning is enough.
+	 */
+	void (*late)(void *member, struct tide_error *why);
 	/* Gives the sidecar's lock back. */
 	void (*unlock)(void *member);
 };
@@ -54,7 +59,6 @@ struct tide_commit_member {
 struct tide_commit {
 	const struct tide_commit_member *members;
 	size_t n;
-	const char *record; /* where the record is written if one is needed, absolute; NULL: beside the first sidecar */
 	struct tide_sink *sink;
 };
 
@@ -63,9 +67,6 @@ struct tide_commit_member tide_commit_node_member(struct tide_node *node);
 
 /* A new image of its own: its names.  On failure it is never there. */
 struct tide_commit_member tide_commit_target_member(struct tide_target *target);
-
-/* A path for a record that no other commit uses, beside this file; the caller frees it. */
-char *tide_commit_record_path(const char *beside, struct tide_error *err);
 
 /*
  * 0: all members have taken effect, or will when the next opener completes the record; a warning says which could not.

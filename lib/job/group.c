@@ -155,7 +155,7 @@ static bool commit_all(struct group *g, struct tide_sink *sink)
 	const struct tide_group_plan *plan = g->plan;
 	TIDE_AUTOFREE struct tide_commit_member *members = tide_mem_alloc(g->n + plan->n_nodes, sizeof(*members), NULL);
 	TIDE_AUTOFREE struct deferred *deferred = tide_mem_alloc(plan->n_nodes + 1, sizeof(*deferred), NULL);
-	struct tide_commit commit = { .members = members, .n = g->n, .record = plan->record, .sink = sink };
+	struct tide_commit commit = { .members = members, .n = g->n, .sink = sink };
 	struct tide_error err = TIDE_ERROR_INIT;
 	size_t bad = 0;
 	int rc = members && deferred ? 0 : tide_error_set_nomem(&err);

@@ -16,7 +16,6 @@ struct tide_group_plan {
 	size_t n_jobs;
 	struct tide_node *const *nodes; /* those with deferred changes */
 	size_t n_nodes;
-	const char *record; /* where the decision goes */
 };
 
 /* *failed: the number of jobs that did not succeed; err: the cause of the first failure. */

@@ -278,7 +278,7 @@ int tide_target_add_to_record(struct tide_target *target, struct tide_commit_rec
 		if (files[i]->fd < 0)
 			continue;
 		if (tide_staged_sync(files[i], err) < 0 ||
-		    tide_commit_record_add(record, files[i]->tmp, files[i]->path, err) < 0)
+		    tide_commit_record_add_rename(record, files[i], i == 0 || target->exclusive, err) < 0)
 			return -1;
 	}
 	return 0;
@@ -294,14 +294,9 @@ void tide_target_unrecorded(struct tide_target *target)
 	target->staged.kept = target->data.kept = false;
 }
 
-static bool is_unnamed(const struct tide_staged *staged)
-{
-	return staged->fd < 0 || staged->tmp;
-}
-
 bool tide_target_is_untouched(const struct tide_target *target)
 {
-	return target->existing || (is_unnamed(&target->staged) && is_unnamed(&target->data));
+	return target->existing || (!target->staged.named && !target->data.named);
 }
 
 static int name_data_file(struct tide_target *target, struct tide_error *err)

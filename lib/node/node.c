@@ -97,11 +97,13 @@ void tide_node_close(struct tide_node *node)
 	node->group.before = node->group.after = NULL;
 	tide_node_unpoint(node);
 	node->group.token = 0;
-	node->image_bitmaps.is_held = node->group.is_recorded = false;
+	node->image_bitmaps.is_held = node->image_bitmaps.ends_late = false;
+	node->group.is_recorded = node->group.is_pending = node->group.is_shown = false;
 	node->image_bitmaps.is_due = false;
 	tide_strbuf_release(&node->group.completed);
 	node->job = NULL;
-	node->is_open = node->want.any = node->want.create = node->want.in_image = false;
+	node->want = (struct tide_node_want){ 0 };
+	node->is_open = false;
 }
 
 /* ---- bitmaps by name --------------------------------------------------------------- */

@@ -53,6 +53,9 @@ struct tide_node_want {
 	bool any;      /* at all */
 	bool create;   /* a sidecar may be made */
 	bool in_image; /* and a bitmap inside the image */
+	bool repair;   /* complete an interrupted transaction although the mode is for reading */
+	bool certain;  /* refuse when such a transaction is in doubt, rather than warn */
+	bool dry_run;  /* complete nothing */
 	enum tide_node_mode mode;
 };
 
@@ -80,6 +83,7 @@ struct tide_node_image_bitmaps {
 	bool is_held;                     /* a job uses one of them */
 	bool is_deferred;                 /* a group changes them only at its end */
 	bool is_due;                      /* `change` is in a commit record */
+	bool ends_late;                   /* the change is made, and the sidecar still has its mark */
 };
 
 /* The node's part in a commit with others, and in a group of jobs (node_group.c). */
@@ -91,6 +95,8 @@ struct tide_node_group {
 	bool is_recorded;             /* a durable record lists the staged changes: the next opener completes them */
 	struct tide_strbuf completed; /* the final names in the record of an interrupted transaction that opening has
 	                                 completed; each ends with a zero byte */
+	bool is_pending;              /* a record stays, and the next opener completes it */
+	bool is_shown; /* the list is not the sidecar on disk, but what an interrupted transaction has decided */
 };
 
 struct tide_node {
@@ -136,6 +142,8 @@ void tide_node_free(struct tide_node *node);
 
 /* Widens how tide_node_open will open it, whatever mode that is asked for. */
 void tide_node_want(struct tide_node *node, enum tide_node_mode mode, bool create);
+/* The same for an action that a damaged record of an interrupted transaction cannot mislead. */
+void tide_node_want_in_doubt(struct tide_node *node, enum tide_node_mode mode, bool create);
 /* The transaction will create a bitmap inside the image. */
 void tide_node_want_in_image(struct tide_node *node);
 
@@ -197,11 +205,11 @@ int tide_node_begin_settling(struct tide_node *node, struct tide_sink *sink, str
 /*
  * Changes that are made on disk only when a group has succeeded.  defer: from now on, called before the first change.
  * begin: in place of the commit, makes the bitmaps of before busy on disk (those that jobs own already, or all of
- * them), group being the path of the record.  load_deferred: locks the sidecar, and sc is what it will be.
+ * them).  load_deferred: locks the sidecar, and sc is what it will be.
  * drop_deferred: the group failed.
  */
 int tide_node_defer(struct tide_node *node, struct tide_error *err);
-int tide_node_begin_deferred(struct tide_node *node, const char *group, struct tide_error *err);
+int tide_node_begin_deferred(struct tide_node *node, struct tide_error *err);
 int tide_node_load_deferred(struct tide_node *node, struct tide_sink *sink, struct tide_error *err);
 bool tide_node_is_deferred(const struct tide_node *node);
 void tide_node_drop_deferred(struct tide_node *node, struct tide_sink *sink);
@@ -216,7 +224,12 @@ void tide_node_unrecorded(struct tide_node *node);
 /* Is none of the staged changes in place? */
 bool tide_node_is_untouched(const struct tide_node *node);
 
-/* Makes sure that whoever opens the node after a crash finds the record; unpoint: it is not needed any more. */
+/* The node's token for a commit, held on its image: as long as it is, the commit is running. */
+int tide_node_hold_token(struct tide_node *node, uint64_t *token, struct tide_error *err);
+/*
+ * Writes a pointer to the record beside the sidecar, so that the next opener finds it after a death.  unpoint: it is
+ * not needed any more.
+ */
 int tide_node_point(struct tide_node *node, const char *record, struct tide_error *err);
 void tide_node_unpoint(struct tide_node *node);
 /* The record stays, so the pointer to it must stay too. */

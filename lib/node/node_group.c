@@ -18,7 +18,7 @@ int tide_node_defer(struct tide_node *node, struct tide_error *err)
 }
 
 static int make_busy(struct tide_node *node, struct tide_sidecar_bitmap *entry, uint64_t token, bool records,
-                     const char *group, struct tide_error *err)
+                     struct tide_error *err)
 {
 	struct tide_sidecar_bitmap *successor =
 	        tide_sidecar_bitmap_new(NULL, node->group.before->disk_size, entry->granularity, err);
@@ -28,11 +28,10 @@ static int make_busy(struct tide_node *node, struct tide_sidecar_bitmap *entry, 
 	successor->enabled = records;
 	entry->successor = successor;
 	entry->token = token;
-	entry->group = tide_mem_strdup(group, err);
-	return entry->group ? 0 : -1;
+	return 0;
 }
 
-int tide_node_begin_deferred(struct tide_node *node, const char *group, struct tide_error *err)
+int tide_node_begin_deferred(struct tide_node *node, struct tide_error *err)
 {
 	if (node->mode == TIDE_NODE_READ)
 		return 0;
@@ -49,7 +48,7 @@ int tide_node_begin_deferred(struct tide_node *node, const char *group, struct t
 		                         ? node->in_sidecar.list->items[k]->token
 		                         : node->group.token;
 
-		if (!entry->token && make_busy(node, entry, token, entry->enabled, group, err) < 0)
+		if (!entry->token && make_busy(node, entry, token, entry->enabled, err) < 0)
 			return -1;
 	}
 	node->group.after = node->in_sidecar.list;
@@ -125,7 +124,7 @@ int tide_node_add_to_record(const struct tide_node *node, struct tide_commit_rec
 	const struct tide_staged *staged = &node->store.staged;
 	struct tide_stamp stamp;
 
-	if (staged->tmp && tide_commit_record_add(record, staged->tmp, staged->path, err) < 0)
+	if (staged->tmp && tide_commit_record_add_rename(record, staged, false, err) < 0)
 		return -1;
 	if (!node->in_image.is_staged)
 		return 0;
@@ -150,27 +149,33 @@ bool tide_node_is_untouched(const struct tide_node *node)
 {
 	const struct tide_staged *staged = &node->store.staged;
 
-	return (!staged->path || staged->tmp) && (!node->image_bitmaps.is_due || node->in_image.is_staged);
+	return !staged->named && (!node->image_bitmaps.is_due || node->in_image.is_staged);
+}
+
+int tide_node_hold_token(struct tide_node *node, uint64_t *token, struct tide_error *err)
+{
+	if (!node->group.token && (tide_lock_token_new(&node->group.token, err) < 0 ||
+	                           tide_lock_token_hold(tide_image_fd(node->image), node->group.token, err) < 0))
+		return -1;
+	*token = node->group.token;
+	return 0;
 }
 
 int tide_node_point(struct tide_node *node, const char *record, struct tide_error *err)
 {
+	TIDE_AUTOCOMMITRECORD struct tide_commit_record pointer = TIDE_COMMIT_RECORD_INIT;
+
 	if (node->group.pointer)
 		return 0;
-	if (!node->sidecar_path)
-		return tide_error_set(err, TIDE_E_REFUSED,
-		                      "'%s' has no place for bitmaps, where a record would be looked for", node->path);
-	if (!node->group.token && (tide_lock_token_new(&node->group.token, err) < 0 ||
-	                           tide_lock_token_hold(tide_image_fd(node->image), node->group.token, err) < 0))
+	if (tide_node_hold_token(node, &pointer.token, err) < 0 || tide_commit_record_point(&pointer, record, err) < 0)
 		return -1;
-	node->group.pointer = tide_mem_printf(err, "%s.group", node->sidecar_path);
-	if (!node->group.pointer)
-		return -1;
-	return tide_commit_record_point(node->group.pointer, node->group.token, record, err);
+	return tide_commit_record_write(&pointer, node->sidecar_path, tide_image_fd(node->image), &node->group.pointer,
+	                                err);
 }
 
 void tide_node_leave_pointer(struct tide_node *node)
 {
+	node->group.is_pending = true;
 	free(node->group.pointer);
 	node->group.pointer = NULL;
 }
@@ -181,4 +186,5 @@ void tide_node_unpoint(struct tide_node *node)
 		unlink(node->group.pointer);
 	free(node->group.pointer);
 	node->group.pointer = NULL;
+	node->group.is_recorded = false;
 }

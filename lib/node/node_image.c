@@ -322,11 +322,26 @@ int tide_node_image_commit(struct tide_node *node, struct tide_error *err)
 	}
 	if (rc == 0)
 		node->in_image.is_dirty = false;
+	node->in_image.is_staged = false;
 	/* The times must be durable before the sidecar stores them.  If the sync fails, a power loss may restore older
 	 * times; then the stamp does not match, and the bitmaps are inconsistent. */
 	tide_image_sync_times(node->image, NULL);
-	end_change(node);
+	/* The mark in the sidecar goes after the commit record, which knows the sidecar with the mark. */
+	if (node->group.is_recorded)
+		node->image_bitmaps.ends_late = true;
+	else
+		end_change(node);
 	return rc;
+}
+
+void tide_node_image_end(struct tide_node *node, bool is_pending)
+{
+	if (!node->image_bitmaps.ends_late)
+		return;
+	node->image_bitmaps.ends_late = false;
+	if (is_pending) /* as after a death: the sidecar keeps its mark */
+		node->image_bitmaps.has_marked = false;
+	end_change(node);
 }
 
 void tide_node_image_abort(struct tide_node *node)
@@ -370,19 +385,20 @@ static int compare_switch(int fd, const struct tide_driver_switch *sw, const str
 	return tide_checksum_crc32c(0, guard, sw->guard_len) == sw->guard_crc;
 }
 
-static int carry_out(const char *path, const struct tide_driver_switch *sw, const struct tide_stamp *stamp,
-                     struct tide_sink *sink, struct tide_error *err)
+int tide_node_image_switch(const char *path, const struct tide_commit_change *change, struct tide_sink *sink,
+                           struct tide_error *err)
 {
+	const struct tide_driver_switch *sw = &change->sw;
 	TIDE_AUTOCLOSE int fd = tide_sysio_open(path, O_RDWR, err);
 	int rc = -1;
 
 	if (fd >= 0 && tide_lock_acquire(fd, TIDE_LOCK_WRITE_HELD, TIDE_LOCK_WRITE_UNSHARED, path, err) == 0)
-		rc = compare_switch(fd, sw, stamp, err);
+		rc = compare_switch(fd, sw, &change->stamp, err);
 	if (rc < 0)
-		return tide_error_wrap(err, "Could not finish a grouped transaction on '%s'", path);
+		return tide_error_wrap(err, "Could not complete an interrupted transaction on '%s'", path);
 	if (rc == 0)
 		tide_event_warning(sink, path,
-		                   "another program changed the image after a grouped transaction had died; the "
+		                   "another program changed the image after a transaction had been interrupted; the "
 		                   "bitmaps inside it are those of before the transaction");
 	if (rc != 1)
 		return 0;
@@ -391,18 +407,11 @@ static int carry_out(const char *path, const struct tide_driver_switch *sw, cons
 	return fsync(fd) < 0 ? tide_error_set_sys(err, errno, "Could not flush '%s'", path) : 0;
 }
 
-int tide_node_image_roll_forward(struct tide_node *node, const char *record, struct tide_sink *sink,
-                                 struct tide_error *err)
+void tide_node_image_close(struct tide_node *node)
 {
-	TIDE_AUTOFREE char *path = tide_mem_strdup(tide_image_path(node->image), err);
-	struct tide_driver_switch sw;
-	struct tide_stamp stamp;
-	int rc = path ? tide_commit_record_find_switch(record, path, &sw, &stamp, err) : -1;
-
 	tide_node_image_release(node);
-	tide_image_close(node->image); /* its locks are in the way */
+	tide_image_close(node->image);
 	node->image = NULL;
-	return rc > 0 ? carry_out(path, &sw, &stamp, sink, err) : rc;
 }
 
 /* ---- the set ------------------------------------------------------------------------ */

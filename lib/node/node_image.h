@@ -20,6 +20,7 @@
 #define TIDE_NODE_IMAGE_H
 
 #include "node.h"
+#include "store/commit_record.h"
 
 /* Lists the bitmaps inside the image; called when the image has been opened. */
 int tide_node_image_open(struct tide_node *node, struct tide_error *err);
@@ -41,12 +42,17 @@ uint64_t tide_node_image_token(const char *name);
 int tide_node_image_stage(struct tide_node *node, struct tide_error *err);
 int tide_node_image_commit(struct tide_node *node, struct tide_error *err);
 void tide_node_image_abort(struct tide_node *node);
+/* The end of a commit that was recorded: the record is gone.  is_pending: it is not, the transaction waits for
+ * completion. */
+void tide_node_image_end(struct tide_node *node, bool is_pending);
 
 /*
- * A group that had decided died before its last step in this image: takes that step, unless another program has
- * been there since (then the bitmaps are those of before the group).  Afterwards the image is closed.
+ * Makes a switch that a transaction had decided on before it died, in any image that nobody uses.  When another program
+ * has changed the image since, it warns, and the bitmaps stay those of before the transaction.
  */
-int tide_node_image_roll_forward(struct tide_node *node, const char *record, struct tide_sink *sink,
-                                 struct tide_error *err);
+int tide_node_image_switch(const char *path, const struct tide_commit_change *change, struct tide_sink *sink,
+                           struct tide_error *err);
+/* Closes the node's image, whose locks would be in the way; it is opened again with the next read. */
+void tide_node_image_close(struct tide_node *node);
 
 #endif

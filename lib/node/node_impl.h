@@ -35,6 +35,12 @@ int tide_node_load_sidecar(struct tide_node *node, struct tide_error *err);
 int tide_node_roll_back(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_sink *sink,
                         struct tide_error *err);
 
+/*
+ * Completes what dead programs left undone, where the node may; node_recover.c.  1: done, and everything has to be read
+ * again, the image too if node->image is NULL now.
+ */
+int tide_node_recover(struct tide_node *node, struct tide_sink *sink, struct tide_error *err);
+
 /* Drops the bitmaps that were marked as removed. */
 void tide_node_drop_removed(struct tide_node *node);
 

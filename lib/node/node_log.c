@@ -174,7 +174,7 @@ static int was_replaced(const struct tide_node *node, struct tide_error *err)
 {
 	bool current = true;
 
-	if (node->mode == TIDE_NODE_READ &&
+	if (node->mode == TIDE_NODE_READ && !node->group.is_shown &&
 	    tide_store_is_current(node->sidecar_path, node->has_sidecar ? node->in_sidecar.list : NULL, &current, err) <
 	            0)
 		return -1;

@@ -18,7 +18,6 @@
 #include "node_image.h"
 #include "node_log.h"
 #include "node_uri.h"
-#include "store/commit_record.h"
 
 /* How often the sidecar is read at most, while other programs replace it. */
 #define READS_MAX 100u
@@ -102,59 +101,6 @@ static int open_image(struct tide_node *node, struct tide_sink *sink, struct tid
 	return 0;
 }
 
-/* The job that owned this bitmap died: what its successor recorded goes back. */
-int tide_node_roll_back(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_sink *sink,
-                        struct tide_error *err)
-{
-	if (tide_sidecar_bitmap_thaw(node->in_sidecar.list, entry, err) < 0)
-		return -1;
-	node->in_sidecar.is_dirty = true;
-	if (sink)
-		tide_event_warning(sink, node->path,
-		                   "the job that used bitmap '%s' died; the bitmap is as after a failed job",
-		                   entry->name);
-	return 0;
-}
-
-/*
- * Completes what the record decided.  1: done, by us or by another program meanwhile, and the sidecar is another one
- * now; 0: nothing was decided.
- */
-static int roll_forward(struct tide_node *node, const char *record, struct tide_error *err)
-{
-	bool current = true;
-	int rc = tide_commit_record_roll_forward(record, &node->group.completed, err);
-
-	if (rc == 0 && tide_store_is_current(node->sidecar_path, node->has_sidecar ? node->in_sidecar.list : NULL,
-	                                     &current, err) < 0)
-		return -1;
-	return rc == 0 ? !current : rc;
-}
-
-/* 1: a transaction had decided before it died, and the sidecar is another one now. */
-static int recover_jobs(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
-{
-	for (size_t i = 0; i < node->in_sidecar.list->n; i++) {
-		struct tide_sidecar_bitmap *entry = node->in_sidecar.list->items[i];
-		int held;
-
-		if (!entry->token)
-			continue;
-		held = tide_lock_token_is_held(tide_image_fd(node->image), entry->token, err);
-		if (held < 0)
-			return -1;
-		if (!held && entry->group) {
-			int forward = roll_forward(node, entry->group, err);
-
-			if (forward)
-				return forward;
-		}
-		if (!held && tide_node_roll_back(node, entry, sink, err) < 0)
-			return -1;
-	}
-	return 0;
-}
-
 static int check_stamp(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
 {
 	int held;
@@ -207,46 +153,6 @@ static int follow_size(struct tide_node *node, struct tide_error *err)
 	return 0;
 }
 
-/* What a group that died left beside an image whose sidecar could not tell.  1: it had succeeded, and is finished now.
- */
-static int recover_pointer(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
-{
-	TIDE_AUTOFREE char *pointer = NULL;
-	TIDE_AUTOFREE char *record = NULL;
-	uint64_t token;
-	int rc;
-
-	if (!node->sidecar_path)
-		return 0;
-	pointer = tide_mem_printf(err, "%s.group", node->sidecar_path);
-	rc = pointer ? tide_commit_record_read_pointer(pointer, &token, &record, err) : -1;
-	if (rc <= 0)
-		return rc;
-	rc = tide_lock_token_is_held(tide_image_fd(node->image), token, err);
-	if (rc)
-		return rc < 0 ? -1 : 0; /* it is at work */
-	rc = roll_forward(node, record, err);
-	if (rc > 0 && tide_node_image_roll_forward(node, record, sink, err) < 0)
-		return -1;
-	/* Left there it would be followed again, for ever; when there was nothing left to do it is only in the way. */
-	if (rc >= 0 && unlink(pointer) < 0 && errno != ENOENT && rc > 0)
-		return tide_error_set_sys(err, errno, "Could not remove '%s'", pointer);
-	return rc;
-}
-
-/* What dead programs left undone.  1: it is done now, and the bitmaps on disk are others. */
-static int recover(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
-{
-	int rc = recover_pointer(node, sink, err);
-
-	if (rc == 0)
-		rc = recover_jobs(node, sink, err);
-	if (rc > 0)
-		tide_event_warning(sink, node->path,
-		                   "a transaction was interrupted after its commit; it has been completed now");
-	return rc;
-}
-
 /* Locked for change, and read; 1: something was completed, or changed by another program, so that it has to be read
  * again. */
 static int read_once(struct tide_node *node, bool create, struct tide_sink *sink, struct tide_error *err)
@@ -259,7 +165,7 @@ static int read_once(struct tide_node *node, bool create, struct tide_sink *sink
 	tide_node_drop_sidecar(node);
 	if (tide_node_load_sidecar(node, err) < 0 || (!node->image && open_image(node, sink, err) < 0))
 		return -1;
-	rc = recover(node, sink, err);
+	rc = tide_node_recover(node, sink, err);
 	if (rc == 0)
 		return tide_node_log_open(node, sink, err);
 	tide_store_release(&node->store);
@@ -312,11 +218,23 @@ static int open_parts(struct tide_node *node, bool create, struct tide_sink *sin
 	return read_node(node, create, sink, err);
 }
 
-void tide_node_want(struct tide_node *node, enum tide_node_mode mode, bool create)
+static void widen(struct tide_node *node, enum tide_node_mode mode, bool create)
 {
 	node->want.mode = node->want.any ? TIDE_MAX(node->want.mode, mode) : mode;
 	node->want.create |= create;
 	node->want.any = true;
+}
+
+void tide_node_want(struct tide_node *node, enum tide_node_mode mode, bool create)
+{
+	widen(node, mode, create);
+	node->want.certain |= mode != TIDE_NODE_READ;
+}
+
+void tide_node_want_in_doubt(struct tide_node *node, enum tide_node_mode mode, bool create)
+{
+	widen(node, mode, create);
+	node->want.repair = true;
 }
 
 void tide_node_want_in_image(struct tide_node *node)
@@ -332,7 +250,10 @@ int tide_node_open(struct tide_node *node, enum tide_node_mode mode, bool create
 	if (node->is_open)
 		return tide_error_set(err, TIDE_E_REFUSED, "This transaction already uses '%s' in another mode",
 		                      node->path);
-	tide_node_want(node, mode, create);
+	if (node->want.any)
+		widen(node, mode, create);
+	else
+		tide_node_want(node, mode, create);
 	node->mode = node->want.mode;
 	if (open_parts(node, node->want.create, sink, err) < 0) {
 		tide_node_close(node);

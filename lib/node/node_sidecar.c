@@ -7,6 +7,7 @@
 #include <stdlib.h>
 
 #include "base/error.h"
+#include "node_image.h"
 #include "node_impl.h"
 #include "node_log.h"
 
@@ -18,7 +19,7 @@ void tide_node_drop_sidecar(struct tide_node *node)
 	tide_sidecar_free(node->in_sidecar.list);
 	node->in_sidecar.list = NULL;
 	node->in_sidecar.is_dirty = node->in_sidecar.is_staged = false;
-	node->has_changes = node->untracked = node->has_sidecar = false;
+	node->has_changes = node->untracked = node->has_sidecar = node->group.is_shown = false;
 }
 
 int tide_node_load_sidecar(struct tide_node *node, struct tide_error *err)
@@ -35,6 +36,7 @@ int tide_node_load_sidecar(struct tide_node *node, struct tide_error *err)
 
 void tide_node_unlock_store(struct tide_node *node)
 {
+	tide_node_image_end(node, node->group.is_pending);
 	tide_store_release(&node->store);
 	node->in_sidecar.is_staged = false;
 	/* Other programs may change the bitmaps inside the image, unless a job or a group of this node will. */

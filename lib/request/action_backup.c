@@ -83,13 +83,21 @@ static const struct tide_qmp_field blockdev_fields[] = { BACKUP_FIELDS(SYNC), IN
 
 /* ---- backup ------------------------------------------------------------------------ */
 
+/* A full backup takes nothing from the bitmaps, and auto decides by their state. */
+static void want(struct tide_node *node, const struct tide_backup *args, enum tide_node_mode mode, bool create)
+{
+	bool from_bitmap = args->sync == TIDE_SYNC_INCREMENTAL || args->sync == TIDE_SYNC_BITMAP;
+
+	(from_bitmap ? tide_node_want : tide_node_want_in_doubt)(node, mode, create);
+}
+
 static void backup_declare(struct tide_session *session, const struct tide_step *step)
 {
 	const struct tide_backup *args = step->args;
 	struct tide_node *node = tide_session_find(session, args->device);
 
 	if (node)
-		tide_node_want(node, args->bitmap ? TIDE_NODE_EDIT_BITMAPS : TIDE_NODE_READ, false);
+		want(node, args, args->bitmap ? TIDE_NODE_EDIT_BITMAPS : TIDE_NODE_READ, false);
 }
 
 static int check_job_id(struct tide_session *session, const char *id, struct tide_error *err)
@@ -143,7 +151,7 @@ static int prepare_backup(struct tide_session *session, struct tide_step *step, 
 	if (args->sync == TIDE_SYNC_TOP && !tide_image_backing(node->image) && step->action == &tide_action_backup)
 		args->sync = TIDE_SYNC_FULL;
 	if (check_job_id(session, args->job_id ? args->job_id : node->id, err) < 0 ||
-	    tide_backup_prepare(node, args, onto, session->group, &session->sink, &job, err) < 0)
+	    tide_backup_prepare(node, args, onto, &session->sink, &job, err) < 0)
 		return -1;
 	if (check_target_free(session, job, err) < 0) {
 		tide_backup_free(job);
@@ -231,7 +239,7 @@ static void auto_declare(struct tide_session *session, const struct tide_step *s
 
 	if (!node)
 		return;
-	tide_node_want(node, TIDE_NODE_EDIT_BITMAPS, args->store == TIDE_STORE_SIDECAR);
+	want(node, args, TIDE_NODE_EDIT_BITMAPS, args->store == TIDE_STORE_SIDECAR);
 	if (args->store == TIDE_STORE_IMAGE)
 		tide_node_want_in_image(node);
 }

@@ -126,6 +126,16 @@ static const struct tide_qmp_field edit_fields[] = {
 	TIDE_FIELD_END,
 };
 
+/* A bitmap that is removed is gone whatever an interrupted transaction had decided about it. */
+static void remove_declare(struct tide_session *session, const struct tide_step *step)
+{
+	const struct tide_bitmap_ref *args = step->args;
+	struct tide_node *node = args->node ? tide_session_find(session, args->node) : NULL;
+
+	if (node)
+		tide_node_want_in_doubt(node, TIDE_NODE_EDIT_BITMAPS, false);
+}
+
 static void edit_declare(struct tide_session *session, const struct tide_step *step)
 {
 	const struct tide_bitmap_edit *args = step->args;
@@ -155,7 +165,7 @@ const struct tide_action tide_action_bitmap_remove = {
 	.use = TIDE_ACTION_ANYWHERE,
 	.fields = edit_fields,
 	.args_size = sizeof(struct tide_bitmap_edit),
-	.declare = edit_declare,
+	.declare = remove_declare,
 	.prepare = remove_prepare,
 };
 

@@ -11,7 +11,6 @@ struct tide_session {
 	struct tide_sink sink;
 	bool replied;   /* the current request has had its reply */
 	unsigned allow; /* enum tide_allow, for drives that requests add */
-	char *group;    /* grouped: the path of the commit record that its jobs end with; NULL: none */
 	size_t n_nodes;
 	struct tide_node **nodes;
 };

@@ -125,6 +125,7 @@ static int open_nodes(struct tide_txn *txn, struct tide_error *err)
 			txn->steps[i].action->declare(session, &txn->steps[i]);
 	}
 	for (size_t i = 0; i < session->n_nodes; i++) {
+		session->nodes[i]->want.dry_run = txn->dry_run;
 		places[i].node = session->nodes[i];
 		stat(places[i].node->path, &places[i].st); /* one that is not there is told about when it is opened */
 	}
@@ -151,38 +152,6 @@ static int defer_changes(struct tide_txn *txn, struct tide_error *err)
 		struct tide_node *node = txn->session->nodes[i];
 
 		if (node->is_open && node->mode == TIDE_NODE_EDIT_BITMAPS && tide_node_defer(node, err) < 0)
-			return -1;
-	}
-	return 0;
-}
-
-/* A group's commit record is named before its bitmaps are frozen: beside the first sidecar that may change ... */
-static int name_record(struct tide_txn *txn, struct tide_error *err)
-{
-	struct tide_session *session = txn->session;
-
-	for (size_t i = 0; txn->grouped && i < session->n_nodes && !session->group; i++) {
-		const struct tide_node *node = session->nodes[i];
-
-		if (!node->is_open || node->mode == TIDE_NODE_READ || !node->sidecar_path)
-			continue;
-		session->group = tide_commit_record_path(node->sidecar_path, err);
-		if (!session->group)
-			return -1;
-	}
-	return 0;
-}
-
-/* ... or, where no sidecar changes, beside the first target. */
-static int name_late(struct tide_txn *txn, struct tide_error *err)
-{
-	for (size_t i = 0; txn->grouped && i < txn->n && !txn->session->group; i++) {
-		const struct tide_step *step = &txn->steps[i];
-
-		if (!step->action->job)
-			continue;
-		txn->session->group = tide_commit_record_path(tide_backup_target(step->action->job(step)), err);
-		if (!txn->session->group)
 			return -1;
 	}
 	return 0;
@@ -254,7 +223,7 @@ static int check_alone(const struct tide_txn *txn, struct tide_error *err)
 static int prepare_all(struct tide_txn *txn, struct tide_error *err)
 {
 	if (check_alone(txn, err) < 0 || open_nodes(txn, err) < 0 || decide(txn, err) < 0 ||
-	    defer_changes(txn, err) < 0 || name_record(txn, err) < 0)
+	    defer_changes(txn, err) < 0)
 		return -1;
 	for (size_t i = 0; i < txn->n; i++) {
 		if (txn->steps[i].action->prepare(txn->session, &txn->steps[i], err) < 0)
@@ -313,7 +282,7 @@ static int commit_all(struct tide_txn *txn, struct tide_error *err)
 
 		if (!node->is_open)
 			continue;
-		if (node->group.before && tide_node_begin_deferred(node, session->group, err) < 0)
+		if (node->group.before && tide_node_begin_deferred(node, err) < 0)
 			return -1;
 		if (node->has_changes)
 			members[n++] = tide_commit_node_member(node);
@@ -415,7 +384,7 @@ static int run_grouped(struct tide_txn *txn, struct tide_backup_job *const *jobs
                        struct tide_error *err)
 {
 	TIDE_AUTOFREE struct tide_node **nodes = tide_mem_alloc(txn->session->n_nodes + 1, sizeof(*nodes), err);
-	struct tide_group_plan plan = { .jobs = jobs, .n_jobs = n, .nodes = nodes, .record = txn->session->group };
+	struct tide_group_plan plan = { .jobs = jobs, .n_jobs = n, .nodes = nodes };
 	bool empty = true;
 
 	if (!nodes)
@@ -480,7 +449,7 @@ static void thaw_jobs(struct tide_txn *txn)
 
 static int run_txn(struct tide_txn *txn, struct tide_error *err)
 {
-	if (prepare_all(txn, err) < 0 || refuse_completed(txn, err) < 0 || name_late(txn, err) < 0) {
+	if (prepare_all(txn, err) < 0 || refuse_completed(txn, err) < 0) {
 		drop_jobs(txn);
 		return -1;
 	}
@@ -511,8 +480,6 @@ int tide_txn_run(struct tide_txn *txn, struct tide_error *err)
 			txn->steps[i].action->clean(&txn->steps[i]);
 	}
 	tide_session_close_nodes(txn->session);
-	free(txn->session->group);
-	txn->session->group = NULL;
 	if (rc == 0)
 		rc = tide_session_check_reported(txn->session, !txn->dry_run, &own);
 	return rc < 0 ? tide_error_move(err, &own) : 0;

@@ -1,3 +1,17 @@
+/*
+ * Commit records and pointers: building, encoding and writing them.
+ *
+ * The file is text, a line a change, so that a person can read what is left to do:
+ *
+ *   tidemark commit 2
+ *   token TOKEN
+ *   rename INODE SIZE SECONDS NANOSECONDS x|r TEMPORARY FINAL RELATIVE
+ *   switch OFFSET LENGTH BEFORE AFTER OFFSET LENGTH CRC VALID SIZE SECONDS NANOSECONDS IMAGE RELATIVE
+ *   record INODE RECORD RELATIVE
+ *   crc CRC
+ *
+ * Numbers are hexadecimal; in names each byte that is no visible ASCII character, and '%', is %XX.
+ */
 #include "commit_record.h"
 
 #include <errno.h>
@@ -9,299 +23,371 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "base/bytes.h"
 #include "base/checksum.h"
 #include "base/error.h"
 #include "base/mem.h"
-#include "base/sysio.h"
+#include "commit_text.h"
+#include "store.h"
 
-#define MAGIC      "tidemark group 1\n"
-#define RECORD_MAX (16 << 20)
+#define NAME_BYTES 255u /* of a file, in one directory */
 
-int tide_commit_record_add(struct tide_commit_record *record, const char *from, const char *to, struct tide_error *err)
+static void release_change(struct tide_commit_change *change)
 {
-	if (from[0] != '/' || to[0] != '/')
-		return tide_error_set(err, TIDE_E_REFUSED, "'%s' has no absolute path", from[0] == '/' ? to : from);
-	if (!record->text.len)
-		tide_strbuf_adds(&record->text, MAGIC);
-	tide_strbuf_add(&record->text, from, strlen(from) + 1);
-	tide_strbuf_add(&record->text, to, strlen(to) + 1);
-	record->count++;
-	return record->text.failed ? tide_error_set_nomem(err) : 0;
-}
-
-/* ---- steps inside images ----------------------------------------------------------- */
-
-#define SWITCH "switch "
-
-static void add_hex(struct tide_strbuf *text, const uint8_t *bytes, size_t n)
-{
-	for (size_t i = 0; i < n; i++)
-		tide_strbuf_addf(text, "%02x", bytes[i]);
-}
-
-/* Numbers in hexadecimal: offset, length, before, after, the guard's three, and the stamp's four. */
-int tide_commit_record_add_switch(struct tide_commit_record *record, const char *image,
-                                  const struct tide_driver_switch *sw, const struct tide_stamp *stamp,
-                                  struct tide_error *err)
-{
-	struct tide_strbuf text = TIDE_STRBUF_INIT;
-	int rc = -1;
-
-	tide_strbuf_addf(&text, SWITCH "%" PRIx64 " %zx ", sw->offset, sw->len);
-	add_hex(&text, sw->before, sw->len);
-	tide_strbuf_adds(&text, " ");
-	add_hex(&text, sw->after, sw->len);
-	tide_strbuf_addf(&text, " %" PRIx64 " %" PRIx64 " %" PRIx32 " %x %" PRIx64 " %" PRIx64 " %" PRIx32,
-	                 sw->guard_offset, sw->guard_len, sw->guard_crc, stamp->valid, stamp->size,
-	                 (uint64_t)stamp->mtime_sec, stamp->mtime_nsec);
-	if (!record->text.len)
-		tide_strbuf_adds(&record->text, MAGIC);
-	tide_strbuf_add(&record->text, text.buf, text.len + 1);
-	tide_strbuf_add(&record->text, image, strlen(image) + 1);
-	record->count++;
-	rc = text.failed || record->text.failed ? tide_error_set_nomem(err) : 0;
-	tide_strbuf_release(&text);
-	return rc;
-}
-
-static bool parse_number(const char **p, uint64_t *value)
-{
-	char *end;
-
-	*value = strtoull(*p, &end, 16);
-	if (end == *p || (*end && *end != ' '))
-		return false;
-	*p = *end ? end + 1 : end;
-	return true;
-}
-
-static bool parse_hex(const char **p, uint8_t *bytes, size_t n)
-{
-	for (size_t i = 0; i < n; i++, *p += 2) {
-		char pair[3] = { (*p)[0], (*p)[0] ? (*p)[1] : '\0', '\0' };
-		char *end;
-
-		bytes[i] = (uint8_t)strtoul(pair, &end, 16);
-		if (end != pair + 2)
-			return false;
-	}
-	if (**p != ' ')
-		return false;
-	++*p;
-	return true;
-}
-
-static bool parse_switch(const char *p, struct tide_driver_switch *sw, struct tide_stamp *stamp)
-{
-	uint64_t len, crc, valid, sec, nsec;
-
-	p += strlen(SWITCH);
-	if (!parse_number(&p, &sw->offset) || !parse_number(&p, &len) || len > sizeof(sw->before))
-		return false;
-	sw->len = len;
-	if (!parse_hex(&p, sw->before, len) || !parse_hex(&p, sw->after, len) || !parse_number(&p, &sw->guard_offset) ||
-	    !parse_number(&p, &sw->guard_len) || !parse_number(&p, &crc) || !parse_number(&p, &valid) ||
-	    !parse_number(&p, &stamp->size) || !parse_number(&p, &sec) || !parse_number(&p, &nsec))
-		return false;
-	if (sw->guard_len > RECORD_MAX)
-		return false;
-	sw->guard_crc = (uint32_t)crc;
-	stamp->valid = valid;
-	stamp->mtime_sec = (int64_t)sec;
-	stamp->mtime_nsec = (uint32_t)nsec;
-	return true;
-}
-
-static int write_durable(struct tide_commit_record *record, const char *path, bool exclusive, struct tide_error *err)
-{
-	struct tide_staged st = TIDE_STAGED_INIT;
-	uint8_t crc[4];
-	int rc = -1;
-
-	tide_put_le32(crc, tide_checksum_crc32c(0, record->text.buf, record->text.len));
-	if (tide_staged_begin(&st, path, 0600, err) == 0 &&
-	    tide_sysio_pwrite(st.fd, record->text.buf, record->text.len, 0, err) == 0 &&
-	    tide_sysio_pwrite(st.fd, crc, sizeof(crc), record->text.len, err) == 0)
-		rc = tide_staged_commit(&st, exclusive, err);
-	tide_staged_release(&st);
-	return rc;
-}
-
-int tide_commit_record_write(struct tide_commit_record *record, const char *path, struct tide_error *err)
-{
-	struct tide_error why = TIDE_ERROR_INIT;
-
-	if (write_durable(record, path, true, &why) < 0) {
-		/* It may stand, not durable: the group is undone, and nobody may find that it was decided. */
-		if (why.sys != EEXIST)
-			unlink(path);
-		tide_error_move(err, &why);
-		return tide_error_wrap(err, "Could not write the group's record '%s'", path);
-	}
-	return 0;
-}
-
-int tide_commit_record_sync_names(const struct tide_commit_record *record, struct tide_error *err)
-{
-	const char *p = record->text.buf ? strchr(record->text.buf, '\n') + 1 : NULL;
-	const char *end = p ? record->text.buf + record->text.len : NULL;
-
-	while (p < end) {
-		if (*p == '/' && tide_sysio_fsync_dir(p, err) < 0)
-			return -1;
-		p += strlen(p) + 1;
-		p += strlen(p) + 1;
-	}
-	return 0;
-}
-
-int tide_commit_record_revoke(const char *path, struct tide_error *err)
-{
-	if (unlink(path) < 0)
-		return tide_error_set_sys(err, errno, "Could not remove '%s'", path);
-	/* It is gone for everybody but a loss of power; there is nothing better to do when this fails. */
-	tide_sysio_fsync_dir(path, NULL);
-	return 0;
+	free(change->path);
+	free(change->relative);
+	free(change->tmp);
 }
 
 void tide_commit_record_release(struct tide_commit_record *record)
 {
-	tide_strbuf_release(&record->text);
+	for (size_t i = 0; i < record->n; i++)
+		release_change(&record->changes[i]);
+	free(record->changes);
+	free(record->record);
+	free(record->relative);
+	*record = (struct tide_commit_record)TIDE_COMMIT_RECORD_INIT;
 }
 
-/* 0: not there. */
-static int read_record(const char *path, char **text, size_t *len, struct tide_error *err)
+struct tide_commit_change *tide_commit_text_new_change(struct tide_commit_record *record, struct tide_error *err)
 {
-	TIDE_AUTOCLOSE int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-	TIDE_AUTOFREE char *data = NULL;
-	struct stat st;
+	struct tide_commit_change *grown = tide_mem_realloc(record->changes, record->n + 1, sizeof(*grown), err);
 
-	if (fd < 0 && errno == ENOENT)
-		return 0;
-	if (fd < 0 || fstat(fd, &st) < 0)
-		return tide_error_set_sys(err, errno, "Could not open '%s'", path);
-	if (!S_ISREG(st.st_mode) || st.st_size < (off_t)(sizeof(MAGIC) + 4) || st.st_size > RECORD_MAX)
-		return tide_error_set(err, TIDE_E_CORRUPT, "'%s' is no group's record", path);
-	*len = (size_t)st.st_size - 4;
-	data = tide_mem_alloc((size_t)st.st_size, 1, err);
-	if (!data || tide_sysio_pread(fd, data, (size_t)st.st_size, 0, false, err) < 0)
+	if (!grown)
+		return NULL;
+	record->changes = grown;
+	grown[record->n] = (struct tide_commit_change){ 0 };
+	return &grown[record->n++];
+}
+
+/* ---- identities -------------------------------------------------------------------- */
+
+static void from_statx(const struct statx *st, struct tide_commit_identity *id)
+{
+	bool born = st->stx_mask & STATX_BTIME;
+
+	*id = (struct tide_commit_identity){
+		.inode = st->stx_ino,
+		.size = st->stx_size,
+		.birth_sec = born ? st->stx_btime.tv_sec : 0,
+		.birth_nsec = born ? st->stx_btime.tv_nsec : 0,
+	};
+}
+
+int tide_commit_identity_take(int fd, struct tide_commit_identity *id, struct tide_error *err)
+{
+	struct statx st;
+
+	if (statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_BTIME, &st) < 0)
+		return tide_error_set_sys(err, errno, "Could not look at a file that is to be renamed");
+	from_statx(&st, id);
+	return 0;
+}
+
+bool tide_commit_identity_is(const struct tide_commit_identity *id, int dir_fd, const char *name, bool staged)
+{
+	struct tide_commit_identity now;
+	struct statx st;
+
+	if (statx(dir_fd, name, AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS | STATX_BTIME, &st) < 0 || !S_ISREG(st.stx_mode))
+		return false;
+	from_statx(&st, &now);
+	if (!id->inode)
+		return true;
+	if (now.inode != id->inode || (staged && now.size != id->size))
+		return false;
+	return !id->birth_sec || !now.birth_sec || (now.birth_sec == id->birth_sec && now.birth_nsec == id->birth_nsec);
+}
+
+/* ---- building ---------------------------------------------------------------------- */
+
+static int refuse_relative(const char *path, struct tide_error *err)
+{
+	return tide_error_set(err, TIDE_E_REFUSED, "'%s' has no absolute path", path);
+}
+
+int tide_commit_record_add_rename(struct tide_commit_record *record, const struct tide_staged *staged, bool exclusive,
+                                  struct tide_error *err)
+{
+	struct tide_commit_change *change;
+
+	if (staged->path[0] != '/')
+		return refuse_relative(staged->path, err);
+	change = tide_commit_text_new_change(record, err);
+	if (!change)
 		return -1;
-	if (memcmp(data, MAGIC, strlen(MAGIC)) || data[*len - 1] ||
-	    tide_get_le32(data + *len) != tide_checksum_crc32c(0, data, *len))
-		return tide_error_set(err, TIDE_E_CORRUPT, "The group's record '%s' is damaged", path);
-	*text = data;
-	data = NULL;
-	return 1;
+	change->kind = TIDE_COMMIT_RENAME;
+	change->exclusive = exclusive;
+	change->path = tide_mem_strdup(staged->path, err);
+	change->tmp = tide_mem_strdup(strrchr(staged->tmp, '/') + 1, err);
+	return change->path && change->tmp ? tide_commit_identity_take(staged->fd, &change->file, err) : -1;
 }
 
-int tide_commit_record_find_switch(const char *path, const char *image, struct tide_driver_switch *sw,
-                                   struct tide_stamp *stamp, struct tide_error *err)
+int tide_commit_record_add_switch(struct tide_commit_record *record, const char *image,
+                                  const struct tide_driver_switch *sw, const struct tide_stamp *stamp,
+                                  struct tide_error *err)
 {
-	TIDE_AUTOFREE char *text = NULL;
-	TIDE_AUTOFREE char *done = tide_mem_printf(err, "%s.done", path);
-	size_t len = 0;
-	int rc = done ? read_record(path, &text, &len, err) : -1;
+	struct tide_commit_change *change;
 
-	if (rc == 0)
-		rc = read_record(done, &text, &len, err);
-	if (rc <= 0)
-		return rc;
-	for (const char *p = text + strlen(MAGIC), *end = text + len; p < end;) {
-		const char *to = p + strlen(p) + 1;
+	if (image[0] != '/')
+		return refuse_relative(image, err);
+	change = tide_commit_text_new_change(record, err);
+	if (!change)
+		return -1;
+	change->kind = TIDE_COMMIT_SWITCH;
+	change->sw = *sw;
+	change->stamp = *stamp;
+	change->path = tide_mem_strdup(image, err);
+	return change->path ? 0 : -1;
+}
 
-		if (to >= end)
-			break;
-		if (!strncmp(p, SWITCH, strlen(SWITCH)) && !strcmp(to, image)) {
-			if (parse_switch(p, sw, stamp))
-				return 1;
-			return tide_error_set(err, TIDE_E_CORRUPT, "The group's record '%s' is damaged", path);
-		}
-		p = to + strlen(to) + 1;
+int tide_commit_record_sync_names(const struct tide_commit_record *record, struct tide_error *err)
+{
+	for (size_t i = 0; i < record->n; i++) {
+		const struct tide_commit_change *change = &record->changes[i];
+
+		if (change->kind == TIDE_COMMIT_RENAME && tide_sysio_fsync_dir(change->path, err) < 0)
+			return -1;
 	}
 	return 0;
 }
 
-/* ---- pointers ---------------------------------------------------------------------- */
+/* ---- slots ------------------------------------------------------------------------- */
 
-int tide_commit_record_point(const char *pointer, uint64_t token, const char *record, struct tide_error *err)
+char *tide_commit_record_slot(const char *sidecar, unsigned i, struct tide_error *err)
 {
-	struct tide_commit_record text = TIDE_COMMIT_RECORD_INIT;
-	uint8_t raw[8];
-	int rc;
+	const char *slash = strrchr(sidecar, '/'), *base = slash ? slash + 1 : sidecar;
+	char suffix[] = ".commit-1", hex[65];
+	struct tide_sha256 sha;
 
-	tide_put_le64(raw, token);
-	tide_strbuf_adds(&text.text, MAGIC);
-	tide_strbuf_add(&text.text, raw, sizeof(raw));
-	tide_strbuf_add(&text.text, record, strlen(record) + 1);
-	rc = text.text.failed ? tide_error_set_nomem(err) : write_durable(&text, pointer, false, err);
-	tide_commit_record_release(&text);
-	return rc;
+	suffix[sizeof(suffix) - 2] = (char)('1' + i);
+	if (i == 0)
+		suffix[strlen(".commit")] = '\0';
+	if (strlen(base) + strlen(suffix) <= NAME_BYTES)
+		return tide_mem_printf(err, "%s%s", sidecar, suffix);
+	/* The name has no room for it: another one is made of it. */
+	tide_checksum_sha256_init(&sha);
+	tide_checksum_sha256_update(&sha, base, strlen(base));
+	tide_checksum_sha256_final(&sha, hex);
+	return tide_mem_printf(err, "%.*s.tidemark-%.32s%s", (int)(base - sidecar), sidecar, hex, suffix);
 }
 
-int tide_commit_record_read_pointer(const char *pointer, uint64_t *token, char **record, struct tide_error *err)
+/* ---- encoding ---------------------------------------------------------------------- */
+
+static void add_name(struct tide_strbuf *text, const char *name)
 {
-	TIDE_AUTOFREE char *text = NULL;
-	size_t len = 0, head = strlen(MAGIC) + 8;
-	int rc = read_record(pointer, &text, &len, err);
-
-	if (rc <= 0)
-		return rc;
-	if (len < head + 2 || text[head] != '/')
-		return tide_error_set(err, TIDE_E_CORRUPT, "'%s' points to no group's record", pointer);
-	*token = tide_get_le64(text + strlen(MAGIC));
-	*record = tide_mem_strdup(text + head, err);
-	return *record ? 1 : -1;
-}
-
-/* ---- rolling forward --------------------------------------------------------------- */
-
-static int rename_one(const char *from, const char *to, struct tide_error *err)
-{
-	if (!strncmp(from, SWITCH, strlen(SWITCH)))
-		return 0;
-	if (from[0] != '/' || to[0] != '/')
-		return tide_error_set(err, TIDE_E_CORRUPT, "'%s' is no absolute path", from[0] == '/' ? to : from);
-	/* A sidecar from a stranger leads to a record of his: it must not move anything else. */
-	if (!tide_staged_is_temp(from, to))
-		return tide_error_set(err, TIDE_E_CORRUPT, "'%s' is no temporary name of '%s'", from, to);
-	if (rename(from, to) < 0 && errno != ENOENT)
-		return tide_error_set_sys(err, errno, "Could not rename '%s' to '%s'", from, to);
-	return tide_sysio_fsync_dir(to, err);
-}
-
-int tide_commit_record_roll_forward(const char *path, struct tide_strbuf *names, struct tide_error *err)
-{
-	TIDE_AUTOFREE char *text = NULL;
-	size_t len = 0;
-	TIDE_AUTOFREE char *done = tide_mem_printf(err, "%s.done", path);
-	int rc = done ? read_record(path, &text, &len, err) : -1;
-
-	if (rc == 0)
-		return access(done, F_OK) == 0;
-	if (rc < 0)
-		return -1;
-	for (const char *p = text + strlen(MAGIC), *end = text + len; p < end;) {
-		const char *to = p + strlen(p) + 1;
-
-		if (to >= end)
-			return tide_error_set(err, TIDE_E_CORRUPT, "The group's record '%s' is damaged", path);
-		if (rename_one(p, to, err) < 0)
-			return -1;
-		if (names)
-			tide_strbuf_add(names, to, strlen(to) + 1);
-		p = to + strlen(to) + 1;
+	tide_strbuf_addc(text, ' ');
+	for (; *name; name++) {
+		if (*name > ' ' && *name < 0x7f && *name != '%')
+			tide_strbuf_addc(text, *name);
+		else
+			tide_strbuf_addf(text, "%%%02X", (unsigned char)*name);
 	}
-	if (rename(path, done) < 0 && errno != ENOENT)
-		return tide_error_set_sys(err, errno, "Could not rename '%s'", path);
-	return 1;
 }
 
-void tide_commit_record_forget(const char *path)
+static void add_bytes(struct tide_strbuf *text, const uint8_t *bytes, size_t n)
 {
-	TIDE_AUTOFREE char *done = tide_mem_printf(NULL, "%s.done", path);
+	tide_strbuf_addc(text, ' ');
+	for (size_t i = 0; i < n; i++)
+		tide_strbuf_addf(text, "%02x", bytes[i]);
+}
 
-	unlink(path);
-	if (done)
-		unlink(done);
+static void add_rename(struct tide_strbuf *text, const struct tide_commit_change *change)
+{
+	const struct tide_commit_identity *id = &change->file;
+
+	tide_strbuf_addf(text, "rename %" PRIx64 " %" PRIx64 " %" PRIx64 " %" PRIx32 " %c", id->inode, id->size,
+	                 (uint64_t)id->birth_sec, id->birth_nsec, change->exclusive ? 'x' : 'r');
+	add_name(text, change->tmp);
+}
+
+static void add_switch(struct tide_strbuf *text, const struct tide_commit_change *change)
+{
+	const struct tide_driver_switch *sw = &change->sw;
+	const struct tide_stamp *stamp = &change->stamp;
+
+	tide_strbuf_addf(text, "switch %" PRIx64 " %zx", sw->offset, sw->len);
+	add_bytes(text, sw->before, sw->len);
+	add_bytes(text, sw->after, sw->len);
+	tide_strbuf_addf(text, " %" PRIx64 " %" PRIx64 " %" PRIx32 " %x %" PRIx64 " %" PRIx64 " %" PRIx32,
+	                 sw->guard_offset, sw->guard_len, sw->guard_crc, stamp->valid, stamp->size,
+	                 (uint64_t)stamp->mtime_sec, stamp->mtime_nsec);
+}
+
+static int encode(const struct tide_commit_record *record, struct tide_strbuf *text, struct tide_error *err)
+{
+	tide_strbuf_addf(text, TIDE_COMMIT_TEXT_MAGIC "token %" PRIx64 "\n", record->token);
+	for (size_t i = 0; i < record->n; i++) {
+		const struct tide_commit_change *change = &record->changes[i];
+
+		(change->kind == TIDE_COMMIT_RENAME ? add_rename : add_switch)(text, change);
+		add_name(text, change->path);
+		add_name(text, change->relative ? change->relative : change->path);
+		tide_strbuf_addc(text, '\n');
+	}
+	if (record->record) {
+		tide_strbuf_addf(text, "record %" PRIx64, record->record_dir);
+		add_name(text, record->record);
+		add_name(text, record->relative ? record->relative : record->record);
+		tide_strbuf_addc(text, '\n');
+	}
+	if (!text->failed)
+		tide_strbuf_addf(text, "crc %08" PRIx32 "\n", tide_checksum_crc32c(0, text->buf, text->len));
+	if (text->failed)
+		return tide_error_set_nomem(err);
+	return text->len <= TIDE_COMMIT_TEXT_MAX
+	               ? 0
+	               : tide_error_set(err, TIDE_E_REFUSED, "The transaction changes too many files");
+}
+
+/* ---- writing ----------------------------------------------------------------------- */
+
+/* The path `to`, absolute, from the directory of `from`, absolute. */
+static char *relative_path(const char *from, const char *to, struct tide_error *err)
+{
+	size_t common = 0, ups = 0;
+	struct tide_strbuf sb = TIDE_STRBUF_INIT;
+
+	for (size_t i = 0; from[i] && from[i] == to[i]; i++) {
+		if (from[i] == '/')
+			common = i + 1;
+	}
+	for (const char *p = from + common; (p = strchr(p, '/')); p++)
+		ups++;
+	while (ups--)
+		tide_strbuf_adds(&sb, "../");
+	tide_strbuf_adds(&sb, to + common);
+	return tide_strbuf_steal(&sb, err);
+}
+
+static int make_relative(struct tide_commit_record *record, const char *path, struct tide_error *err)
+{
+	for (size_t i = 0; i < record->n; i++) {
+		free(record->changes[i].relative);
+		record->changes[i].relative = relative_path(path, record->changes[i].path, err);
+		if (!record->changes[i].relative)
+			return -1;
+	}
+	if (!record->record)
+		return 0;
+	free(record->relative);
+	record->relative = relative_path(path, record->record, err);
+	return record->relative ? 0 : -1;
+}
+
+/* The record may have its name and not be durable: the caller gives up, and nobody may find that it was decided. */
+static void unlink_own(const struct tide_staged *st, const char *path)
+{
+	struct tide_commit_identity own;
+
+	if (st->fd >= 0 && tide_commit_identity_take(st->fd, &own, NULL) == 0 &&
+	    tide_commit_identity_is(&own, AT_FDCWD, path, true))
+		unlink(path);
+}
+
+/* 1: the name is taken. */
+static int write_file(struct tide_commit_record *record, const char *path, int image_fd, bool exclusive,
+                      struct tide_error *err)
+{
+	struct tide_strbuf text = TIDE_STRBUF_INIT;
+	struct tide_staged st = TIDE_STAGED_INIT;
+	struct tide_error why = TIDE_ERROR_INIT;
+	int rc = -1;
+
+	if (make_relative(record, path, &why) == 0 && encode(record, &text, &why) == 0 &&
+	    tide_staged_begin(&st, path, 0600, &why) == 0 &&
+	    (image_fd < 0 || tide_store_set_owner_only(st.fd, image_fd, &why) == 0) &&
+	    tide_sysio_pwrite(st.fd, text.buf, text.len, 0, &why) == 0)
+		rc = tide_staged_commit(&st, exclusive, &why);
+	if (rc < 0 && exclusive)
+		unlink_own(&st, path);
+	tide_staged_release(&st);
+	tide_strbuf_release(&text);
+	if (rc < 0 && why.sys == EEXIST) {
+		tide_error_release(&why);
+		return 1;
+	}
+	return rc < 0 ? tide_error_move(err, &why) : 0;
+}
+
+int tide_commit_record_write_at(struct tide_commit_record *record, const char *slot, int image_fd,
+                                struct tide_error *err)
+{
+	int rc = write_file(record, slot, image_fd, true, err);
+
+	return rc < 0 ? tide_error_wrap(err, "Could not write the record of the transaction") : rc;
+}
+
+int tide_commit_record_refuse_full(const char *sidecar, struct tide_error *err)
+{
+	tide_error_set(err, TIDE_E_REFUSED, "Too many transactions on the image have not been completed");
+	return tide_error_hint(err, "look at the files '%s.commit*', which say what is left to do", sidecar);
+}
+
+int tide_commit_record_write(struct tide_commit_record *record, const char *sidecar, int image_fd, char **path,
+                             struct tide_error *err)
+{
+	for (unsigned i = 0; i < TIDE_COMMIT_SLOTS; i++) {
+		TIDE_AUTOFREE char *slot = tide_commit_record_slot(sidecar, i, err);
+		int rc = slot ? tide_commit_record_write_at(record, slot, image_fd, err) : -1;
+
+		if (rc < 0)
+			return -1;
+		if (rc > 0)
+			continue;
+		*path = slot;
+		slot = NULL;
+		return 0;
+	}
+	return tide_commit_record_refuse_full(sidecar, err);
+}
+
+int tide_commit_record_point(struct tide_commit_record *pointer, const char *to, struct tide_error *err)
+{
+	TIDE_AUTOFREE char *dir = NULL;
+	struct stat st;
+
+	if (tide_sysio_real_dir(to, &dir, err) < 0)
+		return -1;
+	if (!dir || stat(dir, &st) < 0)
+		return tide_error_set_sys(err, errno, "Could not look at the directory of '%s'", to);
+	pointer->record_dir = st.st_ino;
+	pointer->record = tide_mem_strdup(to, err);
+	return pointer->record ? 0 : -1;
+}
+
+int tide_commit_record_rewrite(struct tide_commit_record *record, const char *path, struct tide_error *err)
+{
+	struct stat st;
+	int fd TIDE_AUTOCLOSE = tide_sysio_open(path, O_RDONLY | O_NOFOLLOW, err);
+
+	if (fd < 0 || fstat(fd, &st) < 0)
+		return -1;
+	return write_file(record, path, fd, false, err) ? -1 : 0;
+}
+
+void tide_commit_record_drop(struct tide_commit_record *record, size_t i)
+{
+	release_change(&record->changes[i]);
+	record->n--;
+	memmove(&record->changes[i], &record->changes[i + 1], (record->n - i) * sizeof(*record->changes));
+}
+
+int tide_commit_record_finish(const char *path, bool is_old, struct tide_error *err)
+{
+	TIDE_AUTOFREE char *done = is_old ? tide_mem_printf(err, "%s.done", path) : NULL;
+
+	if (!is_old)
+		return tide_commit_record_remove(path, err);
+	if (!done)
+		return -1;
+	return rename(path, done) < 0 ? tide_error_set_sys(err, errno, "Could not rename '%s'", path) : 0;
+}
+
+int tide_commit_record_remove(const char *path, struct tide_error *err)
+{
+	if (unlink(path) < 0 && errno != ENOENT)
+		return tide_error_set_sys(err, errno, "Could not remove '%s'", path);
+	/* It is gone for everybody but a loss of power; nothing better can be done when this fails. */
+	tide_sysio_fsync_dir(path, NULL);
+	return 0;
 }

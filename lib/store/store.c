@@ -244,6 +244,17 @@ int tide_store_lock(struct tide_store *store, const char *path, bool create, str
 	return tide_error_set(err, TIDE_E_LOCKED, "The sidecar '%s' is being replaced all the time", path);
 }
 
+int tide_store_set_owner_only(int fd, int image_fd, struct tide_error *err)
+{
+	struct stat st;
+
+	if (fstat(image_fd, &st) < 0)
+		return tide_error_set_sys(err, errno, "Could not look at the image's mode");
+	if (!S_ISBLK(st.st_mode) && fchown(fd, st.st_uid, st.st_gid) < 0 && errno != EPERM)
+		return tide_error_set_sys(err, errno, "Could not give it to the image's owner");
+	return 0;
+}
+
 /* Not wider than the image's: its mode, and its owner where we may give files away. */
 int tide_store_set_owner(int fd, int image_fd, struct tide_error *err)
 {
@@ -253,8 +264,8 @@ int tide_store_set_owner(int fd, int image_fd, struct tide_error *err)
 		return tide_error_set_sys(err, errno, "Could not look at the image's mode");
 	if (S_ISBLK(st.st_mode))
 		return 0;
-	if (fchown(fd, st.st_uid, st.st_gid) < 0 && errno != EPERM)
-		return tide_error_set_sys(err, errno, "Could not give it to the image's owner");
+	if (tide_store_set_owner_only(fd, image_fd, err) < 0)
+		return -1;
 	if (fchmod(fd, st.st_mode & 0666) < 0)
 		return tide_error_set_sys(err, errno, "Could not set its mode");
 	return 0;
@@ -291,10 +302,19 @@ int tide_store_commit(struct tide_store *store, struct tide_error *err)
 	return rc < 0 ? tide_error_wrap(err, "Could not replace the sidecar '%s'", store->path) : 0;
 }
 
+/* Is the locked file still the one of that name?  A transaction that was recovered may have put a sidecar there. */
+static bool is_named(const struct tide_store *store)
+{
+	struct stat held, named;
+
+	return fstat(store->lock_fd, &held) == 0 && lstat(store->path, &named) == 0 && held.st_dev == named.st_dev &&
+	       held.st_ino == named.st_ino;
+}
+
 void tide_store_release(struct tide_store *store)
 {
 	tide_staged_release(&store->staged);
-	if (store->made && store->lock_fd >= 0)
+	if (store->made && store->lock_fd >= 0 && is_named(store))
 		unlink(store->path);
 	tide_sysio_close(store->lock_fd);
 	free(store->path);

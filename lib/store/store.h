@@ -47,7 +47,9 @@ void tide_store_release(struct tide_store *store);
 /* Is what stands under the name still this sidecar (NULL: nothing)?  Without a lock it may have been replaced since. */
 int tide_store_is_current(const char *path, const struct tide_sidecar *sc, bool *current, struct tide_error *err);
 
-/* Gives a file that stands beside an image the image's owner and mode, never wider. */
+/* Gives a file beside an image the image's owner, where the caller may do that; its mode stays. */
+int tide_store_set_owner_only(int fd, int image_fd, struct tide_error *err);
+/* And its mode, never wider. */
 int tide_store_set_owner(int fd, int image_fd, struct tide_error *err);
 
 #endif

@@ -1,0 +1,299 @@
+/*
+ * Recovery: completing the transactions that were interrupted after their decision (commit_recover.h), and rolling back
+ * the jobs that died before theirs.
+ *
+ * A command that changes something completes a transaction before it does anything else, or is refused with what is
+ * missing. One that only looks reports it, and shows the bitmaps as the transaction has decided them.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "base/lock.h"
+#include "base/mem.h"
+#include "node_image.h"
+#include "node_impl.h"
+#include "store/commit_recover.h"
+
+static bool may_repair(const struct tide_node *node)
+{
+	return !node->want.dry_run && (node->mode != TIDE_NODE_READ || node->want.repair);
+}
+
+/* The job that owned this bitmap died: what its successor recorded goes back. */
+int tide_node_roll_back(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_sink *sink,
+                        struct tide_error *err)
+{
+	if (tide_sidecar_bitmap_thaw(node->in_sidecar.list, entry, err) < 0)
+		return -1;
+	node->in_sidecar.is_dirty = true;
+	if (sink)
+		tide_event_warning(sink, node->path,
+		                   "the job that used bitmap '%s' died; the bitmap is as after a failed job",
+		                   entry->name);
+	return 0;
+}
+
+/* ---- transactions that had decided --------------------------------------------------- */
+
+/* A record that was found for the node. */
+struct found {
+	const char *slot; /* the file beside the node's sidecar: the record, or the pointer that led to it */
+	char *path;       /* the record's */
+	int fd;
+	struct tide_commit_record record;
+};
+
+static void release_found(struct found *f)
+{
+	free(f->path);
+	tide_sysio_close(f->fd);
+	tide_commit_record_release(&f->record);
+}
+
+#define AUTOFOUND TIDE_CLEANUP(release_found)
+
+/* Reads a record or pointer and checks whose it is.  1, 0: there is none, -1. */
+static int read_trusted(const struct tide_node *node, const char *path, struct tide_commit_record *record, int *fd,
+                        struct tide_error *err)
+{
+	int rc = tide_commit_record_read(path, record, fd, err);
+
+	if (rc <= 0)
+		return rc;
+	return tide_commit_recover_check_trust(*fd, path, tide_image_fd(node->image), err) < 0 ? -1 : 1;
+}
+
+/* Is the transaction still running? */
+static int is_alive(const struct tide_node *node, const struct tide_commit_record *record, struct tide_error *err)
+{
+	return record->token ? tide_lock_token_is_held(tide_image_fd(node->image), record->token, err) : 0;
+}
+
+/* 1: found; 0: there is nothing to do, *gone: a pointer leads to a record that is gone; -1. */
+static int find_record(const struct tide_node *node, const char *slot, struct found *f, bool *gone,
+                       struct tide_error *err)
+{
+	TIDE_AUTOCOMMITRECORD struct tide_commit_record first = TIDE_COMMIT_RECORD_INIT;
+	int fd TIDE_AUTOCLOSE = -1, rc = read_trusted(node, slot, &first, &fd, err);
+
+	if (rc > 0)
+		rc = is_alive(node, &first, err) < 0 ? -1 : !is_alive(node, &first, NULL);
+	if (rc <= 0)
+		return rc;
+	f->slot = slot;
+	if (!first.record) {
+		f->path = tide_mem_strdup(slot, err);
+		f->fd = fd;
+		f->record = first;
+		fd = -1;
+		first = (struct tide_commit_record)TIDE_COMMIT_RECORD_INIT;
+		return f->path ? 1 : -1;
+	}
+	rc = tide_commit_recover_follow(&first, slot, &f->path, err);
+	if (rc > 0)
+		rc = read_trusted(node, f->path, &f->record, &f->fd, err);
+	*gone = rc == 0;
+	return rc;
+}
+
+/* Shows the bitmaps as the transaction has decided them, to commands that only look. */
+static int show_decided(struct tide_node *node, const struct found *f, struct tide_sink *sink, struct tide_error *err)
+{
+	TIDE_AUTOFREE char *staged = tide_commit_recover_find_staged(&f->record, f->path, node->sidecar_path, err);
+	struct tide_sidecar *decided = NULL;
+
+	tide_event_warning(
+	        sink, node->path,
+	        "a transaction was interrupted after its commit; the next command that changes something will "
+	        "complete it");
+	if (!staged || tide_store_load(staged, &decided, err) < 0 || !decided)
+		return staged ? -1 : 0;
+	tide_sidecar_free(node->in_sidecar.list);
+	node->in_sidecar.list = decided;
+	node->has_sidecar = node->group.is_shown = true;
+	return 0;
+}
+
+/* The switches of images that are in use now stay in the record. */
+static int make_switches(struct tide_node *node, struct found *f, struct tide_sink *sink, struct tide_error *err)
+{
+	TIDE_AUTOFREE char *own = tide_mem_strdup(tide_image_path(node->image), err);
+	size_t left = 0;
+
+	if (!own)
+		return -1;
+	for (size_t i = 0; i < f->record.n; i++) {
+		struct tide_commit_change *change = &f->record.changes[i], kept;
+		TIDE_AUTOFREE char *image = NULL;
+		struct tide_error why = TIDE_ERROR_INIT;
+		int rc;
+
+		if (change->kind != TIDE_COMMIT_SWITCH)
+			continue;
+		image = tide_commit_recover_place(change->path, change->relative, f->path, err);
+		tide_node_image_close(node);
+		rc = image ? tide_node_image_switch(image, change, sink, &why) : -1;
+		if (rc < 0 && image && !strcmp(image, own))
+			return tide_error_move(err, &why);
+		tide_error_release(&why);
+		if (rc < 0) {
+			kept = f->record.changes[left];
+			f->record.changes[left++] = *change;
+			*change = kept;
+		}
+	}
+	/* The changes that were made are at the end of the list. */
+	while (f->record.n > left)
+		tide_commit_record_drop(&f->record, left);
+	return 0;
+}
+
+static bool has_renames(const struct tide_commit_record *record)
+{
+	for (size_t i = 0; i < record->n; i++) {
+		if (record->changes[i].kind == TIDE_COMMIT_RENAME)
+			return true;
+	}
+	return false;
+}
+
+/* 1: done, and all has to be read again; 0: only switches of other images are left, and cannot be made now. */
+static int complete(struct tide_node *node, struct found *f, struct tide_sink *sink, struct tide_error *err)
+{
+	bool had_renames = has_renames(&f->record);
+	size_t before = f->record.n;
+	int rc = tide_commit_recover_lock(f->fd, f->path, err);
+
+	if (rc <= 0)
+		return rc < 0 ? -1 : 1;
+	tide_commit_recover_names(&f->record, &node->group.completed);
+	if (tide_commit_recover_renames(&f->record, f->path, f->fd, err) < 0 || make_switches(node, f, sink, err) < 0)
+		return -1;
+	if (f->record.n && (had_renames || f->record.n < before) &&
+	    tide_commit_record_rewrite(&f->record, f->path, err) < 0)
+		return -1;
+	if (!f->record.n && tide_commit_record_finish(f->path, f->record.is_old, err) < 0)
+		return -1;
+	if (strcmp(f->slot, f->path) != 0 && unlink(f->slot) < 0 && errno != ENOENT)
+		return tide_error_set_sys(err, errno, "Could not remove '%s'", f->slot);
+	return had_renames || f->record.n < before;
+}
+
+/* A pointer without a record: nothing was decided, or another program has completed it meanwhile. */
+static int end_pointer(struct tide_node *node, const char *slot, struct tide_error *err)
+{
+	bool current = true;
+
+	if (may_repair(node) && unlink(slot) < 0 && errno != ENOENT)
+		return tide_error_set_sys(err, errno, "Could not remove '%s'", slot);
+	if (tide_store_is_current(node->sidecar_path, node->has_sidecar ? node->in_sidecar.list : NULL, &current, err) <
+	    0)
+		return -1;
+	return !current;
+}
+
+static int recover_slot(struct tide_node *node, const char *slot, struct tide_sink *sink, struct tide_error *err)
+{
+	AUTOFOUND struct found f = { .fd = -1, .record = TIDE_COMMIT_RECORD_INIT };
+	bool gone = false;
+	int rc = find_record(node, slot, &f, &gone, err);
+
+	if (gone)
+		return end_pointer(node, slot, err);
+	if (rc <= 0)
+		return rc;
+	if (!may_repair(node))
+		return show_decided(node, &f, sink, err);
+	rc = complete(node, &f, sink, err);
+	if (rc > 0)
+		tide_event_warning(sink, node->path,
+		                   "a transaction was interrupted after its commit; it has been completed now");
+	return rc;
+}
+
+/* A command that only looks, or that a lost transaction cannot mislead, gets a warning instead of a refusal. */
+static int tolerate(struct tide_node *node, struct tide_sink *sink, struct tide_error *why, struct tide_error *err)
+{
+	bool is_damage = why->code == TIDE_E_CORRUPT;
+
+	if (node->want.certain || (may_repair(node) && node->mode != TIDE_NODE_READ && !is_damage))
+		return tide_error_move(err, why);
+	tide_event_warning(sink, node->path, "%s%s%s", why->msg, why->hint ? "; " : "", why->hint ? why->hint : "");
+	tide_error_release(why);
+	return 0;
+}
+
+/* ---- jobs that died ------------------------------------------------------------------ */
+
+/* Older programs wrote the path of a group's record into its busy bitmaps. */
+static int recover_old_group(struct tide_node *node, const char *record, struct tide_sink *sink, struct tide_error *err)
+{
+	struct tide_error why = TIDE_ERROR_INIT;
+	int rc = record ? recover_slot(node, record, sink, &why) : 0;
+
+	return rc < 0 ? (node->image ? tolerate(node, sink, &why, err) : tide_error_move(err, &why)) : rc;
+}
+
+static int recover_jobs(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
+{
+	bool current = true;
+
+	for (size_t i = 0; i < node->in_sidecar.list->n; i++) {
+		struct tide_sidecar_bitmap *entry = node->in_sidecar.list->items[i];
+		int held;
+
+		if (!entry->token)
+			continue;
+		held = tide_lock_token_is_held(tide_image_fd(node->image), entry->token, err);
+		if (held < 0)
+			return -1;
+		/* No record was found; but another program may have completed it, and removed it, since the sidecar was
+		 * read. */
+		if (!held && !node->group.is_shown &&
+		    tide_store_is_current(node->sidecar_path, node->in_sidecar.list, &current, err) < 0)
+			return -1;
+		if (!current)
+			return 1;
+		if (!held) {
+			int rc = recover_old_group(node, entry->group, sink, err);
+
+			if (rc)
+				return rc;
+		}
+		if (!held && tide_node_roll_back(node, entry, sink, err) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+/* ---- all of it ----------------------------------------------------------------------- */
+
+/* Of this version and the one before. */
+static char *slot_path(const struct tide_node *node, unsigned i, struct tide_error *err)
+{
+	return i < TIDE_COMMIT_SLOTS ? tide_commit_record_slot(node->sidecar_path, i, err)
+	                             : tide_mem_printf(err, "%s.group", node->sidecar_path);
+}
+
+int tide_node_recover(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
+{
+	for (unsigned i = 0; node->sidecar_path && i <= TIDE_COMMIT_SLOTS; i++) {
+		TIDE_AUTOFREE char *slot = slot_path(node, i, err);
+		struct tide_error why = TIDE_ERROR_INIT;
+		int rc = slot ? recover_slot(node, slot, sink, &why) : -1;
+
+		if (!slot)
+			return -1;
+		if (rc < 0 && node->image)
+			rc = tolerate(node, sink, &why, err);
+		else if (rc < 0)
+			return tide_error_move(err, &why);
+		if (rc)
+			return rc;
+	}
+	return recover_jobs(node, sink, err);
+}

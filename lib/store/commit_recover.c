@@ -1,0 +1,299 @@
+/*
+ * Recovery of a commit record: finding the files by their identity, checking all, then renaming them.
+ *
+ * Directories are opened once and used by descriptor, so that a directory that is exchanged meanwhile cannot make a
+ * rename hit another place than the one that was checked.
+ */
+#include "commit_recover.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "base/lock.h"
+#include "base/mem.h"
+
+#define LOCK_WAIT_MS 10000
+
+/* ---- trust ------------------------------------------------------------------------- */
+
+int tide_commit_recover_check_trust(int fd, const char *path, int image_fd, struct tide_error *err)
+{
+	struct stat st, image = { .st_uid = 0 };
+
+	if (fstat(fd, &st) < 0 || (image_fd >= 0 && fstat(image_fd, &image) < 0))
+		return tide_error_set_sys(err, errno, "Could not look at '%s'", path);
+	if ((st.st_uid == 0 || st.st_uid == geteuid() || st.st_uid == image.st_uid) && !(st.st_mode & 022))
+		return 0;
+	tide_error_set(err, TIDE_E_REFUSED, "'%s' looks like the record of a transaction, but %s", path,
+	               st.st_mode & 022 ? "others can write it" : "neither you nor the owner of the image owns it");
+	return tide_error_hint(err, "find out who made it; it has no effect once it is moved away");
+}
+
+int tide_commit_recover_lock(int fd, const char *path, struct tide_error *err)
+{
+	struct tide_commit_identity id;
+
+	if ((fcntl(fd, F_GETFL) & O_ACCMODE) == O_RDONLY)
+		return tide_error_set_sys(err, EACCES, "Could not open '%s', the record of a transaction, for writing",
+		                          path);
+	if (tide_lock_exclusive(fd, LOCK_WAIT_MS, err) < 0)
+		return tide_error_wrap(err, "'%s'", path);
+	if (tide_commit_identity_take(fd, &id, err) < 0)
+		return -1;
+	return tide_commit_identity_is(&id, AT_FDCWD, path, true);
+}
+
+void tide_commit_recover_names(const struct tide_commit_record *record, struct tide_strbuf *names)
+{
+	for (size_t i = 0; i < record->n; i++) {
+		if (record->changes[i].kind == TIDE_COMMIT_RENAME)
+			tide_strbuf_add(names, record->changes[i].path, strlen(record->changes[i].path) + 1);
+	}
+}
+
+/* ---- places ------------------------------------------------------------------------ */
+
+/* relative, from the directory of the record. */
+static char *from_record(const char *relative, const char *record, struct tide_error *err)
+{
+	const char *slash = strrchr(record, '/');
+
+	return tide_mem_printf(err, "%.*s%s", slash ? (int)(slash + 1 - record) : 0, record, relative);
+}
+
+char *tide_commit_recover_place(const char *absolute, const char *relative, const char *record, struct tide_error *err)
+{
+	TIDE_AUTOFREE char *moved = NULL;
+	char *found;
+
+	if (access(absolute, F_OK) == 0)
+		return tide_mem_strdup(absolute, err);
+	if (!relative)
+		return NULL;
+	moved = from_record(relative, record, err);
+	if (!moved || access(moved, F_OK) < 0)
+		return NULL;
+	found = moved;
+	moved = NULL;
+	return found;
+}
+
+/* A directory where a file may be, and the file's name in it. */
+struct place {
+	int dir;
+	const char *base;
+};
+
+static void close_place(struct place *place)
+{
+	tide_sysio_close(place->dir);
+}
+
+#define AUTOPLACE TIDE_CLEANUP(close_place)
+
+static const char *base_of(const char *path)
+{
+	const char *slash = strrchr(path, '/');
+
+	return slash ? slash + 1 : path;
+}
+
+static int open_dir_of(const char *path)
+{
+	TIDE_AUTOFREE char *dir = tide_mem_strndup(path, (size_t)(base_of(path) - path), NULL);
+
+	return dir ? open(*dir ? dir : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+}
+
+enum state { MISSING, STAGED, DONE };
+
+static enum state look(const struct tide_commit_change *change, const struct place *place)
+{
+	if (place->dir < 0)
+		return MISSING;
+	if (tide_commit_identity_is(&change->file, place->dir, change->tmp, true))
+		return STAGED;
+	return tide_commit_identity_is(&change->file, place->dir, place->base, false) ? DONE : MISSING;
+}
+
+/* Looks where the file was to go, then in the same place from the record.  place->dir stays the caller's to close. */
+static enum state find(const struct tide_commit_change *change, const char *record, struct place *place)
+{
+	enum state state;
+
+	*place = (struct place){ open_dir_of(change->path), base_of(change->path) };
+	state = look(change, place);
+	if (state == MISSING && change->relative) {
+		TIDE_AUTOFREE char *moved = from_record(change->relative, record, NULL);
+		int dir = moved ? open_dir_of(moved) : -1;
+
+		tide_sysio_close(place->dir);
+		place->dir = dir;
+		state = look(change, place);
+	}
+	return state;
+}
+
+char *tide_commit_recover_find_staged(const struct tide_commit_record *record, const char *path, const char *file,
+                                      struct tide_error *err)
+{
+	for (size_t i = 0; i < record->n; i++) {
+		const struct tide_commit_change *change = &record->changes[i];
+		struct place place AUTOPLACE = { -1, NULL };
+		struct stat a, b;
+		TIDE_AUTOFREE char *dir = NULL;
+
+		if (change->kind != TIDE_COMMIT_RENAME || strcmp(base_of(change->path), base_of(file)) != 0 ||
+		    find(change, path, &place) != STAGED)
+			continue;
+		dir = tide_mem_strndup(file, (size_t)(base_of(file) - file), err);
+		if (!dir)
+			return NULL;
+		if (fstat(place.dir, &a) == 0 && stat(*dir ? dir : ".", &b) == 0 && a.st_dev == b.st_dev &&
+		    a.st_ino == b.st_ino)
+			return tide_mem_printf(err, "%s%s", dir, change->tmp);
+	}
+	return NULL;
+}
+
+/* ---- following a pointer ----------------------------------------------------------- */
+
+static bool is_that_directory(const char *record, uint64_t inode)
+{
+	int dir = open_dir_of(record);
+	struct stat st;
+	bool is = dir >= 0 && fstat(dir, &st) == 0 && st.st_ino == inode;
+
+	tide_sysio_close(dir);
+	return is;
+}
+
+int tide_commit_recover_follow(const struct tide_commit_record *pointer, const char *path, char **record,
+                               struct tide_error *err)
+{
+	TIDE_AUTOFREE char *moved = pointer->relative ? from_record(pointer->relative, path, err) : NULL;
+
+	if (pointer->relative && !moved)
+		return -1;
+	*record = tide_commit_recover_place(pointer->record, pointer->relative, path, err);
+	if (*record)
+		return 1;
+	if (pointer->is_old)
+		return 0;
+	/* Its directory is there, and it is not: it was never written, or all that it decided is done. */
+	if (is_that_directory(pointer->record, pointer->record_dir) || is_that_directory(moved, pointer->record_dir))
+		return 0;
+	tide_error_set(err, TIDE_E_REFUSED, "The record of an interrupted transaction, '%s', cannot be reached",
+	               pointer->record);
+	return tide_error_hint(err,
+	                       "mount the file system that holds it, or bring its directory back; to give the "
+	                       "transaction up, move '%s' away",
+	                       path);
+}
+
+/* ---- renaming ---------------------------------------------------------------------- */
+
+static int say_missing(const struct tide_commit_change *change, const char *record, struct tide_error *err)
+{
+	int dir = open_dir_of(change->path);
+	bool has_dir = dir >= 0;
+
+	tide_sysio_close(dir);
+	tide_error_set(err, TIDE_E_REFUSED,
+	               has_dir ? "An interrupted transaction cannot be completed: its file for '%s' is missing"
+	                       : "An interrupted transaction cannot be completed: the directory of '%s' is missing",
+	               change->path);
+	return tide_error_hint(
+	        err,
+	        "mount the file system it is on, or bring back what was moved, and run the command again; "
+	        "to give up what is left of the transaction, move '%s' away",
+	        record);
+}
+
+/* A record of the image's owner has no more rights than that owner. */
+static int check_owner(const struct tide_commit_change *change, const struct place *place, const char *record,
+                       uid_t owner, struct tide_error *err)
+{
+	struct stat from, to;
+
+	if (owner == 0 || owner == geteuid())
+		return 0;
+	if (fstatat(place->dir, change->tmp, &from, AT_SYMLINK_NOFOLLOW) == 0 && from.st_uid == owner &&
+	    (fstatat(place->dir, place->base, &to, AT_SYMLINK_NOFOLLOW) < 0 || to.st_uid == owner))
+		return 0;
+	tide_error_set(err, TIDE_E_REFUSED, "The record '%s' names a file that its owner does not own: '%s'", record,
+	               change->path);
+	return tide_error_hint(err, "find out who made the record; it has no effect once it is moved away");
+}
+
+static int check_change(const struct tide_commit_change *change, const char *record, uid_t owner,
+                        struct tide_error *err)
+{
+	struct place place AUTOPLACE = { -1, NULL };
+	enum state state = find(change, record, &place);
+	struct stat st;
+
+	if (state == MISSING)
+		return say_missing(change, record, err);
+	if (state == DONE)
+		return 0;
+	if (change->exclusive && fstatat(place.dir, place.base, &st, AT_SYMLINK_NOFOLLOW) == 0) {
+		tide_error_set(err, TIDE_E_REFUSED,
+		               "An interrupted transaction cannot be completed: another program has created '%s'",
+		               change->path);
+		return tide_error_hint(
+		        err,
+		        "the file was left as it is; move it away and run the command again; to give up what "
+		        "is left of the transaction, move '%s' away",
+		        record);
+	}
+	return check_owner(change, &place, record, owner, err);
+}
+
+static int make_change(const struct tide_commit_change *change, const char *record, struct tide_error *err)
+{
+	struct place place AUTOPLACE = { -1, NULL };
+	enum state state = find(change, record, &place);
+	unsigned flags = change->exclusive ? RENAME_NOREPLACE : 0;
+	int rc = 0;
+
+	if (state == MISSING)
+		return say_missing(change, record, err);
+	if (state == STAGED) {
+		rc = renameat2(place.dir, change->tmp, place.dir, place.base, flags);
+		if (rc < 0 && flags && (errno == EINVAL || errno == ENOSYS))
+			rc = linkat(place.dir, change->tmp, place.dir, place.base, 0) < 0
+			             ? -1
+			             : unlinkat(place.dir, change->tmp, 0);
+	}
+	if (rc < 0)
+		return tide_error_set_sys(err, errno, "Could not rename '%s' to '%s'", change->tmp, change->path);
+	if (fsync(place.dir) < 0 && errno != EINVAL)
+		return tide_error_set_sys(err, errno, "Could not flush the directory of '%s'", change->path);
+	return 0;
+}
+
+int tide_commit_recover_renames(const struct tide_commit_record *record, const char *path, int fd,
+                                struct tide_error *err)
+{
+	struct stat st;
+
+	if (fstat(fd, &st) < 0)
+		return tide_error_set_sys(err, errno, "Could not look at '%s'", path);
+	for (size_t i = 0; i < record->n; i++) {
+		if (record->changes[i].kind == TIDE_COMMIT_RENAME &&
+		    check_change(&record->changes[i], path, st.st_uid, err) < 0)
+			return -1;
+	}
+	for (size_t i = 0; i < record->n; i++) {
+		if (record->changes[i].kind == TIDE_COMMIT_RENAME && make_change(&record->changes[i], path, err) < 0)
+			return -1;
+	}
+	return 0;
+}

@@ -1,0 +1,58 @@
+/*
+ * Completing what a commit record has decided (commit_record.h), after its transaction died.
+ *
+ * Everything is checked before anything is renamed: a file that is neither under its temporary
+ * name nor, by its identity, under its final one stops the recovery, and the record stays.  An
+ * unmounted file system, a moved directory or a removed file are never taken for success.
+ *
+ * A record is trusted only if root, the caller or the image's owner owns it and nobody else can
+ * write it; one of the image's owner moves that owner's files only, in the place of such files.
+ *
+ * Threads and processes: whoever completes a record holds a lock on it; others wait, and find it
+ * gone.
+ */
+#ifndef TIDE_COMMIT_RECOVER_H
+#define TIDE_COMMIT_RECOVER_H
+
+#include "commit_record.h"
+
+/* Is the open file one that may be followed?  image_fd: -1, or the image beside which it was found. */
+int tide_commit_recover_check_trust(int fd, const char *path, int image_fd, struct tide_error *err);
+
+/*
+ * Locks the record, which was opened for writing, unless it is no longer the file of that name: 0, and the caller looks
+ * again.  1: locked, until fd is closed.
+ */
+int tide_commit_recover_lock(int fd, const char *path, struct tide_error *err);
+
+/* The names of all files that the record puts in place, in a list of NUL-terminated ones. */
+void tide_commit_recover_names(const struct tide_commit_record *record, struct tide_strbuf *names);
+
+/*
+ * Makes all renames that are left, durably.  path: the record's; fd: the record, for its owner.  -1: the first change
+ * that cannot be made, with a way on; then none has been made, unless the renaming itself failed.
+ */
+int tide_commit_recover_renames(const struct tide_commit_record *record, const char *path, int fd,
+                                struct tide_error *err);
+
+/*
+ * Where the decided content of a file is, as long as it has not got its name: its temporary path, which the caller
+ * frees. NULL without an error: the record says nothing of it, or it has its name.
+ */
+char *tide_commit_recover_find_staged(const struct tide_commit_record *record, const char *path, const char *file,
+                                      struct tide_error *err);
+
+/*
+ * Where a path of a record is now: where it was, or else in the same place from the record.  The caller frees it; NULL
+ * without an error: there is nothing in either place.
+ */
+char *tide_commit_recover_place(const char *absolute, const char *relative, const char *record, struct tide_error *err);
+
+/*
+ * The record that a pointer leads to.  1: *path, which the caller frees; 0: it is gone, so nothing was decided or all
+ * is done; -1: it cannot be reached.
+ */
+int tide_commit_recover_follow(const struct tide_commit_record *pointer, const char *path, char **record,
+                               struct tide_error *err);
+
+#endif

@@ -1,0 +1,366 @@
+#!/usr/bin/env bats
+# A transaction that changes several files does so together or not at all, and one that was interrupted after its commit is
+# completed: only when every file is found, and only by commands that change something.
+
+# shellcheck disable=SC2030,SC2031,SC2154 # each test is a subshell of its own; `run` sets stderr
+
+load helper
+
+# A disk of 2 MiB with a bitmap b that has dirty bits.
+disk() {
+	head -c 2M /dev/urandom > "$1"
+	ok bitmap-add -f raw "$1" b
+	ok bitmap-mark "$1" b 0 256K
+}
+
+# $1 fails ($2: its error, or KILL) the $3rd time that the command calls it; raw strace.
+inject() {
+	local call=$1 what=$2 when=$3
+	shift 3
+	[ "$what" = KILL ] && what=signal=KILL || what=error=$what
+	run --separate-stderr strace -qq -f -o /dev/null -e "trace=$call" -e "inject=$call:$what:when=$when" "$@"
+	printf '$ %s\n[%s] %s\n%s\n' "$*" "$status" "$output" "$stderr"
+}
+
+clear_both() {
+	cat > both.json <<- 'J'
+		{"execute": "transaction", "arguments": {"actions": [
+		 {"type": "block-dirty-bitmap-clear", "data": {"node": "a", "name": "b"}},
+		 {"type": "block-dirty-bitmap-clear", "data": {"node": "c", "name": "b"}}]}}
+	J
+}
+
+# The bytes that are dirty in bitmap b.
+dirty() {
+	bitmap-list -q --output=json "$1" | jq '.return[] | select(.name == "b").count'
+}
+
+# Two disks whose grouped incremental backups are interrupted right after the decision; $1, $2: directories of the disks, $3 of
+# the targets.
+interrupted_group() {
+	mkdir -p "$1" "$2" "$3"
+	disk "$1/d0.img"
+	disk "$2/d1.img"
+	cat > group.json <<- J
+		{"execute": "transaction", "arguments": {"properties": {"completion-mode": "grouped"}, "actions": [
+		 {"type": "drive-backup", "data": {"device": "d0", "sync": "incremental", "bitmap": "b", "format": "qcow2",
+		  "target": "$PWD/$3/t0.qcow2"}},
+		 {"type": "drive-backup", "data": {"device": "d1", "sync": "incremental", "bitmap": "b", "format": "qcow2",
+		  "target": "$PWD/$3/t1.qcow2"}}]}}
+	J
+	inject renameat2 KILL 1 txn-apply --drive "d0=$1/d0.img" --drive "d1=$2/d1.img" group.json
+	[ "$status" -eq 137 ]
+	[ -f "$1/d0.img.bitmaps.commit" ] && [ -f "$2/d1.img.bitmaps.commit" ]
+}
+
+# Everything is in place, and nothing is left over once both disks have been opened.
+completed_group() {
+	bitmap-enable -q "$1/d0.img" b
+	bitmap-enable -q "$2/d1.img" b
+	[ "$(dirty "$1/d0.img")" -eq 0 ]
+	[ "$(dirty "$2/d1.img")" -eq 0 ]
+	qemu-img check -q "$3/t0.qcow2"
+	qemu-img check -q "$3/t1.qcow2"
+	[ "$(find . -name '*.commit*' | wc -l)" -eq 0 ]
+}
+
+@test "two nodes: an error at the second rename leaves neither half done" {
+	disk a.img
+	disk c.img
+	clear_both
+	inject rename ENOSPC 2 txn-apply --drive a=a.img --drive c=c.img both.json
+	[ "$status" -eq 0 ]
+	assert_output '{"return": {}}'
+	[[ $stderr == *"the transaction is decided"* ]]
+	# Looking shows the decision, and completes nothing.
+	done_ bitmap-list c.img
+	[[ $stderr == *"the next command that changes something will complete it"* ]]
+	[ "$(dirty a.img)" -eq 0 ]
+	[ "$(dirty c.img)" -eq 0 ]
+	[ -f a.img.bitmaps.commit ]
+	ok bitmap-add c.img x
+	[[ $stderr == *"it has been completed now"* ]]
+	[ "$(dirty c.img)" -eq 0 ]
+	[ ! -e a.img.bitmaps.commit ]
+}
+
+@test "two nodes: an error at the first rename changes neither" {
+	disk a.img
+	disk c.img
+	clear_both
+	inject rename ENOSPC 1 txn-apply --drive a=a.img --drive c=c.img both.json
+	[ "$status" -eq 1 ]
+	[ "$(dirty a.img)" -eq 262144 ]
+	[ "$(dirty c.img)" -eq 262144 ]
+	[ ! -e a.img.bitmaps.commit ]
+	[ ! -e c.img.bitmaps.commit ]
+}
+
+@test "two nodes: SIGKILL at each rename leaves both or neither" {
+	local n
+	for n in 1 2; do
+		rm -f ./*.img*
+		disk a.img
+		disk c.img
+		clear_both
+		inject rename KILL $n txn-apply --drive a=a.img --drive c=c.img both.json
+		[ "$status" -eq 137 ]
+		ok bitmap-add a.img x
+		[ "$(dirty a.img)" -eq "$(dirty c.img)" ]
+	done
+}
+
+@test "a restore that fails leaves the bitmaps of its transaction alone" {
+	disk a.img
+	done_ backup-run -F qcow2 a.img full.qcow2
+	cat > prog.c <<- 'C'
+		#include <stdio.h>
+		#include "tidemark.h"
+		int main(void)
+		{
+			struct tide_session_options options = {0};
+			struct tide_session *s = tide_session_new(&options, NULL);
+			struct tide_drive a = {.id = "a", .path = "a.img"}, f = {.id = "f", .path = "full.qcow2"};
+			struct tide_bitmap_edit clear = {.node = "a", .name = "b"};
+			struct tide_chain_restore restore = {.device = "f", .target = "full/disk.raw"};
+			struct tide_txn *txn;
+			int rc = tide_session_add_drive(s, &a, NULL, NULL) || tide_session_add_drive(s, &f, NULL, NULL);
+			txn = tide_txn_new(s, NULL);
+			rc = rc || tide_txn_bitmap_clear(txn, &clear, NULL) || tide_txn_chain_restore(txn, &restore, NULL);
+			rc = rc ? 3 : tide_txn_run(txn, NULL) != 0;
+			tide_txn_free(txn);
+			tide_session_free(s);
+			return rc;
+		}
+	C
+	${CC:-cc} -I"$ROOT/lib" -o prog prog.c -L"$BUILD/lib" -ltidemark "-Wl,-rpath,$BUILD/lib"
+	mkdir full
+	mount -t tmpfs -o size=1M none full || skip "a file system cannot be mounted here"
+	mounts+=("$PWD/full")
+	run ./prog
+	[ "$status" -eq 1 ]
+	[ "$(dirty a.img)" -eq 262144 ]
+	[ ! -e full/disk.raw ]
+}
+
+@test "a write to an image is a transaction of its own" {
+	disk a.img
+	cat > prog.c <<- 'C'
+		#include "tidemark.h"
+		int main(void)
+		{
+			struct tide_session_options options = {0};
+			struct tide_session *s = tide_session_new(&options, NULL);
+			struct tide_drive a = {.id = "a", .path = "a.img"};
+			struct tide_bitmap_edit clear = {.node = "a", .name = "b"};
+			struct tide_image_write write = {.node = "a", .kind = TIDE_WRITE_PATTERN, .has_length = true, .length = 9};
+			struct tide_txn *txn;
+			int rc = tide_session_add_drive(s, &a, NULL, NULL);
+			txn = tide_txn_new(s, NULL);
+			rc = rc || tide_txn_bitmap_clear(txn, &clear, NULL) || tide_txn_image_write(txn, &write, NULL);
+			rc = rc ? 3 : tide_txn_run(txn, NULL) != 0;
+			tide_txn_free(txn);
+			tide_session_free(s);
+			return rc;
+		}
+	C
+	${CC:-cc} -I"$ROOT/lib" -o prog prog.c -L"$BUILD/lib" -ltidemark "-Wl,-rpath,$BUILD/lib"
+	run ./prog
+	[ "$status" -eq 1 ]
+	[ "$(dirty a.img)" -eq 262144 ]
+}
+
+@test "a group whose targets are on a file system that is not mounted waits" {
+	truncate -s 32M fs
+	PATH=$PATH:/sbin:/usr/sbin mkfs.ext4 -q fs
+	mkdir t
+	mount -o loop fs t || skip "loop devices cannot be used here"
+	mounts+=("$PWD/t")
+	interrupted_group . . t
+	umount t
+	mounts=()
+	done_ bitmap-list d0.img
+	refused_like "its file for '$PWD/t/t0.qcow2' is missing" bitmap-clear d0.img b
+	[[ $stderr == *"mount the file system"* ]]
+	refused_like "is missing" image-write --pattern 1 d1.img 0 4K
+	ok bitmap-clear --dry-run d0.img b
+	# What takes nothing from the bitmaps goes on.
+	done_ backup-run -F qcow2 d0.img other.qcow2
+	[ -f d0.img.bitmaps.commit ]
+	mount -o loop fs t
+	mounts+=("$PWD/t")
+	ok bitmap-enable d1.img b
+	completed_group . . t
+}
+
+@test "a disk of the group on a file system that is not mounted" {
+	truncate -s 32M fs
+	PATH=$PATH:/sbin:/usr/sbin mkfs.ext4 -q fs
+	mkdir s0
+	mount -o loop fs s0 || skip "loop devices cannot be used here"
+	mounts+=("$PWD/s0")
+	interrupted_group s0 s1 t
+	umount s0
+	mounts=()
+	# Its pointer leads to a record that is out of reach, not to one that is gone.
+	done_ bitmap-list s1/d1.img
+	refused_like "cannot be reached" bitmap-enable s1/d1.img b
+	mount -o loop fs s0
+	mounts+=("$PWD/s0")
+	ok bitmap-enable s1/d1.img b
+	completed_group s0 s1 t
+}
+
+@test "a group whose whole directory has moved is completed there" {
+	mkdir old
+	pushd old > /dev/null
+	interrupted_group a b t
+	popd > /dev/null
+	mv old new
+	ok bitmap-enable new/b/d1.img b
+	cd new
+	completed_group a b t
+}
+
+@test "a staged file that was removed is no success" {
+	interrupted_group . . t
+	rm t/.t1.qcow2.*
+	refused_like "its file for '$PWD/t/t1.qcow2' is missing" bitmap-enable d0.img b
+	[ ! -e t/t0.qcow2 ]
+	[ ! -e t/t1.qcow2 ]
+	# Giving it up: the bitmaps are those of before.
+	rm d0.img.bitmaps.commit
+	ok bitmap-enable d0.img b
+	ok bitmap-enable d1.img b
+	[ "$(dirty d0.img)" -eq 262144 ]
+	[ "$(dirty d1.img)" -eq 262144 ]
+}
+
+@test "a file that took a target's name meanwhile is kept, and named" {
+	interrupted_group . . t
+	echo precious > t/t0.qcow2
+	refused_like "another program has created '$PWD/t/t0.qcow2'" bitmap-enable d0.img b
+	[ "$(cat t/t0.qcow2)" = precious ]
+	mv t/t0.qcow2 t/precious
+	ok bitmap-enable d0.img b
+	completed_group . . t
+}
+
+@test "repeating the request that was interrupted is refused" {
+	interrupted_group . . t
+	refused_like "was interrupted after its commit; it has been completed now, and this request was not run" \
+		txn-apply --drive d0=d0.img --drive d1=d1.img group.json
+	completed_group . . t
+}
+
+@test "a damaged record says how to go on, and blocks only what depends on it" {
+	interrupted_group . . t
+	printf 'X' | dd of=d0.img.bitmaps.commit bs=1 seek=30 conv=notrunc status=none
+	refused_like "'$PWD/d0.img.bitmaps.commit', is damaged in line " bitmap-clear d0.img b
+	[[ $stderr == *"move the file away"* ]]
+	done_ bitmap-list d0.img
+	done_ backup-run -F qcow2 d0.img full.qcow2
+	ok bitmap-remove d0.img b
+	mv d0.img.bitmaps.commit away
+	ok bitmap-add d0.img b
+}
+
+@test "a record of a stranger is not followed" {
+	[ "$(id -u)" -eq 0 ] || skip "takes root"
+	interrupted_group . . t
+	chown 12345 d0.img.bitmaps.commit
+	refused_like "neither you nor the owner of the image owns it" bitmap-enable d0.img b
+	chown 0 d0.img.bitmaps.commit
+	chmod 666 d0.img.bitmaps.commit
+	refused_like "others can write it" bitmap-enable d0.img b
+	# The image's own owner may have made it, but moves nobody else's files.
+	chmod 600 d0.img.bitmaps.commit
+	chown 12345 d0.img.bitmaps.commit d0.img
+	refused_like "names a file that its owner does not own" bitmap-enable d0.img b
+	[ ! -e t/t0.qcow2 ]
+	chown 12345 .d0.img.bitmaps.* d0.img.bitmaps t/.t0.qcow2.* .d1.img.bitmaps.* d1.img.bitmaps t/.t1.qcow2.*
+	ok bitmap-enable d0.img b
+	completed_group . . t
+}
+
+@test "a directory that cannot be synced: done, and not known to be durable" {
+	disk a.img
+	ok bitmap-enable a.img b
+	inject fsync EIO 2 bitmap-clear a.img b
+	[ "$status" -eq 0 ]
+	assert_output '{"return": {}}'
+	[[ $stderr == *"the change is done, and may be lost if the machine loses power now"* ]]
+	[ "$(dirty a.img)" -eq 0 ]
+}
+
+@test "a backup that was decided and is not in place is no success, and is completed" {
+	disk a.img
+	local n failed=0
+	# Whichever sync fails: never a success that lacks something, never bits lost.
+	for n in {1..12}; do
+		rm -f t.qcow2 restored.img
+		ok bitmap-mark a.img b 0 256K
+		inject fsync EIO "$n" backup-run --sync incremental --bitmap b -F qcow2 a.img t.qcow2
+		[ "$status" -eq 0 ] || failed=$((failed + 1))
+		bitmap-enable -q a.img b
+		if [ -e t.qcow2 ]; then
+			qemu-img check -q t.qcow2
+			[ "$(dirty a.img)" -eq 0 ]
+		else
+			[ "$(dirty a.img)" -eq 262144 ]
+		fi
+	done
+	[ $failed -gt 4 ]
+}
+
+@test "names of images that leave no room for the record's" {
+	local name
+	name=$(printf 'n%.0s' {1..235}).img
+	head -c 2M /dev/urandom > "$name"
+	done_ backup-run --sync auto --bitmap b -F qcow2 "$name" t0.qcow2
+	done_ backup-run --sync auto --bitmap b -F qcow2 "$name" t1.qcow2
+	done_ bitmap-list "$name"
+	[ "$(find . -name '.tidemark-*' | wc -l)" -eq 0 ]
+}
+
+@test "images without a place for bitmaps get no record in the current directory" {
+	head -c 2M /dev/urandom > d.img
+	qemu-img create -q -f raw e.img 2M
+	local loop
+	loop=$(losetup -f --show e.img) || skip "loop devices cannot be used here"
+	loops+=("$loop")
+	cat > two.json <<- J
+		{"execute": "transaction", "arguments": {"properties": {"completion-mode": "grouped"}, "actions": [
+		 {"type": "drive-backup", "data": {"device": "d", "sync": "full", "format": "qcow2", "target": "$PWD/t0.qcow2"}},
+		 {"type": "drive-backup", "data": {"device": "e", "sync": "full", "format": "qcow2", "target": "$PWD/t1.qcow2"}}]}}
+	J
+	mkdir cwd
+	cd cwd
+	done_ txn-apply --drive "d=$PWD/../d.img" --drive "e=$loop" ../two.json
+	inject renameat2 KILL 1 txn-apply --drive "e=$loop" --drive "d=$PWD/../d.img" ../two.json
+	[ -z "$(ls -A)" ]
+}
+
+@test "a second transaction does not hide the record of the first" {
+	disk a.img
+	local n f # `run` has an i of its own
+	# Somebody's full backups of the same disk, interrupted one after the other: each keeps its own record.
+	head -c 1M /dev/zero > z.img
+	for n in 1 2; do
+		cat > two.json <<- J
+			{"execute": "transaction", "arguments": {"properties": {"completion-mode": "grouped"}, "actions": [
+			 {"type": "drive-backup", "data": {"device": "a", "sync": "full", "format": "qcow2", "target": "$PWD/a$n.qcow2"}},
+			 {"type": "drive-backup", "data": {"device": "z", "sync": "full", "format": "qcow2", "target": "$PWD/z$n.qcow2"}}]}}
+		J
+		inject renameat2 KILL 1 txn-apply --drive a=a.img --drive z=z.img two.json
+		[ "$status" -eq 137 ]
+		# The first one cannot be completed by the second.
+		[ $n -eq 2 ] || for f in .a1.qcow2.*; do mv "$f" "kept$f"; done
+	done
+	[ -f a.img.bitmaps.commit ] && [ -f a.img.bitmaps.commit-2 ]
+	for f in kept*; do mv "$f" "${f#kept}"; done
+	ok bitmap-enable a.img b
+	for n in 1 2; do
+		[ -e a$n.qcow2 ] && [ -e z$n.qcow2 ]
+	done
+}
