@@ -162,8 +162,15 @@ char *tide_commit_record_slot(const char *sidecar, unsigned i, struct tide_error
 	suffix[sizeof(suffix) - 2] = (char)('1' + i);
 	if (i == 0)
 		suffix[strlen(".commit")] = '\0';
-	if (strlen(base) + strlen(suffix) <= NAME_BYTES)
-		return tide_mem_printf(err, "%s%s", sidecar, suffix);
+	if (strlen(base) + strlen(suffix) <= NAME_BYTES) {
+		/* Each command looks for these names: no formatted print. */
+		size_t n = strlen(sidecar);
+		char *slot = tide_mem_alloc(n + sizeof(suffix), 1, err);
+
+		if (slot)
+			memcpy((char *)memcpy(slot, sidecar, n) + n, suffix, sizeof(suffix));
+		return slot;
+	}
 	/* The name has no room for it: another one is made of it. */
 	tide_checksum_sha256_init(&sha);
 	tide_checksum_sha256_update(&sha, base, strlen(base));
