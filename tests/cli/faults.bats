@@ -43,7 +43,9 @@ setup_disk() {
 	setup_disk
 	for n in 1 2 3 4 5 6; do
 		rm -f inc.qcow2
+		ok bitmap-mark disk.img b 1M 2M
 		attempt inject "fsync:$n" backup-run --sync incremental --bitmap b -F qcow2 --backing full.qcow2 disk.img inc.qcow2
+		bitmap-enable -q disk.img b # completes what was decided
 		done_ bitmap-list -q --output=json disk.img
 		if [ -e inc.qcow2 ]; then
 			done_ qemu-img compare disk.img inc.qcow2
