@@ -359,7 +359,7 @@ void tide_node_image_abort(struct tide_node *node)
 
 /* ---- after a group's death ---------------------------------------------------------- */
 
-/* 1: the file is as it was when the change was staged; 2: the change is there; 0: neither. */
+/* 1: the file is as it was when the change was staged; 2: it has the change; 0: neither. */
 static int compare_switch(int fd, const struct tide_driver_switch *sw, const struct tide_stamp *stamp,
                           struct tide_error *err)
 {
