@@ -41,6 +41,12 @@ int tide_backup_prepare(struct tide_node *node, const struct tide_backup *args, 
 /* Checks QEMU's rules for the names of nodes. */
 int tide_backup_check_node_name(const char *name, struct tide_error *err);
 const char *tide_backup_id(const struct tide_backup_job *job);
+/*
+ * Adds to `into` what the bitmaps of this name in the backing images of an open node have, with a warning
+ * (backup_unite.c).  Fails if one of them cannot be used.  into NULL: only checks that.
+ */
+int tide_backup_unite(const struct tide_node *top, const char *name, struct tide_sink *sink, struct tide_bitmap *into,
+                      struct tide_error *err);
 /* Would both jobs give the same name to their targets? */
 bool tide_backup_collides(const struct tide_backup_job *job, const struct tide_backup_job *other);
 /* Makes the job known: its node is busy, and so is its target if that is a drive. */

@@ -262,10 +262,26 @@ static int plan_tail(struct tide_backup_job *job, uint64_t size, struct tide_err
 	return tide_bitmap_set(job->copy.todo, exact, have - exact, err);
 }
 
+/* The ranges that the bitmap has, and those that bitmaps of its name in backing images have. */
+static struct tide_bitmap *plan_dirty(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry, uint64_t size,
+                                      struct tide_error *err)
+{
+	struct tide_bitmap *own = tide_node_bitmap(job->node, entry, err);
+	TIDE_AUTOBITMAP struct tide_bitmap *all = NULL;
+
+	if (!own)
+		return NULL;
+	if (!tide_image_backing(job->node->image))
+		return tide_copy_plan(size, job->copy.unit, own, err);
+	all = tide_bitmap_copy(own, err);
+	if (!all || tide_backup_unite(job->node, entry->name, job->sink, all, err) < 0)
+		return NULL;
+	return tide_copy_plan(size, job->copy.unit, all, err);
+}
+
 static int plan(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry, struct tide_error *err)
 {
 	uint64_t size = tide_image_can_resize(job->target.image) ? job->exact_size : tide_image_size(job->target.image);
-	struct tide_bitmap *dirty = NULL;
 
 	job->copy.unit = TIDE_MAX(UNIT_MIN, tide_image_info(job->target.image)->cluster_size);
 	if (job->sync == TIDE_SYNC_TOP) {
@@ -273,10 +289,7 @@ static int plan(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry, 
 	} else if (job->sync == TIDE_SYNC_FULL) {
 		job->copy.todo = tide_copy_plan(size, job->copy.unit, NULL, err);
 	} else {
-		dirty = tide_node_bitmap(job->node, entry, err);
-		if (!dirty)
-			return -1;
-		job->copy.todo = tide_copy_plan(size, job->copy.unit, dirty, err);
+		job->copy.todo = plan_dirty(job, entry, size, err);
 	}
 	if (!job->copy.todo || plan_tail(job, size, err) < 0)
 		return -1;

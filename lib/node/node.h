@@ -111,6 +111,7 @@ struct tide_node {
 	struct tide_node_want want;
 	bool may_share_live;               /* for reading: opens it beside a writer that records in the write log */
 	bool partial;                      /* for reading: opens a broken chain as far as it is readable */
+	bool alone;                        /* for reading the bitmaps only: opens it without its backing images */
 	const struct tide_backup_job *job; /* the backup job that reads or writes it; NULL: none */
 
 	/* While it is open: */

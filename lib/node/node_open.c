@@ -69,6 +69,7 @@ static int open_image(struct tide_node *node, struct tide_sink *sink, struct tid
 		.force_share = node->force_share && node->mode == TIDE_NODE_READ,
 		.allow = node->allow,
 		.partial = node->partial && node->mode == TIDE_NODE_READ,
+		.no_backing = node->alone && node->mode == TIDE_NODE_READ,
 		.cancel = sink ? &sink->cancelled : NULL,
 	};
 

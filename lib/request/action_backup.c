@@ -254,8 +254,20 @@ static int check_args(const struct tide_backup *args, struct tide_error *err)
 	return 0;
 }
 
+/* Can the bitmaps of this name in backing images be used, too? */
+static bool can_unite(const struct tide_node *node, const char *name, struct tide_sink *sink)
+{
+	struct tide_error why = TIDE_ERROR_INIT;
+	bool can = tide_backup_unite(node, name, sink, NULL, &why) == 0;
+
+	if (!can)
+		tide_event_warning(sink, node->path, "%s", why.msg);
+	tide_error_release(&why);
+	return can;
+}
+
 /* The reason against an incremental backup, or NULL. */
-static const char *doubt(const struct tide_node *node, const struct tide_sidecar_bitmap *bitmap)
+static const char *doubt(const struct tide_node *node, const struct tide_sidecar_bitmap *bitmap, struct tide_sink *sink)
 {
 	if (!bitmap)
 		return "there was no such bitmap";
@@ -265,7 +277,10 @@ static const char *doubt(const struct tide_node *node, const struct tide_sidecar
 		return "the bitmap was inconsistent: a program died while it used it";
 	if (bitmap->untracked && !node->ignore_stamp)
 		return "the bitmap was inconsistent: the image was changed without being tracked";
-	return bitmap->enabled ? NULL : "the bitmap was disabled, and did not record what was written";
+	if (!bitmap->enabled)
+		return "the bitmap was disabled, and did not record what was written";
+	return can_unite(node, bitmap->name, sink) ? NULL
+	                                           : "a bitmap of the same name in a backing image could not be used";
 }
 
 static int set_answer(struct tide_txn *txn, const char *reason, struct tide_error *err)
@@ -342,7 +357,7 @@ static int auto_decide(struct tide_txn *txn, const struct tide_step *step, struc
 		if (!bitmap)
 			return -1;
 	}
-	reason = doubt(node, bitmap);
+	reason = doubt(node, bitmap, &tide_txn_session(txn)->sink);
 	if (set_answer(txn, reason, err) < 0)
 		return -1;
 	if (!reason)
