@@ -172,13 +172,18 @@ static void unlock_bytes(int fd, unsigned base, unsigned perms)
 			set_lock(fd, F_UNLCK, base + i, 1);
 }
 
+void tide_lock_release(int fd, unsigned held, unsigned unshared)
+{
+	unlock_bytes(fd, PERM_BASE, held);
+	unlock_bytes(fd, SHARED_BASE, unshared);
+}
+
 int tide_lock_acquire(int fd, unsigned held, unsigned unshared, const char *path, struct tide_error *err)
 {
 	if (lock_bytes(fd, PERM_BASE, held, path, err) == 0 && lock_bytes(fd, SHARED_BASE, unshared, path, err) == 0 &&
 	    check_bytes(fd, SHARED_BASE, held, path, err) == 0 && check_bytes(fd, PERM_BASE, unshared, path, err) == 0)
 		return 0;
-	unlock_bytes(fd, PERM_BASE, held);
-	unlock_bytes(fd, SHARED_BASE, unshared);
+	tide_lock_release(fd, held, unshared);
 	return -1;
 }
 

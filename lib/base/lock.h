@@ -36,6 +36,8 @@ enum {
  */
 int tide_lock_acquire(int fd, unsigned held, unsigned unshared, const char *path, struct tide_error *err);
 
+void tide_lock_release(int fd, unsigned held, unsigned unshared);
+
 /*
  * Adds permissions to a file that is locked as a reader's and shares neither permission, retrying for up to
  * timeout_ms while another program does not share them. On failure the previous locks stay. The lock itself

@@ -47,6 +47,7 @@ void tide_image_close(struct tide_image *image)
 		tide_sysio_close(image->data_fd);
 		free(image->data_path);
 		free(image->path);
+		pthread_mutex_destroy(&image->change_lock);
 		free(image);
 		image = backing;
 	}
@@ -189,14 +190,58 @@ bool tide_image_is_same_file(const struct tide_image *a, const struct tide_image
 	return a->dev == b->dev && a->ino == b->ino;
 }
 
+bool tide_image_reads_file(const struct tide_image *chain, uint64_t dev, uint64_t ino)
+{
+	for (const struct tide_image *link = chain->backing; link; link = link->backing) {
+		if (!link->is_uri && link->dev == dev && link->ino == ino)
+			return true;
+	}
+	return false;
+}
+
+void tide_image_share_owner(struct tide_image *chain, struct tide_image *owner)
+{
+	if (!owner->write_later || owner->is_uri)
+		return;
+	for (struct tide_image *link = chain; link; link = link->backing) {
+		if (link == owner || (link->flags & TIDE_OPEN_WRITE) || !tide_image_is_same_file(link, owner) ||
+		    !tide_stamp_is_equal(&link->stamp, &owner->stamp))
+			continue;
+		if (link->locks && owner->locks) {
+			tide_lock_release(link->fd, TIDE_LOCK_READ_HELD, TIDE_LOCK_READ_UNSHARED);
+			link->locks = false;
+		}
+		link->owner = owner;
+	}
+}
+
+/* While the owner has the write lock, it alone can have changed the file, and its stamp is not renewed yet. */
+static int is_unchanged(const struct tide_image *image, bool *unchanged, struct tide_error *err)
+{
+	struct tide_image *owner = image->owner;
+	struct tide_stamp now, data;
+	int rc = 0;
+
+	*unchanged = true;
+	if (owner)
+		pthread_mutex_lock(&owner->change_lock);
+	if (!owner || !owner->write_locked) {
+		rc = take_stamp(image, &now, &data, err);
+		*unchanged = rc == 0 && tide_stamp_is_equal(&now, owner ? &owner->stamp : &image->stamp);
+	}
+	if (owner)
+		pthread_mutex_unlock(&owner->change_lock);
+	return rc;
+}
+
 int tide_image_check_unchanged(const struct tide_image *image, struct tide_error *err)
 {
 	for (; image; image = image->backing) {
-		struct tide_stamp now, data;
+		bool unchanged;
 
-		if (take_stamp(image, &now, &data, err) < 0)
+		if (is_unchanged(image, &unchanged, err) < 0)
 			return tide_error_wrap(err, "'%s'", image->path);
-		if (!tide_stamp_is_equal(&now, &image->stamp))
+		if (!unchanged)
 			return tide_error_set(err, TIDE_E_REFUSED,
 			                      "'%s' was changed by another program while it was read", image->path);
 	}
@@ -323,6 +368,13 @@ void tide_image_renounce_write(struct tide_image *image)
 	image->renounced = true;
 }
 
+static void set_write_locked(struct tide_image *image, bool locked)
+{
+	pthread_mutex_lock(&image->change_lock);
+	image->write_locked = locked;
+	pthread_mutex_unlock(&image->change_lock);
+}
+
 int tide_image_lock_write(struct tide_image *image, struct tide_error *err)
 {
 	if (image->renounced)
@@ -334,7 +386,7 @@ int tide_image_lock_write(struct tide_image *image, struct tide_error *err)
 	if (image->locks && tide_lock_raise(image->fd, TIDE_LOCK_WRITE_HELD & ~TIDE_LOCK_READ_HELD,
 	                                    TIDE_IMAGE_LOCK_WAIT_MS, image->path, err) < 0)
 		return -1;
-	image->write_locked = true;
+	set_write_locked(image, true);
 	return 0;
 }
 
@@ -344,5 +396,5 @@ void tide_image_unlock_write(struct tide_image *image)
 		return;
 	if (image->locks)
 		tide_lock_lower(image->fd, TIDE_LOCK_WRITE_HELD & ~TIDE_LOCK_READ_HELD);
-	image->write_locked = false;
+	set_write_locked(image, false);
 }

@@ -145,6 +145,15 @@ int tide_image_write_packed(struct tide_image *image, const struct tide_packed *
  */
 int tide_image_lock_write(struct tide_image *image, struct tide_error *err);
 void tide_image_unlock_write(struct tide_image *image);
+/*
+ * Called when a file of the chain, which is only read, is also open as `owner`, with write_later, by the same program:
+ * for a change of the bitmaps inside a backing image while its overlay is read. The locks of the chain on this file
+ * would refuse the change, so they are dropped; those of the owner protect the file from others. A change through the
+ * owner does not count as one by another program. The owner is closed only when the chain is no longer read.
+ */
+void tide_image_share_owner(struct tide_image *chain, struct tide_image *owner);
+/* Does the chain read this file, beside being open for it? */
+bool tide_image_reads_file(const struct tide_image *chain, uint64_t dev, uint64_t ino);
 /* Gives up write_later: this opener will not change the image. */
 void tide_image_renounce_write(struct tide_image *image);
 

@@ -5,6 +5,7 @@
 #ifndef TIDE_IMAGE_IMPL_H
 #define TIDE_IMAGE_IMPL_H
 
+#include <pthread.h>
 #include <sys/types.h>
 
 #include "image.h"
@@ -30,7 +31,9 @@ struct tide_image {
 	ino_t ino;
 	struct tide_stamp stamp, data_stamp; /* stamp: of image and data file together */
 	bool write_later, records_bitmaps, locks;
-	bool write_locked; /* write_later: lock_write has locked it */
+	bool write_locked;           /* write_later: lock_write has locked it */
+	pthread_mutex_t change_lock; /* for write_locked, and for stamp while that is false */
+	struct tide_image *owner;    /* of the file, which this program changes through it; or NULL */
 	bool renounced;
 };
 

@@ -85,8 +85,10 @@ static struct tide_image *image_new(const char *path, struct tide_error *err)
 	if (!image)
 		return NULL;
 	image->fd = image->data_fd = -1;
+	pthread_mutex_init(&image->change_lock, NULL);
 	image->path = tide_mem_strdup(path, err);
 	if (!image->path) {
+		pthread_mutex_destroy(&image->change_lock);
 		free(image);
 		return NULL;
 	}

@@ -79,6 +79,11 @@ bool tide_backup_retry(struct tide_copy *copy, bool reading, unsigned tries, con
 	return !tide_copy_is_stopped(copy);
 }
 
+struct tide_image *tide_backup_target_image(const struct tide_backup_job *job)
+{
+	return job->target.image;
+}
+
 bool tide_backup_is_empty(const struct tide_backup_job *job)
 {
 	return job->copy.len == 0;

@@ -51,6 +51,7 @@ int tide_backup_unite(const struct tide_node *top, const char *name, struct tide
 bool tide_backup_collides(const struct tide_backup_job *job, const struct tide_backup_job *other);
 /* Makes the job known: its node is busy, and so is its target if that is a drive. */
 void tide_backup_register(struct tide_backup_job *job);
+struct tide_image *tide_backup_target_image(const struct tide_backup_job *job);
 /* Is there nothing to copy?  Such a job ends before the command's reply, as in QEMU. */
 bool tide_backup_is_empty(const struct tide_backup_job *job);
 /* Begins the job, before the command's reply.  All jobs of a share begin before one of them copies. */

@@ -248,6 +248,11 @@ int tide_restore_prepare(struct tide_node *node, const struct tide_chain_restore
 	return 0;
 }
 
+struct tide_image *tide_restore_target_image(const struct tide_restore *restore)
+{
+	return restore->target.image;
+}
+
 void tide_restore_free(struct tide_restore *restore)
 {
 	if (!restore)

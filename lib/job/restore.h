@@ -26,6 +26,7 @@ int tide_restore_prepare(struct tide_node *node, const struct tide_chain_restore
 int tide_restore_run(struct tide_restore *restore, struct tide_error *err);
 /* The new target, which the restore owns; NULL: it writes into an existing one. */
 struct tide_target *tide_restore_new_target(struct tide_restore *restore);
+struct tide_image *tide_restore_target_image(const struct tide_restore *restore);
 void tide_restore_free(struct tide_restore *restore);
 
 #endif

@@ -10,6 +10,7 @@
  *   decide   for an action that depends on the state of its nodes, which are open by now: appends the steps that
  *            are run in its place.
  *   prepare  does all that can fail: checks, changes bitmaps in memory, makes targets that have no name yet.
+ *   image    returns the image that prepare has opened beside the nodes.
  *   work     does what takes long and makes what the commit will put in place: a restore's copy.
  *   member   says what takes part in the commit (job/commit.h) beside the bitmaps of the nodes: a new image's names.
  *   run      comes after the commit and before the reply: a tracked write.  Nothing can undo it, so it is a transaction
@@ -50,6 +51,7 @@ struct tide_action {
 	void (*declare)(struct tide_session *session, const struct tide_step *step);
 	int (*decide)(struct tide_txn *txn, const struct tide_step *step, struct tide_error *err);
 	int (*prepare)(struct tide_session *session, struct tide_step *step, struct tide_error *err);
+	struct tide_image *(*image)(const struct tide_step *step);
 	int (*work)(struct tide_session *session, struct tide_step *step, struct tide_error *err);
 	bool (*member)(struct tide_step *step, struct tide_commit_member *member); /* false: it has none */
 	int (*run)(struct tide_session *session, struct tide_step *step, struct tide_error *err);

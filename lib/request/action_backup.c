@@ -167,6 +167,11 @@ static int backup_prepare(struct tide_session *session, struct tide_step *step, 
 	return prepare_backup(session, step, NULL, err);
 }
 
+static struct tide_image *backup_image(const struct tide_step *step)
+{
+	return tide_backup_target_image(step->state);
+}
+
 static struct tide_backup_job *backup_job(const struct tide_step *step)
 {
 	return step->state;
@@ -185,6 +190,7 @@ const struct tide_action tide_action_backup = {
 	.args_size = sizeof(struct tide_backup),
 	.declare = backup_declare,
 	.prepare = backup_prepare,
+	.image = backup_image,
 	.job = backup_job,
 	.clean = backup_clean,
 };
@@ -218,6 +224,7 @@ const struct tide_action tide_action_blockdev_backup = {
 	.args_size = sizeof(struct tide_backup),
 	.declare = backup_declare,
 	.prepare = blockdev_prepare,
+	.image = backup_image,
 	.job = backup_job,
 	.clean = backup_clean,
 };

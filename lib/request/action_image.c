@@ -61,6 +61,11 @@ static bool restore_member(struct tide_step *step, struct tide_commit_member *me
 	return target != NULL;
 }
 
+static struct tide_image *restore_image(const struct tide_step *step)
+{
+	return tide_restore_target_image(step->state);
+}
+
 static void restore_clean(struct tide_step *step)
 {
 	tide_restore_free(step->state);
@@ -72,6 +77,7 @@ const struct tide_action tide_action_chain_restore = {
 	.fields = restore_fields,
 	.args_size = sizeof(struct tide_chain_restore),
 	.prepare = restore_prepare,
+	.image = restore_image,
 	.work = restore_work,
 	.member = restore_member,
 	.clean = restore_clean,
@@ -105,6 +111,13 @@ static int create_prepare(struct tide_session *session, struct tide_step *step, 
 	return 0;
 }
 
+static struct tide_image *create_image(const struct tide_step *step)
+{
+	const struct tide_target *target = step->state;
+
+	return target->image;
+}
+
 static bool create_member(struct tide_step *step, struct tide_commit_member *member)
 {
 	*member = tide_commit_target_member(step->state);
@@ -124,6 +137,7 @@ const struct tide_action tide_action_image_create = {
 	.fields = create_fields,
 	.args_size = sizeof(struct tide_image_create),
 	.prepare = create_prepare,
+	.image = create_image,
 	.member = create_member,
 	.clean = create_clean,
 };

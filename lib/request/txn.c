@@ -109,6 +109,71 @@ static int by_file(const void *a, const void *b)
 	return (x->st.st_ino > y->st.st_ino) - (x->st.st_ino < y->st.st_ino);
 }
 
+static void declare_all(struct tide_txn *txn)
+{
+	for (size_t i = 0; i < txn->n; i++) {
+		if (txn->steps[i].action->declare)
+			txn->steps[i].action->declare(txn->session, &txn->steps[i]);
+	}
+}
+
+/* Is the file a backing image of one of these nodes? */
+static bool is_backing(const struct place *places, size_t n, const struct stat *file)
+{
+	for (size_t i = 0; i < n; i++) {
+		const struct tide_node *node = places[i].node;
+
+		if (node->is_open && tide_image_reads_file(node->image, file->st_dev, file->st_ino))
+			return true;
+	}
+	return false;
+}
+
+/* *blocked: the place that could not be opened because a node that was opened earlier reads its file; or n. */
+static int open_places(struct tide_session *session, const struct place *places, size_t n, size_t *blocked,
+                       struct tide_error *err)
+{
+	*blocked = n;
+	for (size_t i = 0; i < n; i++) {
+		struct tide_node *node = places[i].node;
+
+		if (!node->want.any ||
+		    tide_node_open(node, node->want.mode, node->want.create, &session->sink, err) == 0)
+			continue;
+		if (err->code == TIDE_E_LOCKED && is_backing(places, i, &places[i].st))
+			*blocked = i;
+		return -1;
+	}
+	return 0;
+}
+
+/*
+ * Completing what a dead program left can need a lock that an overlay refuses: then the backing image is opened
+ * first.
+ */
+static int open_in_order(struct tide_txn *txn, struct place *places, struct tide_error *err)
+{
+	struct tide_session *session = txn->session;
+	size_t n = session->n_nodes;
+
+	for (size_t tries = 0;; tries++) {
+		struct tide_error why = TIDE_ERROR_INIT;
+		size_t blocked;
+		struct place first;
+
+		if (open_places(session, places, n, &blocked, &why) == 0)
+			return 0;
+		if (blocked == n || tries == n)
+			return tide_error_move(err, &why);
+		tide_error_release(&why);
+		tide_session_close_nodes(session);
+		declare_all(txn);
+		first = places[blocked];
+		memmove(&places[1], &places[0], blocked * sizeof(*places));
+		places[0] = first;
+	}
+}
+
 /*
  * Opens every node that the actions need, in the widest mode.  All transactions of all programs lock files in the same
  * order, so they never wait for each other in a circle.
@@ -120,23 +185,36 @@ static int open_nodes(struct tide_txn *txn, struct tide_error *err)
 
 	if (!places)
 		return -1;
-	for (size_t i = 0; i < txn->n; i++) {
-		if (txn->steps[i].action->declare)
-			txn->steps[i].action->declare(session, &txn->steps[i]);
-	}
+	declare_all(txn);
 	for (size_t i = 0; i < session->n_nodes; i++) {
 		session->nodes[i]->want.dry_run = txn->dry_run;
 		places[i].node = session->nodes[i];
 		stat(places[i].node->path, &places[i].st); /* one that is not there is told about when it is opened */
 	}
 	qsort(places, session->n_nodes, sizeof(*places), by_file);
-	for (size_t i = 0; i < session->n_nodes; i++) {
-		struct tide_node *node = places[i].node;
+	return open_in_order(txn, places, err);
+}
 
-		if (node->want.any && tide_node_open(node, node->want.mode, node->want.create, &session->sink, err) < 0)
-			return -1;
+/* Images of this transaction do not refuse the change of bitmaps inside their backing images by it. */
+static void share_owners(struct tide_txn *txn)
+{
+	struct tide_session *session = txn->session;
+
+	for (size_t i = 0; i < session->n_nodes; i++) {
+		struct tide_image *owner = session->nodes[i]->image;
+
+		for (size_t k = 0; owner && k < session->n_nodes; k++) {
+			if (session->nodes[k]->image)
+				tide_image_share_owner(session->nodes[k]->image, owner);
+		}
+		for (size_t k = 0; owner && k < txn->n; k++) {
+			struct tide_image *other =
+			        txn->steps[k].action->image ? txn->steps[k].action->image(&txn->steps[k]) : NULL;
+
+			if (other)
+				tide_image_share_owner(other, owner);
+		}
 	}
-	return 0;
 }
 
 /* In a group of backups and other actions, the changes of bitmaps wait for the end of the group, too. */
@@ -458,6 +536,7 @@ static int run_txn(struct tide_txn *txn, struct tide_error *err)
 		reply(txn);
 		return 0;
 	}
+	share_owners(txn);
 	if (work_steps(txn, err) < 0 || commit_all(txn, err) < 0 || run_steps(txn, err) < 0) {
 		thaw_jobs(txn);
 		drop_jobs(txn);
