@@ -1,6 +1,6 @@
 /*
- * The commit's steps: staging in one order, the record with the pointers that lead to it, the
- * renames, and the way back as long as none is made.
+ * The steps of a commit: staging in one order, the record with the pointers that lead to it, the
+ * renames, and taking the record back if no rename has been made.
  */
 #include "commit.h"
 
@@ -75,8 +75,8 @@ static bool has_stake(const struct tide_node *node)
 }
 
 /*
- * Each other image leads to the record.  An image of which nothing changes may do without: it is there for the sake of
- * its backup's target only.
+ * Each other image leads to the record.  An unchanged image may lack a pointer: it is a member only
+ * because of the target of its backup.
  */
 static int point_all(const struct tide_commit *c, const struct tide_node *lead, const char *record,
                      struct tide_error *err)
@@ -209,7 +209,7 @@ static void set_recorded(const struct tide_commit *c)
 		c->members[i].ops->recorded(c->members[i].self);
 }
 
-/* As long as no file has its name the decision can be taken back. */
+/* The decision can be taken back until a file has its name. */
 static bool take_back(const struct tide_commit *c, const char *record)
 {
 	for (size_t i = 0; i < c->n; i++) {

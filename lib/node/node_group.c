@@ -1,3 +1,10 @@
+/*
+ * A node in a commit with others: changes that wait for the end of a group, the node's changes for the commit record,
+ * and the pointer that leads to the record.
+ *
+ * While a group runs, the sidecar on disk has the bitmaps of before the group, all busy with the token of a job or of
+ * the node, so that no other program changes them, and a death rolls them back.  The changed sidecar waits in memory.
+ */
 #include "node_impl.h"
 
 #include <stdlib.h>
@@ -54,9 +61,9 @@ int tide_node_begin_deferred(struct tide_node *node, struct tide_error *err)
 	node->group.after = node->in_sidecar.list;
 	node->in_sidecar.list = node->group.before;
 	node->group.before = NULL;
-	if (!node->has_sidecar) /* nothing was there before */
+	if (!node->has_sidecar) /* without a sidecar there are no bitmaps to make busy */
 		node->in_sidecar.is_dirty = false;
-	node->has_changes = false; /* for now */
+	node->has_changes = false; /* the changes come with the end of the group */
 	return 0;
 }
 
@@ -78,8 +85,7 @@ int tide_node_load_deferred(struct tide_node *node, struct tide_sink *sink, stru
 		return -1;
 	if (node->has_sidecar != had || (had && node->in_sidecar.list->generation != generation))
 		return tide_error_set(err, TIDE_E_REFUSED,
-		                      "The bitmaps of '%s' were changed by another program while the group ran",
-		                      node->path);
+		                      "Another program changed the bitmaps of '%s' while the group ran", node->path);
 	tide_sidecar_free(node->in_sidecar.list);
 	node->in_sidecar.list = node->group.after;
 	node->group.after = NULL;
@@ -88,7 +94,7 @@ int tide_node_load_deferred(struct tide_node *node, struct tide_sink *sink, stru
 	return 0;
 }
 
-/* What was made busy, and belongs to no job, is as it was. */
+/* Rolls back the bitmaps that were made busy with the node's token; those of jobs are settled by the jobs. */
 void tide_node_drop_deferred(struct tide_node *node, struct tide_sink *sink)
 {
 	struct tide_error err = TIDE_ERROR_INIT;
@@ -110,7 +116,8 @@ void tide_node_drop_deferred(struct tide_node *node, struct tide_sink *sink)
 		tide_node_unlock_store(node);
 	}
 	if (err.code)
-		tide_event_warning(sink, node->path, "%s; the next command on the image will do it", err.msg);
+		tide_event_warning(sink, node->path,
+		                   "%s; it will be completed by the next command that opens the image", err.msg);
 	tide_error_release(&err);
 }
 

@@ -189,7 +189,7 @@ static int open_nodes(struct tide_txn *txn, struct tide_error *err)
 	for (size_t i = 0; i < session->n_nodes; i++) {
 		session->nodes[i]->want.dry_run = txn->dry_run;
 		places[i].node = session->nodes[i];
-		stat(places[i].node->path, &places[i].st); /* one that is not there is told about when it is opened */
+		stat(places[i].node->path, &places[i].st); /* a missing file is reported when it is opened */
 	}
 	qsort(places, session->n_nodes, sizeof(*places), by_file);
 	return open_in_order(txn, places, err);
