@@ -181,6 +181,7 @@ struct tide_qcow2_bitmap {
 };
 
 struct tide_qcow2_stage;
+struct libdeflate_decompressor;
 
 struct tide_qcow2 {
 	int fd;
@@ -349,6 +350,12 @@ int tide_qcow2_data_sync(const struct tide_qcow2 *q, struct tide_error *err);
 
 int tide_qcow2_read_extent(void *state, uint64_t off, uint64_t len, struct tide_extent *out, struct tide_error *err);
 int tide_qcow2_compressed_read(void *state, void *buf, uint64_t off, uint64_t len, struct tide_error *err);
+/* Decompresses exactly a cluster. *inflate: NULL at first, used again by later calls, then released. */
+int tide_qcow2_compressed_unpack(struct libdeflate_decompressor **inflate, unsigned compression, void *out,
+                                 size_t cluster_size, const void *in, size_t len, struct tide_error *err);
+void tide_qcow2_compressed_release(struct libdeflate_decompressor *inflate);
+/* Lock held: can this compressed cluster be read? */
+int tide_qcow2_compressed_check(struct tide_qcow2 *q, const struct tide_qcow2_cluster *c, struct tide_error *err);
 int tide_qcow2_bitmap_open(struct tide_qcow2 *q, struct tide_error *err);
 int tide_qcow2_bitmap_info(const struct tide_qcow2 *q, struct tide_driver_info *info, struct tide_error *err);
 int tide_qcow2_bitmap_reclaim(void *state, size_t index, struct tide_error *err);
@@ -413,13 +420,18 @@ int tide_qcow2_switch_plan(struct tide_qcow2 *q, const struct tide_qcow2_extensi
 /* After the switch: restores the feature names, which only help programs that do not know a feature. */
 void tide_qcow2_switch_restore_names(struct tide_qcow2 *q, const struct tide_qcow2_names *names);
 
+/* ---- qcow2_ends.c ---- */
+
+/* Lock held, before the file is extended for the first time: refuses a file that was cut within its last cluster. */
+int tide_qcow2_ends_check(struct tide_qcow2 *q, struct tide_error *err);
+
 /* ---- qcow2_exact.c: see driver.h ---- */
 
 int tide_qcow2_exact_set(void *state, uint64_t size, struct tide_driver_info *info, struct tide_error *err);
 
 /* ---- qcow2_check.c: see driver.h ---- */
 
-int tide_qcow2_check(int fd, const struct tide_check *check, struct tide_error *err);
+int tide_qcow2_check(int fd, int data_fd, const struct tide_check *check, struct tide_error *err);
 
 /* ---- qcow2_create.c ---- */
 

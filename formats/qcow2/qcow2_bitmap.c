@@ -270,11 +270,11 @@ static int read_piece(const struct tide_qcow2 *q, uint64_t entry, uint8_t *buf, 
 		memset(buf, entry & TIDE_QCOW2_BITMAP_ALL_ONES ? 0xff : 0, q->cluster_size);
 		return 0;
 	}
-	if (off >= q->file_size)
+	if (!tide_range_is_within(off, q->cluster_size, q->file_size))
 		return tide_error_set(err, TIDE_E_CORRUPT,
 		                      "bitmap data at %" PRIu64 " lie beyond the end of the file at %" PRIu64, off,
 		                      q->file_size);
-	return tide_sysio_pread(q->fd, buf, q->cluster_size, off, true, err);
+	return tide_sysio_pread(q->fd, buf, q->cluster_size, off, false, err);
 }
 
 static int put_chunks(struct tide_bitmap *bm, uint64_t first, const uint8_t *buf, uint64_t n, struct tide_error *err)

@@ -5,6 +5,9 @@
  * holds. The check follows the header, all tables and all their entries, those of internal snapshots and of
  * bitmaps too, and compares the counts with the reference counts in the file.
  *
+ * The ends of files: each byte that the disk, a table or a bitmap consists of must be in the file. The last
+ * cluster may lack bytes beyond the end of the disk, and the last compressed one the rest of its last sector.
+ *
  * An L2 table that several L1 tables share is read once, and its clusters count as often as the table does.
  * So the time depends on the size of the file alone, whatever its tables contain; the memory is five bytes
  * a cluster of the file, for at most CLUSTERS_MAX clusters.
@@ -34,6 +37,7 @@
 #define L1_RESERVED UINT64_C(0x7f000000000001ff)
 #define L2_RESERVED UINT64_C(0x3f000000000001fe)
 #define ALL_ZERO    UINT64_C(1)
+#define UNKNOWN     UINT64_MAX
 
 #define SNAPSHOT_EXTRA_MAX 1024 /* QEMU's */
 #define SNAPSHOT_EXTRA_V3  16   /* qcow2.txt: VM state size and disk size */
@@ -76,6 +80,9 @@ struct state {
 	uint64_t clusters; /* of the file; the last one may be incomplete */
 	uint64_t cells;
 	unsigned entry_size; /* of an L2 table, bytes */
+	unsigned l2_bits;    /* log2 of its entries */
+	uint64_t data_size;  /* of the external data file */
+	struct libdeflate_decompressor *inflate;
 	bool has_data_file;
 	uint64_t l1_bytes; /* of all L1 tables so far */
 	uint16_t *times, *l2_times;
@@ -86,6 +93,7 @@ struct state {
 static void release(struct state *s)
 {
 	tide_qcow2_header_release(&s->h);
+	tide_qcow2_compressed_release(s->inflate);
 	free(s->times);
 	free(s->l2_times);
 	free(s->holds);
@@ -147,16 +155,19 @@ static int mark(struct state *s, uint64_t cell, enum meta what, unsigned times, 
 	              origin->table, origin->at, meta_names[was]);
 }
 
-/* Counts a reference to [off, off + len) of the file. Bytes less than a cluster past the end count as zeroes. */
-static int refer(struct state *s, uint64_t off, uint64_t len, enum meta what, unsigned times,
-                 const struct origin *origin, struct tide_error *err)
+/*
+ * Counts a reference to [off, off + len) of the file. The first `need` bytes must be in the file, as the driver has
+ * it: a file that lacks a part of them was cut.
+ */
+static int refer_part(struct state *s, uint64_t off, uint64_t len, uint64_t need, enum meta what, unsigned times,
+                      const struct origin *origin, struct tide_error *err)
 {
 	uint64_t first = off >> s->bits, last;
 
 	if (len == 0)
 		return 0;
 	last = (off + len - 1) >> s->bits;
-	if (off + len < off || last >= s->cells || off + len >= s->file_size + s->cluster)
+	if (off + len < off || last >= s->cells || !tide_range_is_within(off, need, s->file_size))
 		return report(s, TIDE_FINDING_BOUNDS, off, len, err,
 		              "entry %" PRIu64 " of %s at %" PRIu64
 		              " points to %s beyond the end of the file at %" PRIu64,
@@ -166,6 +177,12 @@ static int refer(struct state *s, uint64_t off, uint64_t len, enum meta what, un
 			return -1;
 	}
 	return 0;
+}
+
+static int refer(struct state *s, uint64_t off, uint64_t len, enum meta what, unsigned times,
+                 const struct origin *origin, struct tide_error *err)
+{
+	return refer_part(s, off, len, len, what, times, origin, err);
 }
 
 static int check_aligned(const struct state *s, uint64_t off, enum meta what, const struct origin *origin, bool *good,
@@ -290,6 +307,38 @@ static int check_l1(struct state *s, uint64_t off, uint64_t entries, const struc
 
 /* ---- L2 tables --------------------------------------------------------------------- */
 
+/* A cluster may end within its last sector, and the file with it: only decompressing it shows whether bytes are lost.
+ */
+static int check_unpacks(struct state *s, uint64_t off, uint64_t len, const struct origin *origin,
+                         struct tide_error *err)
+{
+	TIDE_AUTOFREE uint8_t *in = tide_mem_alloc(len, 1, err);
+	TIDE_AUTOFREE uint8_t *out = tide_mem_alloc(s->cluster, 1, err);
+	struct tide_error cause = TIDE_ERROR_INIT;
+
+	if (!in || !out || tide_sysio_pread(s->fd, in, len, off, true, err) < 0)
+		return -1;
+	if (tide_qcow2_compressed_unpack(&s->inflate, s->h.compression, out, s->cluster, in, len, &cause) == 0)
+		return 0;
+	if (cause.code != TIDE_E_CORRUPT)
+		return tide_error_move(err, &cause);
+	tide_error_release(&cause);
+	return report(s, TIDE_FINDING_BOUNDS, off, len, err,
+	              "entry %" PRIu64 " of %s at %" PRIu64
+	              " points to compressed data that is cut at the end of the file, %" PRIu64,
+	              origin->entry, origin->table, origin->at, s->file_size);
+}
+
+static int refer_compressed(struct state *s, uint64_t off, uint64_t len, unsigned times, const struct origin *origin,
+                            struct tide_error *err)
+{
+	uint64_t have = off < s->file_size ? s->file_size - off : 0;
+
+	if (refer_part(s, off, len, 1, DATA, times, origin, err) < 0)
+		return -1;
+	return have && have < len ? check_unpacks(s, off, have, origin, err) : 0;
+}
+
 static int see_compressed(struct state *s, uint64_t entry, uint64_t bitmap, unsigned times, const struct origin *origin,
                           struct tide_error *err)
 {
@@ -306,7 +355,7 @@ static int see_compressed(struct state *s, uint64_t entry, uint64_t bitmap, unsi
 		              "entry %" PRIu64 " of %s at %" PRIu64 " is compressed, but %s", origin->entry,
 		              origin->table, origin->at,
 		              bitmap ? "has subclusters" : "the disk's bytes are in another file");
-	return refer(s, off, sectors * 512 - (off & 511), DATA, times, origin, err);
+	return refer_compressed(s, off, sectors * 512 - (off & 511), times, origin, err);
 }
 
 static int check_standard(struct state *s, uint64_t entry, uint64_t bitmap, const struct origin *origin,
@@ -327,7 +376,57 @@ static int check_standard(struct state *s, uint64_t entry, uint64_t bitmap, cons
 	return 0;
 }
 
-static int see_standard(struct state *s, uint64_t entry, uint64_t bitmap, unsigned times, bool active,
+/* The bytes of a cluster that can be read; at: its offset on the disk, UNKNOWN for snapshots. */
+static uint64_t visible_bytes(const struct state *s, uint64_t entry, uint64_t bitmap, uint64_t at)
+{
+	uint64_t visible = at < s->h.size ? TIDE_MIN(s->cluster, s->h.size - at) : at == UNKNOWN ? s->cluster : 0;
+	uint64_t last = 0;
+
+	if (s->entry_size == 8)
+		return entry & ALL_ZERO ? 0 : visible;
+	while (last < TIDE_QCOW2_SUBCLUSTERS && (bitmap & UINT32_MAX) >> last)
+		last++;
+	return TIDE_MIN(visible, last << (s->bits - TIDE_QCOW2_SUBCLUSTER_BITS));
+}
+
+/* Data in another file is at the disk's offset, and is used once. */
+static int see_outside(struct state *s, uint64_t entry, uint64_t bitmap, uint64_t at, const struct origin *origin,
+                       struct tide_error *err)
+{
+	uint64_t off = entry & PLACE, need = visible_bytes(s, entry, bitmap, at);
+	bool good;
+
+	if (check_aligned(s, off, DATA, origin, &good, err) < 0)
+		return -1;
+	if (!off && !(entry & COPIED)) {
+		if (!(bitmap & UINT32_MAX))
+			return 0;
+		return report(s, TIDE_FINDING_ENTRY, 0, 0, err,
+		              "entry %" PRIu64 " of %s at %" PRIu64 " has allocated subclusters, but no cluster",
+		              origin->entry, origin->table, origin->at);
+	}
+	if (!(entry & COPIED) && report(s, TIDE_FINDING_COPIED, off, s->cluster, err,
+	                                "entry %" PRIu64 " of %s at %" PRIu64
+	                                " is not flagged as used once, but its data is in another file",
+	                                origin->entry, origin->table, origin->at) < 0)
+		return -1;
+	if (at == UNKNOWN)
+		return 0;
+	if (off != at)
+		return report(s, TIDE_FINDING_ENTRY, off, s->cluster, err,
+		              "entry %" PRIu64 " of %s at %" PRIu64 " points to %" PRIu64
+		              " in the external data file, expected %" PRIu64,
+		              origin->entry, origin->table, origin->at, off, at);
+	if (tide_range_is_within(off, need, s->data_size))
+		return 0;
+	return report(s, TIDE_FINDING_BOUNDS, off, need, err,
+	              "entry %" PRIu64 " of %s at %" PRIu64
+	              " points to data beyond the end of the external data file at %" PRIu64,
+	              origin->entry, origin->table, origin->at, s->data_size);
+}
+
+/* at: the cluster's offset on the disk, UNKNOWN for snapshots. */
+static int see_standard(struct state *s, uint64_t entry, uint64_t bitmap, unsigned times, uint64_t at,
                         const struct origin *origin, struct tide_error *err)
 {
 	uint64_t off = entry & PLACE;
@@ -336,7 +435,7 @@ static int see_standard(struct state *s, uint64_t entry, uint64_t bitmap, unsign
 	if (check_standard(s, entry, bitmap, origin, err) < 0)
 		return -1;
 	if (s->has_data_file)
-		return check_aligned(s, off, DATA, origin, &good, err);
+		return see_outside(s, entry, bitmap, at, origin, err);
 	if (off == 0) {
 		if (!(entry & COPIED) && !(bitmap & UINT32_MAX))
 			return 0;
@@ -345,16 +444,16 @@ static int see_standard(struct state *s, uint64_t entry, uint64_t bitmap, unsign
 		              origin->entry, origin->table, origin->at);
 	}
 	if (check_aligned(s, off, DATA, origin, &good, err) < 0 ||
-	    refer(s, off, s->cluster, DATA, times, origin, err) < 0)
+	    refer_part(s, off, s->cluster, visible_bytes(s, entry, bitmap, at), DATA, times, origin, err) < 0)
 		return -1;
-	return active ? check_copied(s, entry, off, origin, err) : 0;
+	return at != UNKNOWN ? check_copied(s, entry, off, origin, err) : 0;
 }
 
-static int check_l2_table(struct state *s, uint64_t cell, struct tide_error *err)
+/* start: of its part of the disk, UNKNOWN for a snapshot's. */
+static int check_l2_table(struct state *s, uint64_t cell, uint64_t start, struct tide_error *err)
 {
 	uint64_t off = cell << s->bits;
 	struct origin origin = { "the L2 table", off, 0 };
-	bool active = s->holds[cell] & ACTIVE_L2;
 	unsigned times = s->l2_times[cell];
 
 	if (check_cancelled(s, err) < 0 || tide_sysio_pread(s->fd, s->buf, s->cluster, off, true, err) < 0)
@@ -370,18 +469,36 @@ static int check_l2_table(struct state *s, uint64_t cell, struct tide_error *err
 		if (entry & COMPRESSED)
 			rc = see_compressed(s, entry, bitmap, times, &origin, err);
 		else
-			rc = see_standard(s, entry, bitmap, times, active, &origin, err);
+			rc = see_standard(s, entry, bitmap, times, start == UNKNOWN ? UNKNOWN : start + (i << s->bits),
+			                  &origin, err);
 		if (rc < 0)
 			return -1;
 	}
 	return 0;
 }
 
-/* Checks each L2 table once, in the order of the file. */
+static int see_l2_table(struct state *s, uint64_t entry, const struct origin *origin, struct tide_error *err)
+{
+	uint64_t off = entry & PLACE, cell = off >> s->bits;
+
+	if ((off & (s->cluster - 1)) || cell >= s->clusters || !(s->holds[cell] & ACTIVE_L2))
+		return 0;
+	s->holds[cell] &= (uint8_t)~ACTIVE_L2;
+	if (check_l2_table(s, cell, origin->entry << (s->bits + s->l2_bits), err) < 0)
+		return -1;
+	s->l2_times[cell] = 0;
+	return 0;
+}
+
+/* Checks each L2 table once: those of the disk in its order, then those that only snapshots use, in the file's. */
 static int check_l2_tables(struct state *s, struct tide_error *err)
 {
+	struct origin origin = { "the L1 table", s->h.l1_offset, 0 };
+
+	if (each_entry(s, s->h.l1_offset, s->h.l1_entries, origin, see_l2_table, err) < 0)
+		return -1;
 	for (uint64_t cell = 0; cell < s->clusters; cell++) {
-		if (s->l2_times[cell] && check_l2_table(s, cell, err) < 0)
+		if (s->l2_times[cell] && check_l2_table(s, cell, UNKNOWN, err) < 0)
 			return -1;
 	}
 	return 0;
@@ -599,6 +716,11 @@ static int load_table(struct state *s, uint64_t **out, struct tide_error *err)
 
 static int check_header(const struct state *s, struct tide_error *err)
 {
+	if ((s->h.autoclear & TIDE_QCOW2_AUTOCLEAR_DATA_FILE_RAW) && s->data_size < s->h.size &&
+	    report(s, TIDE_FINDING_BOUNDS, 0, 0, err,
+	           "the external data file ends at %" PRIu64 ", before the disk does at %" PRIu64, s->data_size,
+	           s->h.size) < 0)
+		return -1;
 	if ((s->h.incompatible & TIDE_QCOW2_INCOMPAT_CORRUPT) &&
 	    report(s, TIDE_FINDING_HEADER, 0, 0, err, "the header marks the image as corrupt") < 0)
 		return -1;
@@ -615,7 +737,7 @@ static int check_all(struct state *s, struct tide_error *err)
 
 	if (check_header(s, err) < 0 || load_table(s, &table, err) < 0 || each_count(s, table, note_one, err) < 0)
 		return -1;
-	if (refer(s, 0, s->cluster, HEADER, 1, &origin, err) < 0 ||
+	if (refer_part(s, 0, s->cluster, 0, HEADER, 1, &origin, err) < 0 ||
 	    refer(s, s->h.reftable_offset, s->h.reftable_clusters << s->bits, REFTABLE, 1, &origin, err) < 0 ||
 	    check_blocks(s, table, err) < 0 || check_l1(s, s->h.l1_offset, s->h.l1_entries, &origin, true, err) < 0 ||
 	    check_snapshots(s, err) < 0 || check_bitmaps(s, err) < 0 || check_l2_tables(s, err) < 0)
@@ -623,7 +745,7 @@ static int check_all(struct state *s, struct tide_error *err)
 	return each_count(s, table, compare_count, err);
 }
 
-static int prepare(struct state *s, struct tide_error *err)
+static int prepare(struct state *s, int data_fd, struct tide_error *err)
 {
 	if (tide_sysio_size(s->fd, &s->file_size, err) < 0 ||
 	    tide_qcow2_header_read(s->fd, s->file_size, &s->h, err) < 0)
@@ -633,7 +755,10 @@ static int prepare(struct state *s, struct tide_error *err)
 	s->clusters = (s->file_size >> s->bits) + ((s->file_size & (s->cluster - 1)) != 0);
 	s->cells = s->clusters + 1;
 	s->entry_size = s->h.incompatible & TIDE_QCOW2_INCOMPAT_EXTENDED_L2 ? 16 : 8;
+	s->l2_bits = s->bits - (s->entry_size == 16 ? 4 : 3);
 	s->has_data_file = s->h.incompatible & TIDE_QCOW2_INCOMPAT_DATA_FILE;
+	if (s->has_data_file && (data_fd < 0 || tide_sysio_size(data_fd, &s->data_size, err) < 0))
+		return data_fd < 0 ? tide_error_set(err, TIDE_E_REFUSED, "The external data file is not open") : -1;
 	if (s->clusters > CLUSTERS_MAX)
 		return tide_error_set(err, TIDE_E_UNSUPPORTED,
 		                      "The file has %" PRIu64 " clusters, and no more than %" PRIu64 " are checked",
@@ -645,9 +770,9 @@ static int prepare(struct state *s, struct tide_error *err)
 	return s->times && s->l2_times && s->holds && s->buf ? 0 : -1;
 }
 
-int tide_qcow2_check(int fd, const struct tide_check *check, struct tide_error *err)
+int tide_qcow2_check(int fd, int data_fd, const struct tide_check *check, struct tide_error *err)
 {
 	struct state s TIDE_CLEANUP(release) = { .fd = fd, .to = check };
 
-	return prepare(&s, err) < 0 ? -1 : check_all(&s, err);
+	return prepare(&s, data_fd, err) < 0 ? -1 : check_all(&s, err);
 }

@@ -24,37 +24,50 @@ struct reader {
 	struct libdeflate_decompressor *inflate;
 	uint8_t *packed;  /* bytes [from, to) of the file */
 	uint8_t *cluster; /* a whole cluster, when the request needs only part of it */
+	uint64_t file_size;
 	uint64_t from, to;
+	uint64_t read; /* the bytes of them that the file has */
 	size_t room;
 };
 
 static void reader_release(struct reader *r)
 {
-	if (r->inflate)
-		tide_qcow2_deflate.free_decompressor(r->inflate);
+	tide_qcow2_compressed_release(r->inflate);
 	free(r->packed);
 	free(r->cluster);
 }
 
-static int unpack(struct reader *r, void *out, const struct tide_qcow2_cluster *c, struct tide_error *err)
+int tide_qcow2_compressed_unpack(struct libdeflate_decompressor **inflate, unsigned compression, void *out,
+                                 size_t cluster_size, const void *in, size_t len, struct tide_error *err)
 {
-	const uint8_t *in = r->packed + (c->host - r->from);
-
-	if (r->q->header.compression == TIDE_QCOW2_ZSTD)
-		return tide_compress_unzstd(out, r->q->cluster_size, in, c->len, false, err);
-	if (!r->inflate) {
+	if (compression == TIDE_QCOW2_ZSTD)
+		return tide_compress_unzstd(out, cluster_size, in, len, false, err);
+	if (!*inflate) {
 		if (tide_qcow2_deflate_load(err) < 0)
 			return -1;
-		r->inflate = tide_qcow2_deflate.alloc_decompressor();
-		if (!r->inflate)
+		*inflate = tide_qcow2_deflate.alloc_decompressor();
+		if (!*inflate)
 			return tide_error_set_nomem(err);
 	}
 	/* NULL instead of a result length: the result must be exactly one cluster. */
-	if (tide_qcow2_deflate.deflate_decompress(r->inflate, in, c->len, out, r->q->cluster_size, NULL) !=
-	    LIBDEFLATE_SUCCESS)
-		return tide_error_set(err, TIDE_E_CORRUPT, "expected deflate data of a cluster of %" PRIu64 " bytes",
-		                      r->q->cluster_size);
+	if (tide_qcow2_deflate.deflate_decompress(*inflate, in, len, out, cluster_size, NULL) != LIBDEFLATE_SUCCESS)
+		return tide_error_set(err, TIDE_E_CORRUPT, "expected deflate data of a cluster of %zu bytes",
+		                      cluster_size);
 	return 0;
+}
+
+void tide_qcow2_compressed_release(struct libdeflate_decompressor *inflate)
+{
+	if (inflate)
+		tide_qcow2_deflate.free_decompressor(inflate);
+}
+
+static int unpack(struct reader *r, void *out, const struct tide_qcow2_cluster *c, struct tide_error *err)
+{
+	uint64_t at = c->host - r->from;
+
+	return tide_qcow2_compressed_unpack(&r->inflate, r->q->header.compression, out, r->q->cluster_size,
+	                                    r->packed + at, TIDE_MIN(c->len, r->read - at), err);
 }
 
 /* Reads the data of clusters [0, n), or of fewer if they are far apart; returns their number, or -1. */
@@ -77,19 +90,21 @@ static int fetch(struct reader *r, const struct tide_qcow2_cluster *c, int n, st
 			return -1;
 		r->room = r->to - r->from;
 	}
-	/* The last sector of the file may be incomplete. */
-	if (tide_sysio_pread(r->q->fd, r->packed, r->to - r->from, r->from, true, err) < 0)
+	/* A cluster may end within its last sector, and the file with it; the bytes that it lacks are not zeroes. */
+	r->read = TIDE_MIN(r->to, r->file_size) - r->from;
+	if (tide_sysio_pread(r->q->fd, r->packed, r->read, r->from, true, err) < 0)
 		return -1;
 	return i;
 }
 
 /* Looks up the compressed clusters from off on; returns their number, or -1. */
-static int look_up(struct tide_qcow2 *q, uint64_t off, uint64_t end, struct tide_qcow2_cluster *c,
-                   struct tide_error *err)
+static int look_up(struct reader *r, uint64_t off, uint64_t end, struct tide_qcow2_cluster *c, struct tide_error *err)
 {
+	struct tide_qcow2 *q = r->q;
 	int n = 0, rc = 0;
 
 	pthread_mutex_lock(&q->lock);
+	r->file_size = q->file_size;
 	for (uint64_t at = tide_range_align_down(off, q->cluster_size); at < end && n < BATCH_CLUSTERS;
 	     at += q->cluster_size) {
 		rc = tide_qcow2_l2_lookup(q, at, &c[n], err);
@@ -126,6 +141,14 @@ static int read_cluster(struct reader *r, const struct tide_qcow2_cluster *c, ui
 	return tide_error_wrap(err, "The compressed cluster at %" PRIu64 " cannot be read", off - within);
 }
 
+int tide_qcow2_compressed_check(struct tide_qcow2 *q, const struct tide_qcow2_cluster *c, struct tide_error *err)
+{
+	TIDE_CLEANUP(reader_release) struct reader r = { .q = q, .file_size = q->file_size };
+
+	r.cluster = tide_mem_aligned(4096, q->cluster_size, err);
+	return !r.cluster || fetch(&r, c, 1, err) < 0 ? -1 : unpack(&r, r.cluster, c, err);
+}
+
 int tide_qcow2_compressed_read(void *state, void *buf, uint64_t off, uint64_t len, struct tide_error *err)
 {
 	TIDE_CLEANUP(reader_release) struct reader r = { .q = state };
@@ -137,7 +160,7 @@ int tide_qcow2_compressed_read(void *state, void *buf, uint64_t off, uint64_t le
 		                      "Cannot read %" PRIu64 " bytes at %" PRIu64 " of a disk of %" PRIu64, len, off,
 		                      r.q->size);
 	while (len) {
-		int n = look_up(r.q, off, off + len, c, err);
+		int n = look_up(&r, off, off + len, c, err);
 
 		if (n >= 0)
 			n = fetch(&r, c, n, err);

@@ -34,6 +34,11 @@ int tide_qcow2_data_set_file(void *state, int fd, struct tide_error *err)
 	if (tide_sysio_size(fd, &q->data_size, err) < 0)
 		return -1;
 	q->data_fd = fd;
+	if (q->data_is_raw && !q->is_new && q->data_size < q->size)
+		return tide_error_set(err, TIDE_E_CORRUPT,
+		                      "The external data file '%s' was cut: it has %" PRIu64
+		                      " bytes, fewer than the disk's %" PRIu64,
+		                      q->header.data_file, q->data_size, q->size);
 	return q->is_new ? start_new(q, err) : 0;
 }
 
@@ -57,11 +62,13 @@ int tide_qcow2_data_prepare(struct tide_qcow2 *q, struct tide_error *err)
 		return 0;
 	if (fstat(q->data_fd, &st) < 0)
 		return tide_error_set_sys(err, errno, "fstat");
-	if (!S_ISREG(st.st_mode))
-		return tide_error_set(err, TIDE_E_REFUSED,
-		                      "The external data file '%s' has %" PRIu64
-		                      " bytes, fewer than the disk's %" PRIu64,
-		                      q->header.data_file, q->data_size, q->size);
+	/* Extended, a file that was cut would read as zeroes where it lost bytes. */
+	if (!S_ISREG(st.st_mode) || !q->is_new) {
+		tide_error_set(err, TIDE_E_REFUSED,
+		               "The external data file '%s' has %" PRIu64 " bytes, fewer than the disk's %" PRIu64,
+		               q->header.data_file, q->data_size, q->size);
+		return tide_error_hint(err, "if nothing was cut off, extend it: truncate -s %" PRIu64 " FILE", q->size);
+	}
 	if (ftruncate(q->data_fd, (off_t)q->size) < 0)
 		return tide_error_set_sys(err, errno, "Could not extend the external data file to %" PRIu64 " bytes",
 		                          q->size);

@@ -157,8 +157,8 @@ static int check_table(const struct tide_qcow2_header *h, const struct raw *raw,
 static int read_l1(const struct raw *raw, struct tide_qcow2_header *h, struct tide_error *err)
 {
 	unsigned shift = 2 * h->cluster_bits - (h->incompatible & TIDE_QCOW2_INCOMPAT_EXTENDED_L2 ? 4 : 3);
-	uint64_t size = tide_get_be64(raw->data + 24) & ~UINT64_C(511);
-	uint64_t need = (size >> shift) + ((size & ((UINT64_C(1) << shift) - 1)) != 0);
+	uint64_t stored = tide_get_be64(raw->data + 24), size = stored & ~UINT64_C(511);
+	uint64_t need = (stored >> shift) + ((stored & ((UINT64_C(1) << shift) - 1)) != 0);
 
 	h->size = size;
 	h->l1_entries = tide_get_be32(raw->data + 36);
@@ -197,6 +197,11 @@ static int read_snapshots(const struct raw *raw, struct tide_qcow2_header *h, st
 {
 	h->snapshots = tide_get_be32(raw->data + 60);
 	h->snapshots_offset = tide_get_be64(raw->data + 64);
+	if (h->snapshots_offset & ((UINT64_C(1) << h->cluster_bits) - 1))
+		return tide_error_set(
+		        err, TIDE_E_CORRUPT,
+		        "Snapshot table offset invalid: expected a multiple of the cluster size, found %" PRIu64,
+		        h->snapshots_offset);
 	if (h->snapshots == 0)
 		return 0;
 	if (h->snapshots > TIDE_QCOW2_SNAPSHOTS_MAX)
@@ -324,13 +329,13 @@ static int next_extension(const struct raw *raw, uint64_t *off, uint32_t *type, 
 	*type = tide_get_be32(raw->data + *off);
 	*len = tide_get_be32(raw->data + *off + 4);
 	*data = raw->data + *off + 8;
-	if (*type == TIDE_QCOW2_EXT_END)
-		return 0;
 	if (*len > end - *off - 8)
 		return tide_error_set(err, TIDE_E_CORRUPT,
 		                      "Header extension too large: extension %08" PRIx32 " has %" PRIu32
 		                      " bytes, there is room for %" PRIu64,
 		                      *type, *len, end - *off - 8);
+	if (*type == TIDE_QCOW2_EXT_END)
+		return 0;
 	*off += 8 + tide_range_align_up(*len, 8);
 	return 1;
 }

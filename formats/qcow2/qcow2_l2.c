@@ -54,6 +54,36 @@ static int check_in_data_file(const struct tide_qcow2 *q, uint64_t off, uint64_t
 	return 0;
 }
 
+/*
+ * The bytes of the cluster at off that can be read: up to the end of the disk, and of subclusters up to the last
+ * allocated one.
+ */
+static uint64_t visible_bytes(const struct tide_qcow2 *q, const struct tide_qcow2_cluster *c, uint64_t off)
+{
+	uint64_t visible = TIDE_MIN(q->cluster_size, q->size - (off & ~(q->cluster_size - 1)));
+	unsigned last = 0;
+
+	if (c->kind != TIDE_QCOW2_MIXED)
+		return visible;
+	while (last < TIDE_QCOW2_SUBCLUSTERS && c->alloc >> last)
+		last++;
+	return TIDE_MIN(visible, (uint64_t)last << (q->cluster_bits - TIDE_QCOW2_SUBCLUSTER_BITS));
+}
+
+/* All of these bytes must be in the file: a file that lacks them was cut, and must not read as zeroes. */
+static int check_complete(const struct tide_qcow2 *q, const struct tide_qcow2_cluster *c, uint64_t off,
+                          struct tide_error *err)
+{
+	uint64_t file_size = q->has_data_file ? q->data_size : q->file_size, bytes = visible_bytes(q, c, off);
+
+	if (tide_range_is_within(c->host, bytes, file_size))
+		return 0;
+	return tide_error_set(err, TIDE_E_CORRUPT,
+	                      "L2 entry for the cluster at %" PRIu64 ": %" PRIu64 " bytes of data at %" PRIu64
+	                      " end beyond the end of the %s at %" PRIu64 ", which was cut",
+	                      off, bytes, c->host, q->has_data_file ? "external data file" : "file", file_size);
+}
+
 /* Checks the offset of a standard cluster; read: are bytes of it visible? */
 static int check_host(const struct tide_qcow2 *q, const struct tide_qcow2_cluster *c, bool read, uint64_t off,
                       struct tide_error *err)
@@ -63,8 +93,12 @@ static int check_host(const struct tide_qcow2 *q, const struct tide_qcow2_cluste
 		                      "L2 entry for the cluster at %" PRIu64 ": the offset %" PRIu64
 		                      " is not a multiple of the cluster size",
 		                      off, c->host);
+	if (q->has_data_file && !c->host && !c->copied)
+		return 0;
+	if (q->has_data_file && check_in_data_file(q, off, c->host, err) < 0)
+		return -1;
 	if (q->has_data_file)
-		return c->host || c->copied ? check_in_data_file(q, off, c->host, err) : 0;
+		return read && q->data_fd >= 0 ? check_complete(q, c, off, err) : 0;
 	if (c->host == 0 && c->copied)
 		return tide_error_set(err, TIDE_E_CORRUPT,
 		                      "L2 entry for the cluster at %" PRIu64 ": data at offset 0, the header's", off);
@@ -73,7 +107,7 @@ static int check_host(const struct tide_qcow2 *q, const struct tide_qcow2_cluste
 		                      "L2 entry for the cluster at %" PRIu64 ": the offset %" PRIu64
 		                      " lies beyond the end of the file at %" PRIu64,
 		                      off, c->host, q->file_size);
-	return 0;
+	return read ? check_complete(q, c, off, err) : 0;
 }
 
 /* Decodes the subclusters; has_host: does the entry have a cluster for the allocated ones? */

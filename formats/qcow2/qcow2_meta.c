@@ -226,8 +226,7 @@ static int add_bitmap(struct tide_qcow2 *q, const struct tide_qcow2_bitmap *b, s
 	for (uint32_t i = 0; i < b->table_entries; i++) {
 		uint64_t off = table[i] & TIDE_QCOW2_BITMAP_OFFSET;
 
-		/* The file may end within its last cluster. */
-		if (off && (check_place(q, off, 1, "bitmap data", err) < 0 ||
+		if (off && (check_place(q, off, q->cluster_size, "bitmap data", err) < 0 ||
 		            add_bitmap_clusters(q, off, 1, "bitmap data", added, err) < 0))
 			return -1;
 	}
@@ -285,6 +284,9 @@ static int add_table(struct tide_qcow2 *q, uint64_t off, const char *what, struc
 	if (other)
 		return tide_error_set(err, TIDE_E_CORRUPT, "The %s at %" PRIu64 " overlaps with the image's %s", what,
 		                      off, other);
+	/* A table that was cut would read as zeroes once the file is extended; others fail when they are used. */
+	if (off < q->file_size && q->file_size - off < q->cluster_size && !(off & (q->cluster_size - 1)))
+		return check_place(q, off, q->cluster_size, what, err);
 	return tide_qcow2_meta_add(q, off >> q->cluster_bits, err);
 }
 

@@ -31,7 +31,6 @@ static enum tide_qcow2_kind narrow(const struct tide_qcow2 *q, const struct tide
 static int piece_at(const struct tide_qcow2 *q, struct tide_qcow2_entry entry, uint64_t off, struct tide_extent *out,
                     struct tide_error *err)
 {
-	uint64_t file_size = q->has_data_file ? q->data_size : q->file_size;
 	uint64_t within = off & (q->cluster_size - 1);
 	struct tide_qcow2_cluster c;
 
@@ -51,15 +50,6 @@ static int piece_at(const struct tide_qcow2 *q, struct tide_qcow2_entry entry, u
 	case TIDE_QCOW2_COMPRESSED:
 		break;
 	case TIDE_QCOW2_DATA:
-		/*
-		 * Bytes of the last cluster beyond the end of the file read as zeroes; so do those that a data file
-		 * lacks.
-		 */
-		if (c.host + within >= file_size) {
-			out->kind = TIDE_EXTENT_ZERO;
-			break;
-		}
-		out->len = TIDE_MIN(out->len, file_size - c.host - within);
 		out->mapped = true;
 		out->map_fd = q->data_fd;
 		out->map_off = c.host + within;

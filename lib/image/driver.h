@@ -246,10 +246,10 @@ struct tide_image_driver {
 
 	/*
 	 * Checks whether the image's own structures are consistent, and reports each finding. It reads the
-	 * file itself, so that the findings do not depend on the code that wrote the file. -1: it could not
-	 * check. NULL: nothing to check.
+	 * file itself, so that the findings do not depend on the code that wrote the file. data_fd: its external
+	 * data file, or -1. -1: it could not check. NULL: nothing to check.
 	 */
-	int (*check)(int fd, const struct tide_check *check, struct tide_error *err);
+	int (*check)(int fd, int data_fd, const struct tide_check *check, struct tide_error *err);
 
 	/* Reads the contents of persistent bitmap `index` into *out (new). NULL for formats without bitmaps. */
 	int (*bitmap_read)(void *state, size_t index, struct tide_bitmap **out, struct tide_error *err);

@@ -309,7 +309,7 @@ int tide_image_write_packed(struct tide_image *image, const struct tide_packed *
 
 int tide_image_check(const struct tide_image *image, const struct tide_check *check, struct tide_error *err)
 {
-	if (!image->driver->check || image->driver->check(image->fd, check, err) == 0)
+	if (!image->driver->check || image->driver->check(image->fd, image->data_fd, check, err) == 0)
 		return 0;
 	return tide_error_wrap(err, "'%s'", image->path);
 }

@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -221,6 +222,22 @@ static int choose_backing_format(const struct tide_image *image, const struct ti
 	        image->info.backing, image->path);
 }
 
+/* A raw file has no end mark: only the size that the overlay recorded reveals that the file was cut. */
+static int check_uncut(const struct tide_image *image, struct tide_error *err)
+{
+	const struct tide_fingerprint *made_on = image->info.fingerprint;
+	const struct tide_image *backing = image->backing;
+
+	if (!made_on || !made_on->has_file || !backing->driver->is_raw || !backing->stamp.valid ||
+	    backing->stamp.size >= made_on->stamp.size)
+		return 0;
+	tide_error_set(err, TIDE_E_CORRUPT,
+	               "The backing file '%s' was cut: it has %" PRIu64 " bytes, and had %" PRIu64
+	               " when '%s' was made on it",
+	               backing->path, backing->stamp.size, made_on->stamp.size, image->path);
+	return tide_error_hint(err, "copy it again from where it came from");
+}
+
 /* trusted: a person has just given the name. The names in the images below are judged even then. */
 static int open_backing(struct tide_image *image, const struct tide_image_options *options,
                         const struct chain_link *above, bool trusted, struct tide_error *err)
@@ -252,7 +269,11 @@ static int open_backing(struct tide_image *image, const struct tide_image_option
 	below.path = found.path;
 	if (open_link(&below, found.real, &here, &image->backing, err) < 0)
 		return here.depth > NAMED_MAX ? -1 : tide_error_wrap(err, "Could not open backing file");
-	return 0;
+	if (check_uncut(image, err) == 0)
+		return 0;
+	tide_image_close(image->backing);
+	image->backing = NULL;
+	return -1;
 }
 
 static int open_checked(struct tide_image *image, const struct tide_image_options *options,

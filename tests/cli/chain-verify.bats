@@ -412,3 +412,129 @@ another() {
 		another 0
 	done
 }
+
+# ---- the ends of files ----
+
+# lost KIND [TOP]: chain-verify finds damage of this kind, and nothing is restored.
+lost() {
+	verdict 3 damaged -f qcow2 "${2-top.qcow2}"
+	jq -e --arg k "$1" '[.images[].findings[].kind] | index($k) != null' chain.json
+	rejected chain-restore --overwrite -f qcow2 "${2-top.qcow2}" restored.img
+	[ ! -e restored.img ]
+}
+
+@test "an image that was cut, at any place" {
+	local size n
+	noise 300K > disk.img
+	qemu-img create -q -f qcow2 -o cluster_size=4K top.qcow2 1M
+	qemu-io -f qcow2 -c 'write -q -s disk.img 0 300K' top.qcow2
+	qemu-img convert -O raw top.qcow2 whole.img
+	size=$(stat -c %s top.qcow2)
+	cp top.qcow2 kept.qcow2
+	for n in 1 511 512 4000 4095 4096 4097 20000 70000; do
+		cp kept.qcow2 top.qcow2
+		truncate -s $((size - n)) top.qcow2
+		lost bounds
+		# A write would extend the file, and the cut would read as zeroes from then on.
+		[ $((n % 4096)) -eq 0 ] || unchanged rejected image-write --pattern 1 top.qcow2 900K 4K
+	done
+	truncate -s 0 top.qcow2
+	attempt chain-verify -f qcow2 top.qcow2
+	assert_equal "$status" 3
+	rejected chain-restore -f qcow2 top.qcow2 restored.img
+}
+
+@test "a compressed image that was cut" {
+	local type n size
+	python3 -c 'import random, sys; r = random.Random(1); sys.stdout.buffer.write(bytes(r.choices(b"abcdefgh", k=200000)))' > disk.img
+	for type in zlib zstd; do
+		rm -f top.qcow2
+		qemu-img convert -c -O qcow2 -o compression_type=$type disk.img top.qcow2
+		verdict 0 whole top.qcow2
+		done_ chain-restore --overwrite top.qcow2 whole.img
+		cmp -n 200000 disk.img whole.img
+		size=$(stat -c %s top.qcow2)
+		for ((n = 1; n < 1500; n += 83)); do
+			cp top.qcow2 cut.qcow2
+			truncate -s $((size - n)) cut.qcow2
+			attempt chain-verify cut.qcow2
+			case $status in
+			0) # Only the rest of the last sector is gone.
+				[ $n -lt 512 ]
+				done_ chain-restore cut.qcow2 restored.img
+				cmp whole.img restored.img
+				rm restored.img
+				;;
+			*)
+				lost bounds cut.qcow2
+				unchanged rejected image-write --pattern 1 cut.qcow2 0 64K
+				;;
+			esac
+		done
+	done
+}
+
+@test "a data file that was cut or emptied" {
+	local settings
+	noise 1M > disk.img
+	for settings in '' ,data_file_raw=on ,extended_l2=on; do
+		rm -f top.qcow2 data.raw
+		done_ backup-run -F qcow2 -o "data_file=data.raw$settings" disk.img top.qcow2
+		verdict 0 whole top.qcow2
+		for size in $((1048576 - 1)) 300K 0; do
+			truncate -s $size data.raw
+			attempt chain-verify top.qcow2
+			assert_equal "$status" 3
+			rejected chain-restore top.qcow2 restored.img
+			rejected image-write --pattern 1 top.qcow2 0 64K
+			assert_equal "$(stat -c %s data.raw)" "$(numfmt --from=iec $size)"
+		done
+	done
+}
+
+@test "a raw backup that was cut under an increment" {
+	noise 1M > disk.img
+	done_ bitmap-add disk.img b
+	done_ backup-run -F raw --bitmap b --bitmap-mode on-success disk.img full.raw
+	ok image-write --pattern 7 disk.img 0 64K
+	done_ backup-run --sync incremental --bitmap b -F qcow2 --backing full.raw,format=raw disk.img top.qcow2
+	verdict 0 whole top.qcow2
+	truncate -s 700K full.raw
+	lost link
+}
+
+@test "entries, flags and offsets that qemu-img check refuses" {
+	entry() { python3 -c 'import sys; sys.stdout.buffer.write(int(sys.argv[1], 0).to_bytes(8, "big"))' "$1" | put top.qcow2 "$2"; }
+	qemu-img create -q -f qcow2 -o data_file=data.raw top.qcow2 1M
+	qemu-io -f qcow2 -c 'write -q -P 1 0 256k' top.qcow2
+	clean top.qcow2
+	entry 0x10000 $((0x40000 + 8))
+	verdict 3 damaged top.qcow2
+	jq -e '.images[0].findings | map(.kind) == ["copied"]' chain.json
+	entry 0x8000000000020000 $((0x40000 + 8))
+	verdict 3 damaged top.qcow2
+	jq -e '.images[0].findings | map(.kind) == ["entry"]' chain.json
+	rm top.qcow2 data.raw
+	qemu-img create -q -f qcow2 -o cluster_size=512 top.qcow2 1M
+	cp top.qcow2 kept.qcow2
+	entry 1 64
+	attempt chain-verify top.qcow2
+	assert_equal "$status" 3
+	[[ $stderr == *'Snapshot table offset invalid'* ]]
+	cp kept.qcow2 top.qcow2
+	entry 0x100001 24
+	attempt chain-verify top.qcow2
+	assert_equal "$status" 3
+	[[ $stderr == *'L1 table is too small'* ]]
+}
+
+@test "a bitmap inside the image that was cut" {
+	qemu-img create -q -f qcow2 top.qcow2 64M
+	qemu-img bitmap --add -g 512 top.qcow2 b
+	qemu-io -f qcow2 -c 'write -q -P 7 0 1M' top.qcow2
+	# The bitmap's data comes last.
+	truncate -s -100 top.qcow2
+	attempt chain-verify top.qcow2
+	assert_equal "$status" 3
+	rejected bitmap-dump --output=json top.qcow2 b
+}

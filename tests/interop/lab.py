@@ -1,6 +1,8 @@
 """Shared parts of the interop tests: TAP, temporary directories, running commands, and a plain model of a
 disk with bitmaps that the commands are compared with."""
 import hashlib
+import importlib.machinery
+import importlib.util
 import json
 import os
 import random
@@ -88,6 +90,15 @@ def start(*tools):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     os.umask(0o022)
     return tempfile.TemporaryDirectory(prefix="tidemark-interop.")
+
+
+def load(name):
+    """A test program beside this file, as a module."""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), name)
+    loader = importlib.machinery.SourceFileLoader(name, path)
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
+    loader.exec_module(module)
+    return module
 
 
 # ---- commands -----------------------------------------------------------------------------------
