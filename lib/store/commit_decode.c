@@ -1,7 +1,7 @@
 /*
  * Decoding commit records and pointers, which may be damaged or come from a stranger.
  *
- * Each line is a word and its fields, each after one space (commit_record.c).  What does not have this form is refused
+ * Each line is a word and its fields, each after one space (commit_record.c).  A line of another form is refused
  * with the number of its line.  The records of the first version are read too: names that end in NUL, no identities.
  */
 #include <errno.h>

@@ -10,7 +10,7 @@
  *   record INODE RECORD RELATIVE
  *   crc CRC
  *
- * Numbers are hexadecimal; in names each byte that is no visible ASCII character, and '%', is %XX.
+ * Numbers are hexadecimal; in names '%' and each byte that is not a visible ASCII character is %XX.
  */
 #include "commit_record.h"
 

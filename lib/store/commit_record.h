@@ -11,7 +11,7 @@
  * pointer in one of its slots, which leads to the record.  Both begin with a lock token: as long
  * as it is held on the image beside which the file is, the transaction is running.
  *
- * What the record says of a file must be enough to tell it from every other one: absence of
+ * The description of a file in the record must be enough to tell it from every other one: absence of
  * a temporary name proves nothing by itself.  So each rename notes inode, size and birth time
  * of the file, and where it goes twice, by an absolute path and by one relative to the record.
  */
@@ -24,7 +24,7 @@
 #include "image/driver.h"
 #include "tidemark.h"
 
-/* What tells a file from others, also after a reboot, when device numbers may have changed. */
+/* Identifies a file, also after a reboot, when device numbers may have changed. */
 struct tide_commit_identity {
 	uint64_t inode;    /* 0: not known (a record of an older version) */
 	uint64_t size;     /* bytes, when it was staged */

@@ -186,7 +186,7 @@ int tide_commit_recover_follow(const struct tide_commit_record *pointer, const c
 		return 1;
 	if (pointer->is_old)
 		return 0;
-	/* Its directory is there, and it is not: it was never written, or all that it decided is done. */
+	/* The directory exists without the record: it was never written, or all that it decided is done. */
 	if (is_that_directory(pointer->record, pointer->record_dir) || is_that_directory(moved, pointer->record_dir))
 		return 0;
 	tide_error_set(err, TIDE_E_REFUSED, "The record of an interrupted transaction, '%s', cannot be reached",
@@ -249,7 +249,7 @@ static int check_change(const struct tide_commit_change *change, const char *rec
 		               change->path);
 		return tide_error_hint(
 		        err,
-		        "the file was left as it is; move it away and run the command again; to give up what "
+		        "that file is unchanged; move it away and run the command again; to give up what "
 		        "is left of the transaction, move '%s' away",
 		        record);
 	}

@@ -30,7 +30,7 @@ void tide_commit_recover_names(const struct tide_commit_record *record, struct t
 
 /*
  * Makes all renames that are left, durably.  path: the record's; fd: the record, for its owner.  -1: the first change
- * that cannot be made, with a way on; then none has been made, unless the renaming itself failed.
+ * that cannot be made, with a hint how to continue; then none has been made, unless the renaming itself failed.
  */
 int tide_commit_recover_renames(const struct tide_commit_record *record, const char *path, int fd,
                                 struct tide_error *err);

@@ -1,5 +1,5 @@
 /*
- * What the encoder and the decoder of commit records share.  No other file includes this.
+ * The declarations that the encoder and the decoder of commit records share.  No other file includes this.
  */
 #ifndef TIDE_COMMIT_TEXT_H
 #define TIDE_COMMIT_TEXT_H

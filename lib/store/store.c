@@ -1,3 +1,10 @@
+/*
+ * The sidecar as a file: its default path, the lock, reading, and replacing it as a whole.
+ *
+ * Replacing gives the name to another file, so a lock counts only if the locked file still has the name; every locker
+ * checks that after it got the lock, and tries again.  Symbolic links are not followed: in a directory that others can
+ * write to, a link may be somebody else's.
+ */
 #include "store.h"
 
 #include <dirent.h>
@@ -16,13 +23,13 @@
 #include "base/mem.h"
 
 #define LOCK_TIMEOUT_MS 10000
-/* All of it is kept in memory. */
+/* The largest sidecar, in bytes: it is held in memory as a whole. */
 #define SIDECAR_MAX (UINT64_C(1) << 30)
-/* What a sidecar holds that was locked before it was ever written; whoever finds it without its maker takes it over. */
+/* The content of a claim.  The next program that locks it takes over a claim whose maker died. */
 #define CLAIM      "tidemark sidecar to come\n"
 #define DEVICE_DIR "/var/lib/tidemark"
 
-/* Device-mapper's name for a block device, or NULL. */
+/* The name that device-mapper has for a block device, or NULL. */
 static char *mapper_name(dev_t rdev, struct tide_error *err)
 {
 	char path[64], name[256];
@@ -139,7 +146,7 @@ static int load_fd(int fd, const char *path, struct tide_sidecar **sc, struct ti
 		tide_error_wrap(err, "The sidecar '%s' cannot be used", path);
 		return tide_error_hint(err,
 		                       "nothing was changed; put a good copy in its place, or move it away, add the "
-		                       "bitmaps anew and begin the chain with a full backup");
+		                       "bitmaps again and begin the chain with a full backup");
 	}
 	return 0;
 }
@@ -171,7 +178,7 @@ int tide_store_is_current(const char *path, const struct tide_sidecar *sc, bool 
 	return 0;
 }
 
-/* Makes the claim, whole and locked before anybody can see it. */
+/* Makes the claim: it is complete and locked before it gets its name. */
 static int make_claim(struct tide_store *store, bool *again, struct tide_error *err)
 {
 	struct tide_staged st = TIDE_STAGED_INIT;
@@ -193,7 +200,7 @@ static int make_claim(struct tide_store *store, bool *again, struct tide_error *
 	return rc < 0 ? -1 : 0;
 }
 
-/* Opens and locks what stands under the name, or makes it: 0, or -1.  *again: it was replaced meanwhile. */
+/* Opens and locks the file of that name, or makes a claim.  *again: the file was replaced meanwhile. */
 static int lock_once(struct tide_store *store, bool create, bool *again, struct tide_error *err)
 {
 	struct stat held, named;
@@ -216,7 +223,7 @@ static int lock_once(struct tide_store *store, bool create, bool *again, struct 
 
 		if (tide_sysio_pread(fd, text, sizeof(text) - 1, 0, true, err) < 0)
 			return -1;
-		/* What a program that was killed left behind is ours now. */
+		/* A claim whose maker was killed belongs to this program now. */
 		store->made = is_claim(text, (uint64_t)held.st_size);
 		return 0;
 	}
@@ -255,7 +262,7 @@ int tide_store_set_owner_only(int fd, int image_fd, struct tide_error *err)
 	return 0;
 }
 
-/* Not wider than the image's: its mode, and its owner where we may give files away. */
+/* The owner only where the caller may give files away. */
 int tide_store_set_owner(int fd, int image_fd, struct tide_error *err)
 {
 	struct stat st;
@@ -271,7 +278,7 @@ int tide_store_set_owner(int fd, int image_fd, struct tide_error *err)
 	return 0;
 }
 
-/* What would be refused when it is read is not written either. */
+/* A sidecar that readers would refuse as too large is not written. */
 static int write_part(void *ctx, const void *buf, size_t len, uint64_t off, struct tide_error *err)
 {
 	if (off + len <= SIDECAR_MAX)
@@ -296,7 +303,7 @@ int tide_store_commit(struct tide_store *store, struct tide_error *err)
 {
 	int rc = tide_staged_commit(&store->staged, false, err);
 
-	/* It may have its name and be no more than not durable: once a record speaks of it, it stays. */
+	/* The file may have its name although the sync failed: once a commit record lists it, it stays. */
 	if (rc == 0 || (store->staged.kept && !store->staged.tmp))
 		store->made = false;
 	return rc < 0 ? tide_error_wrap(err, "Could not replace the sidecar '%s'", store->path) : 0;

@@ -1,11 +1,11 @@
 /*
- * The sidecar as a file: where it stands, reading it, and replacing it whole.
+ * The sidecar as a file: its path, reading it, and replacing it as a whole.
  *
- * Readers need no lock: they see the old file or the new one.  Who changes a sidecar locks
- * it first (tide_store_lock), reads it, stages its successor and commits.  The lock is on
- * the file itself; because the file is replaced, a locker makes sure that what it locked is
- * still what stands under the name.  To lock a sidecar that is not there yet a claim
- * is made, a short text that counts as no sidecar.
+ * Readers need no lock: they see the old file or the new one.  A writer locks the sidecar
+ * (tide_store_lock), reads it, stages the new one and commits it.  The lock is on the file
+ * itself; because the file gets replaced, a locker checks that the locked file still has the
+ * name.  To lock a sidecar that does not exist yet, a claim is made: a file with a short text
+ * that counts as no sidecar.
  */
 #ifndef TIDE_STORE_H
 #define TIDE_STORE_H
@@ -17,9 +17,9 @@
 struct tide_store {
 	char *path;
 	int lock_fd; /* -1 while not locked */
-	bool made;   /* the claim is ours: it goes when nothing is committed */
+	bool made;   /* this program made the claim: it is removed if nothing is committed */
 	struct tide_staged staged;
-	uint32_t checksum; /* of the header of what is staged */
+	uint32_t checksum; /* of the header of the staged sidecar */
 };
 
 #define TIDE_STORE_INIT                              \
@@ -36,15 +36,16 @@ char *tide_store_path(const char *image_path, const char *override, bool *namele
 /* *sc NULL: there is no sidecar. */
 int tide_store_load(const char *path, struct tide_sidecar **sc, struct tide_error *err);
 
-/* create: make a claim if there is none; else without a sidecar there is nothing to lock, and that is fine. */
+/* create: make a claim if no sidecar exists.  Without it and without a sidecar nothing is locked, and the call
+ * succeeds. */
 int tide_store_lock(struct tide_store *store, const char *path, bool create, struct tide_error *err);
-/* The content to come, durable, but not under its name yet.  Owner and mode become those of image_fd, never wider. */
+/* Writes the new content, durably, without its name.  Owner and mode become those of image_fd, never wider. */
 int tide_store_stage(struct tide_store *store, const struct tide_sidecar *sc, int image_fd, struct tide_error *err);
 int tide_store_commit(struct tide_store *store, struct tide_error *err);
 /* Unlocks, and drops what was not committed. */
 void tide_store_release(struct tide_store *store);
 
-/* Is what stands under the name still this sidecar (NULL: nothing)?  Without a lock it may have been replaced since. */
+/* Is the file of that name still this sidecar (NULL: no file)?  Without a lock it may have been replaced since. */
 int tide_store_is_current(const char *path, const struct tide_sidecar *sc, bool *current, struct tide_error *err);
 
 /* Gives a file beside an image the image's owner, where the caller may do that; its mode stays. */
