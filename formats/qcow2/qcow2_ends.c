@@ -8,8 +8,8 @@
 #include <inttypes.h>
 
 #include "base/error.h"
-#include "qcow2.h"
 #include "base/range.h"
+#include "qcow2.h"
 
 /* Does the entry lead to bytes that the file may lack a part of? */
 static bool is_last(const struct tide_qcow2 *q, struct tide_qcow2_entry entry)

@@ -214,6 +214,10 @@ static int lock_once(struct tide_store *store, bool create, bool *again, struct 
 	if (fd < 0)
 		return open_failed(store->path, err);
 	store->lock_fd = fd;
+	if (fstat(fd, &held) == 0 && !S_ISREG(held.st_mode)) {
+		tide_error_set(err, TIDE_E_REFUSED, "'%s' is not a regular file, and so not a sidecar", store->path);
+		return tide_error_hint(err, "move it away, or name another file with --sidecar");
+	}
 	if (tide_lock_exclusive(fd, LOCK_TIMEOUT_MS, err) < 0)
 		return tide_error_wrap(err, "'%s'", store->path);
 	if (fstat(fd, &held) < 0)

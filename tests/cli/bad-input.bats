@@ -395,3 +395,13 @@ luks_image() { # FILE
 	raw "$p" 1M
 	unchanged refused_like 'File name too long' bitmap-add "$p" b
 }
+
+@test "a FIFO in the place of the sidecar" {
+	truncate -s 1M disk.img
+	mkfifo disk.img.bitmaps
+	refused_like "is not a regular file, and so not a sidecar" timeout 10 bitmap-add disk.img b
+	[[ $stderr == *"--sidecar"* ]]
+	attempt timeout 10 bitmap-list disk.img
+	assert_equal "$status" 1
+	[[ $stderr == *"is not a regular file"* ]]
+}
