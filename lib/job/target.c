@@ -16,6 +16,7 @@
 #include "base/error.h"
 #include "base/lock.h"
 #include "base/mem.h"
+#include "base/owner.h"
 #include "image/fingerprint.h"
 #include "store/sidecar.h"
 
@@ -76,21 +77,6 @@ static int lock_old(struct tide_target *target, const char *path, bool exclusive
 	return tide_lock_acquire(target->old_fd, TIDE_LOCK_WRITE_HELD, TIDE_LOCK_WRITE_UNSHARED, path, err);
 }
 
-static int copy_owner(int fd, const struct tide_image *like, struct tide_error *err)
-{
-	struct stat st;
-
-	if (fstat(tide_image_fd(like), &st) < 0)
-		return tide_error_set_sys(err, errno, "Could not look at '%s'", tide_image_path(like));
-	if (!S_ISREG(st.st_mode))
-		return 0;
-	if (fchown(fd, st.st_uid, st.st_gid) < 0 && errno != EPERM)
-		return tide_error_set_sys(err, errno, "Could not set the owner of the new image");
-	if (fchmod(fd, st.st_mode & 0666) < 0)
-		return tide_error_set_sys(err, errno, "Could not set the mode of the new image");
-	return 0;
-}
-
 /* The mode that open(2) with 0666 would result in.  Only /proc shows the umask without changing it. */
 static mode_t default_mode(void)
 {
@@ -120,9 +106,21 @@ static int find_setting(const char *settings, const char *wanted, char *value, s
 	return rc < 0 ? -1 : found;
 }
 
+/* A copy of a disk is as confidential as the disk, and as each image of its chain. */
+static int copy_owner(int fd, const struct tide_image *like, struct tide_error *err)
+{
+	if (tide_owner_copy(fd, tide_image_fd(like), 0, err) < 0)
+		return -1;
+	for (const struct tide_image *link = tide_image_backing(like); link; link = tide_image_backing(link)) {
+		if (tide_image_is_file(link) && tide_owner_narrow(fd, tide_image_fd(link), err) < 0)
+			return -1;
+	}
+	return 0;
+}
+
 /* An external data file is created with its image.  An existing file of its name may be another image's disk. */
 static int begin_data_file(struct tide_target *target, const struct tide_image_driver *driver, const char *path,
-                           const char *settings, struct tide_error *err)
+                           const char *settings, const struct tide_image *like, struct tide_error *err)
 {
 	char name[256];
 	TIDE_AUTOFREE char *found = NULL;
@@ -146,7 +144,9 @@ static int begin_data_file(struct tide_target *target, const struct tide_image_d
 		return tide_error_hint(
 		        err, "the existing file is unchanged; choose another name for the data file, or remove it");
 	}
-	return tide_staged_begin(&target->data, where, default_mode(), err);
+	if (tide_staged_begin(&target->data, where, like ? 0600 : default_mode(), err) < 0)
+		return -1;
+	return like ? copy_owner(target->data.fd, like, err) : 0;
 }
 
 /* Stored in the new image to reveal a later change of the backing image.  An unreadable one is reported elsewhere. */
@@ -203,7 +203,7 @@ int tide_target_create(struct tide_target *target, const char *path, const char 
 		return tide_error_set(err, TIDE_E_REFUSED, "Backing file not supported for file format '%s'", format);
 	target->exclusive = exclusive;
 	if (lock_old(target, final, exclusive, err) < 0 ||
-	    begin_data_file(target, driver, final, options->settings, err) < 0 ||
+	    begin_data_file(target, driver, final, options->settings, like, err) < 0 ||
 	    tide_staged_begin(&target->staged, final, like ? 0600 : default_mode(), err) < 0)
 		return -1;
 	if (like && copy_owner(target->staged.fd, like, err) < 0)

@@ -21,6 +21,7 @@
 #include "base/error.h"
 #include "base/lock.h"
 #include "base/mem.h"
+#include "base/owner.h"
 
 #define LOCK_TIMEOUT_MS 10000
 /* The largest sidecar, in bytes: it is held in memory as a whole. */
@@ -266,20 +267,10 @@ int tide_store_set_owner_only(int fd, int image_fd, struct tide_error *err)
 	return 0;
 }
 
-/* The owner only where the caller may give files away. */
+/* The owner of an image that is read-only must be able to change its bitmaps. */
 int tide_store_set_owner(int fd, int image_fd, struct tide_error *err)
 {
-	struct stat st;
-
-	if (fstat(image_fd, &st) < 0)
-		return tide_error_set_sys(err, errno, "Could not look at the image's mode");
-	if (S_ISBLK(st.st_mode))
-		return 0;
-	if (tide_store_set_owner_only(fd, image_fd, err) < 0)
-		return -1;
-	if (fchmod(fd, st.st_mode & 0666) < 0)
-		return tide_error_set_sys(err, errno, "Could not set its mode");
-	return 0;
+	return tide_owner_copy(fd, image_fd, 0600, err);
 }
 
 /* A sidecar that readers would refuse as too large is not written. */

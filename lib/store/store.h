@@ -50,7 +50,7 @@ int tide_store_is_current(const char *path, const struct tide_sidecar *sc, bool 
 
 /* Gives a file beside an image the image's owner, where the caller may do that; its mode stays. */
 int tide_store_set_owner_only(int fd, int image_fd, struct tide_error *err);
-/* And its mode, never wider. */
+/* And its mode, never wider, except that its owner can always read and write it. */
 int tide_store_set_owner(int fd, int image_fd, struct tide_error *err);
 
 #endif
