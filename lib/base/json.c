@@ -11,6 +11,7 @@
 #include "dynlib.h"
 #include "error.h"
 #include "json.h"
+#include "mem.h"
 
 /* ---- UTF-8 ------------------------------------------------------------------------- */
 
@@ -358,6 +359,46 @@ struct tide_json *tide_json_parse(const char *text, size_t len, struct tide_erro
 	              bad != json_tokener_success ? json_c.tokener_error_desc(bad)
 	              : end < len                 ? "text after the value"
 	                                          : "a key occurs twice in one object");
+}
+
+/* Appends the string at the start of text in double quotes; returns its length in the text. */
+static size_t requote(const char *text, size_t len, struct tide_strbuf *sb)
+{
+	size_t n = 1;
+
+	tide_strbuf_addc(sb, '"');
+	for (; n < len && text[n] != text[0]; n++) {
+		if (text[n] == '\\' && n + 1 < len) {
+			n++;
+			if (text[n] != '\'')
+				tide_strbuf_addc(sb, '\\');
+		} else if (text[n] == '"') {
+			tide_strbuf_addc(sb, '\\');
+		}
+		tide_strbuf_addc(sb, text[n]);
+	}
+	if (n == len) /* the string has no end, and the parser will say so */
+		return n;
+	tide_strbuf_addc(sb, '"');
+	return n + 1;
+}
+
+struct tide_json *tide_json_parse_qemu(const char *text, size_t len, struct tide_error *err)
+{
+	struct tide_strbuf sb = TIDE_STRBUF_INIT;
+	TIDE_AUTOFREE char *strict = NULL;
+	size_t n;
+
+	for (size_t at = 0; at < len; at += n) {
+		n = 1;
+		if (text[at] == '"' || text[at] == '\'')
+			n = requote(text + at, len - at, &sb);
+		else
+			tide_strbuf_addc(&sb, text[at]);
+	}
+	n = sb.len;
+	strict = tide_strbuf_steal(&sb, err);
+	return strict ? tide_json_parse(strict, n, err) : NULL;
 }
 
 void tide_json_free(struct tide_json *json)

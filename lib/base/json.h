@@ -51,6 +51,8 @@ enum tide_json_kind {
 
 /* The text holds one value and nothing after it. */
 struct tide_json *tide_json_parse(const char *text, size_t len, struct tide_error *err);
+/* The same in QEMU's dialect, in which strings may also be in single quotes, and \' stands for one. */
+struct tide_json *tide_json_parse_qemu(const char *text, size_t len, struct tide_error *err);
 void tide_json_free(struct tide_json *json);
 void tide_json_freep(struct tide_json **json);
 #define TIDE_AUTOJSON TIDE_CLEANUP(tide_json_freep)

@@ -154,7 +154,7 @@ static int take_member(struct plain *plain, const char *key, const struct tide_j
 
 static int take_json(struct plain *plain, const char *text, struct tide_error *err)
 {
-	TIDE_AUTOJSON struct tide_json *json = tide_json_parse(text, strlen(text), err);
+	TIDE_AUTOJSON struct tide_json *json = tide_json_parse_qemu(text, strlen(text), err);
 	const struct tide_json *value;
 	const void *place = NULL;
 	const char *key;

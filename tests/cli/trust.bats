@@ -113,6 +113,7 @@ lines_up() {
 		'json:{"driver":"raw","file.driver":"file","file.filename":"base.img"}' \
 		'json:{"driver":"file","filename":"base.img"}' \
 		'json:{"file.filename":"base.img"}' \
+		"json:{'driver':'raw','file':{'driver':'file','filename':'base.img'}}" \
 		'json:{"driver":"raw","node-name":"n0","read-only":true,"file":{"driver":"file","filename":"base.img","locking":"off"}}'; do
 		overlay "vm/$((n += 1)).qcow2" "$name" raw
 		not_without protocol "vm/$n.qcow2"

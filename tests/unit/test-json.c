@@ -267,6 +267,34 @@ static void test_round_trip(void)
 	}
 }
 
+/* QEMU's dialect: what it makes of quotes, and that everything else is as strict. */
+static void test_qemu(void)
+{
+	static const struct {
+		const char *text, *value;
+	} rows[] = {
+		{ "{'a': 'b'}", "b" },       { "{\"a\": 'b\"c'}", "b\"c" }, { "{'a': \"b'c\"}", "b'c" },
+		{ "{'a': 'b\\'c'}", "b'c" }, { "{'a': \"b\\'c\"}", "b'c" }, { "{'a': '\\\\\\u0041\\\"'}", "\\A\"" },
+		{ "{'a': 'b}", NULL },       { "{'a': 'b\\", NULL },        { "{'a': 'b\\'}", NULL },
+		{ "{a: 'b'}", NULL },        { "{'a': 'b'c'}", NULL },      { "", NULL },
+	};
+
+	for (size_t i = 0; i < TIDE_ARRAY_SIZE(rows); i++) {
+		struct tide_error err = TIDE_ERROR_INIT;
+		struct tide_json *json TIDE_AUTOJSON = tide_json_parse_qemu(rows[i].text, strlen(rows[i].text), &err);
+		const char *value = NULL;
+
+		UNIT_ROW("%s", rows[i].text);
+		CHECK_EQ_I64(json != NULL, rows[i].value != NULL);
+		CHECK_EQ_I64(err.code, rows[i].value ? 0 : TIDE_E_REFUSED);
+		if (json && rows[i].value) {
+			CHECK(tide_json_get_string(tide_json_member(json, "a"), &value, NULL));
+			CHECK_STR(value, rows[i].value);
+		}
+		tide_error_release(&err);
+	}
+}
+
 int main(void)
 {
 	UNIT_RUN(test_layout);
@@ -276,5 +304,6 @@ int main(void)
 	UNIT_RUN(test_top_values);
 	UNIT_RUN(test_refused);
 	UNIT_RUN(test_round_trip);
+	UNIT_RUN(test_qemu);
 	return unit_done();
 }
