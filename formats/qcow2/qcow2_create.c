@@ -59,25 +59,21 @@ static const struct feature features[] = {
 
 /* ---- settings ---- */
 
-static int parse_number(const char *key, const char *text, bool is_size, uint64_t *out, struct tide_error *err)
+static int parse_size(const char *key, const char *text, uint64_t *out, struct tide_error *err)
 {
-	static const char suffixes[] = "kmgtpe";
-	const char *suffix = NULL;
+	if (tide_parse_size(text, out, NULL) == 0)
+		return 0;
+	return tide_error_set(err, TIDE_E_REFUSED, "Parameter '%s' expects a non-negative number below 2^64", key);
+}
+
+static int parse_number(const char *key, const char *text, uint64_t *out, struct tide_error *err)
+{
 	char *end = NULL;
-	uint64_t v;
 
 	errno = 0;
-	v = text[0] >= '0' && text[0] <= '9' ? strtoull(text, &end, 0) : 0;
-	if (!end || errno)
-		end = (char *)"?";
-	else if (is_size && *end && (suffix = strchr(suffixes, *end | 0x20)))
-		end++;
-	if (*end || (suffix && !tide_range_shl(v, 10 * (unsigned)(suffix - suffixes + 1), &v)))
-		return tide_error_set(err, TIDE_E_REFUSED,
-		                      is_size ? "Parameter '%s' expects a non-negative number below 2^64"
-		                              : "Parameter '%s' expects a number",
-		                      key);
-	*out = v;
+	*out = text[0] >= '0' && text[0] <= '9' ? strtoull(text, &end, 0) : 0;
+	if (!end || errno || *end)
+		return tide_error_set(err, TIDE_E_REFUSED, "Parameter '%s' expects a number", key);
 	return 0;
 }
 
@@ -138,10 +134,10 @@ const char *const tide_qcow2_settings[] = { "cluster_size",     "refcount_bits",
 static int parse_setting(const char *key, const char *value, struct config *c, struct tide_error *err)
 {
 	if (!strcmp(key, "cluster_size"))
-		return parse_number(key, value, true, &c->cluster_size, err);
+		return parse_size(key, value, &c->cluster_size, err);
 	if (!strcmp(key, "refcount_bits")) {
 		c->has_refcount_bits = true;
-		return parse_number(key, value, false, &c->refcount_bits, err);
+		return parse_number(key, value, &c->refcount_bits, err);
 	}
 	if (!strcmp(key, "compat"))
 		return parse_compat(value, c, err);

@@ -1,6 +1,7 @@
 /*
  * Parses sizes as people write them: a decimal or hexadecimal number and one of the suffixes K M G
- * T P E. Everything else is refused, so that no typing error passes as a size.
+ * T P E. A decimal number with a suffix may have a fraction. Everything else is refused, so that no typing error
+ * passes as a size.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -26,6 +27,35 @@ static bool parse_number(const char *text, uint64_t *v, const char **end)
 	return true;
 }
 
+/* The most digits of a fraction: 10^18 fits into 64 bits, and so does their product with 2^60 into 128. */
+#define FRACTION_MAX 18u
+
+/* The digits after a point as a number of 10^-digits; *end moves past them. */
+static uint64_t parse_fraction(const char **end, unsigned *digits)
+{
+	const char *p = *end + 1;
+	uint64_t fraction = 0;
+
+	*digits = 0;
+	if (**end != '.')
+		return 0;
+	for (; *p >= '0' && *p <= '9' && *digits < FRACTION_MAX; p++, ++*digits)
+		fraction = fraction * 10 + (uint64_t)(*p - '0');
+	if (*digits)
+		*end = p;
+	return fraction;
+}
+
+/* fraction * 10^-digits * 2^shift, rounded down as QEMU does. */
+static uint64_t scale_fraction(uint64_t fraction, unsigned digits, unsigned shift)
+{
+	unsigned __int128 scaled = (unsigned __int128)fraction << shift;
+
+	for (; digits; digits--)
+		scaled /= 10;
+	return (uint64_t)scaled;
+}
+
 int tide_parse_size(const char *text, uint64_t *size, struct tide_error *err)
 {
 	static const char suffixes[] = "KkMmGgTtPpEe";
@@ -35,7 +65,10 @@ int tide_parse_size(const char *text, uint64_t *size, struct tide_error *err)
 
 	if (!parse_number(text, &v, &end))
 		return tide_error_set(err, TIDE_E_USAGE, "'%s' is not a size: it does not start with a digit", text);
-	bool overflow = errno == ERANGE;
+	bool overflow = errno == ERANGE, hex = text[0] == '0' && (text[1] | 0x20) == 'x';
+	const char *point = end;
+	unsigned digits = 0;
+	uint64_t fraction = hex ? 0 : parse_fraction(&end, &digits);
 	const char *suffix = *end ? strchr(suffixes, *end) : NULL;
 	if (suffix) {
 		shift = 10 * (unsigned)((suffix - suffixes) / 2 + 1);
@@ -43,6 +76,8 @@ int tide_parse_size(const char *text, uint64_t *size, struct tide_error *err)
 		if (strcmp(end, "iB") == 0)
 			end += 2;
 	}
+	if (!suffix) /* there are no parts of bytes */
+		end = point;
 	if (*end)
 		return tide_error_set(err, TIDE_E_USAGE,
 		                      "'%s' is not a size: expected a number and at most one of K M G T P E, "
@@ -50,5 +85,7 @@ int tide_parse_size(const char *text, uint64_t *size, struct tide_error *err)
 		                      text, end);
 	if (overflow || !tide_range_shl(v, shift, size))
 		return tide_error_set(err, TIDE_E_USAGE, "'%s' is too large: sizes go up to 2^64 - 1", text);
+	/* The fraction is less than one unit, so it fits into the bits that the shift made. */
+	*size += scale_fraction(fraction, digits, shift);
 	return 0;
 }
