@@ -89,3 +89,50 @@ void opt_print_help(struct opt_line *line)
 		}
 	}
 }
+
+/* ---- -o help ----------------------------------------------------------------------- */
+
+static bool has_help(const char *list)
+{
+	for (size_t n; *list; list += n + (list[n] == ',')) {
+		n = strcspn(list, ",");
+		if ((n == 4 && !strncmp(list, "help", n)) || (n == 1 && *list == '?'))
+			return true;
+	}
+	return false;
+}
+
+bool opt_asks_for_settings(const struct opt_line *line)
+{
+	const struct poptOption *option = opt_find(line, 0, "--settings");
+
+	for (size_t i = 0; option && i < line->n; i++) {
+		if (line->given[i].val == option->val && has_help(line->given[i].text))
+			return true;
+	}
+	return false;
+}
+
+static void print_settings_of(const char *format)
+{
+	const char *key = tide_image_format_setting(format, 0);
+
+	printf(key ? "Settings of the format %s:\n" : "The format %s has no settings.\n", format);
+	for (size_t i = 0; (key = tide_image_format_setting(format, i)); i++)
+		printf("  %s=VALUE\n", key);
+}
+
+void opt_print_settings(const struct opt_line *line)
+{
+	const struct poptOption *option = opt_find(line, 0, "--format");
+	const char *given = option ? opt_text(line, option->val) : NULL, *format;
+
+	if (given) {
+		print_settings_of(given);
+		return;
+	}
+	for (size_t i = 0; (format = tide_image_format(i)); i++) {
+		if (tide_image_format_setting(format, 0))
+			print_settings_of(format);
+	}
+}

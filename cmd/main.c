@@ -267,6 +267,8 @@ static int answer(struct opt_line *line)
 		poptPrintUsage(line->popt, stdout, 0);
 	} else if (opt_has(line, OPT_VERSION)) {
 		printf("%s (Tidemark) %s\n", command.name, tide_version());
+	} else if (opt_asks_for_settings(line)) {
+		opt_print_settings(line);
 	} else if (opt_has(line, OPT_COMPLETE_OPTIONS)) {
 		complete_options(line);
 	} else if (opt_has(line, OPT_COMPLETE_VALUES)) {

@@ -79,6 +79,10 @@ void opt_line_release(struct opt_line *line);
 /* Prints the text of --help (help.c). */
 void opt_print_help(struct opt_line *line);
 
+/* Is one of the settings `help` or `?`, as in qemu-img?  print shows those of the given format, or of all (help.c). */
+bool opt_asks_for_settings(const struct opt_line *line);
+void opt_print_settings(const struct opt_line *line);
+
 /* Checks the number of arguments. */
 int opt_check_args(const struct opt_line *line, struct tide_error *err);
 

@@ -165,6 +165,31 @@ like_qemu() {
 	unchanged refused_like 'Failed to get (shared )?"write" lock' image-create -f qcow2 disk.qcow2 1M
 }
 
+@test "-o help shows the settings of the format" {
+	done_ image-create -f qcow2 -o help
+	assert_line --index 0 'Settings of the format qcow2:'
+	assert_line '  cluster_size=VALUE'
+	done_ image-create -f qcow2 -o 'cluster_size=64K,?' new.qcow2 1M
+	assert_line '  compression_type=VALUE'
+	[ ! -e new.qcow2 ]
+	done_ image-create -f raw -o help
+	assert_output 'The format raw has no settings.'
+	done_ backup-run -F qcow2 -o help
+	assert_line '  compat=VALUE'
+	done_ chain-restore -o help
+	assert_line '  compat=VALUE'
+}
+
+@test "a size with a fraction" {
+	ok image-create -f raw a.img 1.5M
+	assert_equal "$(stat -c %s a.img)" 1572864
+	ok image-create -f qcow2 -o cluster_size=1.0K new.qcow2 0.3M
+	qemu-img create -q -f qcow2 judge 0.3M
+	assert_equal "$(virtual_size qcow2 new.qcow2)" "$(virtual_size qcow2 judge)"
+	usage image-create -f raw b.img 1.5
+	usage image-create -f raw b.img 0x1.5M
+}
+
 @test "usage" {
 	usage image-create
 	usage image-create new.qcow2 1M 2M
