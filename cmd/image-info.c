@@ -5,6 +5,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include "cmd.h"
 
@@ -72,6 +73,35 @@ static void print_backing(const struct tide_image_info *info)
 		print_text("backing file format", info->backing_format);
 }
 
+static void print_snapshot(const struct tide_snapshot *s)
+{
+	CMD_AUTOFREE char *id = ui_escape(s->id);
+	CMD_AUTOFREE char *name = ui_escape(s->name);
+	char size[UI_SIZE_MAX], date[32] = "", clock[40];
+	time_t when = (time_t)s->date_sec;
+	struct tm tm;
+
+	if (localtime_r(&when, &tm))
+		strftime(date, sizeof(date), "%Y-%m-%d %H:%M:%S", &tm);
+	snprintf(clock, sizeof(clock), "%02" PRIu64 ":%02" PRIu64 ":%02" PRIu64 ".%03" PRIu64, s->vm_clock_sec / 3600,
+	         s->vm_clock_sec / 60 % 60, s->vm_clock_sec % 60, s->vm_clock_nsec / 1000000);
+	printf("%-9s %-16s %8s %19s %12s", id ? id : "", name ? name : "", ui_size(size, s->vm_state_size), date,
+	       clock);
+	if (s->has_icount)
+		printf(" %10" PRIu64, s->icount);
+	putchar('\n');
+}
+
+static void print_snapshots(const struct tide_image_info *info)
+{
+	if (!info->snapshots)
+		return;
+	puts("Snapshot list:");
+	printf("%-9s %-16s %8s %19s %12s %10s\n", "ID", "TAG", "VM SIZE", "DATE", "VM CLOCK", "ICOUNT");
+	for (uint32_t i = 0; i < info->snapshots; i++)
+		print_snapshot(info->snapshot[i]);
+}
+
 static void print_image(const struct tide_image_info *info)
 {
 	char size[UI_SIZE_MAX];
@@ -85,8 +115,7 @@ static void print_image(const struct tide_image_info *info)
 	if (info->dirty)
 		puts("cleanly shut down: no");
 	print_backing(info);
-	if (info->snapshots)
-		printf("snapshots: %" PRIu32 "\n", info->snapshots);
+	print_snapshots(info);
 	print_features(info);
 	if (info->sidecar)
 		print_text("sidecar", info->sidecar);

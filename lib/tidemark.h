@@ -433,6 +433,16 @@ struct tide_feature {
 	char *text;
 };
 
+/* An internal snapshot of an image. */
+struct tide_snapshot {
+	char *id, *name;
+	uint64_t vm_state_size;
+	uint64_t date_sec, date_nsec;         /* when it was taken */
+	uint64_t vm_clock_sec, vm_clock_nsec; /* the guest's clock then */
+	bool has_icount;
+	uint64_t icount; /* instructions that the guest had run then */
+};
+
 struct tide_image_info {
 	char *filename;
 	char *format;
@@ -442,7 +452,7 @@ struct tide_image_info {
 	bool is_remote;        /* no file here: actual_size is not known */
 	bool dirty;
 	bool corrupt;
-	uint32_t snapshots;
+	uint32_t snapshots; /* how many */
 	size_t n_features;
 	struct tide_feature **features;   /* "format-specific" */
 	struct tide_bitmap_list *bitmaps; /* those inside the image and, for the top one, the sidecar's */
@@ -451,6 +461,7 @@ struct tide_image_info {
 	char *backing_path;               /* where that leads to */
 	char *backing_format;
 	struct tide_image_info *backing; /* the next image of the chain, or NULL */
+	struct tide_snapshot **snapshot; /* the snapshots, in the order of the image, then NULL */
 };
 
 int tide_query_image(struct tide_session *session, const char *node, struct tide_image_info **info,
@@ -697,7 +708,8 @@ void tide_range_list_free(struct tide_range_list *list);
 
 /*
  * A size as people write it: decimal or 0x…, then nothing or one of K M G T P E
- * (powers of 1024), optionally followed by "iB".  Nothing else, no sign, no space.
+ * (powers of 1024), optionally followed by "iB".  A decimal number with a suffix may have a
+ * fraction, which is rounded down: 1.5G.  Nothing else, no sign, no space.
  */
 int tide_parse_size(const char *text, uint64_t *size, struct tide_error *err);
 

@@ -145,6 +145,7 @@ const struct tide_image_driver tide_qcow2_driver = {
 	.pack = tide_qcow2_pack_cluster,
 	.write_packed = tide_qcow2_pack_write,
 	.check = tide_qcow2_check,
+	.snapshots = tide_qcow2_snapshot_list,
 	.bitmap_reclaim = tide_qcow2_bitmap_reclaim,
 	.bitmap_read = tide_qcow2_bitmap_read,
 	.bitmaps_stage = tide_qcow2_stage_bitmaps,

@@ -510,6 +510,10 @@ int tide_qcow2_build_alloc(struct tide_qcow2 *q, uint64_t want, uint64_t *first,
 void tide_qcow2_build_free(struct tide_qcow2 *q, uint64_t first, uint64_t n);
 int tide_qcow2_build_flush(struct tide_qcow2 *q, struct tide_error *err);
 
+/* ---- qcow2_snapshot.c: see driver.h ---- */
+
+int tide_qcow2_snapshot_list(void *state, struct tide_snapshot ***out, struct tide_error *err);
+
 /* ---- qcow2_meta.c ---- */
 
 int tide_qcow2_meta_open(struct tide_qcow2 *q, struct tide_error *err);

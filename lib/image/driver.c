@@ -17,6 +17,16 @@ void tide_driver_bitmaps_free(struct tide_driver_bitmap *bitmaps, size_t n)
 	free(bitmaps);
 }
 
+void tide_driver_snapshots_free(struct tide_snapshot **list)
+{
+	for (size_t i = 0; list && list[i]; i++) {
+		free(list[i]->id);
+		free(list[i]->name);
+		free(list[i]);
+	}
+	free(list);
+}
+
 void tide_driver_info_release(struct tide_driver_info *info)
 {
 	free(info->backing);

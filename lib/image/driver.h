@@ -55,6 +55,7 @@
  *               unknown which set the file holds, but it is one of the two, complete; nothing
  *               is freed.
  *   bitmaps_abort   frees what was staged; the old set stays.
+ *   snapshots   lists the internal snapshots, as many as info->snapshots, and a NULL.
  *   close       releases everything. It writes nothing and never fails; without flush the
  *               commits since the last flush may be lost, and the image stays valid.
  *
@@ -251,6 +252,8 @@ struct tide_image_driver {
 	 */
 	int (*check)(int fd, int data_fd, const struct tide_check *check, struct tide_error *err);
 
+	int (*snapshots)(void *state, struct tide_snapshot ***list, struct tide_error *err); /* NULL: it has none */
+
 	/* Reads the contents of persistent bitmap `index` into *out (new). NULL for formats without bitmaps. */
 	int (*bitmap_read)(void *state, size_t index, struct tide_bitmap **out, struct tide_error *err);
 	/* The caller knows that a bitmap marked as in use is sound: checks it and lets bitmap_read read it. */
@@ -268,8 +271,11 @@ struct tide_image_driver {
 
 /* The name of the foreign format of a file that begins like this, or NULL. */
 const char *tide_driver_foreign(const uint8_t *head, size_t len);
+/* The same of a file that ends like this: its last 512 bytes. */
+const char *tide_driver_foreign_end(const uint8_t *tail, size_t len);
 
 void tide_driver_info_release(struct tide_driver_info *info);
+void tide_driver_snapshots_free(struct tide_snapshot **list);
 void tide_driver_bitmaps_free(struct tide_driver_bitmap *bitmaps, size_t n);
 
 /* Appends a feature; key and text are copied. */

@@ -314,6 +314,14 @@ int tide_image_check(const struct tide_image *image, const struct tide_check *ch
 	return tide_error_wrap(err, "'%s'", image->path);
 }
 
+int tide_image_snapshots(const struct tide_image *image, struct tide_snapshot ***list, struct tide_error *err)
+{
+	*list = NULL;
+	if (!image->driver->snapshots || image->driver->snapshots(image->state, list, err) == 0)
+		return 0;
+	return tide_error_wrap(err, "'%s'", image->path);
+}
+
 int tide_image_read_bitmap(struct tide_image *image, size_t index, struct tide_bitmap **out, struct tide_error *err)
 {
 	if (!image->driver->bitmap_read || index >= image->info.n_bitmaps)

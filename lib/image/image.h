@@ -160,6 +160,9 @@ void tide_image_renounce_write(struct tide_image *image);
 /* Runs the driver's check on this image alone; formats without a check have no findings. */
 int tide_image_check(const struct tide_image *image, const struct tide_check *check, struct tide_error *err);
 
+/* The internal snapshots, then a NULL; tide_driver_snapshots_free releases the list. */
+int tide_image_snapshots(const struct tide_image *image, struct tide_snapshot ***list, struct tide_error *err);
+
 /* Persistent bitmaps inside the image. */
 int tide_image_read_bitmap(struct tide_image *image, size_t index, struct tide_bitmap **out, struct tide_error *err);
 /* Makes a bitmap that was left marked as in use readable; the caller knows that its contents are right. */

@@ -191,6 +191,8 @@ static int describe(struct tide_image *image, const char *filename, struct tide_
 	out->dirty = info->dirty;
 	out->corrupt = info->corrupt;
 	out->snapshots = info->snapshots;
+	if (info->snapshots && tide_image_snapshots(image, &out->snapshot, err) < 0)
+		return -1;
 	out->is_remote = !tide_image_is_file(image);
 	if (!out->is_remote && fstat(tide_image_fd(image), &st) == 0)
 		out->actual_size = (uint64_t)st.st_blocks * 512;
@@ -263,6 +265,7 @@ void tide_image_info_free(struct tide_image_info *info)
 			free(info->features[i]);
 		}
 		free(info->features);
+		tide_driver_snapshots_free(info->snapshot);
 		tide_bitmap_list_free(info->bitmaps);
 		free(info->sidecar);
 		free(info->backing_filename);

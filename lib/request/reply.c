@@ -157,6 +157,30 @@ static void put_features(struct tide_json_writer *w, const struct tide_image_inf
 	tide_json_end(w, '}');
 }
 
+/* A list of SnapshotInfo. */
+static void put_snapshots(struct tide_json_writer *w, struct tide_snapshot *const *list)
+{
+	if (!list)
+		return;
+	tide_json_begin(w, "snapshots", '[');
+	for (; *list; list++) {
+		const struct tide_snapshot *s = *list;
+
+		tide_json_begin(w, NULL, '{');
+		if (s->has_icount)
+			tide_json_uint(w, "icount", s->icount);
+		tide_json_uint(w, "vm-clock-nsec", s->vm_clock_nsec);
+		tide_json_string(w, "name", s->name);
+		tide_json_uint(w, "date-sec", s->date_sec);
+		tide_json_uint(w, "date-nsec", s->date_nsec);
+		tide_json_uint(w, "vm-clock-sec", s->vm_clock_sec);
+		tide_json_string(w, "id", s->id);
+		tide_json_uint(w, "vm-state-size", s->vm_state_size);
+		tide_json_end(w, '}');
+	}
+	tide_json_end(w, ']');
+}
+
 static void put_image(struct tide_json_writer *w, const char *key, const struct tide_image_info *info, bool top)
 {
 	tide_json_begin(w, key, '{');
@@ -168,8 +192,7 @@ static void put_image(struct tide_json_writer *w, const char *key, const struct 
 	if (info->cluster_size)
 		tide_json_uint(w, "cluster-size", info->cluster_size);
 	tide_json_bool(w, "dirty-flag", info->dirty);
-	if (info->snapshots)
-		tide_json_uint(w, "snapshots", info->snapshots);
+	put_snapshots(w, info->snapshot);
 	put_features(w, info, top);
 	if (info->backing_filename) {
 		tide_json_string(w, "backing-filename", info->backing_filename);

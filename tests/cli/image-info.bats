@@ -12,7 +12,7 @@ agrees() {
 		def common: {format, "virtual-size", "cluster-size", "dirty-flag", "backing-filename", "backing-filename-format",
 			corrupt: ."format-specific".data.corrupt, compat: ."format-specific".data.compat,
 			refcount: ."format-specific".data."refcount-bits", compression: ."format-specific".data."compression-type",
-			lazy: ."format-specific".data."lazy-refcounts", extl2: ."format-specific".data."extended-l2"};
+			lazy: ."format-specific".data."lazy-refcounts", snapshots, extl2: ."format-specific".data."extended-l2"};
 		($a[0] | common) == ($b[0] | common)' > agree.json ||
 		fail "image-info: $(cat ours.json) qemu-img: $(cat qemu.json)"
 }
@@ -61,6 +61,31 @@ agrees() {
 	qemu-img snapshot -c s1 disk.qcow2
 	qemu-io -f qcow2 -c 'write -q 0 64K' disk.qcow2
 	agrees disk.qcow2 qcow2
+}
+
+@test "internal snapshots are a list, of the image and of those below it" {
+	qcow2 base.qcow2 3M
+	qemu-img snapshot -c 'a "name" of more than eight bytes, and one é' base.qcow2
+	qemu-img snapshot -c '' base.qcow2
+	agrees base.qcow2 qcow2
+	jq -e '.snapshots | length == 2 and .[0].id == "1"' ours.json
+	done_ image-info base.qcow2
+	assert_line --regexp '^ID +TAG +VM SIZE +DATE +VM CLOCK +ICOUNT$'
+	assert_line --regexp '^1 +a "name" of more than .* 0 B +20[0-9-]+ [0-9:]+ 00:00:00.000 +0$'
+	qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 top.qcow2
+	agrees top.qcow2 qcow2
+	jq -e '."backing-image".snapshots[1].id == "2"' ours.json
+	run --separate-stderr txn-apply --drive d=base.qcow2 - <<< '{"execute": "query-block"}'
+	jq -S '.return[0].inserted.image.snapshots' <<< "$output" > block.json
+	qemu-img info --output=json base.qcow2 | jq -S .snapshots > qemu.json
+	cmp block.json qemu.json
+	# Version 2 of the format has shorter entries.
+	qcow2 old.qcow2 3M -o compat=0.10
+	qemu-img snapshot -c s1 old.qcow2
+	agrees old.qcow2 qcow2
+	# A table that is cut off.
+	truncate -s $((0x$(od -An -tx1 -j 64 -N 8 base.qcow2 | tr -d ' \n') + 60)) base.qcow2
+	unchanged rejected image-info --output=json -f qcow2 base.qcow2
 }
 
 @test "the format is the pinned one, or the given one" {
