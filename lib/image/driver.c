@@ -82,7 +82,7 @@ static const struct {
 	{ "vdi", 64, 4, "\x7f\x10\xda\xbe" },
 	{ "vpc", 0, 8, "conectix" },
 	{ "vhdx", 0, 8, "vhdxfile" },
-	{ "luks", 0, 6, "LUKS\xba\xbe" },
+	{ "luks", 0, 8, "LUKS\xba\xbe\0\1" }, /* version 2 is the content of a disk, as for QEMU */
 	{ "parallels", 0, 16, "WithoutFreeSpace" },
 	{ "parallels", 0, 16, "WithouFreSpacExt" },
 	{ "bochs", 0, 22, "Bochs Virtual HD Image" },
@@ -97,6 +97,12 @@ const char *tide_driver_foreign(const uint8_t *head, size_t len)
 			return foreign[i].name;
 	}
 	return NULL;
+}
+
+const char *tide_driver_foreign_end(const uint8_t *tail, size_t len)
+{
+	/* The trailer of Apple's disk images: the magic number, version 4, and its length, 512. */
+	return len == 512 && !memcmp(tail, "koly\0\0\0\4\0\0\2\0", 12) ? "dmg" : NULL;
 }
 
 /*

@@ -30,7 +30,7 @@ struct chain_link {
 static const struct tide_image_driver *probe(int fd, struct tide_error *err)
 {
 	const struct tide_image_driver *driver;
-	uint8_t head[512] = { 0 };
+	uint8_t head[512] = { 0 }, tail[512];
 	const char *foreign;
 	uint64_t size;
 	size_t n;
@@ -41,6 +41,12 @@ static const struct tide_image_driver *probe(int fd, struct tide_error *err)
 	if (tide_sysio_pread(fd, head, n, 0, true, err) < 0)
 		return NULL;
 	foreign = tide_driver_foreign(head, n);
+	driver = tide_image_probe_driver(head, n);
+	if (!foreign && driver && driver->is_raw && size >= sizeof(tail)) {
+		if (tide_sysio_pread(fd, tail, sizeof(tail), size - sizeof(tail), false, err) < 0)
+			return NULL;
+		foreign = tide_driver_foreign_end(tail, sizeof(tail));
+	}
 	if (foreign) {
 		/* A backup of its bytes as of a raw disk could lack what is stored in other files. */
 		tide_error_set(err, TIDE_E_UNSUPPORTED,
@@ -50,7 +56,6 @@ static const struct tide_image_driver *probe(int fd, struct tide_error *err)
 		tide_error_hint(err, "if it is a raw disk that only begins like one, specify the format raw");
 		return NULL;
 	}
-	driver = tide_image_probe_driver(head, n);
 	if (!driver)
 		tide_error_set(err, TIDE_E_UNSUPPORTED, "Image format not recognized");
 	return driver;

@@ -116,6 +116,16 @@ agrees() {
 	refused_like 'nosuch\.img.*No such file or directory' image-info --output=json nosuch.img
 }
 
+@test "a disk that a guest encrypted with LUKS2 is a raw disk" {
+	raw disk.img 1M
+	printf 'LUKS\xba\xbe\0\2' | put disk.img 0
+	agrees disk.img raw
+	done_ image-info disk.img
+	assert_line 'file format: raw'
+	done_ backup-run -F raw disk.img copy.img
+	cmp disk.img copy.img
+}
+
 @test "an image of another format is not taken for a raw one" {
 	local f
 	for f in qcow qed vmdk vdi vpc vhdx parallels luks; do
@@ -131,6 +141,13 @@ agrees() {
 	done
 	qcow2 new.qcow2 4M
 	unchanged refused_like "looks like one of format 'vdi'" chain-restore --in-place new.qcow2 disk.vdi
+	# Apple's disk images end with their header.
+	truncate -s 1M disk.dmg
+	printf 'koly\0\0\0\4\0\0\2\0' | put disk.dmg $((1048576 - 512))
+	unchanged refused_like "looks like one of format 'dmg'" image-info --output=json disk.dmg
+	done_ image-info -f raw disk.dmg
+	truncate -s 1049088 disk.dmg
+	done_ image-info disk.dmg
 	# Who knows better says so, once.
 	ok bitmap-add -f raw disk.vdi b
 	ok image-write --pattern 1 disk.vdi 0 1
