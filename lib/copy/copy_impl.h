@@ -79,6 +79,7 @@ struct tide_copy_sent {
 
 /* State of copy_write.c. */
 struct tide_copy_writer {
+	bool always;          /* write directly on every file system */
 	pthread_mutex_t lock; /* guards what follows */
 	bool wants_direct;
 	int fd, direct; /* the target's file, and the same file opened for direct writes; -1 */
@@ -93,7 +94,7 @@ struct tide_copy_source_file {
 
 /* State of copy_read.c. */
 struct tide_copy_reader {
-	bool always; /* read directly what is in memory, too */
+	bool always; /* read directly what is in memory, too, and on every file system */
 	atomic_bool wants_direct, has_read, no_cachestat;
 	pthread_mutex_t lock; /* guards what follows */
 	struct tide_copy_source_file file[TIDE_COPY_FILES];
@@ -144,6 +145,8 @@ struct tide_copy_mover {
 
 /* Does the file system of fd copy by itself what copy_file_range asks for? */
 bool tide_copy_offload_is_remote(int fd);
+/* Do direct transfers and the page cache show the same data? */
+bool tide_copy_offload_is_coherent(int fd);
 void tide_copy_offload_init(struct tide_copy_mover *m, struct tide_image *target, enum tide_copy_way way,
                             bool reads_zero);
 /*

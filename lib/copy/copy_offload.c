@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -42,6 +43,29 @@ bool tide_copy_offload_is_remote(int fd)
 
 	if (fstatfs(fd, &fs) < 0)
 		return false;
+	for (size_t i = 0; i < TIDE_ARRAY_SIZE(types); i++) {
+		if ((unsigned)fs.f_type == types[i])
+			return true;
+	}
+	return false;
+}
+
+/*
+ * O_DIRECT sees what other programs wrote through the page cache, and they see what it wrote: on the local file systems
+ * of the kernel, and on block devices.  In FUSE and on network file systems a server, its own cache and the page cache
+ * may differ.
+ */
+bool tide_copy_offload_is_coherent(int fd)
+{
+	static const unsigned types[] = { 0xef53 /* ext2, ext3, ext4 */, 0x58465342 /* XFS */, 0x9123683e /* btrfs */,
+		                          0xf2f52010 /* F2FS */ };
+	struct statfs fs;
+	struct stat st;
+
+	if (fstat(fd, &st) < 0 || fstatfs(fd, &fs) < 0)
+		return false;
+	if (S_ISBLK(st.st_mode))
+		return true;
 	for (size_t i = 0; i < TIDE_ARRAY_SIZE(types); i++) {
 		if ((unsigned)fs.f_type == types[i])
 			return true;

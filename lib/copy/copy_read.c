@@ -86,7 +86,7 @@ static bool is_in_memory(struct tide_copy_reader *g, int fd, uint64_t off, uint6
 	return is_cached(fd, off);
 }
 
-/* The same file opened for direct reads; -1: not possible, and the copy stops trying. */
+/* The same file opened for direct reads; -1: not possible or not safe, and the copy stops trying. */
 static int direct_fd(struct tide_copy_reader *g, int fd)
 {
 	int direct = -1;
@@ -95,8 +95,12 @@ static int direct_fd(struct tide_copy_reader *g, int fd)
 	pthread_mutex_lock(&g->lock);
 	for (i = 0; i < g->n && g->file[i].fd != fd; i++)
 		;
-	if (i == g->n && g->n < TIDE_COPY_FILES)
-		g->file[g->n++] = (struct tide_copy_source_file){ fd, tide_sysio_reopen(fd, O_RDONLY | O_DIRECT) };
+	if (i == g->n && g->n < TIDE_COPY_FILES) {
+		bool may = g->always || tide_copy_offload_is_coherent(fd);
+
+		g->file[g->n++] =
+		        (struct tide_copy_source_file){ fd, may ? tide_sysio_reopen(fd, O_RDONLY | O_DIRECT) : -1 };
+	}
 	if (i < g->n)
 		direct = g->file[i].direct;
 	if (direct < 0)

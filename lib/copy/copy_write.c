@@ -30,6 +30,7 @@ void tide_copy_write_begin(struct tide_copy_engine *e)
 	e->writer = (struct tide_copy_writer){
 		.direct = -1,
 		.fd = -1,
+		.always = c->way == TIDE_COPY_WAY_DIRECT,
 		.wants_direct =
 		        c->way == TIDE_COPY_WAY_DIRECT || (c->way == TIDE_COPY_WAY_AUTO && c->len >= TIDE_COPY_LARGE),
 	};
@@ -50,7 +51,8 @@ static int direct_fd(struct tide_copy_writer *p, int fd)
 	pthread_mutex_lock(&p->lock);
 	if (p->wants_direct && p->fd < 0) {
 		p->fd = fd;
-		p->direct = tide_sysio_reopen(fd, O_WRONLY | O_DIRECT);
+		p->direct = p->always || tide_copy_offload_is_coherent(fd) ? tide_sysio_reopen(fd, O_WRONLY | O_DIRECT)
+		                                                           : -1;
 	}
 	direct = p->wants_direct && p->fd == fd ? p->direct : -1;
 	pthread_mutex_unlock(&p->lock);

@@ -757,3 +757,41 @@ base_124() {
 	done_ bitmap-list --output=json disk.img
 	assert_equal "$(jq -c '.return[0] | [.count, .busy]' <<< "$output")" '[1048576,false]'
 }
+
+# fused FILE: an empty file of 24 MiB that is on a FUSE file system while the test runs.
+fused() {
+	[ -c /dev/fuse ] || skip 'no FUSE'
+	truncate -s 24M "inner.$1"
+	: > "$1"
+	qemu-storage-daemon --blockdev "driver=file,node-name=f,filename=inner.$1" --daemonize --pidfile "$PWD/$1.pid" \
+		--export "type=fuse,id=e,node-name=f,mountpoint=$PWD/$1,writable=on" 3>&- 2> fuse.err || skip "$(cat fuse.err)"
+	[ "$(stat -f -c %T "$1")" = fuseblk ] || [ "$(stat -f -c %t "$1")" = 65735546 ] || skip 'not FUSE'
+}
+
+# direct FLAGS CMD...: $times is how often CMD opens a file again around the page cache.
+direct() {
+	ASAN_OPTIONS="detect_leaks=0:$ASAN_OPTIONS" attempt strace -f -qq -o trace -e trace=openat "${@:2}"
+	times=$(grep -c "/proc/self/fd/.*$1|.*O_DIRECT" trace) || true
+}
+
+@test "no direct transfers on FUSE, unless they are asked for" {
+	command -v qemu-storage-daemon > /dev/null || skip 'no qemu-storage-daemon'
+	# The times of this server's file change all the time, so the backup fails in the end.
+	fused disk.img
+	noise 20M | put disk.img 0
+	direct O_RDONLY backup-run disk.img copy.img
+	assert_equal "$times" 0
+	TIDE_COPY=direct direct O_RDONLY backup-run disk.img copy.img
+	[ "$times" -gt 0 ]
+	noise 24M > copy.img
+	fused target.img
+	direct O_WRONLY backup-run --mode existing -F raw copy.img target.img
+	assert_equal "$status $times" '0 0'
+	cmp copy.img inner.target.img
+	TIDE_COPY=direct direct O_WRONLY backup-run --mode existing -F raw copy.img target.img
+	[ "$times" -gt 0 ]
+	# On a file system whose page cache is coherent they are used.
+	case $(stat -f -c %T .) in ext2/ext3 | xfs | btrfs) ;; *) return ;; esac
+	TIDE_COPY='' direct O_WRONLY backup-run -F qcow2 copy.img other.img
+	[ "$times" -gt 0 ] || [ "$(stat -f -c %T .)" != ext2/ext3 ]
+}
