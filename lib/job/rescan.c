@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "image/compare.h"
+#include "target_bitmaps.h"
 
 static int open_other(const struct tide_bitmap_rescan *args, unsigned allow, struct tide_sink *sink,
                       struct tide_image **other, struct tide_error *err)
@@ -16,9 +17,11 @@ static int open_other(const struct tide_bitmap_rescan *args, unsigned allow, str
 		.path = args->against, .format = args->against_format, .allow = allow, .cancel = &sink->cancelled
 	};
 
+	if (tide_target_bitmaps_pinned(args->against, &options.format, err) < 0)
+		return -1;
 	if (tide_image_open(&options, other, err) < 0)
 		return -1;
-	if (args->against_format || !tide_image_is_raw(*other))
+	if (options.format || !tide_image_is_raw(*other))
 		return 0;
 	/* Data that a guest wrote to its disk could make the probe of a raw backup wrong. */
 	tide_error_set(err, TIDE_E_REFUSED, "The format of '%s' cannot be derived from its content", args->against);

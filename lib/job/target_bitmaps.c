@@ -53,6 +53,17 @@ int tide_target_bitmaps_format(const struct tide_target_bitmaps *tb, const char 
 	return rc;
 }
 
+int tide_target_bitmaps_pinned(const char *path, const char **format, struct tide_error *err)
+{
+	struct tide_target_bitmaps tb = TIDE_TARGET_BITMAPS_INIT;
+	int rc = tide_target_bitmaps_find(&tb, path, NULL, err);
+
+	if (rc == 0)
+		rc = tide_target_bitmaps_format(&tb, path, format, err);
+	tide_target_bitmaps_release(&tb);
+	return rc;
+}
+
 int tide_target_bitmaps_check(const struct tide_target_bitmaps *tb, const char *path, struct tide_error *err)
 {
 	struct tide_sidecar *sc = NULL;

@@ -39,4 +39,7 @@ int tide_target_bitmaps_distrust(const struct tide_target_bitmaps *tb, const str
                                  struct tide_sink *sink, struct tide_error *err);
 void tide_target_bitmaps_release(struct tide_target_bitmaps *tb);
 
+/* The same in one call, for an image that is only read: *format becomes the pinned one if the image has a sidecar. */
+int tide_target_bitmaps_pinned(const char *path, const char **format, struct tide_error *err);
+
 #endif

@@ -18,6 +18,7 @@
 #include "bitmap/bitmap_list.h"
 #include "image/compare.h"
 #include "image/fingerprint.h"
+#include "job/target_bitmaps.h"
 #include "session.h"
 
 #define UNIT_MIN  4096u
@@ -424,9 +425,11 @@ static int open_other(const struct tide_chain_options *options, const struct tid
 		.cancel = &sink->cancelled,
 	};
 
+	if (tide_target_bitmaps_pinned(options->against, &open.format, err) < 0)
+		return -1;
 	if (tide_image_open(&open, other, err) < 0)
 		return -1;
-	if (options->against_format || !tide_image_is_raw(*other))
+	if (open.format || !tide_image_is_raw(*other))
 		return 0;
 	/* Data that a guest wrote to a raw disk could make the probe wrong. */
 	tide_error_set(err, TIDE_E_REFUSED, "The format of '%s' cannot be derived from its content", options->against);

@@ -124,7 +124,8 @@ set_l2() {
 	chain
 	refused_like 'chain itself' chain-verify --output=json --against 0.qcow2 2.qcow2
 	refused_like 'reads from the image itself' chain-verify --output=json --against 2.qcow2 0.qcow2
-	refused_like 'cannot be derived from its content' chain-verify --output=json --against disk.img 2.qcow2
+	cp disk.img plain.img
+	refused_like 'cannot be derived from its content' chain-verify --output=json --against plain.img 2.qcow2
 	refused_like 'No such file' chain-verify --output=json --against missing -F raw 2.qcow2
 	refused_like 'No such file' chain-verify --output=json missing
 	usage chain-verify -F raw 2.qcow2
@@ -537,4 +538,26 @@ lost() {
 	attempt chain-verify top.qcow2
 	assert_equal "$status" 3
 	rejected bitmap-dump --output=json top.qcow2 b
+}
+
+@test "--against an image with bitmaps: the pinned format" {
+	raw disk.img 1M
+	ok bitmap-add -f raw disk.img b
+	done_ backup-run -F qcow2 disk.img full.qcow2
+	done_ chain-verify --against disk.img full.qcow2
+	# A guest can make its raw disk look like another one.
+	qemu-img create -q -f qcow2 fake 1M
+	head -c 256K fake | bash -c 'cat > head; image-write disk.img 0 < head'
+	done_ backup-run -F qcow2 disk.img full.qcow2
+	done_ chain-verify --against disk.img full.qcow2
+	ok bitmap-add disk.img c
+	ok bitmap-rescan --against full.qcow2 disk.img c
+	bitmap disk.img c '.count == 0'
+	refused_like "The format of 'disk.img' is pinned as 'raw', not 'qcow2'" \
+		chain-verify --output=json --against disk.img -F qcow2 full.qcow2
+	# The other way: the other image of a rescan is pinned.
+	done_ backup-run disk.img copy.img
+	ok bitmap-add -f raw copy.img x
+	ok bitmap-rescan --against copy.img disk.img c
+	bitmap disk.img c '.count == 0'
 }
