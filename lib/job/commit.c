@@ -139,14 +139,14 @@ static int fill_record(const struct tide_commit *c, struct tide_commit_record *r
 
 /* In this slot of the lead.  1: it is taken. */
 static int decide_at(const struct tide_commit *c, struct tide_node *lead, struct tide_commit_record *record,
-                     const char *slot, struct tide_error *err)
+                     const char *slot, int *lock_fd, struct tide_error *err)
 {
 	int rc = access(slot, F_OK) == 0;
 
 	if (rc == 0)
 		rc = point_all(c, lead, slot, err);
 	if (rc == 0)
-		rc = tide_commit_record_write_at(record, slot, tide_image_fd(lead->image), err);
+		rc = tide_commit_record_write_at(record, slot, tide_image_fd(lead->image), lock_fd, err);
 	if (rc)
 		unpoint_all(c);
 	return rc;
@@ -154,13 +154,13 @@ static int decide_at(const struct tide_commit *c, struct tide_node *lead, struct
 
 /* Beside the lead's sidecar.  *path: the record's, for the caller to free. */
 static int decide_with(const struct tide_commit *c, struct tide_node *lead, struct tide_commit_record *record,
-                       char **path, struct tide_error *err)
+                       char **path, int *lock_fd, struct tide_error *err)
 {
 	if (tide_node_hold_token(lead, &record->token, err) < 0)
 		return -1;
 	for (unsigned i = 0; i < TIDE_COMMIT_SLOTS; i++) {
 		TIDE_AUTOFREE char *slot = tide_commit_record_slot(lead->sidecar_path, i, err);
-		int rc = slot ? decide_at(c, lead, record, slot, err) : -1;
+		int rc = slot ? decide_at(c, lead, record, slot, lock_fd, err) : -1;
 
 		if (rc > 0)
 			continue;
@@ -177,7 +177,7 @@ static int decide_with(const struct tide_commit *c, struct tide_node *lead, stru
  * Beside the first image that has a stake, or else beside any where a file can be written.  *path stays NULL when there
  * is no such place.
  */
-static int decide(const struct tide_commit *c, char **path, size_t *bad, struct tide_error *err)
+static int decide(const struct tide_commit *c, char **path, int *lock_fd, size_t *bad, struct tide_error *err)
 {
 	TIDE_AUTOCOMMITRECORD struct tide_commit_record record = TIDE_COMMIT_RECORD_INIT;
 	struct tide_error why = TIDE_ERROR_INIT;
@@ -191,7 +191,7 @@ static int decide(const struct tide_commit *c, char **path, size_t *bad, struct 
 			if (!node || !node->sidecar_path || has_stake(node) != (bool)stake)
 				continue;
 			tide_error_release(&why);
-			if (decide_with(c, node, &record, path, &why) == 0)
+			if (decide_with(c, node, &record, path, lock_fd, &why) == 0)
 				return 0;
 			if (stake)
 				return tide_error_move(err, &why);
@@ -290,11 +290,12 @@ static int commit_recorded(const struct tide_commit *c, const char *record, size
 int tide_commit_run(const struct tide_commit *c, size_t *bad, struct tide_error *err)
 {
 	TIDE_AUTOFREE char *record = NULL;
+	TIDE_AUTOCLOSE int lock_fd = -1; /* of the record: while it is locked, no other program completes it */
 	size_t at;
 	int rc = stage_all(c, &at, err);
 
 	if (rc == 0 && needs_record(c))
-		rc = decide(c, &record, &at, err);
+		rc = decide(c, &record, &lock_fd, &at, err);
 	if (rc == 0 && record) {
 		set_recorded(c);
 		rc = commit_recorded(c, record, &at, err);

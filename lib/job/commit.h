@@ -71,7 +71,8 @@ struct tide_commit_member tide_commit_target_member(struct tide_target *target);
 
 /*
  * 0: all members have taken effect, or will when the next opener completes the record; a warning says which could not.
- * -1: none has.  *bad (may be NULL): the member that failed, 0 if no single one did.
+ * -1: none has, except earlier ones of several new images that no disk leads to.  *bad (may be NULL): the member that
+ * failed, 0 if no single one did.
  */
 int tide_commit_run(const struct tide_commit *commit, size_t *bad, struct tide_error *err);
 

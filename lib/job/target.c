@@ -307,16 +307,17 @@ static int name_data_file(struct tide_target *target, struct tide_error *err)
 /* The data file first: it may exist without its image, but the image must not exist without it. */
 int tide_target_name(struct tide_target *target, struct tide_error *err)
 {
-	bool recorded = target->staged.kept;
+	bool is_recorded = target->staged.kept;
 
 	if (target->existing)
 		return 0;
-	if (name_data_file(target, err) < 0)
-		return -1;
-	if (tide_staged_commit(&target->staged, target->exclusive, err) == 0)
+	if (name_data_file(target, err) == 0 && tide_staged_commit(&target->staged, target->exclusive, err) == 0)
 		return 0;
-	if (target->data.fd >= 0 && !recorded)
+	/* Both files have their names afterwards, or neither; a record completes them otherwise. */
+	if (!is_recorded && !target->staged.named && target->data.named) {
 		unlink(target->data.path);
+		target->data.named = false;
+	}
 	return -1;
 }
 

@@ -15,6 +15,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/checksum.h"
@@ -385,13 +386,28 @@ static int compare_switch(int fd, const struct tide_driver_switch *sw, const str
 	return tide_checksum_crc32c(0, guard, sw->guard_len) == sw->guard_crc;
 }
 
-int tide_node_image_switch(const char *path, const struct tide_commit_change *change, struct tide_sink *sink,
-                           struct tide_error *err)
+/* A record of the image's owner has no more rights than that owner: it changes no other's file. */
+static int check_switch_owner(int fd, const char *path, uid_t owner, struct tide_error *err)
+{
+	struct stat st;
+
+	if (fstat(fd, &st) < 0)
+		return tide_error_set_sys(err, errno, "Could not access '%s'", path);
+	if (S_ISREG(st.st_mode) && (owner == 0 || owner == geteuid() || st.st_uid == owner))
+		return 0;
+	return tide_error_set(err, TIDE_E_REFUSED, "A record of a transaction names '%s', which its owner does not own",
+	                      path);
+}
+
+int tide_node_image_switch(const char *path, const struct tide_commit_change *change, uid_t owner,
+                           struct tide_sink *sink, struct tide_error *err)
 {
 	const struct tide_driver_switch *sw = &change->sw;
-	TIDE_AUTOCLOSE int fd = tide_sysio_open(path, O_RDWR, err);
+	TIDE_AUTOCLOSE int fd = tide_sysio_open(path, O_RDWR | O_NOFOLLOW | O_NONBLOCK, err);
 	int rc = -1;
 
+	if (fd >= 0 && check_switch_owner(fd, path, owner, err) < 0)
+		return -1;
 	if (fd >= 0 && tide_lock_acquire(fd, TIDE_LOCK_WRITE_HELD, TIDE_LOCK_WRITE_UNSHARED, path, err) == 0)
 		rc = compare_switch(fd, sw, &change->stamp, err);
 	if (rc < 0)

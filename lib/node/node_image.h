@@ -19,6 +19,8 @@
 #ifndef TIDE_NODE_IMAGE_H
 #define TIDE_NODE_IMAGE_H
 
+#include <sys/types.h>
+
 #include "node.h"
 #include "store/commit_record.h"
 
@@ -50,8 +52,8 @@ void tide_node_image_end(struct tide_node *node, bool is_pending);
  * Makes a switch that a transaction had decided on before it died, in any image that nobody uses.  When another program
  * has changed the image since, it warns, and the bitmaps stay those of before the transaction.
  */
-int tide_node_image_switch(const char *path, const struct tide_commit_change *change, struct tide_sink *sink,
-                           struct tide_error *err);
+int tide_node_image_switch(const char *path, const struct tide_commit_change *change, uid_t owner,
+                           struct tide_sink *sink, struct tide_error *err);
 /* Closes the node's image, whose locks would be in the way; it is opened again with the next read. */
 void tide_node_image_close(struct tide_node *node);
 

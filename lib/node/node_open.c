@@ -95,10 +95,6 @@ static int open_image(struct tide_node *node, struct tide_sink *sink, struct tid
 		                   "frees them");
 	if (open_for_bitmaps(node, &options, err) < 0 || tide_node_image_open(node, err) < 0)
 		return -1;
-	if (!node->has_sidecar) {
-		strncpy(node->in_sidecar.list->format, tide_image_format_name(node->image), TIDE_SIDECAR_FORMAT_MAX);
-		node->in_sidecar.list->disk_size = tide_image_size(node->image);
-	}
 	return 0;
 }
 
@@ -154,6 +150,15 @@ static int follow_size(struct tide_node *node, struct tide_error *err)
 	return 0;
 }
 
+/* A list of bitmaps that is not read from a sidecar gets what a sidecar would say of the image. */
+static void describe_image(struct tide_node *node)
+{
+	if (!node->has_sidecar) {
+		strncpy(node->in_sidecar.list->format, tide_image_format_name(node->image), TIDE_SIDECAR_FORMAT_MAX);
+		node->in_sidecar.list->disk_size = tide_image_size(node->image);
+	}
+}
+
 /* Locked for change, and read; 1: something was completed, or changed by another program, so that it has to be read
  * again. */
 static int read_once(struct tide_node *node, bool create, struct tide_sink *sink, struct tide_error *err)
@@ -166,6 +171,7 @@ static int read_once(struct tide_node *node, bool create, struct tide_sink *sink
 	tide_node_drop_sidecar(node);
 	if (tide_node_load_sidecar(node, err) < 0 || (!node->image && open_image(node, sink, err) < 0))
 		return -1;
+	describe_image(node);
 	rc = tide_node_recover(node, sink, err);
 	if (rc == 0)
 		return tide_node_log_open(node, sink, err);

@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/error.h"
@@ -122,22 +123,30 @@ static int show_decided(struct tide_node *node, const struct found *f, struct ti
 static int make_switches(struct tide_node *node, struct found *f, struct tide_sink *sink, struct tide_error *err)
 {
 	TIDE_AUTOFREE char *own = tide_mem_strdup(tide_image_path(node->image), err);
+	struct stat st;
 	size_t left = 0;
+	uid_t owner;
 
 	if (!own)
 		return -1;
+	if (fstat(f->fd, &st) < 0)
+		return tide_error_set_sys(err, errno, "Could not access '%s'", f->path);
+	owner = st.st_uid;
 	for (size_t i = 0; i < f->record.n; i++) {
 		struct tide_commit_change *change = &f->record.changes[i], kept;
 		TIDE_AUTOFREE char *image = NULL;
 		struct tide_error why = TIDE_ERROR_INIT;
+		bool is_own;
 		int rc;
 
 		if (change->kind != TIDE_COMMIT_SWITCH)
 			continue;
 		image = tide_commit_recover_place(change->path, change->relative, f->path, err);
-		tide_node_image_close(node);
-		rc = image ? tide_node_image_switch(image, change, sink, &why) : -1;
-		if (rc < 0 && image && !strcmp(image, own))
+		is_own = image && !strcmp(image, own);
+		if (is_own)
+			tide_node_image_close(node);
+		rc = image ? tide_node_image_switch(image, change, owner, sink, &why) : -1;
+		if (rc < 0 && is_own)
 			return tide_error_move(err, &why);
 		tide_error_release(&why);
 		if (rc < 0) {
@@ -170,8 +179,10 @@ static int complete(struct tide_node *node, struct found *f, struct tide_sink *s
 
 	if (rc <= 0)
 		return rc < 0 ? -1 : 1;
+	if (tide_commit_recover_renames(&f->record, f->path, f->fd, err) < 0)
+		return -1;
 	tide_commit_recover_names(&f->record, &node->group.completed);
-	if (tide_commit_recover_renames(&f->record, f->path, f->fd, err) < 0 || make_switches(node, f, sink, err) < 0)
+	if (make_switches(node, f, sink, err) < 0)
 		return -1;
 	if (f->record.n && (had_renames || f->record.n < before) &&
 	    tide_commit_record_rewrite(&f->record, f->path, err) < 0)

@@ -119,6 +119,9 @@ static void parse_rename(struct line *l, struct tide_commit_change *change, stru
 	change->exclusive = begins(l, " x");
 	if (!change->exclusive && !begins(l, " r"))
 		l->failed = true;
+	change->replaced.inode = number(l, UINT64_MAX);
+	change->replaced.birth_sec = (int64_t)number(l, UINT64_MAX);
+	change->replaced.birth_nsec = (uint32_t)number(l, 999999999);
 	change->tmp = name(l, err);
 	l->failed |= !change->file.inode || (change->tmp && strchr(change->tmp, '/'));
 }
@@ -177,7 +180,9 @@ static int parse_line(struct line *l, struct tide_commit_record *record, struct 
 		if (parse_change(l, true, record, err) < 0)
 			return -1;
 	} else if (begins(l, "record") && !record->record) {
-		record->record_dir = number(l, UINT64_MAX);
+		record->record_dir.inode = number(l, UINT64_MAX);
+		record->record_dir.birth_sec = (int64_t)number(l, UINT64_MAX);
+		record->record_dir.birth_nsec = (uint32_t)number(l, 999999999);
 		record->record = name(l, err);
 		record->relative = name(l, err);
 		l->failed |= record->record && record->record[0] != '/';
@@ -308,7 +313,7 @@ int tide_commit_record_read(const char *path, struct tide_commit_record *record,
 {
 	int fd TIDE_AUTOCLOSE = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
 
-	if (fd < 0 && errno == ENOENT)
+	if (fd < 0 && (errno == ENOENT || errno == ENAMETOOLONG))
 		return 0;
 	if (fd < 0 && (errno == EACCES || errno == EROFS || errno == EPERM))
 		fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);

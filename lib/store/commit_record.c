@@ -5,9 +5,9 @@
  *
  *   tidemark commit 2
  *   token TOKEN
- *   rename INODE SIZE SECONDS NANOSECONDS x|r TEMPORARY FINAL RELATIVE
+ *   rename INODE SIZE SECONDS NANOSECONDS x|r INODE SECONDS NANOSECONDS TEMPORARY FINAL RELATIVE
  *   switch OFFSET LENGTH BEFORE AFTER OFFSET LENGTH CRC VALID SIZE SECONDS NANOSECONDS IMAGE RELATIVE
- *   record INODE RECORD RELATIVE
+ *   record INODE SECONDS NANOSECONDS RECORD RELATIVE
  *   crc CRC
  *
  * Numbers are hexadecimal; in names '%' and each byte that is not a visible ASCII character is %XX.
@@ -25,6 +25,7 @@
 
 #include "base/checksum.h"
 #include "base/error.h"
+#include "base/lock.h"
 #include "base/mem.h"
 #include "commit_text.h"
 #include "store.h"
@@ -98,6 +99,22 @@ bool tide_commit_identity_is(const struct tide_commit_identity *id, int dir_fd, 
 	return !id->birth_sec || !now.birth_sec || (now.birth_sec == id->birth_sec && now.birth_nsec == id->birth_nsec);
 }
 
+void tide_commit_identity_find(int dir_fd, const char *name, struct tide_commit_identity *id)
+{
+	struct statx st;
+
+	*id = (struct tide_commit_identity){ 0 };
+	if (statx(dir_fd, name, AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS | STATX_BTIME, &st) == 0)
+		from_statx(&st, id);
+}
+
+bool tide_commit_identity_equals(const struct tide_commit_identity *a, const struct tide_commit_identity *b)
+{
+	if (a->inode != b->inode)
+		return false;
+	return !a->birth_sec || !b->birth_sec || (a->birth_sec == b->birth_sec && a->birth_nsec == b->birth_nsec);
+}
+
 /* ---- building ---------------------------------------------------------------------- */
 
 static int refuse_relative(const char *path, struct tide_error *err)
@@ -117,6 +134,7 @@ int tide_commit_record_add_rename(struct tide_commit_record *record, const struc
 		return -1;
 	change->kind = TIDE_COMMIT_RENAME;
 	change->exclusive = exclusive;
+	tide_commit_identity_find(AT_FDCWD, staged->path, &change->replaced);
 	change->path = tide_mem_strdup(staged->path, err);
 	change->tmp = tide_mem_strdup(strrchr(staged->tmp, '/') + 1, err);
 	return change->path && change->tmp ? tide_commit_identity_take(staged->fd, &change->file, err) : -1;
@@ -200,10 +218,12 @@ static void add_bytes(struct tide_strbuf *text, const uint8_t *bytes, size_t n)
 
 static void add_rename(struct tide_strbuf *text, const struct tide_commit_change *change)
 {
-	const struct tide_commit_identity *id = &change->file;
+	const struct tide_commit_identity *id = &change->file, *old = &change->replaced;
 
 	tide_strbuf_addf(text, "rename %" PRIx64 " %" PRIx64 " %" PRIx64 " %" PRIx32 " %c", id->inode, id->size,
 	                 (uint64_t)id->birth_sec, id->birth_nsec, change->exclusive ? 'x' : 'r');
+	tide_strbuf_addf(text, " %" PRIx64 " %" PRIx64 " %" PRIx32, old->inode, (uint64_t)old->birth_sec,
+	                 old->birth_nsec);
 	add_name(text, change->tmp);
 }
 
@@ -232,7 +252,10 @@ static int encode(const struct tide_commit_record *record, struct tide_strbuf *t
 		tide_strbuf_addc(text, '\n');
 	}
 	if (record->record) {
-		tide_strbuf_addf(text, "record %" PRIx64, record->record_dir);
+		const struct tide_commit_identity *dir = &record->record_dir;
+
+		tide_strbuf_addf(text, "record %" PRIx64 " %" PRIx64 " %" PRIx32, dir->inode, (uint64_t)dir->birth_sec,
+		                 dir->birth_nsec);
 		add_name(text, record->record);
 		add_name(text, record->relative ? record->relative : record->record);
 		tide_strbuf_addc(text, '\n');
@@ -292,7 +315,7 @@ static void unlink_own(const struct tide_staged *st, const char *path)
 }
 
 /* 1: the name is taken. */
-static int write_file(struct tide_commit_record *record, const char *path, int image_fd, bool exclusive,
+static int write_file(struct tide_commit_record *record, const char *path, int image_fd, bool exclusive, int *lock_fd,
                       struct tide_error *err)
 {
 	struct tide_strbuf text = TIDE_STRBUF_INIT;
@@ -303,10 +326,15 @@ static int write_file(struct tide_commit_record *record, const char *path, int i
 	if (make_relative(record, path, &why) == 0 && encode(record, &text, &why) == 0 &&
 	    tide_staged_begin(&st, path, 0600, &why) == 0 &&
 	    (image_fd < 0 || tide_store_set_owner_only(st.fd, image_fd, &why) == 0) &&
-	    tide_sysio_pwrite(st.fd, text.buf, text.len, 0, &why) == 0)
+	    tide_sysio_pwrite(st.fd, text.buf, text.len, 0, &why) == 0 &&
+	    (!lock_fd || tide_lock_exclusive(st.fd, 0, &why) == 0))
 		rc = tide_staged_commit(&st, exclusive, &why);
 	if (rc < 0 && exclusive)
 		unlink_own(&st, path);
+	if (rc == 0 && lock_fd) {
+		*lock_fd = st.fd;
+		st.fd = -1;
+	}
 	tide_staged_release(&st);
 	tide_strbuf_release(&text);
 	if (rc < 0 && why.sys == EEXIST) {
@@ -316,10 +344,10 @@ static int write_file(struct tide_commit_record *record, const char *path, int i
 	return rc < 0 ? tide_error_move(err, &why) : 0;
 }
 
-int tide_commit_record_write_at(struct tide_commit_record *record, const char *slot, int image_fd,
+int tide_commit_record_write_at(struct tide_commit_record *record, const char *slot, int image_fd, int *lock_fd,
                                 struct tide_error *err)
 {
-	int rc = write_file(record, slot, image_fd, true, err);
+	int rc = write_file(record, slot, image_fd, true, lock_fd, err);
 
 	return rc < 0 ? tide_error_wrap(err, "Could not write the record of the transaction") : rc;
 }
@@ -335,7 +363,7 @@ int tide_commit_record_write(struct tide_commit_record *record, const char *side
 {
 	for (unsigned i = 0; i < TIDE_COMMIT_SLOTS; i++) {
 		TIDE_AUTOFREE char *slot = tide_commit_record_slot(sidecar, i, err);
-		int rc = slot ? tide_commit_record_write_at(record, slot, image_fd, err) : -1;
+		int rc = slot ? tide_commit_record_write_at(record, slot, image_fd, NULL, err) : -1;
 
 		if (rc < 0)
 			return -1;
@@ -351,13 +379,13 @@ int tide_commit_record_write(struct tide_commit_record *record, const char *side
 int tide_commit_record_point(struct tide_commit_record *pointer, const char *to, struct tide_error *err)
 {
 	TIDE_AUTOFREE char *dir = NULL;
-	struct stat st;
 
 	if (tide_sysio_real_dir(to, &dir, err) < 0)
 		return -1;
-	if (!dir || stat(dir, &st) < 0)
-		return tide_error_set_sys(err, errno, "Could not look at the directory of '%s'", to);
-	pointer->record_dir = st.st_ino;
+	if (dir)
+		tide_commit_identity_find(AT_FDCWD, dir, &pointer->record_dir);
+	if (!pointer->record_dir.inode)
+		return tide_error_set_sys(err, ENOENT, "Could not look at the directory of '%s'", to);
 	pointer->record = tide_mem_strdup(to, err);
 	return pointer->record ? 0 : -1;
 }
@@ -369,7 +397,7 @@ int tide_commit_record_rewrite(struct tide_commit_record *record, const char *pa
 
 	if (fd < 0 || fstat(fd, &st) < 0)
 		return -1;
-	return write_file(record, path, fd, false, err) ? -1 : 0;
+	return write_file(record, path, fd, false, NULL, err) ? -1 : 0;
 }
 
 void tide_commit_record_drop(struct tide_commit_record *record, size_t i)

@@ -45,6 +45,7 @@ struct tide_commit_change {
 	char *tmp;      /* the temporary name, in the directory of the final one */
 	bool exclusive; /* never in the place of another file */
 	struct tide_commit_identity file;
+	struct tide_commit_identity replaced; /* the file that had the final name before; inode 0: none had */
 	/* A switch: */
 	struct tide_driver_switch sw;
 	struct tide_stamp stamp; /* of the image, when the switch was staged */
@@ -55,15 +56,15 @@ struct tide_commit_record {
 	size_t n;
 	struct tide_commit_change *changes;
 	/* A pointer, which has no changes: */
-	char *record;        /* the record's path, absolute; NULL: this is a record itself */
-	char *relative;      /* the same from the pointer's directory */
-	uint64_t record_dir; /* inode of the directory that holds the record */
-	bool is_old;         /* written by a version that knew no identities */
+	char *record;                           /* the record's path, absolute; NULL: this is a record itself */
+	char *relative;                         /* the same from the pointer's directory */
+	struct tide_commit_identity record_dir; /* the directory that holds the record */
+	bool is_old;                            /* written by a version that knew no identities */
 };
 
-#define TIDE_COMMIT_RECORD_INIT                  \
-	{                                        \
-		0, 0, NULL, NULL, NULL, 0, false \
+#define TIDE_COMMIT_RECORD_INIT                      \
+	{                                            \
+		0, 0, NULL, NULL, NULL, { 0 }, false \
 	}
 
 void tide_commit_record_release(struct tide_commit_record *record);
@@ -90,8 +91,11 @@ int tide_commit_record_write(struct tide_commit_record *record, const char *side
                              struct tide_error *err);
 /* -1: no slot is free. */
 int tide_commit_record_refuse_full(const char *sidecar, struct tide_error *err);
-/* The same into one slot.  1: the slot is taken. */
-int tide_commit_record_write_at(struct tide_commit_record *record, const char *slot, int image_fd,
+/*
+ * The same into one slot.  1: the slot is taken.  lock_fd: NULL, or gets the file, locked against recovery until it is
+ * closed: for a record, as long as its transaction runs.
+ */
+int tide_commit_record_write_at(struct tide_commit_record *record, const char *slot, int image_fd, int *lock_fd,
                                 struct tide_error *err);
 /* A pointer to the record at `to`; *pointer is empty. */
 int tide_commit_record_point(struct tide_commit_record *pointer, const char *to, struct tide_error *err);
@@ -115,5 +119,9 @@ int tide_commit_record_remove(const char *path, struct tide_error *err);
 /* Identity of an open file, and whether `st` of a name is that file.  staged: it has its size still. */
 int tide_commit_identity_take(int fd, struct tide_commit_identity *id, struct tide_error *err);
 bool tide_commit_identity_is(const struct tide_commit_identity *id, int dir_fd, const char *name, bool staged);
+/* Of whatever has this name; inode 0 if nothing has. */
+void tide_commit_identity_find(int dir_fd, const char *name, struct tide_commit_identity *id);
+/* The same file, at whatever size. */
+bool tide_commit_identity_equals(const struct tide_commit_identity *a, const struct tide_commit_identity *b);
 
 #endif

@@ -164,11 +164,11 @@ char *tide_commit_recover_find_staged(const struct tide_commit_record *record, c
 
 /* ---- following a pointer ----------------------------------------------------------- */
 
-static bool is_that_directory(const char *record, uint64_t inode)
+static bool is_that_directory(const char *record, const struct tide_commit_identity *id)
 {
+	struct tide_commit_identity now;
 	int dir = open_dir_of(record);
-	struct stat st;
-	bool is = dir >= 0 && fstat(dir, &st) == 0 && st.st_ino == inode;
+	bool is = dir >= 0 && tide_commit_identity_take(dir, &now, NULL) == 0 && tide_commit_identity_equals(&now, id);
 
 	tide_sysio_close(dir);
 	return is;
@@ -187,7 +187,7 @@ int tide_commit_recover_follow(const struct tide_commit_record *pointer, const c
 	if (pointer->is_old)
 		return 0;
 	/* The directory exists without the record: it was never written, or all that it decided is done. */
-	if (is_that_directory(pointer->record, pointer->record_dir) || is_that_directory(moved, pointer->record_dir))
+	if (is_that_directory(pointer->record, &pointer->record_dir) || is_that_directory(moved, &pointer->record_dir))
 		return 0;
 	tide_error_set(err, TIDE_E_REFUSED, "The record of an interrupted transaction, '%s', cannot be reached",
 	               pointer->record);
@@ -232,6 +232,20 @@ static int check_owner(const struct tide_commit_change *change, const struct pla
 	return tide_error_hint(err, "find out who made the record; it has no effect once it is moved away");
 }
 
+/* The transaction was to replace a certain file: another one is newer, and must not get lost. */
+static int check_replaced(const struct tide_commit_change *change, const struct place *place, const char *record,
+                          struct tide_error *err)
+{
+	struct tide_commit_identity now;
+
+	tide_commit_identity_find(place->dir, place->base, &now);
+	if (!change->file.inode || !now.inode || tide_commit_identity_equals(&now, &change->replaced))
+		return 0;
+	tide_error_set(err, TIDE_E_REFUSED,
+	               "An interrupted transaction cannot be completed: '%s' has been replaced since", change->path);
+	return tide_error_hint(err, "to give up what is left of the transaction, move '%s' away", record);
+}
+
 static int check_change(const struct tide_commit_change *change, const char *record, uid_t owner,
                         struct tide_error *err)
 {
@@ -253,10 +267,10 @@ static int check_change(const struct tide_commit_change *change, const char *rec
 		        "is left of the transaction, move '%s' away",
 		        record);
 	}
-	return check_owner(change, &place, record, owner, err);
+	return check_replaced(change, &place, record, err) < 0 ? -1 : check_owner(change, &place, record, owner, err);
 }
 
-static int make_change(const struct tide_commit_change *change, const char *record, struct tide_error *err)
+static int make_change(const struct tide_commit_change *change, const char *record, uid_t owner, struct tide_error *err)
 {
 	struct place place AUTOPLACE = { -1, NULL };
 	enum state state = find(change, record, &place);
@@ -265,6 +279,8 @@ static int make_change(const struct tide_commit_change *change, const char *reco
 
 	if (state == MISSING)
 		return say_missing(change, record, err);
+	if (state == STAGED && check_owner(change, &place, record, owner, err) < 0)
+		return -1;
 	if (state == STAGED) {
 		rc = renameat2(place.dir, change->tmp, place.dir, place.base, flags);
 		if (rc < 0 && flags && (errno == EINVAL || errno == ENOSYS))
@@ -292,7 +308,8 @@ int tide_commit_recover_renames(const struct tide_commit_record *record, const c
 			return -1;
 	}
 	for (size_t i = 0; i < record->n; i++) {
-		if (record->changes[i].kind == TIDE_COMMIT_RENAME && make_change(&record->changes[i], path, err) < 0)
+		if (record->changes[i].kind == TIDE_COMMIT_RENAME &&
+		    make_change(&record->changes[i], path, st.st_uid, err) < 0)
 			return -1;
 	}
 	return 0;

@@ -364,3 +364,132 @@ completed_group() {
 		[ -e a$n.qcow2 ] && [ -e z$n.qcow2 ]
 	done
 }
+
+@test "another file system in the place of the record's directory" {
+	mkdir a
+	mount -t tmpfs none a || skip "a file system cannot be mounted here"
+	mounts+=("$PWD/a")
+	interrupted_group a b t
+	mkdir keep
+	mount --bind a keep
+	umount a
+	mount -t tmpfs none a # its root has the same inode number
+	refused_like "cannot be reached" bitmap-mark b/d1.img b 1M 64K
+	umount a
+	mount --bind keep a
+	umount keep
+	mounts=("$PWD/a")
+	completed_group a b t
+}
+
+@test "a sidecar that was changed after its transaction had been given up is kept" {
+	mkdir out
+	interrupted_group a b t
+	mv a out/a
+	refused_like "cannot be reached" bitmap-mark b/d1.img b 1M 64K
+	mv b/d1.img.bitmaps.commit given-up
+	ok bitmap-mark b/d1.img b 1M 64K
+	mv out/a a
+	refused_like "'$PWD/b/d1.img.bitmaps' has been replaced since" bitmap-enable a/d0.img b
+	[ "$(dirty b/d1.img)" -eq 327680 ]
+}
+
+@test "a running transaction is not completed by another program" {
+	mkdir a b t
+	disk a/d0.img
+	disk b/d1.img
+	cat > group.json <<- J
+		{"execute": "transaction", "arguments": {"properties": {"completion-mode": "grouped"}, "actions": [
+		 {"type": "drive-backup", "data": {"device": "d0", "sync": "incremental", "bitmap": "b", "format": "qcow2",
+		  "target": "$PWD/t/t0.qcow2"}},
+		 {"type": "drive-backup", "data": {"device": "d1", "sync": "incremental", "bitmap": "b", "format": "qcow2",
+		  "target": "$PWD/t/t1.qcow2"}}]}}
+	J
+	strace -qq -f -o /dev/null -e trace=renameat2 -e inject=renameat2:delay_enter=2000000:when=1 \
+		txn-apply -q --drive d0=a/d0.img --drive d1=b/d1.img group.json > txn.out 3>&- &
+	bg_pids+=("$!")
+	while [ ! -e a/d0.img.bitmaps.commit ]; do sleep 0.05; done
+	cp -a b copy # with the pointer to the record
+	bitmap-mark -q copy/d1.img b 1M 64K || true
+	wait "${bg_pids[0]}"
+	[[ $(cat txn.out) != *error* ]]
+	completed_group a b t
+}
+
+@test "a record of the image's owner changes no bytes of another's file" {
+	[ "$(id -u)" -eq 0 ] || skip "takes root"
+	mkdir hers
+	truncate -s 1M hers/d.img
+	printf 'user:x:1000:1000' > precious
+	python3 - "$PWD" <<- 'P'
+		import os, sys
+		def crc(data):
+		    c = 0xffffffff
+		    for b in data:
+		        c ^= b
+		        for _ in range(8):
+		            c = c >> 1 ^ (0x82f63b78 if c & 1 else 0)
+		    return c ^ 0xffffffff
+		s = os.stat("precious")
+		text = (f"tidemark commit 2\ntoken 4d2\nswitch 7 4 31303030 30303030 0 0 0 1 {s.st_size:x} "
+		        f"{s.st_mtime_ns // 10**9:x} {s.st_mtime_ns % 10**9:x} {sys.argv[1]}/precious ../precious\n").encode()
+		with open("hers/d.img.bitmaps.commit", "wb", opener=lambda p, f: os.open(p, f, 0o600)) as f:
+		    f.write(text + b"crc %08x\n" % crc(text))
+	P
+	chown -R 12345 hers
+	attempt bitmap-add -f raw hers/d.img b
+	[ "$(cat precious)" = user:x:1000:1000 ]
+}
+
+@test "an image and its data file get their names together or not at all" {
+	head -c 1M /dev/urandom > src.img
+	done_ backup-run -q -F qcow2 src.img base.qcow2
+	local call when
+	for call in linkat:1 linkat:2 fsync:1 fsync:2 fsync:3 fsync:4; do
+		rm -f r.qcow2 r.data
+		when=${call#*:}
+		inject "${call%:*}" EIO "$when" chain-restore -q -F qcow2 -o data_file=r.data base.qcow2 r.qcow2
+		if [ "$status" -eq 0 ]; then
+			qemu-img compare -q src.img r.qcow2
+		else
+			[ ! -e r.qcow2 ] || qemu-img compare -q src.img r.qcow2
+			[ -e r.qcow2 ] || [ ! -e r.data ]
+		fi
+	done
+}
+
+@test "the first bitmap of an image after a recovery" {
+	head -c 1M /dev/urandom > n.img
+	inject renameat2 KILL 1 backup-run -q -F qcow2 -o data_file=r.data n.img r.qcow2
+	[ "$status" -eq 137 ]
+	ok bitmap-add -f raw n.img b
+	qemu-img compare -q n.img r.qcow2
+}
+
+@test "a switch of an image that is in use waits in the record" {
+	local n
+	for n in a b; do
+		qemu-img create -q -f qcow2 $n.qcow2 8M
+		ok bitmap-add --store image $n.qcow2 m
+		ok image-write --pattern 1 $n.qcow2 0 64K
+	done
+	ok bitmap-add a.qcow2 s
+	cat > g.json <<- J
+		{"execute": "transaction", "arguments": {"properties": {"completion-mode": "grouped"}, "actions": [
+		 {"type": "drive-backup", "data": {"device": "a", "sync": "incremental", "bitmap": "m", "target": "$PWD/ta.qcow2"}},
+		 {"type": "drive-backup", "data": {"device": "b", "sync": "incremental", "bitmap": "m", "target": "$PWD/tb.qcow2"}}]}}
+	J
+	inject renameat2 KILL 1 txn-apply --drive a=a.qcow2 --drive b=b.qcow2 g.json
+	[ "$status" -eq 137 ]
+	qemu-io -r -c 'sleep 100000' b.qcow2 3>&- > /dev/null &
+	bg_pids+=("$!")
+	until [ -n "$(find "/proc/$!/fd" -lname '*b.qcow2')" ]; do sleep 0.05; done
+	sleep 0.2 # it locks right after it opens
+	ok bitmap-mark a.qcow2 s 4M 64K
+	ok bitmap-mark a.qcow2 s 5M 64K
+	kill -KILL "${bg_pids[0]}"
+	wait "${bg_pids[0]}" || true
+	bg_pids=()
+	ok bitmap-enable b.qcow2 m
+	bitmap b.qcow2 m '.count == 0'
+}

@@ -150,6 +150,28 @@ static void test_absence_is_not_success(void)
 	}
 }
 
+/* Another file has come in the place of the one that was to be replaced. */
+static void test_replaced_meanwhile(void)
+{
+	struct tide_staged st = TIDE_STAGED_INIT;
+	struct tide_error err = TIDE_ERROR_INIT;
+	char *path = NULL;
+
+	make_file(unit_path("v"));
+	make_record(&st, "v", false, &path);
+	CHECK(rename(unit_path("v"), unit_path("v-old")) == 0);
+	make_file(unit_path("v"));
+	CHECK_EQ_I64(recover(path, &err), -1);
+	CHECK(strstr(err.msg, "has been replaced since") && is_there(st.tmp));
+	tide_error_release(&err);
+	CHECK(rename(unit_path("v-old"), unit_path("v")) == 0);
+	CHECK_OK(recover(path, &err), &err);
+	CHECK(!is_there(st.tmp));
+	unlink(path);
+	tide_staged_release(&st);
+	free(path);
+}
+
 static void test_exclusive(void)
 {
 	struct tide_staged st = TIDE_STAGED_INIT;
@@ -199,14 +221,14 @@ static void test_forged(void)
 	static const struct {
 		const char *text, *says;
 	} rows[] = {
-		{ "rename 1 0 0 0 r payload /d/victim victim\n", "damaged in line 3" },
-		{ "rename 1 0 0 0 r .victim.abcde/ /d/victim victim\n", "damaged in line 3" },
-		{ "rename 1 0 0 0 r .victim.abcdef victim victim\n", "damaged in line 3" },
-		{ "rename 0 0 0 0 r .victim.abcdef /d/victim victim\n", "damaged in line 3" },
-		{ "rename 1 0 0 0 q .victim.abcdef /d/victim victim\n", "damaged in line 3" },
-		{ "rename 1 0 0 0 r .victim.abcdef /d/vic%00tim victim\n", "damaged in line 3" },
-		{ "rename 1 0 0 0 r .victim.abcdef /d/victim victim more\n", "damaged in line 3" },
-		{ "record 1 relative relative\n", "damaged in line 3" },
+		{ "rename 1 0 0 0 r 0 0 0 payload /d/victim victim\n", "damaged in line 3" },
+		{ "rename 1 0 0 0 r 0 0 0 .victim.abcde/ /d/victim victim\n", "damaged in line 3" },
+		{ "rename 1 0 0 0 r 0 0 0 .victim.abcdef victim victim\n", "damaged in line 3" },
+		{ "rename 0 0 0 0 r 0 0 0 .victim.abcdef /d/victim victim\n", "damaged in line 3" },
+		{ "rename 1 0 0 0 q 0 0 0 .victim.abcdef /d/victim victim\n", "damaged in line 3" },
+		{ "rename 1 0 0 0 r 0 0 0 .victim.abcdef /d/vic%00tim victim\n", "damaged in line 3" },
+		{ "rename 1 0 0 0 r 0 0 0 .victim.abcdef /d/victim victim more\n", "damaged in line 3" },
+		{ "record 1 0 0 relative relative\n", "damaged in line 3" },
 		{ "switch 0 ffff 00 00 0 0 0 0 0 0 0 /d/i i\n", "damaged in line 3" },
 		{ "something 1\n", "damaged in line 3" },
 		{ "", "damaged in line 3" },
@@ -338,6 +360,7 @@ int main(void)
 	UNIT_RUN(test_what_staging_makes);
 	UNIT_RUN(test_renaming);
 	UNIT_RUN(test_absence_is_not_success);
+	UNIT_RUN(test_replaced_meanwhile);
 	UNIT_RUN(test_exclusive);
 	UNIT_RUN(test_moved_directory);
 	UNIT_RUN(test_forged);
