@@ -210,7 +210,7 @@ static const struct {
 	{ "a sidecar", put_good, TIDE_E_NONE, TIDE_E_NONE, 7 },
 	{ "a claim", put_claim, TIDE_E_NONE, TIDE_E_NONE, 0 },
 	{ "a link", put_link, TIDE_E_REFUSED, TIDE_E_REFUSED, 0 },
-	{ "a FIFO", put_fifo, TIDE_E_REFUSED, TIDE_E_IO, 0 },
+	{ "a FIFO", put_fifo, TIDE_E_REFUSED, TIDE_E_REFUSED, 0 },
 	{ "a directory", put_directory, TIDE_E_REFUSED, TIDE_E_IO, 0 },
 	{ "too large", put_huge, TIDE_E_CORRUPT, TIDE_E_NONE, 0 },
 	{ "cut off", put_short, TIDE_E_CORRUPT, TIDE_E_NONE, 0 },
