@@ -354,7 +354,7 @@ int tide_qcow2_compressed_read(void *state, void *buf, uint64_t off, uint64_t le
 int tide_qcow2_compressed_unpack(struct libdeflate_decompressor **inflate, unsigned compression, void *out,
                                  size_t cluster_size, const void *in, size_t len, struct tide_error *err);
 void tide_qcow2_compressed_release(struct libdeflate_decompressor *inflate);
-/* Lock held: can this compressed cluster be read? */
+/* Lock held: refuses a compressed cluster that the end of the file cuts, if zeroes after that end would hide it. */
 int tide_qcow2_compressed_check(struct tide_qcow2 *q, const struct tide_qcow2_cluster *c, struct tide_error *err);
 int tide_qcow2_bitmap_open(struct tide_qcow2 *q, struct tide_error *err);
 int tide_qcow2_bitmap_info(const struct tide_qcow2 *q, struct tide_driver_info *info, struct tide_error *err);

@@ -325,7 +325,7 @@ static int check_unpacks(struct state *s, uint64_t off, uint64_t len, const stru
 	tide_error_release(&cause);
 	return report(s, TIDE_FINDING_BOUNDS, off, len, err,
 	              "entry %" PRIu64 " of %s at %" PRIu64
-	              " points to compressed data that is cut at the end of the file, %" PRIu64,
+	              " points to compressed data at the end of the file, %" PRIu64 ", that cannot be decompressed",
 	              origin->entry, origin->table, origin->at, s->file_size);
 }
 

@@ -144,9 +144,22 @@ static int read_cluster(struct reader *r, const struct tide_qcow2_cluster *c, ui
 int tide_qcow2_compressed_check(struct tide_qcow2 *q, const struct tide_qcow2_cluster *c, struct tide_error *err)
 {
 	TIDE_CLEANUP(reader_release) struct reader r = { .q = q, .file_size = q->file_size };
+	struct tide_error cause = TIDE_ERROR_INIT;
+	int rc;
 
 	r.cluster = tide_mem_aligned(4096, q->cluster_size, err);
-	return !r.cluster || fetch(&r, c, 1, err) < 0 ? -1 : unpack(&r, r.cluster, c, err);
+	if (!r.cluster || fetch(&r, c, 1, err) < 0)
+		return -1;
+	if (unpack(&r, r.cluster, c, &cause) == 0)
+		return 0;
+	if (cause.code != TIDE_E_CORRUPT)
+		return tide_error_move(err, &cause);
+	/* Damage that zeroes do not hide is reported when the cluster is read. */
+	memset(r.packed + r.read, 0, r.to - r.from - r.read);
+	r.read = r.to - r.from;
+	rc = unpack(&r, r.cluster, c, NULL) == 0 ? tide_error_move(err, &cause) : 0;
+	tide_error_release(&cause);
+	return rc;
 }
 
 int tide_qcow2_compressed_read(void *state, void *buf, uint64_t off, uint64_t len, struct tide_error *err)

@@ -468,11 +468,47 @@ lost() {
 				;;
 			*)
 				lost bounds cut.qcow2
-				unchanged rejected image-write --pattern 1 cut.qcow2 0 64K
+				# A write elsewhere must not turn the lost bytes into zeroes that can be decompressed.
+				attempt image-write --pattern 1 cut.qcow2 0 64K
+				rejected chain-restore cut.qcow2 restored.img
 				;;
 			esac
 		done
 	done
+}
+
+@test "a compressed image that was cut where zeroes would complete it" {
+	# Deflate's stored block of 0xaa: only its length is checked, not its bytes.
+	qemu-img create -q -f qcow2 -o cluster_size=4K top.qcow2 1M
+	qemu-io -f qcow2 -c 'write -q -c -P 1 64K 4K' top.qcow2
+	python3 - <<- 'PY'
+		import struct
+		image = bytearray(open("top.qcow2", "rb").read())
+		l2 = struct.unpack_from(">Q", image, struct.unpack_from(">Q", image, 40)[0])[0] & 0x00fffffffffffe00
+		entry = struct.unpack_from(">Q", image, l2 + 8 * 16)[0]
+		shift = 62 - (12 - 8)
+		at = entry & ((1 << shift) - 1)
+		block = b"\1" + struct.pack("<HH", 4096, 4096 ^ 0xffff) + b"\xaa" * 4096
+		del image[at:]
+		image += block
+		sectors = (at + len(block) - 1) // 512 - at // 512
+		struct.pack_into(">Q", image, l2 + 8 * 16, 1 << 62 | sectors << shift | at)
+		# The clusters that it touches are counted once each.
+		reftable = struct.unpack_from(">Q", image, 48)[0]
+		refblock = struct.unpack_from(">Q", image, reftable)[0]
+		for cluster in range(at >> 12, ((at + len(block) - 1) >> 12) + 1):
+		    struct.pack_into(">H", image, refblock + 2 * cluster, 1)
+		open("top.qcow2", "wb").write(image)
+	PY
+	verdict 0 whole top.qcow2
+	done_ chain-restore top.qcow2 whole.img
+	[ "$(byte whole.img 69631)" = aa ]
+	cp top.qcow2 kept.qcow2
+	truncate -s -1 top.qcow2
+	lost bounds
+	unchanged refused_like 'compressed cluster at 65536 cannot be read' image-write --pattern 1 top.qcow2 0 4K
+	ok image-write --pattern 1 kept.qcow2 0 4K
+	verdict 0 whole kept.qcow2
 }
 
 @test "a data file that was cut or emptied" {
