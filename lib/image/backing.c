@@ -7,6 +7,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/error.h"
 #include "base/json.h"
@@ -245,8 +246,45 @@ static int refuse_wrapped(struct tide_error *err, const char *image, const char 
 	                       name, image);
 }
 
-int tide_backing_find(const char *image, const char *what, const char *name, unsigned allow, struct tide_backing *out,
-                      struct tide_error *err)
+/*
+ * A relative name has a second reading, QEMU's: relative to the directory of a symbolic link to the image, or to the
+ * current directory if it is not a plain path. Two files: nobody can know which one is meant.
+ */
+static int check_reading(struct tide_backing *backing, const char *image, const char *also, const char *what,
+                         const char *name, bool wrapped, struct tide_error *err)
+{
+	TIDE_AUTOFREE char *other = NULL;
+	struct stat a, b;
+	bool have;
+
+	if (name[0] == '/' || (!wrapped && (!also || !strcmp(also, image))))
+		return 0;
+	other = wrapped ? tide_mem_strdup(name, err) : tide_backing_join(also, name, err);
+	if (!other)
+		return -1;
+	have = stat(backing->path, &a) == 0;
+	if (stat(other, &b) < 0)
+		return 0;
+	if (have && (a.st_dev != b.st_dev || a.st_ino != b.st_ino)) {
+		tide_error_set(err, TIDE_E_REFUSED, "The %s '%s' that '%s' names could be '%s' or '%s'", what, name,
+		               image, backing->path, other);
+		return tide_error_hint(
+		        err,
+		        wrapped ? "the second is in the current directory, where QEMU looks: change to another one, or "
+		                  "record an absolute path"
+		                : "the second is beside the symbolic link, where QEMU looks: specify the image by its "
+		                  "own path, or record an absolute path");
+	}
+	if (!have) {
+		free(backing->path);
+		backing->path = other;
+		other = NULL;
+	}
+	return 0;
+}
+
+int tide_backing_find_opened(const char *image, const char *also, const char *what, const char *name, unsigned allow,
+                             struct tide_backing *out, struct tide_error *err)
 {
 	TIDE_CLEANUP(plain_release) struct plain plain = { NULL, NULL };
 	bool wrapped = tide_backing_has_protocol(name);
@@ -261,6 +299,10 @@ int tide_backing_find(const char *image, const char *what, const char *name, uns
 		return -1;
 	if (tide_image_is_uri(name))
 		return 0;
+	if (check_reading(out, image, also, what, plain.path ? plain.path : name, wrapped, err) < 0) {
+		tide_backing_release(out);
+		return -1;
+	}
 	if (judge(out, image, plain.path ? plain.path : name, err) < 0) {
 		tide_backing_release(out);
 		return -1;
@@ -272,4 +314,10 @@ int tide_backing_find(const char *image, const char *what, const char *name, uns
 	out->format = plain.format;
 	plain.format = NULL;
 	return 0;
+}
+
+int tide_backing_find(const char *image, const char *what, const char *name, unsigned allow, struct tide_backing *out,
+                      struct tide_error *err)
+{
+	return tide_backing_find_opened(image, NULL, what, name, allow, out, err);
 }

@@ -43,6 +43,12 @@ struct tide_backing {
  */
 int tide_backing_find(const char *image, const char *what, const char *name, unsigned allow, struct tide_backing *out,
                       struct tide_error *err);
+/*
+ * also: the path by which the image was opened. If that is a symbolic link, a relative name that means another
+ * file beside it, where QEMU looks, is refused.
+ */
+int tide_backing_find_opened(const char *image, const char *also, const char *what, const char *name, unsigned allow,
+                             struct tide_backing *out, struct tide_error *err);
 void tide_backing_release(struct tide_backing *backing);
 #define TIDE_AUTOBACKING TIDE_CLEANUP(tide_backing_release)
 

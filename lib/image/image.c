@@ -26,7 +26,8 @@ char *tide_image_backing_path(const struct tide_image *image, const char *path, 
 	char *shown;
 
 	/* A name that cannot be followed is shown unchanged. */
-	if (tide_backing_find(path, "backing file", image->info.backing, TIDE_ALLOW_ANY, &found, NULL) < 0)
+	if (tide_backing_find_opened(path, image->path, "backing file", image->info.backing, TIDE_ALLOW_ANY, &found,
+	                             NULL) < 0)
 		return tide_backing_join(path, image->info.backing, err);
 	shown = found.path;
 	found.path = NULL;

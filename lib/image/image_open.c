@@ -259,8 +259,8 @@ static int open_backing(struct tide_image *image, const struct tide_image_option
 
 	if (!name || options->no_backing)
 		return 0;
-	if (tide_backing_find(image->path, "backing file", name, trusted ? TIDE_ALLOW_ANY : options->allow, &found,
-	                      err) < 0)
+	if (tide_backing_find_opened(image->path, options->path, "backing file", name,
+	                             trusted ? TIDE_ALLOW_ANY : options->allow, &found, err) < 0)
 		return -1;
 	image->backing_outside = found.outside;
 	if (choose_backing_format(image, &found, options->allow, &below.format, err) < 0)

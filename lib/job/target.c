@@ -17,8 +17,10 @@
 #include "base/lock.h"
 #include "base/mem.h"
 #include "base/owner.h"
+#include "base/strbuf.h"
 #include "image/fingerprint.h"
 #include "store/sidecar.h"
+#include "store/store.h"
 
 /* The absolute path that the name leads to, through symbolic links; the name itself if its directory does not exist. */
 static char *final_path(const char *path, struct tide_error *err)
@@ -52,11 +54,55 @@ static int check_no_sidecar(int fd, const char *path, struct tide_error *err)
 	return 0;
 }
 
+/* The sidecar of the name would make later commands read the new image in the format that is pinned there. */
+static int check_pinned(const char *path, const char *format, struct tide_error *err)
+{
+	struct tide_error ignored = TIDE_ERROR_INIT;
+	struct tide_sidecar *sc = NULL;
+	TIDE_AUTOFREE char *sidecar = NULL;
+	int rc = 0;
+
+	/* Also that of an image that was removed. A device never gets here. */
+	sidecar = tide_mem_printf(&ignored, "%s.bitmaps", path);
+	if (sidecar && tide_store_load(sidecar, &sc, &ignored) == 0 && sc && strcmp(sc->format, format)) {
+		tide_error_set(err, TIDE_E_REFUSED,
+		               "Could not create '%s': its sidecar pins the format '%s', and the new image is '%s'",
+		               path, sc->format, format);
+		rc = tide_error_hint(err, "choose another name, or remove the bitmaps in '%s' first", sidecar);
+	}
+	tide_sidecar_free(sc);
+	tide_error_release(&ignored);
+	return rc;
+}
+
+/* A mistyped device, or a request for standard output, must not become a file; path: as given, final: where it leads.
+ */
+static int check_place(const char *path, const char *final, struct tide_error *err)
+{
+	struct stat st;
+
+	if (!strcmp(path, "-")) {
+		tide_error_set(err, TIDE_E_REFUSED,
+		               "Could not create '-': an image cannot be written to standard output");
+		return tide_error_hint(err, "for a file of this name, write ./-");
+	}
+	if (strncmp(final, "/dev/", 5) || !strncmp(final, "/dev/shm/", 9) ||
+	    (stat(final, &st) == 0 && !S_ISREG(st.st_mode)))
+		return 0;
+	tide_error_set(err, TIDE_E_REFUSED, "Could not create '%s': it would be a regular file in /dev", path);
+	return tide_error_hint(err, "no device has this name; is it spelled correctly, and attached?");
+}
+
 static int lock_old(struct tide_target *target, const char *path, bool exclusive, struct tide_error *err)
 {
 	struct stat st;
 
 	if (stat(path, &st) < 0) {
+		if (lstat(path, &st) == 0 && S_ISLNK(st.st_mode)) {
+			tide_error_set(err, TIDE_E_REFUSED,
+			               "Could not create '%s': it is a symbolic link that leads to no file", path);
+			return tide_error_hint(err, "remove the link, or create the directory that it leads to");
+		}
 		/* The name is free: a file that exists there at the end is another program's and is not replaced. */
 		if (lstat(path, &st) < 0)
 			target->exclusive = true;
@@ -144,6 +190,8 @@ static int begin_data_file(struct tide_target *target, const struct tide_image_d
 		return tide_error_hint(
 		        err, "the existing file is unchanged; choose another name for the data file, or remove it");
 	}
+	if (check_place(name, where, err) < 0)
+		return -1;
 	if (tide_staged_begin(&target->data, where, like ? 0600 : default_mode(), err) < 0)
 		return -1;
 	return like ? copy_owner(target->data.fd, like, err) : 0;
@@ -202,7 +250,8 @@ int tide_target_create(struct tide_target *target, const char *path, const char 
 	if (options->backing && !driver->has_backing)
 		return tide_error_set(err, TIDE_E_REFUSED, "Backing file not supported for file format '%s'", format);
 	target->exclusive = exclusive;
-	if (lock_old(target, final, exclusive, err) < 0 ||
+	if (check_place(path, final, err) < 0 || check_pinned(final, format, err) < 0 ||
+	    lock_old(target, final, exclusive, err) < 0 ||
 	    begin_data_file(target, driver, final, options->settings, like, err) < 0 ||
 	    tide_staged_begin(&target->staged, final, like ? 0600 : default_mode(), err) < 0)
 		return -1;
@@ -364,9 +413,32 @@ char *tide_target_name_from(const char *path, const char *file, struct tide_erro
 	return tide_mem_strdup(real ? real : file, err);
 }
 
+/* The path from one directory to a file, both without symbolic links: from /a/b to /a/c/d it is ../c/d. */
+static char *relative_path(const char *dir, const char *file, struct tide_error *err)
+{
+	struct tide_strbuf text = TIDE_STRBUF_INIT;
+	size_t same = 0;
+	char *path;
+
+	for (size_t i = 0; dir[i] == file[i] || (!dir[i] && file[i] == '/'); i++) {
+		if (file[i] == '/')
+			same = i + 1;
+		if (!dir[i] || !file[i])
+			break;
+	}
+	for (const char *p = dir + TIDE_MIN(same, strlen(dir)); *p; p += strcspn(p, "/"), p += *p == '/')
+		tide_strbuf_addf(&text, "../");
+	tide_strbuf_addf(&text, "%s", file + same);
+	path = tide_strbuf_steal(&text, err);
+	tide_strbuf_release(&text);
+	return path;
+}
+
 char *tide_target_backing_name(const char *path, const char *backing, struct tide_error *err)
 {
 	TIDE_AUTOFREE char *beside = tide_image_resolve(path, backing, err);
+	TIDE_AUTOFREE char *real = NULL;
+	TIDE_AUTOFREE char *dir = NULL;
 	struct stat a, b;
 	bool have_a, have_b;
 
@@ -383,5 +455,7 @@ char *tide_target_backing_name(const char *path, const char *backing, struct tid
 	}
 	if (have_a || !have_b)
 		return tide_mem_strdup(backing, err);
-	return tide_target_name_from(path, backing, err);
+	if (tide_sysio_real_path(backing, &real, err) < 0 || tide_sysio_real_dir(path, &dir, err) < 0)
+		return NULL;
+	return real && dir ? relative_path(dir, real, err) : tide_mem_strdup(backing, err);
 }
