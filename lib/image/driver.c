@@ -87,6 +87,24 @@ static const struct {
 	{ "parallels", 0, 16, "WithouFreSpacExt" },
 	{ "bochs", 0, 22, "Bochs Virtual HD Image" },
 	{ "cloop", 0, 23, "#!/bin/sh\n#V2.0 Format\n" },
+	/* Compressed files and archives of backups. */
+	{ "gzip", 0, 3, "\x1f\x8b\x08" },
+	{ "bzip2", 0, 10, "BZh91AY&SY" },
+	{ "xz", 0, 6,
+	  "\xfd"
+	  "7zXZ\0" },
+	{ "zstd", 0, 4, "\x28\xb5\x2f\xfd" },
+	{ "lz4", 0, 4, "\x04\x22\x4d\x18" },
+	{ "lzop", 0, 9, "\x89LZO\0\r\n\x1a\n" },
+	{ "zip", 0, 4, "PK\x03\x04" },
+	{ "7z", 0, 6, "7z\xbc\xaf\x27\x1c" },
+	{ "tar", 257, 5, "ustar" },
+	{ "vma", 0, 4, "VMA\0" },
+	{ "rbd-diff", 0, 12, "rbd diff v1\n" },
+	{ "rbd-diff", 0, 12, "rbd diff v2\n" },
+	{ "rbd-export", 0, 13, "rbd image v2\n" },
+	{ "btrfs-stream", 0, 13, "btrfs-stream\0" },
+	{ "zfs-stream", 8, 8, "\xac\xcb\xba\xf5\x02\0\0\0" },
 };
 
 const char *tide_driver_foreign(const uint8_t *head, size_t len)

@@ -49,6 +49,7 @@ void tide_image_close(struct tide_image *image)
 		free(image->data_path);
 		free(image->path);
 		pthread_mutex_destroy(&image->change_lock);
+		pthread_mutex_destroy(&image->head_lock);
 		free(image);
 		image = backing;
 	}
@@ -127,6 +128,18 @@ bool tide_image_is_raw(const struct tide_image *image)
 int tide_image_fd(const struct tide_image *image)
 {
 	return image->fd;
+}
+
+int tide_image_check_format(const struct tide_image *image, const char *name, const char *option,
+                            struct tide_error *err)
+{
+	struct stat st;
+
+	if (!image->probed || (!image->driver->is_raw && fstat(image->fd, &st) == 0 && S_ISREG(st.st_mode)))
+		return 0;
+	tide_error_set(err, TIDE_E_REFUSED, "The format of '%s' cannot be derived from its content", name);
+	return tide_error_hint(err, "if it is a %s image, specify %s%s%s", image->driver->name, option,
+	                       strchr("=", option[strlen(option) - 1]) ? "" : " ", image->driver->name);
 }
 
 bool tide_image_is_file(const struct tide_image *image)

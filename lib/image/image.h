@@ -70,6 +70,12 @@ char *tide_image_backing_path(const struct tide_image *image, const char *path, 
 const char *tide_image_path(const struct tide_image *image); /* symbolic links resolved */
 const char *tide_image_format_name(const struct tide_image *image);
 bool tide_image_is_raw(const struct tide_image *image);
+/*
+ * Refuses an image whose format was only derived from bytes that a guest can have written: a raw image, which a
+ * guest can turn into any other, or a block device. name is for the message, option for its hint: "-f".
+ */
+int tide_image_check_format(const struct tide_image *image, const char *name, const char *option,
+                            struct tide_error *err);
 int tide_image_fd(const struct tide_image *image); /* URIs: of the file locked in its place, or -1 */
 bool tide_image_is_file(const struct tide_image *image);
 uint64_t tide_image_size(const struct tide_image *image);

@@ -35,6 +35,8 @@ struct tide_image {
 	pthread_mutex_t change_lock; /* for write_locked, and for stamp while that is false */
 	struct tide_image *owner;    /* of the file, which this program changes through it; or NULL */
 	bool renounced;
+	bool probed;               /* the format was derived from the content */
+	pthread_mutex_t head_lock; /* held while the first sector of a probed raw image is written */
 };
 
 /* Refuses to write while a bitmap inside the image is enabled into which the caller does not record. */

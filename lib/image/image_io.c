@@ -3,6 +3,7 @@
  * chain. Each request is checked once, here, against the disk's size and the opener's rights.
  * Requests smaller than a cluster, which a driver may decline, become requests for whole clusters.
  */
+#include <errno.h>
 #include <inttypes.h>
 #include <string.h>
 
@@ -197,7 +198,50 @@ static int write_part(struct tide_image *image, const void *buf, uint64_t off, u
 	return write_whole(image, bounce, start, whole, err);
 }
 
+/*
+ * A probed raw image keeps a first sector that is probed as raw, as in QEMU: otherwise its guest could turn it into
+ * an image of another format, which names other files.
+ */
+static int check_head(struct tide_image *image, const uint8_t *buf, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	uint8_t head[512] = { 0 };
+	uint64_t n = TIDE_MIN(sizeof(head), image->info.size);
+	const struct tide_image_driver *driver;
+	const char *format;
+
+	if (tide_image_read(image, head, 0, n, err) < 0)
+		return -1;
+	memcpy(head + off, buf, TIDE_MIN(len, n - off));
+	driver = tide_image_probe_driver(head, n);
+	format = tide_driver_foreign(head, n);
+	if (!format && (!driver || driver->is_raw))
+		return 0;
+	tide_error_set_sys(err, EPERM, "'%s' would begin like an image of format '%s'", image->path,
+	                   format ? format : driver->name);
+	return tide_error_hint(err,
+	                       "its format was derived from its content; if it is a raw disk, specify the format %s",
+	                       image->driver->name);
+}
+
+static int write_checked(struct tide_image *image, const void *buf, uint64_t off, uint64_t len, struct tide_error *err);
+
 int tide_image_write(struct tide_image *image, const void *buf, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	int rc;
+
+	if (!image->probed || !image->driver->is_raw || off >= 512 || len == 0)
+		return write_checked(image, buf, off, len, err);
+	if (tide_image_check_range(image, off, len, true, err) < 0)
+		return -1;
+	pthread_mutex_lock(&image->head_lock);
+	rc = check_head(image, buf, off, len, err);
+	if (rc == 0)
+		rc = write_checked(image, buf, off, len, err);
+	pthread_mutex_unlock(&image->head_lock);
+	return rc;
+}
+
+static int write_checked(struct tide_image *image, const void *buf, uint64_t off, uint64_t len, struct tide_error *err)
 {
 	const uint8_t *p = buf;
 

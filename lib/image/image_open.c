@@ -15,6 +15,7 @@
 #include "backing.h"
 #include "base/error.h"
 #include "base/lock.h"
+#include "base/mark.h"
 #include "base/mem.h"
 #include "base/sysio.h"
 
@@ -61,13 +62,37 @@ static const struct tide_image_driver *probe(int fd, struct tide_error *err)
 	return driver;
 }
 
-static const struct tide_image_driver *choose_driver(int fd, const char *format, struct tide_error *err)
+static bool is_called_raw(const char *path)
+{
+	size_t n = strlen(path);
+
+	return n > 4 && !strcmp(path + n - 4, ".raw");
+}
+
+/* A raw disk may begin with any bytes that its guest has written. */
+static const struct tide_image_driver *probe_and_doubt(const struct tide_image *image, struct tide_error *err)
+{
+	const struct tide_image_driver *driver = probe(image->fd, err);
+	const char *raw = tide_image_raw_driver()->name;
+	bool marked = driver && !driver->is_raw && tide_mark_is(image->fd, raw);
+
+	if (!driver || driver->is_raw || (!marked && !is_called_raw(image->path)))
+		return driver;
+	tide_error_set(err, TIDE_E_REFUSED, "The image begins like one of format '%s', but %s", driver->name,
+	               marked ? "was written as a raw image" : "has the name of a raw image");
+	tide_error_hint(err, "a guest may have written these bytes: specify the format %s, or %s if you trust it", raw,
+	                driver->name);
+	return NULL;
+}
+
+static const struct tide_image_driver *choose_driver(const struct tide_image *image, const char *format,
+                                                     struct tide_error *err)
 {
 	const struct tide_image_driver *driver;
 	TIDE_AUTOFREE char *names = NULL;
 
 	if (!format)
-		return probe(fd, err);
+		return probe_and_doubt(image, err);
 	driver = tide_image_find_driver(format);
 	if (driver && driver->open)
 		return driver;
@@ -92,9 +117,11 @@ static struct tide_image *image_new(const char *path, struct tide_error *err)
 		return NULL;
 	image->fd = image->data_fd = -1;
 	pthread_mutex_init(&image->change_lock, NULL);
+	pthread_mutex_init(&image->head_lock, NULL);
 	image->path = tide_mem_strdup(path, err);
 	if (!image->path) {
 		pthread_mutex_destroy(&image->change_lock);
+		pthread_mutex_destroy(&image->head_lock);
 		free(image);
 		return NULL;
 	}
@@ -165,6 +192,18 @@ static int check_data_file(const struct tide_image *image, struct tide_error *er
 	return 0;
 }
 
+/* A guest of a raw disk could name any file in the header of a qcow2. */
+static int check_consent(const struct tide_image *image, struct tide_error *err)
+{
+	if (!image->probed || tide_mark_is(image->data_fd, TIDE_MARK_DATA_FILE))
+		return 0;
+	tide_error_set(err, TIDE_E_REFUSED,
+	               "The image, whose format was not specified, leads writes to the data file '%s', which was not "
+	               "made here",
+	               image->data_path);
+	return tide_error_hint(err, "if you trust the image, specify its format, %s", image->driver->name);
+}
+
 static int open_data_file(struct tide_image *image, const struct tide_image_options *options, struct tide_error *err)
 {
 	bool write = (image->flags & TIDE_OPEN_WRITE) &&
@@ -181,6 +220,8 @@ static int open_data_file(struct tide_image *image, const struct tide_image_opti
 	if (!options->force_share &&
 	    tide_lock_acquire(image->data_fd, write ? TIDE_LOCK_WRITE_HELD : TIDE_LOCK_READ_HELD,
 	                      write ? TIDE_LOCK_WRITE_UNSHARED : TIDE_LOCK_READ_UNSHARED, image->data_path, err) < 0)
+		return -1;
+	if (write && check_consent(image, err) < 0)
 		return -1;
 	return image->driver->set_data_file(image->state, image->data_fd, err);
 }
@@ -297,7 +338,8 @@ static int open_checked(struct tide_image *image, const struct tide_image_option
 	/* The stamp that counts is taken now that the lock keeps other writers out. */
 	if (tide_stamp_take(image->fd, &image->stamp, err) < 0)
 		return -1;
-	image->driver = choose_driver(image->fd, options->format, err);
+	image->probed = !options->format;
+	image->driver = choose_driver(image, options->format, err);
 	if (!image->driver || open_driver(image, err) < 0)
 		return -1;
 	if (image->info.data_file && add_data_file(image, options, err) < 0)

@@ -13,6 +13,7 @@
 #include "backup_job.h"
 #include "base/error.h"
 #include "base/lock.h"
+#include "base/mark.h"
 #include "base/mem.h"
 
 #define RETRY_NAP_NS 10000000
@@ -146,6 +147,8 @@ static int ready_target(struct tide_backup_job *job, struct tide_error *err)
 	if ((other_size || !tide_backup_is_empty(job)) &&
 	    tide_target_bitmaps_distrust(&job->bitmaps, job->target.image, "a backup", job->sink, err) < 0)
 		return -1;
+	if (tide_image_can_resize(job->target.image))
+		tide_mark_set(tide_image_fd(job->target.image), tide_image_format_name(job->target.image));
 	return job->target.existing ? tide_image_set_exact_size(job->target.image, job->exact_size, err) : 0;
 }
 

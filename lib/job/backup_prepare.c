@@ -12,6 +12,7 @@
 #include "backup_job.h"
 #include "base/error.h"
 #include "base/lock.h"
+#include "base/mark.h"
 #include "base/mem.h"
 #include "base/range.h"
 #include "node/node_image.h"
@@ -129,11 +130,11 @@ static const char *probe_backing(const char *path, const char *name, struct tide
 		tide_error_wrap(err, "Could not open backing file");
 		return NULL;
 	}
-	if (!tide_image_is_raw(image))
+	if (tide_image_check_format(image, name, "format=", NULL) == 0)
 		return tide_image_format_name(image);
 	tide_error_set(err, TIDE_E_REFUSED, "The format of the backing image '%s' cannot be derived from its content",
 	               name);
-	tide_error_hint(err, "specify --backing '%s',format=%s", name, tide_image_raw_driver()->name);
+	tide_error_hint(err, "specify --backing '%s',format=%s", name, tide_image_format_name(image));
 	return NULL;
 }
 
@@ -199,6 +200,20 @@ static int create_target(struct tide_backup_job *job, const struct tide_backup *
 	return 0;
 }
 
+/*
+ * Writing to a probed raw target would let its next probe find what the guest has written. A drive of the request
+ * has been opened as raw already, and a mark keeps it raw.
+ */
+static int check_format(struct tide_backup_job *job, const char *name, struct tide_error *err)
+{
+	struct tide_image *target = job->target.image;
+
+	if (job->onto && tide_image_can_resize(target) &&
+	    tide_mark_set(tide_image_fd(target), tide_image_format_name(target)))
+		return 0;
+	return tide_image_check_format(target, name, "-F", err);
+}
+
 static int open_target(struct tide_backup_job *job, const struct tide_backup *args, struct tide_error *err)
 {
 	const char *format = args->format;
@@ -214,7 +229,8 @@ static int open_target(struct tide_backup_job *job, const struct tide_backup *ar
 		                      "Only a new target can be created with settings, not one of mode 'existing'");
 	if (tide_target_bitmaps_find(&job->bitmaps, args->target, job->onto ? job->onto->sidecar : NULL, err) < 0 ||
 	    tide_target_bitmaps_format(&job->bitmaps, args->target, &format, err) < 0 ||
-	    tide_target_open(&job->target, args->target, format, job->node->allow, &job->sink->cancelled, err) < 0)
+	    tide_target_open(&job->target, args->target, format, job->node->allow, &job->sink->cancelled, err) < 0 ||
+	    check_format(job, args->target, err) < 0)
 		return -1;
 	return tide_target_bitmaps_check(&job->bitmaps, args->target, err);
 }

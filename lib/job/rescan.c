@@ -21,11 +21,7 @@ static int open_other(const struct tide_bitmap_rescan *args, unsigned allow, str
 		return -1;
 	if (tide_image_open(&options, other, err) < 0)
 		return -1;
-	if (options.format || !tide_image_is_raw(*other))
-		return 0;
-	/* Data that a guest wrote to its disk could make the probe of a raw backup wrong. */
-	tide_error_set(err, TIDE_E_REFUSED, "The format of '%s' cannot be derived from its content", args->against);
-	return tide_error_hint(err, "if it is a raw image, specify --against-format %s", tide_image_raw_driver()->name);
+	return tide_image_check_format(*other, args->against, "--against-format", err);
 }
 
 /* An image that reads from the disk itself never differs there, and proves nothing. */

@@ -214,6 +214,8 @@ static int prepare(struct tide_restore *restore, const struct tide_chain_restore
 	uint64_t size;
 
 	restore->exact_size = tide_image_exact_size(source);
+	if (tide_image_check_format(source, restore->node->path, "-f", err) < 0)
+		return -1;
 	if (tide_copy_way_wanted(&copy->way, err) < 0 || find_target(restore, args, err) < 0)
 		return -1;
 	copy->source = source;

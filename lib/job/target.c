@@ -15,6 +15,7 @@
 
 #include "base/error.h"
 #include "base/lock.h"
+#include "base/mark.h"
 #include "base/mem.h"
 #include "base/owner.h"
 #include "base/strbuf.h"
@@ -255,6 +256,10 @@ int tide_target_create(struct tide_target *target, const char *path, const char 
 	    begin_data_file(target, driver, final, options->settings, like, err) < 0 ||
 	    tide_staged_begin(&target->staged, final, like ? 0600 : default_mode(), err) < 0)
 		return -1;
+	if (driver->is_raw)
+		tide_mark_set(target->staged.fd, driver->name);
+	if (target->data.fd >= 0)
+		tide_mark_set(target->data.fd, TIDE_MARK_DATA_FILE);
 	if (like && copy_owner(target->staged.fd, like, err) < 0)
 		return -1;
 	if (take_fingerprint(final, options, &fingerprint))

@@ -429,11 +429,7 @@ static int open_other(const struct tide_chain_options *options, const struct tid
 		return -1;
 	if (tide_image_open(&open, other, err) < 0)
 		return -1;
-	if (open.format || !tide_image_is_raw(*other))
-		return 0;
-	/* Data that a guest wrote to a raw disk could make the probe wrong. */
-	tide_error_set(err, TIDE_E_REFUSED, "The format of '%s' cannot be derived from its content", options->against);
-	return tide_error_hint(err, "if it is a raw image, specify --against-format %s", tide_image_raw_driver()->name);
+	return tide_image_check_format(*other, options->against, "--against-format", err);
 }
 
 /* If one of the two images reads from the other, a comparison proves nothing. */
@@ -556,12 +552,22 @@ static void judge(struct tide_chain *chain)
 		chain->verdict = TIDE_MAX(chain->verdict, chain->images[i]->verdict);
 }
 
+/* A file that lost its header looks like a raw image. */
+static int check_format(const struct tide_node *node, struct tide_chain *chain, struct tide_error *err)
+{
+	struct tide_error cause = TIDE_ERROR_INIT;
+
+	if (tide_image_check_format(node->image, node->path, "-f", &cause) == 0)
+		return 0;
+	return say_error(chain->images[0], TIDE_FINDING_UNKNOWN, &cause, err);
+}
+
 static int verify_chain(struct tide_session *session, struct tide_node *node, const struct tide_chain_options *options,
                         struct tide_chain *chain, struct tide_error *err)
 {
 	struct tide_error cause = TIDE_ERROR_INIT;
 
-	if (check_images(node->image, chain, &session->sink, err) < 0)
+	if (check_format(node, chain, err) < 0 || check_images(node->image, chain, &session->sink, err) < 0)
 		return -1;
 	if (chain->images[chain->n - 1]->format &&
 	    check_contents(node->image, options->against, chain, &session->sink, err) < 0)

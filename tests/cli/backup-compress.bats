@@ -282,7 +282,7 @@ with_workers() {
 	unchanged rejected backup-run --compress -F qcow2 -o compression disk.img x.qcow2
 	unchanged rejected backup-run -F raw -o cluster_size=4K disk.img x.img
 	qemu-img create -q -f qcow2 -o data_file=t.data t.qcow2 1M
-	unchanged refused 'Compression is not supported for this drive ' backup-run --compress --mode existing disk.img t.qcow2
+	unchanged refused 'Compression is not supported for this drive ' backup-run --compress --mode existing -F qcow2 disk.img t.qcow2
 	rm t.qcow2 t.data
 	qemu-img create -q -f qcow2 t.qcow2 1M
 	unchanged refused_like 'new target' backup-run --mode existing -o cluster_size=4K disk.img t.qcow2

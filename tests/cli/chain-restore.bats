@@ -76,7 +76,7 @@ restored() {
 
 @test "an image of its own, raw and qcow2" {
 	raw disk.img 1M
-	restored chain-restore disk.img restored.img
+	restored chain-restore -f raw disk.img restored.img
 	cmp disk.img restored.img
 	qcow2 disk.qcow2 1M
 	restored chain-restore disk.qcow2 restored2.img
@@ -196,7 +196,7 @@ written_to() {
 	truncate -s 64M disk.img
 	noise 64K | put disk.img 32M
 	noise 64M > restored.img
-	restored chain-restore --in-place disk.img restored.img
+	restored chain-restore --in-place -f raw disk.img restored.img
 	cmp disk.img restored.img
 	[ "$(allocated restored.img)" -le 256 ]
 }
@@ -292,17 +292,17 @@ written_to() {
 	tiny_fs room 1500k
 	truncate -s 2M room/restored.img
 	noise 2M 3 > full.img
-	attempt chain-restore --in-place full.img room/restored.img
+	attempt chain-restore --in-place -f raw full.img room/restored.img
 	error_reply
 	[[ $desc == *"/room/restored.img' is partly written now: "*'No space left on device' ]]
 	noise 6M > top.img
 	truncate -s 6M restored.img
 	export ASAN_OPTIONS="detect_leaks=0:$ASAN_OPTIONS" TIDE_COPY=rw
 	ended 15 'grep -q "pwrite64(" trace' strace -D -f -qq -o trace -e trace=pwrite64 \
-		-e inject=pwrite64:delay_enter=300000 chain-restore --in-place top.img restored.img
+		-e inject=pwrite64:delay_enter=300000 chain-restore --in-place -f raw top.img restored.img
 	assert_equal "$ended" 'signal 15'
 	jq -e '.error.desc | test("is partly written now: Cancelled")' <<< "$output"
-	restored chain-restore --in-place top.img restored.img
+	restored chain-restore --in-place -f raw top.img restored.img
 	cmp top.img restored.img
 }
 

@@ -145,18 +145,18 @@ PY
 
 @test "a raw data file stays the disk by itself" {
 	disk disk.qcow2 disk.data data_file_raw=on
-	ok image-write --pattern 0x5a disk.qcow2 1000 70000
-	ok image-write --zero disk.qcow2 130K 200K
-	ok image-write --discard disk.qcow2 512K 128K
+	ok image-write -f qcow2 --pattern 0x5a disk.qcow2 1000 70000
+	ok image-write -f qcow2 --zero disk.qcow2 130K 200K
+	ok image-write -f qcow2 --discard disk.qcow2 512K 128K
 	clean disk.qcow2
 	same qcow2 disk.qcow2 raw disk.data
 	done_ image-info disk.qcow2
 	assert_line '    data file raw: true'
 	# Space is given back.
 	local before
-	ok image-write --pattern 1 disk.qcow2 0 1M
+	ok image-write -f qcow2 --pattern 1 disk.qcow2 0 1M
 	before=$(stat -c %b disk.data)
-	ok image-write --discard disk.qcow2 0 1M
+	ok image-write -f qcow2 --discard disk.qcow2 0 1M
 	(($(stat -c %b disk.data) < before))
 	same qcow2 disk.qcow2 raw disk.data
 }
@@ -228,9 +228,9 @@ described() {
 		ok bitmap-add --store image x.qcow2 b
 		clean x.qcow2
 		qemu-io -f qcow2 -c 'write -q -P 6 500K 1K' x.qcow2
-		ok image-write --pattern 3 x.qcow2 10000 1
+		ok image-write -f qcow2 --pattern 3 x.qcow2 10000 1
 		done_ backup-run -F qcow2 x.qcow2 full.qcow2
-		ok image-write --zero x.qcow2 300000 1000
+		ok image-write -f qcow2 --zero x.qcow2 300000 1000
 		done_ backup-run --sync incremental --bitmap b -F qcow2 --backing full.qcow2 x.qcow2 inc.qcow2
 		same qcow2 x.qcow2 qcow2 inc.qcow2
 		clean x.qcow2

@@ -1,0 +1,159 @@
+#!/usr/bin/env bats
+# A format that was only derived from bytes that a guest can have written counts for nothing.
+# shellcheck disable=SC2030,SC2031,SC2154
+
+load helper
+
+# evil FILE OPTION...: what a guest writes to its raw disk of 1 MiB: the bytes of a qcow2 that names other files.
+evil() {
+	local file=$1
+	shift
+	mkdir -p made
+	(cd made && cp ../*.img . 2> /dev/null; qemu-img create -q -f qcow2 "$@" evil.qcow2 1M)
+	truncate -s 1M made/evil.qcow2
+	mv made/evil.qcow2 "$file"
+	rm -r made
+}
+
+# cannot ARG...: refused, because the format is not known.
+cannot() {
+	unchanged refused_like 'cannot be derived from its content|begins like one of format' "$@"
+	[[ $stderr == *raw* ]]
+}
+
+setup_disk() {
+	noise 1M > secret.img
+	noise 1M 7 > disk.img
+	ok bitmap-add disk.img b
+	evil guest.bytes -b secret.img -F raw
+}
+
+@test "a raw target is given its format" {
+	setup_disk
+	truncate -s 1M backup.img
+	cannot backup-run --mode existing disk.img backup.img
+	done_ backup-run --mode existing -F raw disk.img backup.img
+	cmp disk.img backup.img
+	# Its guest writes a header before the next night, which finds the file that the last one wrote.
+	ok image-write disk.img 0 < guest.bytes
+	done_ backup-run --mode existing -F raw disk.img backup.img
+	cmp disk.img backup.img
+	cannot backup-run --mode existing disk.img backup.img
+}
+
+@test "a raw backup is not taken for the image that its guest has put into it" {
+	setup_disk
+	ok image-write disk.img 0 < guest.bytes
+	done_ backup-run -F raw --bitmap b --bitmap-mode on-success disk.img full.raw
+	cmp disk.img full.raw
+	cp full.raw copy.img # without its mark: the name decides
+	cp --preserve=all full.raw marked.img
+	mv copy.img copy.raw
+	ok image-write --pattern 7 disk.img 900K 4K
+	local f
+	for f in full.raw copy.raw marked.img; do
+		cannot chain-restore $f out.img
+		cannot bitmap-rescan --against $f disk.img b
+		cannot chain-verify --output=json --against $f disk.img -f raw
+		cannot backup-run --sync incremental --bitmap b -F qcow2 --backing $f disk.img inc.qcow2
+		attempt chain-verify $f
+		[ "$status" -ne 0 ]
+		attempt image-info $f
+		[[ $output != *secret.img* ]]
+	done
+	done_ backup-run --sync incremental --bitmap b -F qcow2 --backing full.raw,format=raw disk.img inc.qcow2
+	done_ chain-restore inc.qcow2 out.img
+	cmp disk.img out.img
+	done_ chain-restore --overwrite -f raw full.raw out.img
+	cmp full.raw out.img
+	done_ chain-verify -f raw full.raw
+}
+
+@test "a probed raw image is not whole, nor is an image that lost its header" {
+	noise 1M > disk.img
+	done_ backup-run -F raw disk.img full.img
+	attempt chain-verify --output=json full.img
+	assert_equal "$status" 1
+	jq -e '.return.verdict == "unknown" and (.return.images[0].findings | map(.kind) == ["unknown"])' <<< "$output"
+	cannot chain-restore full.img out.img
+	done_ backup-run -F qcow2 disk.img full.qcow2
+	dd if=/dev/zero of=full.qcow2 bs=512 count=1 conv=notrunc status=none
+	attempt chain-verify full.qcow2
+	assert_equal "$status" 1
+	[[ $output != *whole* ]]
+	cannot chain-restore full.qcow2 out.img
+	attempt chain-verify -f qcow2 full.qcow2
+	assert_equal "$status" 3
+	rejected chain-restore -f qcow2 full.qcow2 out.img
+}
+
+@test "compressed files, archives and streams are named" {
+	local name
+	noise 200K > disk.img
+	done_ backup-run -F qcow2 disk.img full.qcow2
+	gzip -k full.qcow2
+	xz -k full.qcow2
+	zstd -q -k full.qcow2
+	bzip2 -k full.qcow2
+	tar cf full.qcow2.tar full.qcow2
+	printf 'VMA\0rest' > full.qcow2.vma
+	printf 'rbd diff v1\nrest' > full.qcow2.rbd-diff
+	printf 'btrfs-stream\0rest' > full.qcow2.btrfs-stream
+	for name in gzip:gz xz:xz zstd:zst bzip2:bz2 tar:tar vma:vma rbd-diff:rbd-diff btrfs-stream:btrfs-stream; do
+		truncate -s %512 "full.qcow2.${name#*:}"
+		unchanged refused_like "looks like one of format '${name%:*}'" chain-restore "full.qcow2.${name#*:}" out.img
+		attempt chain-verify "full.qcow2.${name#*:}"
+		[ "$status" -ne 0 ]
+		unchanged refused_like "looks like one of format '${name%:*}'" backup-run "full.qcow2.${name#*:}" out.img
+	done
+}
+
+@test "a write does not turn a probed raw image into another one" {
+	noise 1M > victim.img
+	truncate -s 1M disk.img
+	evil guest.bytes -o data_file=victim.img
+	unchanged refused_like "would begin like an image of format 'qcow2'" image-write disk.img 0 < guest.bytes
+	head -c 4 guest.bytes > magic
+	ok image-write disk.img 4 < <(head -c 12 guest.bytes | tail -c 8)
+	unchanged refused_like "would begin like an image of format 'qcow2'" image-write disk.img 0 < magic
+	ok image-write disk.img 512 < <(head -c 64K guest.bytes)
+	ok image-write -f raw disk.img 0 < guest.bytes
+}
+
+@test "the NBD server keeps the first sector of a probed raw image" {
+	noise 1M > victim.img
+	cp victim.img kept.img
+	truncate -s 1M disk.img
+	evil guest.bytes -o data_file=victim.img
+	nbd() { nbdkit -U "$PWD/socket" -P "$PWD/nbd.pid" "$BUILD/lib/nbdkit/plugins/nbdkit-tidemark-plugin.so" "$@"; }
+	gone() { ! kill -0 "$(cat nbd.pid)" 2> /dev/null; }
+	nbd file=disk.img
+	run qemu-io -f raw -c "write -s guest.bytes 0 512" "nbd+unix:///?socket=$PWD/socket"
+	[[ $output == *'not permitted'* ]]
+	run -0 qemu-io -f raw -c 'write -P 3 0 1M' "nbd+unix:///?socket=$PWD/socket"
+	kill "$(cat nbd.pid)"
+	eventually gone
+	rm -f socket nbd.pid
+	# Another program wrote it: then nothing is led to the other file, and with the format it is a disk.
+	put disk.img 0 < guest.bytes
+	run nbd file=disk.img
+	[ "$status" -ne 0 ]
+	cmp victim.img kept.img
+	nbd file=disk.img format=raw
+	run -0 qemu-io -f raw -c 'write -s guest.bytes 0 1M' "nbd+unix:///?socket=$PWD/socket"
+	kill "$(cat nbd.pid)"
+	eventually gone
+	rm -f socket nbd.pid
+	cmp disk.img guest.bytes
+}
+
+@test "a data file that was not made here is written with a word of consent" {
+	noise 1M > victim.img
+	qemu-img create -q -f qcow2 -o data_file=data.img other.qcow2 1M
+	unchanged refused_like 'leads writes to the data file' image-write --pattern 1 other.qcow2 0 64K
+	ok image-write -f qcow2 --pattern 1 other.qcow2 0 64K
+	ok image-create -f qcow2 -o data_file=own.img own.qcow2 1M
+	ok image-write --pattern 1 own.qcow2 0 64K
+	done_ backup-run own.qcow2 copy.qcow2
+	done_ backup-run other.qcow2 copy2.qcow2
+}
