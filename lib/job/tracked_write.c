@@ -264,7 +264,10 @@ static int write_step(struct tide_tracked_write *w, uint64_t off, uint64_t len, 
 	case TIDE_WRITE_ZERO:
 		return tide_image_zero(w->node->image, off, len, true, err);
 	default:
-		return tide_image_discard(w->node->image, off, len, err);
+		/* A server determines what is read afterwards; other images read as zeroes, also at the ends. */
+		if (!tide_image_is_file(w->node->image))
+			return tide_image_discard(w->node->image, off, len, err);
+		return tide_image_zero(w->node->image, off, len, true, err);
 	}
 }
 

@@ -45,6 +45,27 @@ load helper
 	assert_equal "$(stat -c %s disk.img)" 1048576
 }
 
+@test "a discarded range reads as zeroes, also at the ends of clusters" {
+	local range name
+	qemu-img create -q -f qcow2 base.qcow2 1000448
+	qemu-io -f qcow2 -c 'write -q -P 1 0 1000448' base.qcow2
+	for range in '263012 300000' '0 512' '70000 100' '65535 65538' '1000000 448' '900000 100448'; do
+		# shellcheck disable=SC2086 # two words
+		set -- $range
+		cp base.qcow2 flat.qcow2
+		qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 over.qcow2
+		qemu-img create -q -f qcow2 -o compat=0.10 -b base.qcow2 -F qcow2 old.qcow2
+		qemu-img convert -f qcow2 -O raw base.qcow2 disk.img
+		qemu-img convert -f qcow2 -O raw base.qcow2 want.img
+		head -c "$2" /dev/zero | put want.img "$1"
+		for name in flat.qcow2 over.qcow2 old.qcow2 disk.img; do
+			ok image-write --discard $name "$1" "$2"
+			run -0 qemu-img compare -F raw $name want.img
+		done
+		clean flat.qcow2 over.qcow2 old.qcow2
+	done
+}
+
 @test "zeroes in a raw image are a hole where they can be" {
 	noise 1M > disk.img
 	ok image-write --zero disk.img 64K 896K
