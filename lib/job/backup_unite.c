@@ -56,8 +56,7 @@ static int open_link(const struct tide_image *link, const char *name, unsigned a
 	*node = tide_node_new(&drive, err);
 	if (!*node)
 		return -1;
-	(*node)->alone = true;
-	return tide_node_open(*node, TIDE_NODE_READ, false, sink, err);
+	return tide_node_open_bitmaps(*node, TIDE_NODE_READ, false, sink, err);
 }
 
 /* Adds the bits of a bitmap to those of the disk above it, which may have another size. */

@@ -53,6 +53,7 @@ struct tide_node_want {
 	bool any;      /* at all */
 	bool create;   /* a sidecar may be made */
 	bool in_image; /* and a bitmap inside the image */
+	bool chain;    /* the disk is read, so its backing images are opened, too */
 	bool repair;   /* complete an interrupted transaction although the mode is for reading */
 	bool certain;  /* refuse when such a transaction is in doubt, rather than warn */
 	bool dry_run;  /* complete nothing */
@@ -111,7 +112,6 @@ struct tide_node {
 	struct tide_node_want want;
 	bool may_share_live;               /* for reading: opens it beside a writer that records in the write log */
 	bool partial;                      /* for reading: opens a broken chain as far as it is readable */
-	bool alone;                        /* for reading the bitmaps only: opens it without its backing images */
 	const struct tide_backup_job *job; /* the backup job that reads or writes it; NULL: none */
 
 	/* While it is open: */
@@ -141,8 +141,12 @@ struct tide_node {
 struct tide_node *tide_node_new(const struct tide_drive *drive, struct tide_error *err);
 void tide_node_free(struct tide_node *node);
 
-/* Widens how tide_node_open will open it, whatever mode that is asked for. */
+/*
+ * Widens how tide_node_open will open it, whatever mode that is asked for. want_bitmaps: for its bitmaps only, which do
+ * not depend on the backing images; so a bitmap can be listed and changed even if one of those is missing.
+ */
 void tide_node_want(struct tide_node *node, enum tide_node_mode mode, bool create);
+void tide_node_want_bitmaps(struct tide_node *node, enum tide_node_mode mode, bool create);
 /* The same for an action that a damaged record of an interrupted transaction cannot mislead. */
 void tide_node_want_in_doubt(struct tide_node *node, enum tide_node_mode mode, bool create);
 /* The transaction will create a bitmap inside the image. */
@@ -151,6 +155,9 @@ void tide_node_want_in_image(struct tide_node *node);
 /* Does nothing if the node is already open in a sufficient mode.  create: the sidecar may be created (bitmap-add). */
 int tide_node_open(struct tide_node *node, enum tide_node_mode mode, bool create, struct tide_sink *sink,
                    struct tide_error *err);
+/* The same for its bitmaps only; opens the backing images if others want them. */
+int tide_node_open_bitmaps(struct tide_node *node, enum tide_node_mode mode, bool create, struct tide_sink *sink,
+                           struct tide_error *err);
 void tide_node_close(struct tide_node *node);
 
 struct tide_bitmap_set *tide_node_set(struct tide_node *node, enum tide_store_kind kind);

@@ -69,7 +69,7 @@ static int open_image(struct tide_node *node, struct tide_sink *sink, struct tid
 		.force_share = node->force_share && node->mode == TIDE_NODE_READ,
 		.allow = node->allow,
 		.partial = node->partial && node->mode == TIDE_NODE_READ,
-		.no_backing = node->alone && node->mode == TIDE_NODE_READ,
+		.no_backing = !node->want.chain,
 		.cancel = sink ? &sink->cancelled : NULL,
 	};
 
@@ -232,7 +232,7 @@ static void widen(struct tide_node *node, enum tide_node_mode mode, bool create)
 	node->want.any = true;
 }
 
-void tide_node_want(struct tide_node *node, enum tide_node_mode mode, bool create)
+void tide_node_want_bitmaps(struct tide_node *node, enum tide_node_mode mode, bool create)
 {
 	widen(node, mode, create);
 	node->want.certain |= mode != TIDE_NODE_READ;
@@ -244,23 +244,30 @@ void tide_node_want_in_doubt(struct tide_node *node, enum tide_node_mode mode, b
 	node->want.repair = true;
 }
 
+void tide_node_want(struct tide_node *node, enum tide_node_mode mode, bool create)
+{
+	tide_node_want_bitmaps(node, mode, create);
+	node->want.chain = true;
+}
+
 void tide_node_want_in_image(struct tide_node *node)
 {
 	node->want.in_image = true;
 }
 
-int tide_node_open(struct tide_node *node, enum tide_node_mode mode, bool create, struct tide_sink *sink,
-                   struct tide_error *err)
+/* Is it open in a mode that suffices? */
+static bool is_open(const struct tide_node *node, enum tide_node_mode mode, bool create)
 {
-	if (node->is_open && node->mode >= mode && (node->has_sidecar || !create || node->store.lock_fd >= 0))
-		return 0;
-	if (node->is_open)
-		return tide_error_set(err, TIDE_E_REFUSED, "This transaction already uses '%s' in another mode",
-		                      node->path);
+	return node->is_open && node->mode >= mode && (node->has_sidecar || !create || node->store.lock_fd >= 0);
+}
+
+static int open_as_wanted(struct tide_node *node, enum tide_node_mode mode, bool create, struct tide_sink *sink,
+                          struct tide_error *err)
+{
 	if (node->want.any)
 		widen(node, mode, create);
 	else
-		tide_node_want(node, mode, create);
+		tide_node_want_bitmaps(node, mode, create);
 	node->mode = node->want.mode;
 	if (open_parts(node, node->want.create, sink, err) < 0) {
 		tide_node_close(node);
@@ -268,4 +275,30 @@ int tide_node_open(struct tide_node *node, enum tide_node_mode mode, bool create
 	}
 	node->is_open = true;
 	return 0;
+}
+
+static int refuse_mode(const struct tide_node *node, struct tide_error *err)
+{
+	return tide_error_set(err, TIDE_E_REFUSED, "This transaction already uses '%s' in another mode", node->path);
+}
+
+int tide_node_open(struct tide_node *node, enum tide_node_mode mode, bool create, struct tide_sink *sink,
+                   struct tide_error *err)
+{
+	if (is_open(node, mode, create) && node->want.chain)
+		return 0;
+	if (node->is_open)
+		return refuse_mode(node, err);
+	node->want.chain = true;
+	return open_as_wanted(node, mode, create, sink, err);
+}
+
+int tide_node_open_bitmaps(struct tide_node *node, enum tide_node_mode mode, bool create, struct tide_sink *sink,
+                           struct tide_error *err)
+{
+	if (is_open(node, mode, create))
+		return 0;
+	if (node->is_open)
+		return refuse_mode(node, err);
+	return open_as_wanted(node, mode, create, sink, err);
 }

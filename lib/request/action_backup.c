@@ -89,6 +89,7 @@ static void want(struct tide_node *node, const struct tide_backup *args, enum ti
 	bool from_bitmap = args->sync == TIDE_SYNC_INCREMENTAL || args->sync == TIDE_SYNC_BITMAP;
 
 	(from_bitmap ? tide_node_want : tide_node_want_in_doubt)(node, mode, create);
+	node->want.chain = true;
 }
 
 static void backup_declare(struct tide_session *session, const struct tide_step *step)

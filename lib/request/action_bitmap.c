@@ -19,7 +19,7 @@ static struct tide_node *open_node(struct tide_session *session, const char *id,
 		tide_error_set(err, TIDE_E_REFUSED, "Node '%s' not found", id);
 		return NULL;
 	}
-	return tide_node_open(node, TIDE_NODE_EDIT_BITMAPS, create, &session->sink, err) < 0 ? NULL : node;
+	return tide_node_open_bitmaps(node, TIDE_NODE_EDIT_BITMAPS, create, &session->sink, err) < 0 ? NULL : node;
 }
 
 static void declare(struct tide_session *session, const char *id, enum tide_node_mode mode, bool create)
@@ -27,7 +27,7 @@ static void declare(struct tide_session *session, const char *id, enum tide_node
 	struct tide_node *node = id ? tide_session_find(session, id) : NULL;
 
 	if (node)
-		tide_node_want(node, mode, create);
+		tide_node_want_bitmaps(node, mode, create);
 }
 
 /* ---- add --------------------------------------------------------------------------- */
@@ -91,7 +91,8 @@ int tide_action_add_bitmap(struct tide_session *session, const struct tide_bitma
 		                      args->node);
 	if (args->has_granularity && check_granularity(granularity, err) < 0)
 		return -1;
-	if (tide_node_open(node, TIDE_NODE_EDIT_BITMAPS, args->store == TIDE_STORE_SIDECAR, &session->sink, err) < 0)
+	if (tide_node_open_bitmaps(node, TIDE_NODE_EDIT_BITMAPS, args->store == TIDE_STORE_SIDECAR, &session->sink,
+	                           err) < 0)
 		return -1;
 	if (check_new_name(node, args->name, err) < 0)
 		return -1;
@@ -257,7 +258,7 @@ static int find_source(struct tide_session *session, struct tide_node *target_no
 	*node = ref->node ? tide_session_find(session, ref->node) : target_node;
 	if (!*node)
 		return tide_error_set(err, TIDE_E_REFUSED, "Node '%s' not found", ref->node);
-	if (tide_node_open(*node, TIDE_NODE_READ, false, &session->sink, err) < 0)
+	if (tide_node_open_bitmaps(*node, TIDE_NODE_READ, false, &session->sink, err) < 0)
 		return -1;
 	return tide_node_find(*node, ref->name, err) ? 0 : -1;
 }
@@ -424,8 +425,10 @@ static const struct tide_qmp_field rescan_fields[] = {
 static void rescan_declare(struct tide_session *session, const struct tide_step *step)
 {
 	const struct tide_bitmap_rescan *args = step->args;
+	struct tide_node *node = tide_session_find(session, args->node);
 
-	declare(session, args->node, TIDE_NODE_EDIT_BITMAPS, false);
+	if (node)
+		tide_node_want(node, TIDE_NODE_EDIT_BITMAPS, false);
 }
 
 static const char *find_busy(const struct tide_sidecar *sc)
@@ -458,7 +461,8 @@ static int rescan_prepare(struct tide_session *session, struct tide_step *step, 
 	struct tide_sidecar_bitmap *entry;
 	struct tide_bitmap *result;
 
-	if (!node)
+	/* The disk is read, too. */
+	if (!node || tide_node_open(node, TIDE_NODE_EDIT_BITMAPS, false, &session->sink, err) < 0)
 		return -1;
 	entry = tide_node_find_usable(node, args->name, TIDE_BITMAP_WILL_WRITE | TIDE_BITMAP_ALLOW_INCONSISTENT, err);
 	if (!entry || check_no_jobs(node, args->name, err) < 0 ||

@@ -34,6 +34,15 @@ static const struct tide_qmp_field restore_fields[] = {
 	TIDE_FIELD_END,
 };
 
+static void restore_declare(struct tide_session *session, const struct tide_step *step)
+{
+	const struct tide_chain_restore *args = step->args;
+	struct tide_node *node = tide_session_find(session, args->device);
+
+	if (node)
+		tide_node_want(node, TIDE_NODE_READ, false);
+}
+
 static int restore_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
 {
 	const struct tide_chain_restore *args = step->args;
@@ -76,6 +85,7 @@ const struct tide_action tide_action_chain_restore = {
 	.name = "x-chain-restore",
 	.fields = restore_fields,
 	.args_size = sizeof(struct tide_chain_restore),
+	.declare = restore_declare,
 	.prepare = restore_prepare,
 	.image = restore_image,
 	.work = restore_work,

@@ -52,10 +52,10 @@ static void transfer_declare(struct tide_session *session, const struct tide_ste
 	bool inside = args->store == TIDE_STORE_IMAGE;
 
 	if (source)
-		tide_node_want(source, TIDE_NODE_READ, false);
+		tide_node_want_bitmaps(source, TIDE_NODE_READ, false);
 	if (!target)
 		return;
-	tide_node_want(target, TIDE_NODE_EDIT_BITMAPS, !inside);
+	tide_node_want_bitmaps(target, TIDE_NODE_EDIT_BITMAPS, !inside);
 	if (inside)
 		tide_node_want_in_image(target);
 }
@@ -69,7 +69,7 @@ static struct tide_node *open_node(struct tide_session *session, const char *id,
 		tide_error_set(err, TIDE_E_REFUSED, "Node '%s' not found", id);
 		return NULL;
 	}
-	return tide_node_open(node, mode, may_create, &session->sink, err) < 0 ? NULL : node;
+	return tide_node_open_bitmaps(node, mode, may_create, &session->sink, err) < 0 ? NULL : node;
 }
 
 /* A copy of the source's bits, which the caller may resize to the target's disk. */

@@ -10,29 +10,35 @@
 #include "bitmap/bitmap_list.h"
 #include "session.h"
 
-static struct tide_node *look(struct tide_session *session, const char *id, struct tide_error *err)
+static struct tide_node *find(struct tide_session *session, const char *id, struct tide_error *err)
 {
 	struct tide_node *node = tide_session_find(session, id);
 
 	session->replied = false;
-	if (!node) {
+	if (!node)
 		tide_error_set(err, TIDE_E_REFUSED, "Cannot find device='%s' nor node-name='%s'", id, id);
-		return NULL;
-	}
-	return tide_node_open(node, TIDE_NODE_READ, false, &session->sink, err) < 0 ? NULL : node;
+	return node;
+}
+
+static struct tide_node *look(struct tide_session *session, const char *id, struct tide_error *err)
+{
+	struct tide_node *node = find(session, id, err);
+
+	return node && tide_node_open(node, TIDE_NODE_READ, false, &session->sink, err) == 0 ? node : NULL;
 }
 
 /* For the bitmaps only, which can be read while a writer records in them. */
 static struct tide_node *look_at_bitmaps(struct tide_session *session, const char *id, struct tide_error *err)
 {
-	struct tide_node *node = tide_session_find(session, id), *found;
+	struct tide_node *node = find(session, id, err);
+	int rc;
 
-	if (node)
-		node->may_share_live = true;
-	found = look(session, id, err);
-	if (node)
-		node->may_share_live = false;
-	return found;
+	if (!node)
+		return NULL;
+	node->may_share_live = true;
+	rc = tide_node_open_bitmaps(node, TIDE_NODE_READ, false, &session->sink, err);
+	node->may_share_live = false;
+	return rc < 0 ? NULL : node;
 }
 
 int tide_query_bitmaps(struct tide_session *session, const char *id, struct tide_bitmap_list **list,

@@ -138,7 +138,7 @@ static int open_places(struct tide_session *session, const struct place *places,
 		struct tide_node *node = places[i].node;
 
 		if (!node->want.any ||
-		    tide_node_open(node, node->want.mode, node->want.create, &session->sink, err) == 0)
+		    tide_node_open_bitmaps(node, node->want.mode, node->want.create, &session->sink, err) == 0)
 			continue;
 		if (err->code == TIDE_E_LOCKED && is_backing(places, i, &places[i].st))
 			*blocked = i;

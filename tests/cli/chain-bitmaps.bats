@@ -94,6 +94,36 @@ apply() {
 	done
 }
 
+@test "bitmaps of an overlay whose backing image is missing" {
+	chain
+	local store
+	ok bitmap-add top.qcow2 s
+	mv base.qcow2 away
+	bitmap top.qcow2 s '.count == 0'
+	assert_equal "$(dirty top.qcow2 c)" 1048576+65536
+	for store in c s; do
+		ok bitmap-disable top.qcow2 $store
+		ok bitmap-enable top.qcow2 $store
+		ok bitmap-mark top.qcow2 $store 0 64K
+	done
+	ok bitmap-merge top.qcow2 s c
+	assert_equal "$(dirty top.qcow2 s)" '0+65536 1048576+65536'
+	ok bitmap-remove top.qcow2 c
+	ok bitmap-clear top.qcow2 s
+	assert_equal "$(names top.qcow2)" s
+	# What reads the disk is refused, also together with what does not.
+	unchanged refused_like 'Could not open backing file' backup-run -F qcow2 top.qcow2 new.qcow2
+	unchanged refused_like 'Could not open backing file' bitmap-rescan --against away top.qcow2 s
+	unchanged refused_like 'Could not open backing file' image-write --pattern 1 top.qcow2 0 1
+	unchanged refused_like 'Could not open backing file' txn-apply --drive top=top.qcow2 - <<- 'END'
+		{ "actions": [ { "type": "block-dirty-bitmap-disable", "data": { "node": "top", "name": "s" } },
+		  { "type": "drive-backup", "data": { "device": "top", "target": "new.qcow2", "format": "qcow2", "sync": "full" } } ] }
+	END
+	mv away base.qcow2
+	done_ backup-run -F qcow2 top.qcow2 new.qcow2
+	same qcow2 new.qcow2 qcow2 top.qcow2
+}
+
 @test "other programs are still kept out" {
 	chain
 	serve qcow2 top.qcow2
