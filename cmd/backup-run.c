@@ -54,6 +54,7 @@ static const struct poptOption options[] = {
 	{ "retry-after", 0, POPT_ARG_STRING, NULL, RETRY_AFTER,
 	  "how long an error may stop the job before it tries again (default: until SIGCONT)", "SECONDS" },
 	{ "job-id", 0, POPT_ARG_STRING, NULL, JOB_ID, "name of the job in events (default: the device)", "ID" },
+	OPT_ALLOW_CHANGING_ENTRY,
 	{ "job-events", 0, POPT_ARG_NONE, NULL, OPT_JOB_EVENTS, "print the event JOB_STATUS_CHANGE too", NULL },
 	POPT_TABLEEND
 };

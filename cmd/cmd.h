@@ -43,7 +43,7 @@ struct cmd {
 	struct tide_session *session;
 	struct tide_txn *txn; /* from cmd_begin */
 	const char *node;     /* from cmd_add_image */
-	unsigned allow;       /* --allow-backing: enum tide_allow, for every image that the command opens */
+	unsigned allow;       /* enum tide_allow, for every image that the command opens */
 	struct ui ui;
 	int out_errno; /* why standard output could not be written, or 0 */
 };

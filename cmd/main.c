@@ -252,6 +252,8 @@ static int run(struct cmd *c, struct tide_error *err)
 {
 	if (opt_check_args(c->opt, err) || opt_flags(c->opt, OPT_ALLOW_BACKING, &c->allow, err))
 		return -1;
+	if (opt_has(c->opt, OPT_ALLOW_CHANGING))
+		c->allow |= TIDE_ALLOW_CHANGING;
 	c->ui.image = c->args ? c->args[0] : NULL;
 	return command.run(c, err);
 }

@@ -31,6 +31,7 @@ enum {
 	OPT_IGNORE_STAMP,
 	OPT_FORCE_SHARE,
 	OPT_ALLOW_BACKING,
+	OPT_ALLOW_CHANGING, /* of the commands that back up, in their own tables */
 	OPT_DRY_RUN,
 	OPT_JOB_EVENTS, /* of backup-run, in its own table */
 	OPT_PROGRESS,
@@ -53,6 +54,12 @@ enum {
 	{                                                                                                           \
 		"allow-backing", 0, POPT_ARG_STRING, NULL, OPT_ALLOW_BACKING,                                       \
 		        "names in the images of a chain to trust; a list with commas", "outside|protocol|probe|any" \
+	}
+
+#define OPT_ALLOW_CHANGING_ENTRY                                                             \
+	{                                                                                    \
+		"allow-changing-source", 0, POPT_ARG_NONE, NULL, OPT_ALLOW_CHANGING,         \
+		        "back up an NBD export although other clients can write to it", NULL \
 	}
 
 struct opt_given {

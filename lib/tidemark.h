@@ -137,7 +137,10 @@ enum tide_allow {
 	TIDE_ALLOW_OUTSIDE = 1 << 0,  /* plain paths that lead elsewhere */
 	TIDE_ALLOW_PROTOCOL = 1 << 1, /* "file:" and those "json:" names that describe a plain file */
 	TIDE_ALLOW_PROBE = 1 << 2,    /* backing images without a recorded format: it is probed, and may be raw */
-	TIDE_ALLOW_ANY = 7,
+	TIDE_ALLOW_ANY = 7,           /* all of the above */
+
+	/* Not a name: a backup of an export that other clients of its server can write to meanwhile. */
+	TIDE_ALLOW_CHANGING = 1 << 8,
 };
 
 struct tide_drive {

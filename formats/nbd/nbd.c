@@ -130,6 +130,7 @@ static int nbd_driver_open(const char *uri, unsigned flags, const atomic_bool *c
 	if (tide_nbd_conns_begin(nbd, err) < 0)
 		return -1;
 	info->size = nbd->size;
+	info->may_change = !nbd->read_only;
 	if ((flags & TIDE_OPEN_WRITE) && nbd->read_only)
 		return tide_error_set_sys(err, EACCES, "The NBD server exports the disk read-only");
 	return describe(nbd, info, err) < 0 ? -1 : list_bitmaps(nbd, info, err);

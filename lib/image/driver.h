@@ -131,6 +131,7 @@ struct tide_driver_info {
 	char *data_file;                      /* external data file with the disk's bytes, as written, or NULL */
 	struct tide_fingerprint *fingerprint; /* of the backing image when this one was made, or NULL */
 	bool dirty, corrupt;
+	bool may_change;   /* other programs can change the disk although it is open */
 	bool bitmaps_lost; /* it had bitmaps, but a program without support for them has changed it */
 	uint32_t snapshots;
 	size_t n_features;

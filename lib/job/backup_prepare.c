@@ -246,6 +246,22 @@ static int check_sizes(const struct tide_backup_job *job, struct tide_error *err
 	return 0;
 }
 
+/* A copy of a disk that changes meanwhile may be a disk that never existed. */
+static int check_source(const struct tide_node *node, struct tide_error *err)
+{
+	if (node->allow & TIDE_ALLOW_CHANGING)
+		return 0;
+	for (const struct tide_image *link = node->image; link; link = tide_image_backing(link)) {
+		if (!tide_image_info(link)->may_change)
+			continue;
+		tide_error_set(err, TIDE_E_REFUSED, "'%s' can be written while it is backed up", tide_image_path(link));
+		return tide_error_hint(
+		        err, "the backup may belong to no single moment; export the disk read-only, such as a snapshot "
+		             "of it, or, if nothing writes to it now, use --allow-changing-source");
+	}
+	return 0;
+}
+
 /* ---- the plan ---------------------------------------------------------------------- */
 
 static struct tide_bitmap *plan_top(const struct tide_backup_job *job, uint64_t target_size, struct tide_error *err)
@@ -389,9 +405,10 @@ static int prepare(struct tide_backup_job *job, const struct tide_backup *args, 
 	if (job->node->job)
 		return tide_error_set(err, TIDE_E_REFUSED,
 		                      "Node '%s' is busy: block device is in use by block job: backup", job->node->id);
-	if (open_target(job, args, err) < 0 || check_bitmap_args(job, args, &entry, err) < 0 ||
-	    check_supported(job, args, onto, err) < 0 || check_perf(args, err) < 0 || check_sizes(job, err) < 0 ||
-	    check_chunk(job, args, err) < 0 || check_job(job, args, err) < 0)
+	if (check_source(job->node, err) < 0 || open_target(job, args, err) < 0 ||
+	    check_bitmap_args(job, args, &entry, err) < 0 || check_supported(job, args, onto, err) < 0 ||
+	    check_perf(args, err) < 0 || check_sizes(job, err) < 0 || check_chunk(job, args, err) < 0 ||
+	    check_job(job, args, err) < 0)
 		return -1;
 	if (tide_copy_way_wanted(&job->copy.way, err) < 0 || plan(job, entry, err) < 0)
 		return -1;

@@ -22,7 +22,7 @@
 static struct {
 	char *file, *sidecar;
 	const char *format;
-	bool ignore_stamp, read_only;
+	bool ignore_stamp, read_only, exclusive;
 	unsigned allow;
 	enum tide_durability durability;
 	struct tide_tracker *tracker;
@@ -127,6 +127,8 @@ static int tidemark_config(const char *key, const char *value)
 		return config_bool(&served.ignore_stamp, value);
 	if (!strcmp(key, "readonly"))
 		return config_bool(&served.read_only, value);
+	if (!strcmp(key, "exclusive"))
+		return config_bool(&served.exclusive, value);
 	nbdkit_error("unknown parameter '%s'", key);
 	return -1;
 }
@@ -139,14 +141,15 @@ static int tidemark_config_complete(void)
 	return -1;
 }
 
-#define CONFIG_HELP                                                                        \
-	"file=IMAGE          (required) The image, a file or block device, to serve.\n"    \
-	"sidecar=PATH        The file that keeps its bitmaps, if not the default one.\n"   \
-	"format=FORMAT       Its format, one of tidemark_formats of --dump-plugin.\n"      \
-	"durability=crash    A crash of the server loses no dirty bit (default); or\n"     \
-	"           power    neither does a power loss.\n"                                 \
-	"readonly=BOOL       Open it for reading only, as nbdkit's -r does.\n"             \
-	"ignore-stamp=BOOL   Trust the bitmaps despite unrecorded changes of the image.\n" \
+#define CONFIG_HELP                                                                           \
+	"file=IMAGE          (required) The image, a file or block device, to serve.\n"       \
+	"sidecar=PATH        The file that keeps its bitmaps, if not the default one.\n"      \
+	"format=FORMAT       Its format, one of tidemark_formats of --dump-plugin.\n"         \
+	"durability=crash    A crash of the server loses no dirty bit (default); or\n"        \
+	"           power    neither does a power loss.\n"                                    \
+	"readonly=BOOL       Open it for reading only, as nbdkit's -r does.\n"                \
+	"exclusive=BOOL      Refuse a second client while one is connected that can write.\n" \
+	"ignore-stamp=BOOL   Trust the bitmaps despite unrecorded changes of the image.\n"    \
 	"allow-backing=LIST  Names in the image to follow: outside, protocol, probe, any."
 
 static void tidemark_dump_plugin(void)
@@ -303,13 +306,24 @@ static void tidemark_unload(void)
 	free(served.sidecar);
 }
 
+/* exclusive: a client that reads while another one writes sees the disk of no single moment. */
+static bool is_taken(void)
+{
+	if (!served.exclusive || !served.tracker || served.info.read_only || served.clients == 0)
+		return false;
+	nbdkit_error("another client is connected, and can write: exclusive=true accepts no second one");
+	return true;
+}
+
 /* The image is reopened for a client that must not write, if no other client is connected. */
 static void *tidemark_open(int readonly)
 {
 	int rc = 0;
 
 	pthread_mutex_lock(&served.lock);
-	if (readonly && served.tracker && !served.info.read_only && served.clients == 0) {
+	if (is_taken())
+		rc = -1;
+	else if (readonly && served.tracker && !served.info.read_only && served.clients == 0) {
 		close_image();
 		rc = open_image(true);
 	} else if (!served.tracker) {
@@ -358,6 +372,12 @@ static int tidemark_can_fua(void *handle)
 static int tidemark_can_cache(void *handle)
 {
 	return NBDKIT_CACHE_NATIVE;
+}
+
+/* A client with several connections would be refused the second one. */
+static int tidemark_can_multi_conn(void *handle)
+{
+	return !served.exclusive || served.info.read_only;
 }
 
 static int yes(void *handle)
@@ -471,7 +491,7 @@ static struct nbdkit_plugin plugin = {
 	.can_fast_zero = yes,
 	.can_extents = yes,
 	.can_fua = tidemark_can_fua,
-	.can_multi_conn = yes,
+	.can_multi_conn = tidemark_can_multi_conn,
 	.can_cache = tidemark_can_cache,
 	.pread = tidemark_pread,
 	.pwrite = tidemark_pwrite,

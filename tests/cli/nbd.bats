@@ -69,10 +69,10 @@ make_disk() {
 	ok bitmap-add --dry-run --sidecar side "$uri" b
 	[ ! -e side ] && [ ! -e side.lock ]
 	ok bitmap-add --sidecar side "$uri" b
-	done_ backup-run "$uri" full.qcow2 -F qcow2
+	done_ backup-run --allow-changing-source "$uri" full.qcow2 -F qcow2
 	ok image-write --sidecar side --pattern 9 "$uri" 100 70000
 	ok image-write --sidecar side --zero "$uri" 6000000 1000
-	done_ backup-run --sidecar side --sync incremental --bitmap b -F qcow2 --backing full.qcow2 "$uri" inc.qcow2
+	done_ backup-run --allow-changing-source --sidecar side --sync incremental --bitmap b -F qcow2 --backing full.qcow2 "$uri" inc.qcow2
 	run -0 qemu-img compare -f qcow2 -F raw inc.qcow2 disk.img
 	ok bitmap-rescan --sidecar side --against full.qcow2 "$uri" b
 	done_ bitmap-dump --sidecar side --output=json "$uri" b
@@ -106,7 +106,7 @@ make_disk() {
 	export_ raw disk.img
 	ok bitmap-add --sidecar side "$uri" b
 	ok image-write --sidecar side --pattern 9 "$uri" 0 4M
-	backup-run --sidecar side --speed 64K --sync incremental --bitmap b "$uri" copy.img > job.out 2>&1 3>&- &
+	backup-run --allow-changing-source --sidecar side --speed 64K --sync incremental --bitmap b "$uri" copy.img > job.out 2>&1 3>&- &
 	bg_pids+=($!)
 	for _ in {1..500}; do
 		bitmap-list --sidecar side --output=json "$uri" > busy.json
@@ -191,25 +191,25 @@ make_disk() {
 	kit --filter=blocksize-policy --filter=nozero --filter=noextents memory 9437696 \
 		blocksize-minimum=512 blocksize-preferred=64K blocksize-maximum=1M blocksize-error-policy=error
 	done_ backup-run --mode existing disk.img "$uri"
-	done_ backup-run "$uri" copy.img
+	done_ backup-run --allow-changing-source "$uri" copy.img
 	cmp copy.img disk.img
 	ok image-write --pattern 7 "$uri" 1234567 8765
 	ok image-write --zero "$uri" 2000001 5001
 	qemu-io -f raw -c 'write -q -P 7 1234567 8765' -c 'write -q -z 2000001 5001' disk.img
-	done_ backup-run "$uri" copy2.img
+	done_ backup-run --allow-changing-source "$uri" copy2.img
 	cmp copy2.img disk.img
 }
 
 @test "an error of the server, and its death, are errors of the job" {
 	make_disk disk.img
-	kit --filter=error file disk.img error-pread=EIO error-pread-rate=100%
+	kit -r --filter=error file disk.img error-pread=EIO error-pread-rate=100%
 	attempt backup-run "$uri" copy.img
 	assert_equal "$status" 1
 	[ ! -e copy.img ]
 	jq -es '.[-1].data.error == "Input/output error"' <<< "$output"
 	kill -KILL "$kit"
 	rm -f kit.sock
-	kit --filter=delay file disk.img rdelay=20
+	kit -r --filter=delay file disk.img rdelay=20
 	backup-run --speed 512K "$uri" copy.img > job.out 2> job.err 3>&- &
 	job=$!
 	bg_pids+=("$job")
@@ -223,7 +223,7 @@ make_disk() {
 
 @test "a job that was stopped goes on with the server's successor" {
 	make_disk disk.img
-	kit file disk.img
+	kit -r file disk.img
 	backup-run --speed 4M --on-source-error stop --retry-after 1 "$uri" copy.img > job.out 2> job.err 3>&- &
 	job=$!
 	bg_pids+=("$job")
@@ -232,7 +232,7 @@ make_disk() {
 	for _ in {1..500}; do ! grep -q BLOCK_JOB_ERROR job.out || break; sleep 0.02; done
 	grep -q '"stop"' job.out
 	rm -f kit.sock
-	kit file disk.img
+	kit -r file disk.img
 	run timeout 30 tail --pid="$job" -f /dev/null
 	assert_equal "$status" 0
 	cmp copy.img disk.img
@@ -240,7 +240,7 @@ make_disk() {
 
 @test "a server that hangs does not hold up a cancel" {
 	make_disk disk.img
-	kit --filter=delay file disk.img rdelay=60
+	kit -r --filter=delay file disk.img rdelay=60
 	backup-run "$uri" copy.img > job.out 2> job.err 3>&- &
 	job=$!
 	bg_pids+=("$job")
@@ -256,7 +256,7 @@ make_disk() {
 	make_disk disk.img
 	command -v psktool > /dev/null || skip 'no psktool'
 	psktool -u alice -p keys.psk > /dev/null
-	kit --tls=require --tls-psk=keys.psk file disk.img
+	kit -r --tls=require --tls-psk=keys.psk file disk.img
 	rejected image-info --output=json "$uri"
 	done_ backup-run "nbds+unix://alice@/?socket=$PWD/kit.sock&tls-psk-file=$PWD/keys.psk" copy.img
 	cmp copy.img disk.img
@@ -317,7 +317,7 @@ blockdev() {
 	make_disk disk.img
 	command -v nbdkit > /dev/null || skip 'no nbdkit'
 	for ((port = 20000 + $$ % 20000;; port++)); do
-		nbdkit -f -i ::1 -p $port -P tcp.pid file disk.img 3>&- 2> kit.log &
+		nbdkit -f -r -i ::1 -p $port -P tcp.pid file disk.img 3>&- 2> kit.log &
 		kit=$!
 		bg_pids+=("$kit")
 		until [ -s tcp.pid ] || has_ended "$kit"; do sleep 0.02; done
@@ -391,4 +391,34 @@ track() {
 	# A server that begins again knows nothing of that data, so its success is none.
 	assert_equal "$(grep -c '^flush: ' bg.out)" 2
 	grep -q '^close: ' bg.out
+}
+
+@test "an export that others can write to is not backed up, unless that is allowed" {
+	make_disk disk.img
+	export_ raw disk.img -x a
+	uri="nbd+unix:///a?socket=$PWD/disk.img.sock"
+	refused_like "'nbd.unix:.*' can be written while it is backed up" backup-run -F qcow2 "$uri" full.qcow2
+	[[ $stderr == *'use --allow-changing-source'* ]]
+	refused_like 'can be written while' backup-run --dry-run "$uri" full.img
+	assert_equal "$(ls -- *full* 2> /dev/null)" ''
+	done_ backup-run --allow-changing-source -F qcow2 "$uri" full.qcow2
+	same raw disk.img qcow2 full.qcow2
+	# In requests, and where the disk of another process is the base.
+	cat > request.json <<- END
+		{"execute": "blockdev-add", "arguments": {"driver": "nbd", "node-name": "n", "export": "a",
+		 "server": {"type": "unix", "path": "$PWD/disk.img.sock"}}}
+		{"execute": "drive-backup", "arguments": {"device": "d", "target": "d.qcow2", "format": "qcow2", "sync": "full"}}
+		{"execute": "blockdev-backup", "arguments": {"device": "n", "target": "t", "sync": "full"}}
+	END
+	truncate -s 9437696 t.img
+	attempt txn-apply --drive "d=$uri" --drive t=t.img request.json
+	assert_equal "$status" 1
+	assert_equal "$(grep -c 'can be written while' <<< "$output")" 2
+	attempt txn-apply --allow-changing-source --drive "d=$uri" --drive t=t.img request.json
+	assert_equal "$status" 0
+	cmp disk.img t.img
+	qemu-img create -q -f qcow2 -u -b "$uri" -F raw over.qcow2 9437696
+	refused_like 'can be written while' backup-run --allow-backing=protocol -F qcow2 over.qcow2 whole.qcow2
+	done_ backup-run --allow-backing=protocol --allow-changing-source -F qcow2 over.qcow2 whole.qcow2
+	same raw disk.img qcow2 whole.qcow2
 }

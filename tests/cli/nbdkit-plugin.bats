@@ -198,6 +198,31 @@ chained() {
 	assert_equal "$(dirty disk.img b)" '1048576+65536 6291456+65536'
 }
 
+@test "exclusive: no second client while one can write" {
+	image raw
+	serve exclusive=true file=disk.img
+	! nbdinfo --can multi-conn "$uri" || fail 'several connections'
+	exec 8> >(exec qemu-io -f raw "$uri" > io.out 2>&1)
+	bg_pids+=($!)
+	echo 'write -P 1 0 64K' >&8
+	eventually grep -q wrote io.out
+	run nbdinfo --size "$uri"
+	[ "$status" -ne 0 ]
+	grep -q 'exclusive=true accepts no second one' serve.err
+	refused_like . backup-run --allow-changing-source "$uri" copy.img
+	exec 8>&-
+	eventually nbdinfo --size "$uri"
+	done_ backup-run --allow-changing-source "$uri" copy.img
+	cmp copy.img disk.img
+	ended TERM
+	# Readers do not disturb each other, and without the parameter nobody is refused.
+	serve -r exclusive=true file=disk.img
+	nbdinfo --can multi-conn "$uri"
+	ended TERM
+	serve file=disk.img
+	nbdinfo --can multi-conn "$uri"
+}
+
 @test "extents, and what a server can do" {
 	truncate -s 1M disk.img
 	noise 65536 | put disk.img 131072
