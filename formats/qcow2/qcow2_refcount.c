@@ -386,10 +386,12 @@ int tide_qcow2_refcount_alloc(struct tide_qcow2 *q, uint64_t want, uint64_t *fir
 
 /*
  * Finds a row of free clusters in the part with refcount blocks: 1; or 0, with *end the first cluster without a
- * block.
+ * block.  The next search begins after the row if no free cluster lies before it, so that many searches take a time
+ * that is proportional to their number.
  */
 static int find_row(struct tide_qcow2 *q, uint64_t want, uint64_t *first, uint64_t *end, struct tide_error *err)
 {
+	bool skipped = false;
 	uint64_t n;
 
 	for (uint64_t index = q->cursor >> q->block_bits; index < q->reftable_entries; index++) {
@@ -403,8 +405,11 @@ static int find_row(struct tide_qcow2 *q, uint64_t want, uint64_t *first, uint64
 				return -1;
 			if (n == want) {
 				*first = at;
+				if (!skipped)
+					q->cursor = at + n;
 				return 1;
 			}
+			skipped |= n > 0;
 			at += n;
 		}
 		index = TIDE_MAX(index, at >> q->block_bits);

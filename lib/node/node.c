@@ -120,12 +120,9 @@ static struct tide_bitmap_set *set_of(struct tide_node *node, const struct tide_
 
 static struct tide_sidecar_bitmap *find(const struct tide_node *node, const char *name)
 {
-	long i = tide_sidecar_find(node->in_sidecar.list, name);
+	struct tide_sidecar_bitmap *entry = tide_sidecar_lookup(node->in_sidecar.list, name);
 
-	if (i >= 0)
-		return node->in_sidecar.list->items[i];
-	i = tide_sidecar_find(node->in_image.list, name);
-	return i >= 0 ? node->in_image.list->items[i] : NULL;
+	return entry ? entry : tide_sidecar_lookup(node->in_image.list, name);
 }
 
 bool tide_node_has(const struct tide_node *node, const char *name)
@@ -145,15 +142,6 @@ struct tide_sidecar_bitmap *tide_node_find(struct tide_node *node, const char *n
 	if (!tide_image_is_file(node->image))
 		tide_node_uri_hint(node, err);
 	return NULL;
-}
-
-static bool is_removed(const struct tide_node *node, const struct tide_sidecar_bitmap *entry)
-{
-	for (size_t i = 0; i < node->n_removed; i++) {
-		if (node->removed[i] == entry)
-			return true;
-	}
-	return false;
 }
 
 static int check_inconsistent(struct tide_node *node, struct tide_sidecar_bitmap *entry, unsigned flags,
@@ -193,7 +181,7 @@ struct tide_sidecar_bitmap *tide_node_find_usable(struct tide_node *node, const 
 
 	if (!entry)
 		return NULL;
-	if (entry->token || is_removed(node, entry)) {
+	if (entry->token || entry->removed) {
 		tide_error_set(err, TIDE_E_REFUSED,
 		               "Bitmap '%s' is currently in use by another operation and cannot be used", name);
 		return NULL;
@@ -277,31 +265,18 @@ uint64_t tide_node_default_granularity(const struct tide_node *node)
 	return cluster ? TIDE_MIN(TIDE_MAX(cluster, 4096), 65536) : 65536;
 }
 
-int tide_node_mark_removed(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_error *err)
+void tide_node_mark_removed(struct tide_node *node, struct tide_sidecar_bitmap *entry)
 {
-	struct tide_sidecar_bitmap **grown = tide_mem_realloc(node->removed, node->n_removed + 1, sizeof(*grown), err);
-
-	if (!grown)
-		return -1;
-	node->removed = grown;
-	node->removed[node->n_removed++] = entry;
+	entry->removed = true;
 	tide_node_mark_changed(node, entry);
-	return 0;
 }
 
 /* ---- committing -------------------------------------------------------------------- */
 
 void tide_node_drop_removed(struct tide_node *node)
 {
-	struct tide_sidecar *const lists[] = { node->in_sidecar.list, node->in_image.list };
-
-	for (size_t s = 0; s < TIDE_ARRAY_SIZE(lists); s++) {
-		for (size_t k = lists[s]->n; k-- > 0;) {
-			if (is_removed(node, lists[s]->items[k]))
-				tide_sidecar_bitmap_free(tide_sidecar_take(lists[s], k));
-		}
-	}
-	node->n_removed = 0;
+	tide_sidecar_drop_removed(node->in_sidecar.list);
+	tide_sidecar_drop_removed(node->in_image.list);
 }
 
 /* Does this set have changes to commit now? */
@@ -344,6 +319,7 @@ static int list_entry(struct tide_node *node, struct tide_sidecar_bitmap *entry,
                       struct tide_error *err)
 {
 	struct tide_bitmap_info *item = tide_bitmap_list_add(list, entry->name, err);
+	bool was_loaded = entry->bitmap != NULL;
 
 	if (!item)
 		return -1;
@@ -356,6 +332,11 @@ static int list_entry(struct tide_node *node, struct tide_sidecar_bitmap *entry,
 	item->recording = (entry->enabled || (entry->successor && entry->successor->enabled)) && !item->inconsistent;
 	item->persistent = true;
 	item->store = entry->in_image ? TIDE_STORE_IMAGE : TIDE_STORE_SIDECAR;
+	/* A list needs no contents, and all of them together could fill the memory. */
+	if (entry->in_image && !was_loaded && node->mode == TIDE_NODE_READ) {
+		tide_bitmap_free(entry->bitmap);
+		entry->bitmap = NULL;
+	}
 	return 0;
 }
 

@@ -125,8 +125,6 @@ struct tide_node {
 	                     or repeats, do not count */
 
 	struct tide_bitmap_set in_sidecar, in_image;
-	size_t n_removed;
-	struct tide_sidecar_bitmap **removed; /* the commit drops them; until then their names are taken */
 
 	struct tide_store store;
 	char *sidecar_path;   /* NULL: it has none: a URI, or a device without a lasting name that is read */
@@ -197,7 +195,8 @@ void tide_node_mark_changed(struct tide_node *node, const struct tide_sidecar_bi
 /* QEMU's default: the image's cluster size within 4 KiB and 64 KiB, or 64 KiB. */
 uint64_t tide_node_default_granularity(const struct tide_node *node);
 
-int tide_node_mark_removed(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_error *err);
+/* The commit drops it; until then its name is taken. */
+void tide_node_mark_removed(struct tide_node *node, struct tide_sidecar_bitmap *entry);
 
 /* Writes the changed bitmaps of both stores durably beside those on disk; after this the transaction is not refused. */
 int tide_node_stage(struct tide_node *node, struct tide_error *err);

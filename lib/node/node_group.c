@@ -50,10 +50,8 @@ int tide_node_begin_deferred(struct tide_node *node, struct tide_error *err)
 		return -1;
 	for (size_t i = 0; i < node->group.before->n; i++) {
 		struct tide_sidecar_bitmap *entry = node->group.before->items[i];
-		long k = tide_sidecar_find(node->in_sidecar.list, entry->name);
-		uint64_t token = k >= 0 && node->in_sidecar.list->items[k]->token
-		                         ? node->in_sidecar.list->items[k]->token
-		                         : node->group.token;
+		const struct tide_sidecar_bitmap *now = tide_sidecar_lookup(node->in_sidecar.list, entry->name);
+		uint64_t token = now && now->token ? now->token : node->group.token;
 
 		if (!entry->token && make_busy(node, entry, token, entry->enabled, err) < 0)
 			return -1;

@@ -13,9 +13,6 @@
 
 void tide_node_drop_sidecar(struct tide_node *node)
 {
-	free(node->removed);
-	node->removed = NULL;
-	node->n_removed = 0;
 	tide_sidecar_free(node->in_sidecar.list);
 	node->in_sidecar.list = NULL;
 	node->in_sidecar.is_dirty = node->in_sidecar.is_staged = false;

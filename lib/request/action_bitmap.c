@@ -158,7 +158,10 @@ static int remove_prepare(struct tide_session *session, struct tide_step *step, 
 	struct tide_node *node;
 	struct tide_sidecar_bitmap *entry = find_edited(session, step, TIDE_BITMAP_ALLOW_INCONSISTENT, &node, err);
 
-	return entry ? tide_node_mark_removed(node, entry, err) : -1;
+	if (!entry)
+		return -1;
+	tide_node_mark_removed(node, entry);
+	return 0;
 }
 
 const struct tide_action tide_action_bitmap_remove = {

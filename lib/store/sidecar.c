@@ -11,6 +11,63 @@
 #include "base/mem.h"
 #include "sidecar_format.h"
 
+/* ---- the index: a hash table of the entries by name ---------------------------------- */
+
+#define INDEX_MIN 32u /* with fewer entries, the list itself is searched */
+
+struct tide_sidecar_index {
+	size_t mask, n, room; /* mask + 1 places, a power of two; n of them in use, at most room */
+	struct tide_sidecar_bitmap *place[];
+};
+
+/* The place of the entry with this name, or the free one where it belongs. */
+static struct tide_sidecar_bitmap **index_place(struct tide_sidecar_index *index, const char *name)
+{
+	uint64_t hash = UINT64_C(0xcbf29ce484222325);
+	size_t i;
+
+	for (const char *p = name; *p; p++)
+		hash = (hash ^ (uint8_t)*p) * UINT64_C(0x100000001b3);
+	for (i = (hash ^ hash >> 32) & index->mask; index->place[i]; i = (i + 1) & index->mask) {
+		if (!strcmp(index->place[i]->name, name))
+			break;
+	}
+	return &index->place[i];
+}
+
+/* False: it is full. */
+static bool index_add(struct tide_sidecar_index *index, struct tide_sidecar_bitmap *entry)
+{
+	if (index->n == index->room)
+		return false;
+	*index_place(index, entry->name) = entry;
+	index->n++;
+	return true;
+}
+
+static struct tide_sidecar_index *index_new(const struct tide_sidecar *sc)
+{
+	size_t places = 4 * INDEX_MIN;
+	struct tide_sidecar_index *index;
+
+	while (places < 4 * sc->n)
+		places *= 2;
+	index = tide_mem_alloc(1, sizeof(*index) + places * sizeof(index->place[0]), NULL);
+	if (!index)
+		return NULL;
+	index->mask = places - 1;
+	index->room = places / 2;
+	for (size_t i = 0; i < sc->n; i++)
+		index_add(index, sc->items[i]);
+	return index;
+}
+
+static void drop_index(struct tide_sidecar *sc)
+{
+	free(sc->index);
+	sc->index = NULL;
+}
+
 struct tide_sidecar *tide_sidecar_new(struct tide_error *err)
 {
 	return tide_mem_alloc(1, sizeof(struct tide_sidecar), err);
@@ -22,7 +79,9 @@ void tide_sidecar_free(struct tide_sidecar *sc)
 		return;
 	for (size_t i = 0; i < sc->n; i++)
 		tide_sidecar_bitmap_free(sc->items[i]);
-	free(sc->items);
+	drop_index(sc);
+	if (sc->items)
+		free(sc->items - sc->front);
 	free(sc);
 }
 
@@ -89,6 +148,7 @@ static struct tide_sidecar_bitmap *copy_bitmap(const struct tide_sidecar_bitmap 
 	to->bitmap = NULL;
 	to->encoded = NULL;
 	to->successor = NULL;
+	to->removed = false;
 	if (from->name && !(to->name = tide_mem_strdup(from->name, err)))
 		return NULL;
 	if (from->group && !(to->group = tide_mem_strdup(from->group, err)))
@@ -116,7 +176,8 @@ struct tide_sidecar *tide_sidecar_copy(const struct tide_sidecar *sc, struct tid
 		return NULL;
 	*to = *sc;
 	to->items = NULL;
-	to->n = to->room = 0;
+	to->index = NULL;
+	to->n = to->room = to->front = 0;
 	for (size_t i = 0; i < sc->n; i++) {
 		struct tide_sidecar_bitmap *entry = copy_bitmap(sc->items[i], err);
 
@@ -132,22 +193,46 @@ struct tide_sidecar *tide_sidecar_copy(const struct tide_sidecar *sc, struct tid
 
 /* ---- the list ---------------------------------------------------------------------- */
 
+/*
+ * Makes room before the first entry, or after the last one.  Both grow by as much as there is, so that many insertions
+ * at either end take a time that is proportional to their number.
+ */
+static int grow(struct tide_sidecar *sc, bool before, struct tide_error *err)
+{
+	size_t more = TIDE_MAX(sc->n, (size_t)8), front = before ? sc->front + more : sc->front;
+	struct tide_sidecar_bitmap **places = tide_mem_alloc(sc->room + more, sizeof(*places), err);
+
+	if (!places)
+		return -1;
+	if (sc->items) {
+		memcpy(places + front, sc->items, sc->n * sizeof(*places));
+		free(sc->items - sc->front);
+	}
+	sc->items = places + front;
+	sc->front = front;
+	sc->room += more;
+	return 0;
+}
+
 int tide_sidecar_insert(struct tide_sidecar *sc, size_t index, struct tide_sidecar_bitmap *entry,
                         struct tide_error *err)
 {
-	if (sc->n == sc->room) {
-		size_t room = sc->room ? sc->room * 2 : 8;
-		struct tide_sidecar_bitmap **items = tide_mem_realloc(sc->items, room, sizeof(*items), err);
+	bool before = index == 0 && sc->n > 0;
 
-		if (!items)
-			return -1;
-		sc->items = items;
-		sc->room = room;
-	}
 	index = TIDE_MIN(index, sc->n);
-	memmove(&sc->items[index + 1], &sc->items[index], (sc->n - index) * sizeof(*sc->items));
+	if ((before ? sc->front == 0 : sc->front + sc->n == sc->room) && grow(sc, before, err) < 0)
+		return -1;
+	if (before) {
+		sc->items--;
+		sc->front--;
+	} else {
+		memmove(&sc->items[index + 1], &sc->items[index],
+		        (sc->n - index) * sizeof(struct tide_sidecar_bitmap *));
+	}
 	sc->items[index] = entry;
 	sc->n++;
+	if (sc->index && !index_add(sc->index, entry))
+		drop_index(sc);
 	return 0;
 }
 
@@ -156,8 +241,25 @@ struct tide_sidecar_bitmap *tide_sidecar_take(struct tide_sidecar *sc, size_t in
 	struct tide_sidecar_bitmap *entry = sc->items[index];
 
 	sc->n--;
-	memmove(&sc->items[index], &sc->items[index + 1], (sc->n - index) * sizeof(*sc->items));
+	memmove(&sc->items[index], &sc->items[index + 1], (sc->n - index) * sizeof(struct tide_sidecar_bitmap *));
+	drop_index(sc);
 	return entry;
+}
+
+void tide_sidecar_drop_removed(struct tide_sidecar *sc)
+{
+	size_t kept = 0;
+
+	for (size_t i = 0; i < sc->n; i++) {
+		if (sc->items[i]->removed)
+			tide_sidecar_bitmap_free(sc->items[i]);
+		else
+			sc->items[kept++] = sc->items[i];
+	}
+	if (kept == sc->n)
+		return;
+	sc->n = kept;
+	drop_index(sc);
 }
 
 long tide_sidecar_find(const struct tide_sidecar *sc, const char *name)
@@ -166,6 +268,18 @@ long tide_sidecar_find(const struct tide_sidecar *sc, const char *name)
 		if (!strcmp(sc->items[i]->name, name))
 			return (long)i;
 	return -1;
+}
+
+struct tide_sidecar_bitmap *tide_sidecar_lookup(struct tide_sidecar *sc, const char *name)
+{
+	long at;
+
+	if (!sc->index && sc->n >= INDEX_MIN)
+		sc->index = index_new(sc);
+	if (sc->index)
+		return *index_place(sc->index, name);
+	at = tide_sidecar_find(sc, name); /* few entries, or no memory for an index */
+	return at < 0 ? NULL : sc->items[at];
 }
 
 static int compare_names(const void *a, const void *b)

@@ -25,6 +25,7 @@ struct tide_sidecar_bitmap {
 	uint8_t *encoded;           /* the chunk records; NULL once decoded */
 	size_t encoded_len;
 	struct tide_sidecar_bitmap *successor; /* of a busy bitmap, else NULL */
+	bool removed;                          /* the commit drops it; until then its name is taken */
 
 	/* Only for a node's bitmaps inside the image (node_image.h), which are never encoded: */
 	bool in_image;
@@ -48,6 +49,8 @@ struct tide_sidecar {
 	uint64_t writer;   /* not 0: a tracked write is running, by the holder of this lock token */
 	size_t n, room;
 	struct tide_sidecar_bitmap **items; /* newest first */
+	size_t front;                       /* unused places before items, where new bitmaps go */
+	struct tide_sidecar_index *index;   /* of the names, once it is needed; else NULL */
 };
 
 struct tide_sidecar *tide_sidecar_new(struct tide_error *err);
@@ -67,6 +70,10 @@ int tide_sidecar_insert(struct tide_sidecar *sc, size_t index, struct tide_sidec
 struct tide_sidecar_bitmap *tide_sidecar_take(struct tide_sidecar *sc, size_t index);
 /* Its index, or -1. */
 long tide_sidecar_find(const struct tide_sidecar *sc, const char *name);
+/* The same entry, or NULL, in a time that does not depend on the number of entries. */
+struct tide_sidecar_bitmap *tide_sidecar_lookup(struct tide_sidecar *sc, const char *name);
+/* Removes and frees the entries that are marked as removed. */
+void tide_sidecar_drop_removed(struct tide_sidecar *sc);
 
 /* The bitmap of an entry, decoded now if it was not yet. From then on `bitmap` is what encoding stores. */
 struct tide_bitmap *tide_sidecar_bitmap_load(const struct tide_sidecar *sc, struct tide_sidecar_bitmap *entry,

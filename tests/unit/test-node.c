@@ -165,7 +165,7 @@ static void disable_old(struct tide_node *node, struct tide_sidecar_bitmap *entr
 
 static void remove_old(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_error *err)
 {
-	CHECK_OK(tide_node_mark_removed(node, entry, err), err);
+	tide_node_mark_removed(node, entry);
 	/* Its name is taken until the commit. */
 	CHECK(tide_node_has(node, "old") && !tide_node_find_usable(node, "old", 0, err));
 	CHECK_ERR(err, TIDE_E_REFUSED, "Bitmap 'old' is currently in use by another operation and cannot be used");
