@@ -17,6 +17,7 @@
 #define FLAGS_RESERVED (~UINT32_C(3))
 
 #define TABLE_ENTRIES_MAX 0x8000000u
+#define TABLE_PIECE       512u /* entries that are checked at once */
 
 /* A directory entry as in the file. */
 struct entry {
@@ -157,66 +158,125 @@ static int check_names(const struct tide_qcow2 *q, struct tide_error *err)
 	return 0;
 }
 
-uint64_t *tide_qcow2_bitmap_table(const struct tide_qcow2 *q, const struct tide_qcow2_bitmap *b, struct tide_error *err)
+static int table_is_bad(const struct tide_qcow2_bitmap *b, const char *why, struct tide_error *err)
 {
-	TIDE_AUTOFREE uint64_t *table = NULL;
-	uint64_t bytes = UINT64_C(8) * b->table_entries, *result;
+	return tide_error_set(err, TIDE_E_CORRUPT, "Could not read bitmap_table table from image for bitmap '%s': %s",
+	                      b->name, why);
+}
 
-	if (!tide_range_is_within(b->table_offset, bytes, q->file_size)) {
-		tide_error_set(err, TIDE_E_CORRUPT,
-		               "Could not read bitmap_table table from image for bitmap '%s': "
-		               "it lies beyond the end of the file",
-		               b->name);
-		return NULL;
-	}
-	table = tide_mem_alloc(b->table_entries, sizeof(*table), err);
-	if (!table || tide_sysio_pread(q->fd, table, bytes, b->table_offset, false, err) < 0)
-		return NULL;
-	for (uint32_t i = 0; i < b->table_entries; i++) {
-		uint64_t e = table[i] = tide_get_be64(&table[i]), off = e & TIDE_QCOW2_BITMAP_OFFSET;
+static int check_place(const struct tide_qcow2 *q, const struct tide_qcow2_bitmap *b, struct tide_error *err)
+{
+	if (tide_range_is_within(b->table_offset, UINT64_C(8) * b->table_entries, q->file_size))
+		return 0;
+	return table_is_bad(b, "it lies beyond the end of the file", err);
+}
+
+/*
+ * Reads the table from its entry `first` on, up to `room` entries, or to the end of an extent of the file.  Entries in
+ * a hole are zero; they are skipped, not read, and may be more: a sparse file of no size can have 65535 tables of
+ * megabytes.  Returns the number of entries that were read or skipped, or 0 after an error.
+ */
+static uint64_t read_entries(const struct tide_qcow2 *q, const struct tide_qcow2_bitmap *b, uint64_t first,
+                             uint64_t room, uint64_t *entries, struct tide_error *err)
+{
+	uint64_t at = b->table_offset + 8 * first, left = b->table_entries - first, n, len;
+	bool data;
+
+	tide_sysio_extent(q->fd, at, 8 * left, &data, &len);
+	if (!data && len >= 8)
+		return len / 8;
+	n = TIDE_MIN(room, TIDE_MAX(len / 8, UINT64_C(1)));
+	if (tide_sysio_pread(q->fd, entries, 8 * n, at, false, err) < 0)
+		return 0;
+	for (uint64_t i = 0; i < n; i++) {
+		uint64_t e = entries[i] = tide_get_be64(&entries[i]), off = e & TIDE_QCOW2_BITMAP_OFFSET;
 
 		if ((e & TIDE_QCOW2_BITMAP_RESERVED) || (off & (q->cluster_size - 1)) ||
 		    (off && (e & TIDE_QCOW2_BITMAP_ALL_ONES))) {
-			tide_error_set(err, TIDE_E_CORRUPT,
-			               "Could not read bitmap_table table from image for bitmap '%s': Invalid argument",
-			               b->name);
-			return NULL;
+			table_is_bad(b, "Invalid argument", err);
+			return 0;
 		}
+	}
+	return n;
+}
+
+uint64_t *tide_qcow2_bitmap_table(const struct tide_qcow2 *q, const struct tide_qcow2_bitmap *b, struct tide_error *err)
+{
+	TIDE_AUTOFREE uint64_t *table = NULL;
+	uint64_t *result;
+
+	if (check_place(q, b, err) < 0)
+		return NULL;
+	table = tide_mem_alloc(b->table_entries, sizeof(*table), err);
+	if (!table)
+		return NULL;
+	for (uint64_t i = 0, n; i < b->table_entries; i += n) {
+		n = read_entries(q, b, i, b->table_entries - i, table + i, err);
+		if (n == 0)
+			return NULL;
 	}
 	result = table;
 	table = NULL;
 	return result;
 }
 
-/*
- * Checks the table of a reliable bitmap. All tables together may not be larger than the file, of which *left is the
- * rest.
- */
-static int check_table(const struct tide_qcow2 *q, const struct tide_qcow2_bitmap *b, uint64_t *left,
-                       struct tide_error *err)
+/* Checks the table of a reliable bitmap, piece by piece. */
+static int check_table(const struct tide_qcow2 *q, const struct tide_qcow2_bitmap *b, struct tide_error *err)
 {
-	uint64_t bytes = UINT64_C(8) * b->table_entries;
+	uint64_t piece[TABLE_PIECE];
 
-	if (bytes > *left)
-		return tide_error_set(err, TIDE_E_CORRUPT,
-		                      "The table of bitmap '%s' does not fit into the file beside those before it",
-		                      b->name);
-	*left -= bytes;
-	TIDE_AUTOFREE uint64_t *table = tide_qcow2_bitmap_table(q, b, err);
-	if (!table)
+	if (check_place(q, b, err) < 0)
 		return -1;
+	for (uint64_t i = 0, n; i < b->table_entries; i += n) {
+		n = read_entries(q, b, i, TABLE_PIECE, piece, err);
+		if (n == 0)
+			return -1;
+	}
 	if (b->table_entries != tide_qcow2_bitmap_entries(q, b->granularity_bits))
 		return tide_error_set(err, TIDE_E_CORRUPT, "Could not read bitmap '%s' from image: Invalid argument",
 		                      b->name);
 	return 0;
 }
 
+static int compare_place(const void *a, const void *b)
+{
+	const struct tide_qcow2_bitmap *x = *(const struct tide_qcow2_bitmap *const *)a;
+	const struct tide_qcow2_bitmap *y = *(const struct tide_qcow2_bitmap *const *)b;
+
+	return (x->table_offset > y->table_offset) - (x->table_offset < y->table_offset);
+}
+
+/* No two tables may share a cluster, so that all of them together are no larger than the file. */
+static int check_apart(const struct tide_qcow2 *q, struct tide_error *err)
+{
+	TIDE_AUTOFREE const struct tide_qcow2_bitmap **sorted = tide_mem_alloc(q->n_bitmaps, sizeof(*sorted), err);
+	size_t n = 0;
+
+	if (!sorted)
+		return -1;
+	for (size_t i = 0; i < q->n_bitmaps; i++) {
+		if (!q->bitmaps[i].in_use)
+			sorted[n++] = &q->bitmaps[i];
+	}
+	qsort(sorted, n, sizeof(*sorted), compare_place);
+	for (size_t i = 1; i < n; i++) {
+		const struct tide_qcow2_bitmap *b = sorted[i - 1];
+		uint64_t len = tide_range_align_up(UINT64_C(8) * b->table_entries, q->cluster_size);
+
+		if (len > sorted[i]->table_offset - b->table_offset)
+			return tide_error_set(err, TIDE_E_CORRUPT,
+			                      "The tables of bitmaps '%s' and '%s' share the cluster at %" PRIu64,
+			                      b->name, sorted[i]->name, sorted[i]->table_offset);
+	}
+	return 0;
+}
+
 static int check_tables(const struct tide_qcow2 *q, struct tide_error *err)
 {
-	uint64_t left = q->file_size;
-
+	if (check_apart(q, err) < 0)
+		return -1;
 	for (size_t i = 0; i < q->n_bitmaps; i++) {
-		if (!q->bitmaps[i].in_use && check_table(q, &q->bitmaps[i], &left, err) < 0)
+		if (!q->bitmaps[i].in_use && check_table(q, &q->bitmaps[i], err) < 0)
 			return -1;
 	}
 	return 0;
@@ -225,9 +285,8 @@ static int check_tables(const struct tide_qcow2 *q, struct tide_error *err)
 int tide_qcow2_bitmap_reclaim(void *state, size_t index, struct tide_error *err)
 {
 	struct tide_qcow2 *q = state;
-	uint64_t left = q->file_size;
 
-	if (check_table(q, &q->bitmaps[index], &left, err) < 0)
+	if (check_table(q, &q->bitmaps[index], err) < 0)
 		return -1;
 	q->bitmaps[index].in_use = false;
 	return 0;
@@ -303,13 +362,17 @@ static int compare_entry(const void *a, const void *b)
 static int check_distinct(const struct tide_qcow2_bitmap *b, const uint64_t *table, struct tide_error *err)
 {
 	TIDE_AUTOFREE uint64_t *sorted = tide_mem_alloc(b->table_entries, sizeof(*sorted), err);
+	uint32_t n = 0;
 
 	if (!sorted)
 		return -1;
-	memcpy(sorted, table, b->table_entries * sizeof(*sorted));
-	qsort(sorted, b->table_entries, sizeof(*sorted), compare_entry);
-	for (uint32_t i = 1; i < b->table_entries; i++) {
-		if (sorted[i] > 1 && sorted[i] == sorted[i - 1])
+	for (uint32_t i = 0; i < b->table_entries; i++) {
+		if (table[i] & TIDE_QCOW2_BITMAP_OFFSET)
+			sorted[n++] = table[i];
+	}
+	qsort(sorted, n, sizeof(*sorted), compare_entry);
+	for (uint32_t i = 1; i < n; i++) {
+		if (sorted[i] == sorted[i - 1])
 			return tide_error_set(err, TIDE_E_CORRUPT,
 			                      "two entries of its table share the cluster at %" PRIu64, sorted[i]);
 	}
@@ -326,19 +389,28 @@ static int read_contents(const struct tide_qcow2 *q, const struct tide_qcow2_bit
 	if (!buf || check_distinct(b, table, err) < 0)
 		return -1;
 	for (uint64_t i = 0; i < b->table_entries; i += pieces) {
-		bool any = false;
+		uint64_t n = TIDE_MIN(pieces, b->table_entries - i);
 
+		if (tide_sysio_is_zero(&table[i], n * sizeof(table[i])))
+			continue;
 		for (uint64_t j = 0; j < pieces; j++) {
-			uint64_t entry = i + j < b->table_entries ? table[i + j] : 0;
-
-			any |= entry != 0;
-			if (read_piece(q, entry, buf + (j << q->cluster_bits), err) < 0)
+			if (read_piece(q, j < n ? table[i + j] : 0, buf + (j << q->cluster_bits), err) < 0)
 				return -1;
 		}
-		if (any && put_chunks(bm, i / pieces * chunks, buf, chunks, err) < 0)
+		if (put_chunks(bm, i / pieces * chunks, buf, chunks, err) < 0)
 			return -1;
 	}
 	return 0;
+}
+
+/* Is the table one hole of the file, so that all of its entries are zero? */
+static bool is_hole(const struct tide_qcow2 *q, const struct tide_qcow2_bitmap *b)
+{
+	uint64_t len;
+	bool data;
+
+	tide_sysio_extent(q->fd, b->table_offset, UINT64_C(8) * b->table_entries, &data, &len);
+	return !data && len == UINT64_C(8) * b->table_entries && check_place(q, b, NULL) == 0;
 }
 
 int tide_qcow2_bitmap_read(void *state, size_t index, struct tide_bitmap **out, struct tide_error *err)
@@ -352,13 +424,15 @@ int tide_qcow2_bitmap_read(void *state, size_t index, struct tide_bitmap **out, 
 		tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' is inconsistent and cannot be used", b->name);
 		return tide_error_hint(err, "Try block-dirty-bitmap-remove to delete this bitmap from disk");
 	}
-	table = tide_qcow2_bitmap_table(q, b, err);
-	if (!table)
-		return -1;
 	bm = tide_bitmap_new(q->size, UINT64_C(1) << b->granularity_bits, err);
 	if (!bm)
 		return -1;
-	if (read_contents(q, b, table, bm, err) < 0)
+	if (!is_hole(q, b)) {
+		table = tide_qcow2_bitmap_table(q, b, err);
+		if (!table)
+			return -1;
+	}
+	if (table && read_contents(q, b, table, bm, err) < 0)
 		return tide_error_wrap(err, "Could not read bitmap '%s' from image", b->name);
 	*out = bm;
 	bm = NULL;

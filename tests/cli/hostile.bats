@@ -103,3 +103,44 @@ put_in_place() {
 	refused_like . timeout 20 backup-run -F qcow2 huge.qcow2 out.qcow2
 	[ ! -e out.img ] && [ ! -e out.qcow2 ]
 }
+
+# sparse_tables BITMAPS STEP: disk.qcow2, a sparse file with the tables of as many bitmaps, of 2 MiB each, STEP bytes apart.
+sparse_tables() {
+	python3 - "$@" <<- 'PY'
+		import struct, sys
+		n, step = map(int, sys.argv[1:])
+		cluster, size, entries = 2048, 2 << 40, 262144
+		def up(x): return -(-x // cluster) * cluster
+		l1_entries = size // (cluster * cluster // 8)
+		l1 = 16 * cluster
+		directory = up(l1 + 8 * l1_entries)
+		table = up(directory + 32 * n)
+		with open("disk.qcow2", "wb") as f:
+		    f.write(struct.pack(">IIQIIQIIQQIIQ", 0x514649fb, 3, 0, 0, 11, size, 0, l1_entries, l1, cluster, 1, 0, 0))
+		    f.write(struct.pack(">QQQII", 0, 0, 1, 4, 112) + bytes(8))
+		    f.write(struct.pack(">IIIIQQII", 0x23852875, 24, n, 0, 32 * n, directory, 0, 0))
+		    f.seek(directory)
+		    for i in range(n):
+		        head = struct.pack(">QIIBBHI", table + i * step, entries, 0, 1, 9, 6, 0)
+		        f.write((head + b"%06x" % i).ljust(32, b"\0"))
+		    f.truncate(table + (n - 1) * step + 8 * entries)
+	PY
+}
+
+@test "bitmaps whose tables share clusters are refused at once" {
+	bounded
+	local step
+	for step in 0 2048 2095104; do
+		sparse_tables 30000 $step
+		refused_like "The tables of bitmaps '000000' and '000001' share the cluster at [0-9]+" \
+			timeout 10 bitmap-list --output=json disk.qcow2
+		rejected timeout 10 bitmap-add disk.qcow2 b
+	done
+}
+
+@test "bitmaps whose tables are holes take no time" {
+	bounded
+	sparse_tables 30000 2097152
+	done_ timeout 20 bitmap-list disk.qcow2
+	done_ timeout 20 image-info disk.qcow2
+}
