@@ -126,7 +126,7 @@ int tide_ranges_each_line(struct tide_ranges_input *in, int (*fn)(void *data, ch
 {
 	char *text = in->text, *end = text + in->len, *next;
 
-	for (size_t n = 1; text < end; text = next, n++) {
+	for (size_t n = 1 + in->dropped_lines; text < end; text = next, n++) {
 		char *newline = memchr(text, '\n', (size_t)(end - text));
 		char *line_end = newline ? newline : end;
 		next = newline ? newline + 1 : end;
@@ -241,15 +241,27 @@ static int read_all(struct tide_ranges_input *in, struct tide_error *err)
 	return 0;
 }
 
-/* A list without a word says nothing, not even that nothing was written: the program that printed it may have failed.
+/*
+ * Drops what is in memory, and reads more, as long as there are only blanks.  A list without a word says nothing, not
+ * even that nothing was written: the program that printed it may have failed.
  */
-static int check_says_something(const struct tide_ranges_input *in, struct tide_error *err)
+static int skip_blanks(struct tide_ranges_input *in, struct tide_error *err)
 {
-	if (strspn(in->text, TIDE_RANGES_BLANKS "\n") < in->len)
-		return 0;
-	tide_error_set(err, TIDE_E_REFUSED,
-	               in->len ? "The list of ranges has only blank lines" : "The list of ranges is empty");
-	return tide_error_hint(err, "if nothing was written, use [] or a comment line");
+	while (strspn(in->text, TIDE_RANGES_BLANKS "\n") == in->len) {
+		if (in->len < FIRST_READ) {
+			tide_error_set(err, TIDE_E_REFUSED,
+			               in->len || in->dropped ? "The list of ranges has only blank lines"
+			                                      : "The list of ranges is empty");
+			return tide_error_hint(err, "if nothing was written, use [] or a comment line");
+		}
+		for (size_t i = 0; i < in->len; i++)
+			in->dropped_lines += in->text[i] == '\n';
+		in->dropped += in->len;
+		in->len = 0;
+		if (read_more(in, FIRST_READ, err) < 0)
+			return -1;
+	}
+	return 0;
 }
 
 static int read_input(struct tide_ranges_input *in, struct tide_ranges_collector *c, struct tide_error *err)
@@ -261,15 +273,16 @@ static int read_input(struct tide_ranges_input *in, struct tide_ranges_collector
 		return -1;
 	if (in->format)
 		read = formats[i].read;
-	if (read_more(in, FIRST_READ, err) < 0)
+	if (read_more(in, FIRST_READ, err) < 0 || skip_blanks(in, err) < 0)
 		return -1;
-	if (!read && tide_ranges_is_rbd(in))
-		read = tide_ranges_read_rbd;
-	if (read == tide_ranges_read_rbd)
-		return read(in, c, err);
-	if (read_all(in, err) < 0 || check_says_something(in, err) < 0)
+	if (!read)
+		read = tide_ranges_is_rbd(in) ? tide_ranges_read_rbd : detect(in);
+	/* nbdinfo --json prints such a list. */
+	if (read == tide_ranges_read_nbdinfo && in->text[strspn(in->text, TIDE_RANGES_BLANKS "\n")] == '[')
+		read = tide_ranges_read_json;
+	if (read != tide_ranges_read_rbd && read != tide_ranges_read_json && read_all(in, err) < 0)
 		return -1;
-	return (read ? read : detect(in))(in, c, err);
+	return read(in, c, err);
 }
 
 int tide_ranges_read_sized(int fd, const struct tide_ranges_options *options, size_t size,

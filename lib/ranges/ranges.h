@@ -4,6 +4,7 @@
  * file of its own:
  *
  *   ranges_json.c   lists of objects: bitmap-dump, nbdinfo, qemu-img map, rbd diff, imageio
+ *   ranges_elements.c  such a list, read from the file element by element
  *   ranges_lines.c  a range a line: OFFSET LENGTH, nbdinfo's columns, nbdkit's extent lists, block numbers
  *   ranges_log.c    nbdkit's log filter
  *   ranges_xml.c    thin_delta, era_invalidate, bmap files
@@ -17,12 +18,15 @@
 #define TIDE_RANGES_H
 
 #include "base/compiler.h"
+#include "base/json.h"
 #include "tidemark.h"
 
 struct tide_ranges_input {
 	int fd;
-	char *text; /* the input, of rbd's files only the beginning; then a NUL */
+	char *text; /* the input, of JSON and of rbd's files only the beginning; then a NUL */
 	size_t len;
+	uint64_t dropped; /* blank bytes before that, and the lines that ended among them */
+	size_t dropped_lines;
 	const char *format;  /* the requested one, or NULL */
 	uint64_t block_size; /* 0: not specified */
 };
@@ -51,6 +55,11 @@ int tide_ranges_parse_size(const char *word, uint64_t *v, struct tide_error *err
 /* Calls fn for each line, without its newline, until a call fails; its line number is put before the message. */
 int tide_ranges_each_line(struct tide_ranges_input *in, int (*fn)(void *data, char *line, struct tide_error *err),
                           void *data, struct tide_error *err);
+/* Calls fn for each element of a JSON list, which is read from the file; the place of the element precedes the message.
+ */
+int tide_ranges_each_element(struct tide_ranges_input *in,
+                             int (*fn)(void *data, const struct tide_json *element, struct tide_error *err), void *data,
+                             struct tide_error *err);
 /* Refuses text whose last line does not end, from programs that end every line. */
 int tide_ranges_check_ended(const struct tide_ranges_input *in, struct tide_error *err);
 

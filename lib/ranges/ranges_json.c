@@ -150,9 +150,14 @@ static bool is_form(const struct form *form, const char *asked, const struct tid
 	return tide_json_member(element, form->start) && tide_json_member(element, form->mark);
 }
 
-static int collect_element(struct tide_ranges_collector *c, const char *asked, const struct tide_json *element,
-                           struct tide_error *err)
+struct collecting {
+	struct tide_ranges_collector *c;
+	const char *asked; /* the requested format, or NULL */
+};
+
+static int collect_element(void *data, const struct tide_json *element, struct tide_error *err)
 {
+	const struct collecting *to = data;
 	uint64_t off, len;
 	bool written;
 
@@ -160,32 +165,23 @@ static int collect_element(struct tide_ranges_collector *c, const char *asked, c
 		return tide_error_set(err, TIDE_E_REFUSED, "it is %s, not an object",
 		                      tide_json_kind_name(tide_json_kind(element)));
 	for (size_t i = 0; i < TIDE_ARRAY_SIZE(forms); i++) {
-		if (!is_form(&forms[i], asked, element))
+		if (!is_form(&forms[i], to->asked, element))
 			continue;
 		if (get_number(element, forms[i].start, &off, err) < 0 ||
 		    get_number(element, "length", &len, err) < 0 || forms[i].is_written(element, &written, err) < 0)
 			return -1;
-		c->goes_through = forms[i].goes_through;
-		return (written ? tide_ranges_collect : tide_ranges_skip)(c, off, len, err);
+		to->c->goes_through = forms[i].goes_through;
+		return (written ? tide_ranges_collect : tide_ranges_skip)(to->c, off, len, err);
 	}
-	if (asked)
-		return tide_error_set(err, TIDE_E_REFUSED, "it is not a range as %s has it", asked);
+	if (to->asked)
+		return tide_error_set(err, TIDE_E_REFUSED, "it is not a range as %s has it", to->asked);
 	return tide_error_set(err, TIDE_E_REFUSED,
 	                      "it is not a range as bitmap-dump, nbdinfo --map, qemu-img map or rbd diff print it");
 }
 
 int tide_ranges_read_json(struct tide_ranges_input *in, struct tide_ranges_collector *c, struct tide_error *err)
 {
-	struct tide_json *json TIDE_AUTOJSON = tide_json_parse(in->text, in->len, err);
+	struct collecting to = { c, in->format };
 
-	if (!json)
-		return -1;
-	const struct tide_json *list = tide_json_member(json, "return") ? tide_json_member(json, "return") : json;
-	if (tide_json_kind(list) != TIDE_JSON_ARRAY)
-		return tide_error_set(err, TIDE_E_REFUSED, "Expected a JSON list of ranges, found %s",
-		                      tide_json_kind_name(tide_json_kind(list)));
-	for (size_t i = 0; i < tide_json_count(list); i++)
-		if (collect_element(c, in->format, tide_json_at(list, i), err) < 0)
-			return tide_error_wrap(err, "Element %zu of the list", i);
-	return 0;
+	return tide_ranges_each_element(in, collect_element, &to, err);
 }

@@ -128,10 +128,7 @@ static int collect_described(void *data, char *line, struct tide_error *err)
 int tide_ranges_read_nbdinfo(struct tide_ranges_input *in, struct tide_ranges_collector *c, struct tide_error *err)
 {
 	struct lines l = { .c = c };
-	size_t blank = strspn(in->text, TIDE_RANGES_BLANKS "\n");
 
-	if (in->text[blank] == '[')
-		return tide_ranges_read_json(in, c, err);
 	if (tide_ranges_check_ended(in, err) < 0)
 		return -1;
 	c->goes_through = true;
