@@ -27,8 +27,8 @@
 /* ---- messages ---------------------------------------------------------------------- */
 
 struct tide_qmp_token {
-	char kind; /* one of {}[]:, or s string, i integer, f fraction, k keyword */
-	size_t off, len;
+	char kind;       /* one of {}[]:, or s string, i integer, f fraction, k keyword */
+	size_t off, len; /* in `kept` */
 };
 
 struct tide_qmp_json {
@@ -39,6 +39,7 @@ struct tide_qmp_json {
 	bool skipping;           /* after "<-": the next value is a reply, not a command */
 	size_t n, room;          /* the tokens of the message so far */
 	struct tide_qmp_token *tokens;
+	struct tide_strbuf kept; /* their texts; blanks are not kept */
 	int braces, brackets;
 };
 

@@ -15,7 +15,8 @@
 
 enum {
 	MAX_NESTING = 120, /* fewer than json.c accepts */
-	MAX_MESSAGE = 16 << 20,
+	MAX_TOKEN = 16 << 20,
+	MAX_TEXT = 64 << 20, /* of a message, without its blanks */
 	MAX_TOKENS = 2 << 20,
 };
 
@@ -25,6 +26,7 @@ enum { NEED_MORE = 0, STRAY = -1, SKIP = -2, REPLY = -3 };
 void tide_qmp_json_release(struct tide_qmp_json *in)
 {
 	tide_strbuf_release(&in->text);
+	tide_strbuf_release(&in->kept);
 	free(in->tokens);
 	*in = (struct tide_qmp_json){ 0 };
 }
@@ -188,7 +190,7 @@ static bool peek_is(const struct parser *p, char kind)
 
 static const char *token_text(const struct parser *p, const struct tide_qmp_token *token)
 {
-	return p->in->text.buf + token->off;
+	return p->in->kept.buf + token->off;
 }
 
 static int32_t four_digits(const char *s, const char *end)
@@ -445,16 +447,23 @@ static int parse_message(const struct tide_qmp_json *in, struct tide_json **json
 
 /* ---- messages ---------------------------------------------------------------------- */
 
-/* Forgets the tokens of the message, and the text up to here. */
-static void forget(struct tide_qmp_json *in)
+/* Forgets the text up to here. */
+static void forget_text(struct tide_qmp_json *in)
 {
-	in->n = 0;
-	in->braces = in->brackets = 0;
-	if (in->text.buf) {
+	if (in->text.buf && in->at) {
 		memmove(in->text.buf, in->text.buf + in->at, in->text.len - in->at + 1);
 		in->text.len -= in->at;
 	}
 	in->at = 0;
+}
+
+/* Forgets the tokens of the message, too. */
+static void forget(struct tide_qmp_json *in)
+{
+	in->n = 0;
+	in->braces = in->brackets = 0;
+	tide_strbuf_reset(&in->kept);
+	forget_text(in);
 }
 
 static int add_token(struct tide_qmp_json *in, char kind, size_t len, struct tide_error *err)
@@ -463,6 +472,8 @@ static int add_token(struct tide_qmp_json *in, char kind, size_t len, struct tid
 	in->brackets += (kind == '[') - (kind == ']');
 	if (in->n >= MAX_TOKENS)
 		return tide_error_set(err, TIDE_E_REFUSED, "JSON token count limit exceeded");
+	if (len > MAX_TEXT - in->kept.len)
+		return tide_error_set(err, TIDE_E_REFUSED, "JSON token size limit exceeded");
 	if (in->braces + in->brackets > MAX_NESTING)
 		return tide_error_set(err, TIDE_E_REFUSED, "JSON nesting depth limit exceeded");
 	if (in->n == in->room) {
@@ -474,8 +485,9 @@ static int add_token(struct tide_qmp_json *in, char kind, size_t len, struct tid
 		in->tokens = grown;
 		in->room = room;
 	}
-	in->tokens[in->n++] = (struct tide_qmp_token){ kind, in->at, len };
-	return 0;
+	in->tokens[in->n++] = (struct tide_qmp_token){ kind, in->kept.len, len };
+	tide_strbuf_add(&in->kept, in->text.buf + in->at, len);
+	return in->kept.failed ? tide_error_set_nomem(err) : 0;
 }
 
 static bool is_complete(const struct tide_qmp_json *in)
@@ -562,19 +574,23 @@ int tide_qmp_json_next(struct tide_qmp_json *in, struct tide_json **json, struct
 
 		if (in->recovering)
 			recover(in);
-		if (in->at == in->text.len)
+		if (in->at == in->text.len) {
+			forget_text(in);
 			return in->ended ? end_of_input(in, err) : 0;
+		}
 		lex = (struct lexer){ (const unsigned char *)in->text.buf + in->at, in->text.len - in->at, 0,
 			              in->ended };
 		what = lex_token(&lex, in->n == 0 || in->skipping);
-		if (what == NEED_MORE && in->text.len > MAX_MESSAGE) {
+		if (what == NEED_MORE && in->text.len - in->at > MAX_TOKEN) {
 			in->at = in->text.len;
 			in->recovering = true;
 			forget(in);
 			return tide_error_set(err, TIDE_E_REFUSED, "JSON token size limit exceeded");
 		}
-		if (what == NEED_MORE)
+		if (what == NEED_MORE) {
+			forget_text(in);
 			return 0;
+		}
 		rc = step(in, &lex, what, json, err);
 		if (rc)
 			return rc;

@@ -12,13 +12,18 @@
 #include "base/sized.h"
 #include "qmp_request.h"
 
-enum { WAIT_MS = 50, CHUNK = 65536 };
+enum {
+	WAIT_MS = 50,
+	CHUNK = 65536,
+	UNREADABLE_MAX = 16, /* errors in a row: the input is something else than commands */
+};
 
 struct tide_stream {
 	struct tide_session *session;
 	int fd;
 	struct tide_stream_options options;
 	struct tide_qmp_json in;
+	unsigned unreadable; /* errors of the input since the last command */
 };
 
 /* ---- one command ------------------------------------------------------------------- */
@@ -219,10 +224,12 @@ static int run_message(struct tide_stream *stream, const struct tide_json *json,
 
 	tide_session_begin_request(session);
 	if (tide_json_kind(json) != TIDE_JSON_OBJECT) {
+		stream->unreadable++;
 		tide_error_set(err, TIDE_E_REFUSED, "QMP input must be a JSON object");
 		tide_session_reply_error(session, err);
 		return -1;
 	}
+	stream->unreadable = 0;
 	rc = copy_id(json, &id, err);
 	session->sink.id = id;
 	if (rc == 0)
@@ -231,6 +238,15 @@ static int run_message(struct tide_stream *stream, const struct tide_json *json,
 		tide_session_reply_error(session, err);
 	session->sink.id = NULL;
 	return rc;
+}
+
+/* An image that is given in place of a file of commands would be refused token by token. */
+static int give_up(struct tide_stream *stream, struct tide_error *err)
+{
+	tide_qmp_json_release(&stream->in);
+	stream->in.ended = true;
+	return tide_error_hint(err, "after %u errors in a row nothing more is read: is this a file of QMP commands?",
+	                       UNREADABLE_MAX);
 }
 
 int tide_stream_next(struct tide_stream *stream, struct tide_error *err)
@@ -242,9 +258,12 @@ int tide_stream_next(struct tide_stream *stream, struct tide_error *err)
 	if (rc > 0 && run_message(stream, json, &own) < 0)
 		rc = -1;
 	else if (rc < 0 && own.code != TIDE_E_CANCELLED) {
+		stream->unreadable++;
 		stream->session->replied = false;
 		tide_session_reply_error(stream->session, &own);
 	}
+	if (rc < 0 && stream->unreadable == UNREADABLE_MAX)
+		give_up(stream, &own);
 	tide_json_free(json);
 	return rc < 0 ? tide_error_move(err, &own) : rc;
 }

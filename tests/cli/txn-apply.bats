@@ -395,3 +395,19 @@ two() {
 		'{"execute": "qmp_capabilities", "arguments": {"enable": ["oob"]}}'
 	denied "QMP input member 'exec-oob' is unexpected" '{"exec-oob": "query-block"}'
 }
+
+@test "an image in place of commands: it stops after the first errors" {
+	noise 1M > disk.img
+	unchanged attempt txn-apply --drive d=disk.img disk.img
+	assert_equal "$status" 1
+	assert_equal "$(grep -c '"error"' <<< "$output")" 16
+	[[ $stderr == *'after 16 errors in a row nothing more is read: is this a file of QMP commands?'* ]] || fail "$stderr"
+	# Errors that are not in a row do not end it.
+	for _ in {1..40}; do
+		printf '%s\n' '&' '{"execute": "query-block"}'
+	done > mixed
+	attempt txn-apply --drive d=disk.img mixed
+	assert_equal "$status" 1
+	assert_equal "$(grep -c '"error"' <<< "$output")" 40
+	assert_equal "$(grep -c '"return"' <<< "$output")" 40
+}
