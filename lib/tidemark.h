@@ -584,7 +584,7 @@ struct tide_tracker_options {
 	bool read_only; /* records nothing, and shares the image with other readers */
 
 	void *data; /* handed to the callback */
-	/* Something a person should know, while it is opened or closed; image may be NULL. */
+	/* Something a person should know; called while it is opened or closed, or by a request; image may be NULL. */
 	void (*warning)(void *data, const char *image, const char *text);
 };
 

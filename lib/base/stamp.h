@@ -17,6 +17,17 @@ struct tide_stamp {
 int tide_stamp_take(int fd, struct tide_stamp *stamp, struct tide_error *err);
 
 /*
+ * Returns when each later change of these files will change their times, so that a stamp taken before stays equal only
+ * if nothing is written from now on.  Two things could hide a change: a clock that has not advanced since the last one,
+ * so this waits for its next tick (a whole second where the file system counts in seconds); and a page of a shared
+ * mapping that was dirty already, so this writes the pages out, after which the next store updates the time again.
+ * Block devices and -1 are skipped.
+ */
+int tide_stamp_settle(const int *fds, size_t n, struct tide_error *err);
+/* Does a write change the file's time at once, by this machine's clock? */
+bool tide_stamp_is_local(int fd);
+
+/*
  * Adds the stamp of an image's second file: the result is the sum of both, so that a change of either file
  * changes it. A stamp that is not valid adds nothing.
  */

@@ -302,6 +302,9 @@ int tide_compare_run(struct tide_compare *c, struct tide_error *err)
 	c->len = e.work.len = c->end - c->start;
 	c->offset = c->differing = 0;
 	c->cancelled = false;
+	/* So that the caller can check afterwards that nothing changed meanwhile. */
+	if (tide_image_settle_chain(c->a, err) < 0 || tide_image_settle_chain(c->b, err) < 0)
+		return -1;
 	e.work.workers = (unsigned)TIDE_MIN(tide_range_div_up(c->len, e.piece), TIDE_WORK_USUAL);
 	e.work.alone = e.work.workers == 1 && e.piece == PIECE;
 	tide_work_init(&e.work);

@@ -43,6 +43,7 @@ void tide_image_close(struct tide_image *image)
 			image->driver->close(image->state);
 		tide_driver_info_release(&image->info);
 		tide_error_release(&image->broken);
+		tide_image_watch_release(image);
 		if (image->own_fd)
 			tide_sysio_close(image->fd);
 		tide_sysio_close(image->data_fd);
@@ -60,9 +61,8 @@ void tide_image_closep(struct tide_image **image)
 	tide_image_close(*image);
 }
 
-/* Takes the stamp of all files of the image; *data: of its data file alone. */
-static int take_stamp(const struct tide_image *image, struct tide_stamp *stamp, struct tide_stamp *data,
-                      struct tide_error *err)
+int tide_image_take_stamp(const struct tide_image *image, struct tide_stamp *stamp, struct tide_stamp *data,
+                          struct tide_error *err)
 {
 	*data = *stamp = (struct tide_stamp){ 0 };
 	if (image->is_uri)
@@ -168,13 +168,16 @@ bool tide_image_can_resize(const struct tide_image *image)
 
 int tide_image_set_exact_size(struct tide_image *image, uint64_t size, struct tide_error *err)
 {
+	int rc;
+
 	if (!image->driver->set_exact_size)
 		return 0;
 	if (tide_image_check_write(image, err) < 0)
 		return -1;
-	if (image->driver->set_exact_size(image->state, size, &image->info, err) < 0)
-		return tide_error_wrap(err, "'%s'", image->path);
-	return 0;
+	tide_image_change_begin(image, false);
+	rc = image->driver->set_exact_size(image->state, size, &image->info, err);
+	tide_image_change_end(image, false);
+	return rc < 0 ? tide_error_wrap(err, "'%s'", image->path) : 0;
 }
 
 const struct tide_driver_info *tide_image_info(const struct tide_image *image)
@@ -240,7 +243,7 @@ static int is_unchanged(const struct tide_image *image, bool *unchanged, struct 
 	if (owner)
 		pthread_mutex_lock(&owner->change_lock);
 	if (!owner || !owner->write_locked) {
-		rc = take_stamp(image, &now, &data, err);
+		rc = tide_image_take_stamp(image, &now, &data, err);
 		*unchanged = rc == 0 && tide_stamp_is_equal(&now, owner ? &owner->stamp : &image->stamp);
 	}
 	if (owner)
@@ -264,9 +267,17 @@ int tide_image_check_unchanged(const struct tide_image *image, struct tide_error
 
 int tide_image_flush(struct tide_image *image, struct tide_error *err)
 {
-	if (image->driver->flush(image->state, err) < 0)
+	int rc;
+
+	tide_image_change_begin(image, true);
+	rc = image->driver->flush(image->state, err);
+	tide_image_change_end(image, rc == 0);
+	if (rc < 0)
 		return tide_error_wrap(err, "'%s'", image->path);
-	return image->write_later ? renew_stamp(image, err) : take_stamp(image, &image->stamp, &image->data_stamp, err);
+	if (image->watch.on)
+		return 0;
+	return image->write_later ? renew_stamp(image, err)
+	                          : tide_image_take_stamp(image, &image->stamp, &image->data_stamp, err);
 }
 
 int tide_image_sync_times(struct tide_image *image, struct tide_error *err)
@@ -277,6 +288,24 @@ int tide_image_sync_times(struct tide_image *image, struct tide_error *err)
 		return tide_error_set_sys(err, errno, "Could not flush '%s'", image->path);
 	if (image->data_fd >= 0 && fsync(image->data_fd) < 0)
 		return tide_error_set_sys(err, errno, "Could not flush '%s'", image->data_path);
+	return 0;
+}
+
+int tide_image_settle(const struct tide_image *image, struct tide_error *err)
+{
+	const int fds[] = { image->fd, image->data_fd };
+
+	if (image->is_uri || tide_stamp_settle(fds, TIDE_ARRAY_SIZE(fds), err) == 0)
+		return 0;
+	return tide_error_wrap(err, "'%s'", image->path);
+}
+
+int tide_image_settle_chain(const struct tide_image *image, struct tide_error *err)
+{
+	for (; image; image = image->backing) {
+		if (tide_image_settle(image, err) < 0)
+			return -1;
+	}
 	return 0;
 }
 
@@ -312,13 +341,16 @@ int tide_image_pack(struct tide_image *image, void *packer, const void *cluster,
 int tide_image_write_packed(struct tide_image *image, const struct tide_packed *clusters, size_t n,
                             struct tide_error *err)
 {
+	int rc;
+
 	for (size_t i = 0; i < n; i++) {
 		if (tide_image_check_range(image, clusters[i].off, 1, true, err) < 0)
 			return -1;
 	}
-	if (image->driver->write_packed(image->state, clusters, n, err) < 0)
-		return tide_error_wrap(err, "'%s'", image->path);
-	return 0;
+	tide_image_change_begin(image, false);
+	rc = image->driver->write_packed(image->state, clusters, n, err);
+	tide_image_change_end(image, false);
+	return rc < 0 ? tide_error_wrap(err, "'%s'", image->path) : 0;
 }
 
 int tide_image_check(const struct tide_image *image, const struct tide_check *check, struct tide_error *err)
@@ -358,28 +390,41 @@ bool tide_image_can_store_bitmaps(const struct tide_image *image)
 int tide_image_stage_bitmaps(struct tide_image *image, const struct tide_driver_bitmap_put *put, size_t n,
                              struct tide_driver_switch *sw, struct tide_error *err)
 {
+	int rc;
+
 	if (!tide_image_can_store_bitmaps(image))
 		return tide_error_set(err, TIDE_E_UNSUPPORTED, "Operation not supported");
-	if (tide_image_check_write(image, err) < 0 || image->driver->bitmaps_stage(image->state, put, n, sw, err) < 0)
+	if (tide_image_check_write(image, err) < 0)
 		return -1;
-	return renew_stamp(image, err);
+	tide_image_change_begin(image, false);
+	rc = image->driver->bitmaps_stage(image->state, put, n, sw, err);
+	tide_image_change_end(image, rc == 0);
+	return rc < 0 || image->watch.on ? rc : renew_stamp(image, err);
 }
 
 int tide_image_commit_bitmaps(struct tide_image *image, struct tide_error *err)
 {
+	int rc;
+
 	if (tide_image_check_write(image, err) < 0)
 		return -1;
-	if (image->driver->bitmaps_commit(image->state, &image->info, err) < 0)
+	tide_image_change_begin(image, false);
+	rc = image->driver->bitmaps_commit(image->state, &image->info, err);
+	tide_image_change_end(image, rc == 0);
+	if (rc < 0)
 		return tide_error_wrap(err, "'%s'", image->path);
-	return renew_stamp(image, err);
+	return image->watch.on ? 0 : renew_stamp(image, err);
 }
 
 void tide_image_abort_bitmaps(struct tide_image *image)
 {
+	tide_image_change_begin(image, false);
 	if (image->driver->bitmaps_abort)
 		image->driver->bitmaps_abort(image->state);
+	tide_image_change_end(image, true);
 	/* If this fails, the stamp stays the old one and the file counts as changed, which is safe. */
-	renew_stamp(image, NULL);
+	if (!image->watch.on)
+		renew_stamp(image, NULL);
 }
 
 void tide_image_renounce_write(struct tide_image *image)

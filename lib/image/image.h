@@ -116,7 +116,7 @@ int tide_image_read(struct tide_image *image, void *buf, uint64_t off, uint64_t 
 bool tide_image_is_zero(struct tide_image *image, uint64_t off, uint64_t len);
 int tide_image_write(struct tide_image *image, const void *buf, uint64_t off, uint64_t len, struct tide_error *err);
 int tide_image_zero(struct tide_image *image, uint64_t off, uint64_t len, bool may_unmap, struct tide_error *err);
-bool tide_image_can_zero_fast(const struct tide_image *image, bool may_unmap);
+bool tide_image_can_zero_fast(struct tide_image *image, bool may_unmap);
 /*
  * Frees the space of the whole clusters of the range, which then read as zeroes (nbd: as the server likes); the
  * rest stays.
@@ -189,6 +189,23 @@ int tide_image_sync_times(struct tide_image *image, struct tide_error *err);
 
 /* The stamp of the top image when it was locked; after a flush of our own writes, the stamp after that flush. */
 const struct tide_stamp *tide_image_stamp(const struct tide_image *image);
+/*
+ * From now on the image notices changes by other programs; called while its stamp is the one after our last change.
+ * change_begin and change_end enclose each change that is not a call of this header; a change ends as flushed if
+ * nothing of it is left to be written.  others_wrote: has another program changed the image?
+ */
+void tide_image_watch(struct tide_image *image);
+void tide_image_change_begin(struct tide_image *image, bool is_flush);
+void tide_image_change_end(struct tide_image *image, bool is_flushed);
+bool tide_image_others_wrote(const struct tide_image *image);
+
+/*
+ * Makes sure that every later change of the image's files, or of those of its whole chain, differs from the stamp that
+ * was taken (stamp.h).
+ */
+int tide_image_settle(const struct tide_image *image, struct tide_error *err);
+int tide_image_settle_chain(const struct tide_image *image, struct tide_error *err);
+
 /* The present stamp, when only we can have changed the image file; the data file counts with its earlier stamp. */
 int tide_image_stamp_now(const struct tide_image *image, struct tide_stamp *stamp, struct tide_error *err);
 

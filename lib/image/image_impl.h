@@ -6,12 +6,24 @@
 #define TIDE_IMAGE_IMPL_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <sys/types.h>
 
 #include "image.h"
 
 /* How long a writer waits for other users of the image. */
 #define TIDE_IMAGE_LOCK_WAIT_MS 10000u
+
+/* image_watch.c */
+struct tide_image_watch {
+	bool on;
+	bool times_are_local; /* our data changes the files' times when it is written, not when it is flushed */
+	bool is_known;        /* image->stamp is the one after our last change */
+	bool is_unflushed;    /* data was written since the last flush began */
+	unsigned running;     /* changes of ours that have begun and not ended */
+	atomic_bool others_wrote;
+	pthread_mutex_t lock;
+};
 
 struct tide_image {
 	char *path;
@@ -37,8 +49,13 @@ struct tide_image {
 	bool renounced;
 	bool probed;               /* the format was derived from the content */
 	pthread_mutex_t head_lock; /* held while the first sector of a probed raw image is written */
+	struct tide_image_watch watch;
 };
 
+/* The stamp of all files of the image; *data: of its data file alone. */
+int tide_image_take_stamp(const struct tide_image *image, struct tide_stamp *stamp, struct tide_stamp *data,
+                          struct tide_error *err);
+void tide_image_watch_release(struct tide_image *image);
 /* Refuses to write while a bitmap inside the image is enabled into which the caller does not record. */
 int tide_image_check_recording(const struct tide_image *image, struct tide_error *err);
 /* May the image be written now? */

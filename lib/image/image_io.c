@@ -198,49 +198,6 @@ static int write_part(struct tide_image *image, const void *buf, uint64_t off, u
 	return write_whole(image, bounce, start, whole, err);
 }
 
-/*
- * A probed raw image keeps a first sector that is probed as raw, as in QEMU: otherwise its guest could turn it into
- * an image of another format, which names other files.
- */
-static int check_head(struct tide_image *image, const uint8_t *buf, uint64_t off, uint64_t len, struct tide_error *err)
-{
-	uint8_t head[512] = { 0 };
-	uint64_t n = TIDE_MIN(sizeof(head), image->info.size);
-	const struct tide_image_driver *driver;
-	const char *format;
-
-	if (tide_image_read(image, head, 0, n, err) < 0)
-		return -1;
-	memcpy(head + off, buf, TIDE_MIN(len, n - off));
-	driver = tide_image_probe_driver(head, n);
-	format = tide_driver_foreign(head, n);
-	if (!format && (!driver || driver->is_raw))
-		return 0;
-	tide_error_set_sys(err, EPERM, "'%s' would begin like an image of format '%s'", image->path,
-	                   format ? format : driver->name);
-	return tide_error_hint(err,
-	                       "its format was derived from its content; if it is a raw disk, specify the format %s",
-	                       image->driver->name);
-}
-
-static int write_checked(struct tide_image *image, const void *buf, uint64_t off, uint64_t len, struct tide_error *err);
-
-int tide_image_write(struct tide_image *image, const void *buf, uint64_t off, uint64_t len, struct tide_error *err)
-{
-	int rc;
-
-	if (!image->probed || !image->driver->is_raw || off >= 512 || len == 0)
-		return write_checked(image, buf, off, len, err);
-	if (tide_image_check_range(image, off, len, true, err) < 0)
-		return -1;
-	pthread_mutex_lock(&image->head_lock);
-	rc = check_head(image, buf, off, len, err);
-	if (rc == 0)
-		rc = write_checked(image, buf, off, len, err);
-	pthread_mutex_unlock(&image->head_lock);
-	return rc;
-}
-
 static int write_checked(struct tide_image *image, const void *buf, uint64_t off, uint64_t len, struct tide_error *err)
 {
 	const uint8_t *p = buf;
@@ -269,6 +226,57 @@ static int write_checked(struct tide_image *image, const void *buf, uint64_t off
 	return 0;
 }
 
+/*
+ * A probed raw image keeps a first sector that is probed as raw, as in QEMU: otherwise its guest could turn it into
+ * an image of another format, which names other files.
+ */
+static int check_head(struct tide_image *image, const uint8_t *buf, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	uint8_t head[512] = { 0 };
+	uint64_t n = TIDE_MIN(sizeof(head), image->info.size);
+	const struct tide_image_driver *driver;
+	const char *format;
+
+	if (tide_image_read(image, head, 0, n, err) < 0)
+		return -1;
+	memcpy(head + off, buf, TIDE_MIN(len, n - off));
+	driver = tide_image_probe_driver(head, n);
+	format = tide_driver_foreign(head, n);
+	if (!format && (!driver || driver->is_raw))
+		return 0;
+	tide_error_set_sys(err, EPERM, "'%s' would begin like an image of format '%s'", image->path,
+	                   format ? format : driver->name);
+	return tide_error_hint(err,
+	                       "its format was derived from its content; if it is a raw disk, specify the format %s",
+	                       image->driver->name);
+}
+
+static int write_range(struct tide_image *image, const void *buf, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	int rc;
+
+	if (!image->probed || !image->driver->is_raw || off >= 512 || len == 0)
+		return write_checked(image, buf, off, len, err);
+	if (tide_image_check_range(image, off, len, true, err) < 0)
+		return -1;
+	pthread_mutex_lock(&image->head_lock);
+	rc = check_head(image, buf, off, len, err);
+	if (rc == 0)
+		rc = write_checked(image, buf, off, len, err);
+	pthread_mutex_unlock(&image->head_lock);
+	return rc;
+}
+
+int tide_image_write(struct tide_image *image, const void *buf, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	int rc;
+
+	tide_image_change_begin(image, false);
+	rc = write_range(image, buf, off, len, err);
+	tide_image_change_end(image, false);
+	return rc;
+}
+
 /* Zeroes part of one cluster by writing zero bytes, unless it reads as zeroes already. */
 static int zero_part(struct tide_image *image, uint64_t off, uint64_t len, struct tide_error *err)
 {
@@ -283,7 +291,7 @@ static int zero_part(struct tide_image *image, uint64_t off, uint64_t len, struc
 	if (e.kind != TIDE_EXTENT_DATA && e.len == len)
 		return 0;
 	zeroes = tide_mem_alloc(len, 1, err);
-	return zeroes ? tide_image_write(image, zeroes, off, len, err) : -1;
+	return zeroes ? write_range(image, zeroes, off, len, err) : -1;
 }
 
 /* The whole clusters of a range: [*start, *end); empty when it holds none. */
@@ -297,7 +305,7 @@ static void whole_clusters(const struct tide_image *image, uint64_t off, uint64_
 		*start = *end = off + len;
 }
 
-int tide_image_zero(struct tide_image *image, uint64_t off, uint64_t len, bool may_unmap, struct tide_error *err)
+static int zero_range(struct tide_image *image, uint64_t off, uint64_t len, bool may_unmap, struct tide_error *err)
 {
 	uint64_t start, end;
 	int rc;
@@ -321,12 +329,30 @@ int tide_image_zero(struct tide_image *image, uint64_t off, uint64_t len, bool m
 	return zero_part(image, end, off + len - end, err);
 }
 
-bool tide_image_can_zero_fast(const struct tide_image *image, bool may_unmap)
+int tide_image_zero(struct tide_image *image, uint64_t off, uint64_t len, bool may_unmap, struct tide_error *err)
 {
-	return image->driver->can_zero_fast && image->driver->can_zero_fast(image->state, may_unmap);
+	int rc;
+
+	tide_image_change_begin(image, false);
+	rc = zero_range(image, off, len, may_unmap, err);
+	tide_image_change_end(image, false);
+	return rc;
 }
 
-int tide_image_discard(struct tide_image *image, uint64_t off, uint64_t len, struct tide_error *err)
+/* The driver may try it, which changes the file's times. */
+bool tide_image_can_zero_fast(struct tide_image *image, bool may_unmap)
+{
+	bool can;
+
+	if (!image->driver->can_zero_fast)
+		return false;
+	tide_image_change_begin(image, false);
+	can = image->driver->can_zero_fast(image->state, may_unmap);
+	tide_image_change_end(image, false);
+	return can;
+}
+
+static int discard_range(struct tide_image *image, uint64_t off, uint64_t len, struct tide_error *err)
 {
 	uint64_t start, end;
 
@@ -339,5 +365,15 @@ int tide_image_discard(struct tide_image *image, uint64_t off, uint64_t len, str
 		               ? tide_error_wrap(err, "'%s'", image->path)
 		               : 0;
 	whole_clusters(image, off, len, &start, &end);
-	return start < end ? tide_image_zero(image, start, end - start, true, err) : 0;
+	return start < end ? zero_range(image, start, end - start, true, err) : 0;
+}
+
+int tide_image_discard(struct tide_image *image, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	int rc;
+
+	tide_image_change_begin(image, false);
+	rc = discard_range(image, off, len, err);
+	tide_image_change_end(image, false);
+	return rc;
 }

@@ -159,6 +159,8 @@ bool tide_backup_copy(struct tide_backup_job *job)
 
 	if (ready_target(job, &err) < 0) {
 		fail(job, false, &err);
+	} else if (tide_image_settle_chain(job->node->image, &err) < 0) {
+		fail(job, true, &err);
 	} else if (tide_copy_run(&job->copy, &err) < 0) {
 		/* The copy ignores errors after a stop, so the cause is then that the job was cancelled. */
 		reading = job->copy.failed_reading;

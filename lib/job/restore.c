@@ -319,6 +319,9 @@ static int run_existing(struct tide_restore *restore, struct tide_error *err)
 
 int tide_restore_run(struct tide_restore *restore, struct tide_error *err)
 {
+	/* So that a change of the chain is noticed at the end. */
+	if (tide_image_settle_chain(restore->node->image, err) < 0)
+		return -1;
 	if (restore->existing)
 		return run_existing(restore, err);
 	return tide_copy_run(&restore->copy, err) < 0 ? -1 : tide_image_check_unchanged(restore->node->image, err);

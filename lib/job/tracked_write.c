@@ -331,6 +331,20 @@ static void restore_image_bitmaps(struct tide_tracked_write *w)
 	}
 }
 
+/* Another program wrote to the image: the bitmaps inside it become inconsistent, too. */
+static int distrust(struct tide_tracked_write *w, struct tide_error *err)
+{
+	struct tide_node *node = w->node;
+
+	tide_event_warning(w->sink, node->path,
+	                   "another program wrote to the image meanwhile; its bitmaps are inconsistent now");
+	for (size_t i = 0; w->in_image && i < node->in_image.list->n; i++) {
+		node->in_image.list->items[i]->in_use |= records(node->in_image.list->items[i]);
+		node->in_image.is_dirty = true;
+	}
+	return w->in_image ? commit_image(node, err) : 0;
+}
+
 /* Leaves the bitmaps with exactly the written range, and closes the log with the stamp of now. */
 static int end(struct tide_tracked_write *w, struct tide_error *err)
 {
@@ -339,6 +353,8 @@ static int end(struct tide_tracked_write *w, struct tide_error *err)
 		if (tide_node_image_record(w->node, w->args.offset, w->done, err) < 0 || commit_image(w->node, err) < 0)
 			return -1;
 	}
+	if (tide_image_others_wrote(w->node->image) && (w->logged || w->in_image) && distrust(w, err) < 0)
+		return -1;
 	if (!w->logged)
 		return 0;
 	unset_unwritten(w);

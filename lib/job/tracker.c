@@ -29,6 +29,7 @@ struct tide_tracker {
 	struct tide_image *image;
 	bool recording; /* the log is active */
 	bool clustered;
+	bool is_distrusted; /* the log says that others wrote; changed with flush locked */
 	pthread_mutex_t flush;
 	pthread_rwlock_t stripes[STRIPES];
 };
@@ -158,12 +159,31 @@ static int flush(struct tide_tracker *t, struct tide_error *err)
 	return rc;
 }
 
+/* Another program wrote to the image.  Stored at once: this one may be killed before it can say so. */
+static int distrust(struct tide_tracker *t, struct tide_error *err)
+{
+	int rc = 0;
+
+	if (!t->recording || !tide_image_others_wrote(t->image))
+		return 0;
+	pthread_mutex_lock(&t->flush);
+	if (!t->is_distrusted) {
+		t->is_distrusted = true;
+		tide_event_warning(&t->sink, t->node->path,
+		                   "another program wrote to the image while it was served; its bitmaps are "
+		                   "inconsistent now");
+		rc = tide_node_log_distrust(t->node, err);
+	}
+	pthread_mutex_unlock(&t->flush);
+	return rc;
+}
+
 /* The log must stay until the data and the times of the image are durable. */
 static int end(struct tide_tracker *t, struct tide_error *err)
 {
 	if (t->node->mode != TIDE_NODE_WRITE_DATA)
 		return 0;
-	if (flush(t, err) < 0 || tide_image_sync_times(t->image, err) < 0)
+	if (flush(t, err) < 0 || tide_image_sync_times(t->image, err) < 0 || distrust(t, err) < 0)
 		return -1;
 	return t->recording ? tide_node_log_end(t->node, err) : 0;
 }
@@ -296,6 +316,8 @@ static int change(struct tide_tracker *t, enum change kind, const void *buf, uin
 	held = lock(t, off, len, true);
 	rc = change_locked(t, kind, buf, off, len, flags, err);
 	unlock(t, held);
+	if (rc == 0)
+		rc = distrust(t, err);
 	if (rc == 0 && (flags & TIDE_TRACKER_FUA))
 		rc = flush(t, err);
 	return rc < 0 ? failed(err) : 0;

@@ -74,6 +74,7 @@ struct tide_node_log {
 	struct tide_write_log *file; /* NULL: it does not exist, or it is damaged */
 	uint64_t token;              /* of the writer, while this node is the writer */
 	bool vouches;                /* the log accounts for all writes, so the image's stamp is not checked */
+	bool untracked;              /* its writer noticed that another program wrote to the image */
 };
 
 /* The state of changes to the bitmaps inside the image, beside their set (node_image.h). */

@@ -204,9 +204,13 @@ static int rewrite_mark(struct tide_node *node, uint64_t writer, struct tide_err
 	/* The new stamp will match the image, so a mismatch that was found must be stored in the bitmaps. */
 	for (size_t i = 0; writer && node->untracked && i < now->n; i++)
 		now->items[i]->untracked = true;
+	for (size_t i = 0; tide_image_others_wrote(node->image) && i < now->n; i++)
+		now->items[i]->untracked = true;
 	now->writer = writer;
 	now->generation++;
-	if (writer || tide_image_stamp_now(node->image, &now->stamp, err) == 0)
+	if (!writer)
+		now->stamp = *tide_image_stamp(node->image);
+	if (writer || tide_image_settle(node->image, err) == 0)
 		rc = tide_store_stage(&node->store, now, tide_image_fd(node->image), err);
 	if (rc == 0)
 		rc = tide_store_commit(&node->store, err);

@@ -118,6 +118,11 @@ static int add_to_image(struct tide_node *node, const struct tide_bitmap *bits, 
 
 		if (!is_recorded_here(h, entry))
 			continue;
+		if (h->state.untracked) { /* it lacks writes: the mark stays, which means inconsistent */
+			entry->in_use = true;
+			entry->checked_out = false;
+			continue;
+		}
 		entry->checked_out |= entry->in_use;
 		entry->in_use = false;
 		bm = tide_node_bitmap_for_change(node, entry, err);
@@ -195,6 +200,7 @@ static int take_live(struct tide_node *node, struct tide_error *err)
 	const struct tide_write_log_header *h = tide_write_log_header(node->log.file);
 
 	node->log.vouches = true;
+	node->log.untracked = h->state.untracked;
 	if (node->mode == TIDE_NODE_READ)
 		return take(node, false, h->id != node->in_sidecar.list->log, true, err);
 	tide_error_set(err, TIDE_E_LOCKED, "Another program is recording its writes to '%s'", node->path);
@@ -217,6 +223,7 @@ static int take_ended(struct tide_node *node, struct tide_sink *sink, struct tid
 	const struct tide_write_log_header *h = tide_write_log_header(node->log.file);
 	bool lost = !h->state.durable && tide_write_log_is_of_another_boot(node->log.file);
 
+	node->log.untracked = h->state.untracked && node->has_sidecar && h->id != node->in_sidecar.list->log;
 	if (node->has_sidecar &&
 	    h->id == node->in_sidecar.list->log) /* the sidecar has its bits; the image may lack them */
 		return take(node, lost, false, h->state.token, err);
@@ -228,7 +235,7 @@ static int take_ended(struct tide_node *node, struct tide_sink *sink, struct tid
 	if (h->state.token || lost)
 		return take_dead(node, lost, sink, err);
 	node->in_sidecar.list->stamp = h->state.stamp;
-	if (node->mode != TIDE_NODE_WRITE_DATA || node->in_sidecar.is_dirty ||
+	if (node->mode != TIDE_NODE_WRITE_DATA || node->in_sidecar.is_dirty || h->state.untracked ||
 	    !tide_stamp_is_equal(tide_image_stamp(node->image), &h->state.stamp))
 		return take(node, false, true, false, err);
 	node->log.state = TIDE_NODE_LOG_PENDING;
@@ -401,8 +408,21 @@ int tide_node_log_begin(struct tide_node *node, bool durable, bool with_image, s
 	return with_image ? check_out(node, err) : 0;
 }
 
+int tide_node_log_distrust(struct tide_node *node, struct tide_error *err)
+{
+	if (tide_write_log_header(node->log.file)->state.untracked)
+		return 0;
+	for (size_t i = 0; i < node->in_sidecar.list->n; i++)
+		node->in_sidecar.list->items[i]->untracked = true;
+	node->untracked = true;
+	return tide_write_log_distrust(node->log.file, err);
+}
+
 int tide_node_log_clean(struct tide_node *node, struct tide_error *err)
 {
+	if (tide_image_settle(node->image, err) < 0 ||
+	    (tide_image_others_wrote(node->image) && tide_node_log_distrust(node, err) < 0))
+		return -1;
 	if (tide_write_log_clean(node->log.file, tide_image_stamp(node->image), err) < 0)
 		return -1;
 	tide_lock_token_drop(tide_image_fd(node->image), node->log.token);
@@ -413,8 +433,10 @@ int tide_node_log_clean(struct tide_node *node, struct tide_error *err)
 
 int tide_node_log_end(struct tide_node *node, struct tide_error *err)
 {
-	int rc = take(node, false, true, true, err);
+	int rc = tide_image_others_wrote(node->image) ? tide_node_log_distrust(node, err) : 0;
 
+	if (rc == 0)
+		rc = take(node, false, true, true, err);
 	/* The image first: its change moves the image's stamp, which the sidecar stores. */
 	if (rc == 0 && node->in_image.is_dirty)
 		rc = tide_node_image_stage(node, err) < 0 ? -1 : tide_node_image_commit(node, err);

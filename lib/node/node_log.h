@@ -38,6 +38,8 @@ bool tide_node_log_is_live(const struct tide_node *node);
  * which are marked there as in use.  All other changes of the node have been committed.
  */
 int tide_node_log_begin(struct tide_node *node, bool durable, bool with_image, struct tide_error *err);
+/* Another program has written to the image: the bitmaps are inconsistent, and the log says so too. */
+int tide_node_log_distrust(struct tide_node *node, struct tide_error *err);
 /* Called after a write that is durable, with its times: closes the log cleanly, so that the next write can continue it.
  */
 int tide_node_log_clean(struct tide_node *node, struct tide_error *err);

@@ -98,11 +98,23 @@ static int open_image(struct tide_node *node, struct tide_sink *sink, struct tid
 	return 0;
 }
 
+static int distrust(struct tide_node *node)
+{
+	node->untracked = true;
+	for (size_t i = 0; i < node->in_sidecar.list->n; i++)
+		node->in_sidecar.list->items[i]->untracked = true;
+	return 0;
+}
+
 static int check_stamp(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
 {
 	int held;
 
-	if (!node->has_sidecar || node->log.vouches)
+	if (!node->has_sidecar)
+		return 0;
+	if (node->log.untracked)
+		return distrust(node);
+	if (node->log.vouches)
 		return 0;
 	if (node->in_sidecar.list->writer) {
 		held = tide_lock_token_is_held(tide_image_fd(node->image), node->in_sidecar.list->writer, err);
@@ -117,12 +129,9 @@ static int check_stamp(struct tide_node *node, struct tide_sink *sink, struct ti
 		}
 		return 0;
 	}
-	node->untracked = !tide_stamp_is_equal(tide_image_stamp(node->image), &node->in_sidecar.list->stamp);
-	if (!node->untracked)
+	if (tide_stamp_is_equal(tide_image_stamp(node->image), &node->in_sidecar.list->stamp))
 		return 0;
-	for (size_t i = 0; i < node->in_sidecar.list->n; i++)
-		node->in_sidecar.list->items[i]->untracked = true;
-	return 0;
+	return distrust(node);
 }
 
 /* Resizes the bitmaps to the disk.  The part that was added is dirty, because no bitmap recorded its writes. */
@@ -192,6 +201,8 @@ static int read_node(struct tide_node *node, bool create, struct tide_sink *sink
 			continue;
 		if (check_stamp(node, sink, err) < 0 || follow_size(node, err) < 0)
 			return -1;
+		if (node->mode != TIDE_NODE_READ)
+			tide_image_watch(node->image);
 		node->has_changes = false; /* a repair does not count as a change */
 		return 0;
 	}

@@ -87,8 +87,17 @@ static int stage(struct tide_node *node, struct tide_error *err)
 {
 	struct tide_sidecar *sc = node->in_sidecar.list;
 
-	/* The stamp is that of the moment when the image was locked, not of now: a write in between was not recorded.
+	/*
+	 * The stamp is that of the moment when the image was locked, or of our own last change, not of now: a write in
+	 * between was not recorded.
 	 */
+	if (tide_image_settle(node->image, err) < 0)
+		return -1;
+	if (tide_image_others_wrote(node->image)) {
+		node->untracked = true;
+		for (size_t i = 0; i < sc->n; i++)
+			sc->items[i]->untracked = true;
+	}
 	sc->stamp = *tide_image_stamp(node->image);
 	sc->generation++;
 	if (tide_store_stage(&node->store, sc, tide_image_fd(node->image), err) < 0)

@@ -289,7 +289,11 @@ static int put_state(struct tide_write_log *log, const struct tide_write_log_sta
 
 int tide_write_log_activate(struct tide_write_log *log, uint64_t token, bool durable, struct tide_error *err)
 {
-	struct tide_write_log_state state = { .token = token, .durable = durable };
+	struct tide_write_log_state state = {
+		.token = token,
+		.durable = durable,
+		.untracked = log->h.state.untracked,
+	};
 
 	unmap(log);
 	if (put_state(log, &state, err) < 0)
@@ -299,8 +303,20 @@ int tide_write_log_activate(struct tide_write_log *log, uint64_t token, bool dur
 
 int tide_write_log_clean(struct tide_write_log *log, const struct tide_stamp *stamp, struct tide_error *err)
 {
-	struct tide_write_log_state state = { .durable = log->h.state.durable, .stamp = *stamp };
+	struct tide_write_log_state state = {
+		.durable = log->h.state.durable,
+		.untracked = log->h.state.untracked,
+		.stamp = *stamp,
+	};
 
+	return put_state(log, &state, err);
+}
+
+int tide_write_log_distrust(struct tide_write_log *log, struct tide_error *err)
+{
+	struct tide_write_log_state state = log->h.state;
+
+	state.untracked = true;
 	return put_state(log, &state, err);
 }
 

@@ -30,6 +30,7 @@ struct tide_write_log_state {
 	uint64_t token;          /* the writer's; 0: clean */
 	bool durable;            /* bits reach stable storage before the data: a power loss loses none */
 	uint8_t boot[16];        /* of the machine's boot during which it was written; zeroes: unknown */
+	bool untracked;          /* another program wrote to the image meanwhile */
 	struct tide_stamp stamp; /* the image's, when clean */
 };
 
@@ -108,6 +109,8 @@ int tide_write_log_set(struct tide_write_log *log, uint64_t off, uint64_t len, s
 void tide_write_log_unset(struct tide_write_log *log, uint64_t off, uint64_t len);
 /* Marks the log as clean. The caller has made all recorded writes durable, and the image with the times in stamp. */
 int tide_write_log_clean(struct tide_write_log *log, const struct tide_stamp *stamp, struct tide_error *err);
+/* Stores in an active log that another program has written to the image: its bitmaps lack these writes. */
+int tide_write_log_distrust(struct tide_write_log *log, struct tide_error *err);
 
 /* Sets the log's bits in bm, a bitmap of the log's granularity, up to the end of bm's disk. */
 int tide_write_log_read(struct tide_write_log *log, struct tide_bitmap *bm, struct tide_error *err);

@@ -49,12 +49,13 @@ enum {
 	SLOT_CRC = 508,
 };
 
-#define VERSION      1u
-#define FLAG_STAMP   0x1u
-#define FLAG_DURABLE 0x2u
-#define FLAGS_ALL    0x3u
-#define PAGE         UINT64_C(4096)
-#define DISK_MAX     ((uint64_t)INT64_MAX)
+#define VERSION        1u
+#define FLAG_STAMP     0x1u
+#define FLAG_DURABLE   0x2u
+#define FLAG_UNTRACKED 0x4u
+#define FLAGS_ALL      0x7u
+#define PAGE           UINT64_C(4096)
+#define DISK_MAX       ((uint64_t)INT64_MAX)
 
 uint64_t tide_write_log_bits_at(const struct tide_write_log_header *h)
 {
@@ -84,7 +85,8 @@ void tide_write_log_encode_slot(const struct tide_write_log_header *h, uint8_t o
 	tide_put_le64(out + SLOT_SEQUENCE, s->sequence);
 	tide_put_le64(out + SLOT_ID, h->id);
 	tide_put_le64(out + SLOT_TOKEN, s->token);
-	tide_put_le32(out + SLOT_FLAGS, (s->stamp.valid ? FLAG_STAMP : 0) | (s->durable ? FLAG_DURABLE : 0));
+	tide_put_le32(out + SLOT_FLAGS, (s->stamp.valid ? FLAG_STAMP : 0) | (s->durable ? FLAG_DURABLE : 0) |
+	                                        (s->untracked ? FLAG_UNTRACKED : 0));
 	if (s->stamp.valid) {
 		tide_put_le32(out + SLOT_NSEC, s->stamp.mtime_nsec);
 		tide_put_le64(out + SLOT_SIZE, s->stamp.size);
@@ -243,6 +245,7 @@ static int get_slot(const uint8_t *head, unsigned i, uint64_t id, struct tide_wr
 		.sequence = tide_get_le64(p + SLOT_SEQUENCE),
 		.token = tide_get_le64(p + SLOT_TOKEN),
 		.durable = flags & FLAG_DURABLE,
+		.untracked = flags & FLAG_UNTRACKED,
 		.stamp = {
 			.valid = flags & FLAG_STAMP,
 			.size = tide_get_le64(p + SLOT_SIZE),

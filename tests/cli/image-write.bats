@@ -264,3 +264,35 @@ load helper
 	usage image-write --zero --discard disk.img 0 1
 	usage image-write --zero --pattern 1 disk.img 0 1
 }
+
+same_start() {
+	cmp -s -n 4194304 disk.img <(noise 4M)
+}
+
+@test "another program writes while the input is waited for" {
+	local f
+	for f in raw qcow2; do
+		"$f" disk.img 16M
+		ok bitmap-add disk.img b
+		if [ $f = qcow2 ]; then ok bitmap-add --store image -g 32K disk.img in; fi
+		mkfifo input
+		image-write disk.img 0 8M < input > bg.out 2> bg.err 3>&- &
+		bg=$!
+		bg_pids+=("$bg")
+		exec 7> input
+		noise 4M >&7
+		if [ $f = raw ]; then eventually same_start; else sleep 0.5; fi
+		printf x | dd of=disk.img bs=1 seek=$(($(stat -c %s disk.img) - 1)) conv=notrunc status=none
+		noise 4M >&7
+		exec 7>&-
+		finish
+		assert_equal "$status" 0
+		[[ $stderr == *'another program wrote to the image meanwhile'* ]] || fail "$stderr"
+		bitmap disk.img b .inconsistent
+		if [ $f = qcow2 ]; then bitmap disk.img in .inconsistent; fi
+		# It stays so, and the next write does not hide it.
+		ok image-write --pattern 1 disk.img 0 1
+		bitmap disk.img b .inconsistent
+		rm -f -- disk.img* input
+	done
+}

@@ -131,6 +131,49 @@ chained() {
 	ok bitmap-clear disk.img b
 }
 
+# alter: as another program does it that ignores locks.
+alter() {
+	sleep 0.05
+	touch disk.img
+	sleep 0.05
+}
+
+@test "another program writes to the image while it is served" {
+	local f how
+	for f in raw qcow2; do
+		for how in before between after alone killed; do
+			image $f
+			serve file=disk.img
+			[ $how = alone ] || [ $how = before ] || io 'write -P 1 1M 64K' flush
+			alter
+			[ $how = alone ] || [ $how = after ] || io 'write -P 2 2M 64K' flush
+			if [ $how = killed ]; then ended KILL; else ended TERM; fi
+			grep -q 'another program wrote to the image while it was served' serve.err || fail "$f, $how: $(cat serve.err)"
+			bitmap disk.img b .inconsistent
+			[ $f = raw ] || bitmap disk.img in .inconsistent
+			refused_like inconsistent backup-run --sync incremental --bitmap b -F qcow2 disk.img x.qcow2
+			rm -f -- *.img* *.qcow2
+		done
+	done
+}
+
+@test "nobody else writes: nothing is said" {
+	local f
+	for f in raw qcow2; do
+		image $f
+		serve file=disk.img
+		io 'write -P 1 1M 64K' flush 'write -z 2M 1M' 'discard 3M 1M' 'write -z -u 5M 64K' 'read 0 1M'
+		sleep 0.05
+		io 'write -f -P 2 1M 64K' 'aio_write 1M 256K' 'aio_write 2M 256K' aio_flush
+		nbdinfo "$uri" > info
+		ended TERM
+		[ ! -s serve.err ] || fail "$(cat serve.err)"
+		bitmap disk.img b 'has("inconsistent") | not'
+		chained inc.qcow2 full.qcow2 $f
+		rm -f -- *.img* *.qcow2
+	done
+}
+
 @test "a bitmap that is off, none at all, and a changed image" {
 	raw disk.img 1M
 	serve file=disk.img

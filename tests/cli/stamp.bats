@@ -167,3 +167,51 @@ trusted() {
 	qemu-io -r -f qcow2 -c 'read -q 0 512' disk.qcow2
 	bitmap disk.qcow2 b 'has("inconsistent") | not'
 }
+
+# mapped FILE CMD: stores to a page of FILE through a mapping, runs CMD, and stores to the same page again.
+mapped() {
+	python3 - "$@" <<- 'PY'
+		import mmap, subprocess, sys
+		with open(sys.argv[1], "r+b") as f:
+		    page = mmap.mmap(f.fileno(), 4096)
+		    page[0] = page[0] ^ 1
+		    subprocess.run(["bash", "-c", sys.argv[2]], check=True)
+		    page[1] = page[1] ^ 1
+	PY
+}
+
+@test "a store through a mapping whose page was dirty already" {
+	[ "$(stat -f -c %T .)" != tmpfs ] || skip 'tmpfs does not notice such stores'
+	local cmd
+	for cmd in true 'bitmap-clear disk.img b' 'image-write --pattern 1 disk.img 512K 1' \
+		'backup-run -q --sync incremental --bitmap b -F qcow2 disk.img x.qcow2' \
+		'touch disk.img; bitmap-rescan --against copy.img --against-format raw disk.img b'; do
+		rm -f -- disk.img* x.qcow2
+		two_bitmaps
+		cp disk.img copy.img
+		mapped disk.img "{ bitmap-remove disk.img a; bitmap-remove disk.img b; bitmap-add disk.img b; $cmd; } > out"
+		inconsistent b
+	done
+}
+
+@test "a write around the tracking in the second of a tracked one, where times are whole seconds" {
+	[ "$(id -u)" -eq 0 ] || skip "mounts a file system"
+	PATH=$PATH:/sbin:/usr/sbin
+	truncate -s 20M ext4
+	mkfs.ext4 -q -I 128 ext4 2> mkfs.err || skip "no mkfs.ext4"
+	mkdir fs
+	mount -o loop ext4 fs 2> /dev/null || skip "cannot mount"
+	mounts+=("$PWD/fs")
+	truncate -s 1M fs/disk.img
+	local cmd
+	for cmd in 'image-write --pattern 1 fs/disk.img 0 1' 'bitmap-add fs/disk.img c' \
+		'backup-run --sync incremental --bitmap b -F qcow2 fs/disk.img x.qcow2'; do
+		rm -f fs/disk.img.*
+		noise 512 | put fs/disk.img 0
+		ok bitmap-add fs/disk.img b
+		# shellcheck disable=SC2086 # words
+		done_ $cmd
+		printf x | put fs/disk.img 512K
+		bitmap fs/disk.img b .inconsistent
+	done
+}
