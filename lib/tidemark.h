@@ -574,9 +574,9 @@ int tide_reply_image(struct tide_session *session, const struct tide_image_info 
 struct tide_tracker;
 
 enum tide_durability {
-	TIDE_DURABILITY_CRASH =
-	        0, /* no bit is lost when the program dies; after a power loss all of the disk counts as dirty */
-	TIDE_DURABILITY_POWER, /* a bit is on stable storage before what it stands for is written */
+	TIDE_DURABILITY_CRASH = 0, /* no bit is lost when the program dies; if the storage may have been set back since,
+	                              by a power loss or a new mount, all of the disk counts as dirty */
+	TIDE_DURABILITY_POWER,     /* a bit is on stable storage before what it stands for is written */
 };
 
 struct tide_tracker_options {

@@ -22,6 +22,7 @@
 #include "image/fingerprint.h"
 #include "store/sidecar.h"
 #include "store/store.h"
+#include "store/write_log.h"
 
 /* The absolute path that the name leads to, through symbolic links; the name itself if its directory does not exist. */
 static char *final_path(const char *path, struct tide_error *err)
@@ -41,14 +42,23 @@ static char *final_path(const char *path, struct tide_error *err)
 	return tide_mem_printf(err, "%s%s%s", dir, strcmp(dir, "/") ? "/" : "", slash ? slash + 1 : path);
 }
 
-/* Refuses to replace a sidecar: a mistyped name must not destroy the bitmaps of an image. */
+/* An image of such a name would be taken for the bitmaps of another image, or would be in their way. */
+static int check_not_reserved(const char *path, struct tide_error *err)
+{
+	if (!tide_store_is_reserved(path))
+		return 0;
+	tide_error_set(err, TIDE_E_REFUSED, "Could not create '%s': the name is one of the bitmaps of an image", path);
+	return tide_error_hint(err, "choose a name without '.bitmaps'");
+}
+
+/* Refuses to replace a sidecar or a write log: a mistyped name must not destroy the bitmaps of an image. */
 static int check_no_sidecar(int fd, const char *path, struct tide_error *err)
 {
 	uint8_t head[8] = { 0 };
 
 	if (tide_sysio_pread(fd, head, sizeof(head), 0, true, err) < 0)
 		return -1;
-	if (tide_sidecar_is_one(head, sizeof(head)))
+	if (tide_sidecar_is_one(head, sizeof(head)) || !memcmp(head, TIDE_WRITE_LOG_MAGIC, sizeof(head)))
 		return tide_error_set(err, TIDE_E_REFUSED,
 		                      "Could not create '%s': the existing file contains the bitmaps of an image",
 		                      path);
@@ -191,7 +201,7 @@ static int begin_data_file(struct tide_target *target, const struct tide_image_d
 		return tide_error_hint(
 		        err, "the existing file is unchanged; choose another name for the data file, or remove it");
 	}
-	if (check_place(name, where, err) < 0)
+	if (check_place(name, where, err) < 0 || check_not_reserved(where, err) < 0)
 		return -1;
 	if (tide_staged_begin(&target->data, where, like ? 0600 : default_mode(), err) < 0)
 		return -1;
@@ -252,7 +262,7 @@ int tide_target_create(struct tide_target *target, const char *path, const char 
 		return tide_error_set(err, TIDE_E_REFUSED, "Backing file not supported for file format '%s'", format);
 	target->exclusive = exclusive;
 	if (check_place(path, final, err) < 0 || check_pinned(final, format, err) < 0 ||
-	    lock_old(target, final, exclusive, err) < 0 ||
+	    lock_old(target, final, exclusive, err) < 0 || check_not_reserved(final, err) < 0 ||
 	    begin_data_file(target, driver, final, options->settings, like, err) < 0 ||
 	    tide_staged_begin(&target->staged, final, like ? 0600 : default_mode(), err) < 0)
 		return -1;
@@ -283,7 +293,13 @@ int tide_target_open(struct tide_target *target, const char *path, const char *f
 	if (format && !tide_image_find_driver(format))
 		return tide_error_set(err, TIDE_E_REFUSED, "Unknown file format '%s'", format);
 	target->existing = true;
-	return tide_image_open(&options, &target->image, err);
+	if (tide_image_open(&options, &target->image, err) < 0)
+		return -1;
+	if (!tide_image_is_file(target->image))
+		return 0;
+	return check_no_sidecar(tide_image_fd(target->image), path, err) < 0
+	               ? -1
+	               : check_not_reserved(tide_image_path(target->image), err);
 }
 
 /* Fails if the name leads to a different file than at the start: another program may have created one meanwhile. */

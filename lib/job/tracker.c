@@ -149,10 +149,13 @@ int tide_tracker_open_sized(const struct tide_drive *drive, size_t drive_size,
 	return open_tracker(&own_drive, &own, tracker, err);
 }
 
+/* The bits become durable before the data that they stand for. */
 static int flush(struct tide_tracker *t, struct tide_error *err)
 {
 	int rc;
 
+	if (t->recording && tide_write_log_sync(t->node->log.file, err) < 0)
+		return -1;
 	pthread_mutex_lock(&t->flush);
 	rc = tide_image_flush(t->image, err);
 	pthread_mutex_unlock(&t->flush);
@@ -185,7 +188,7 @@ static int end(struct tide_tracker *t, struct tide_error *err)
 		return 0;
 	if (flush(t, err) < 0 || tide_image_sync_times(t->image, err) < 0 || distrust(t, err) < 0)
 		return -1;
-	return t->recording ? tide_node_log_end(t->node, err) : 0;
+	return t->recording ? tide_node_log_end(t->node, &t->sink, err) : 0;
 }
 
 int tide_tracker_close(struct tide_tracker *t, struct tide_error *err)

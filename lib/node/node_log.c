@@ -17,6 +17,7 @@
 #include "base/mem.h"
 #include "base/range.h"
 #include "node_image.h"
+#include "node_impl.h"
 #include "store/write_log.h"
 
 #define NO_BITMAP_SHIFT 31u
@@ -34,12 +35,26 @@ void tide_node_log_release(struct tide_node *node)
 	node->log = (struct tide_node_log){ 0 };
 }
 
+/* A damaged log was closed; the file may have been replaced by one that is not ours. */
+static void remove_damaged(struct tide_node *node)
+{
+	TIDE_AUTOFREE char *path = log_path(node, NULL);
+	struct tide_error why = TIDE_ERROR_INIT;
+	struct tide_write_log *log = NULL;
+
+	if (path && tide_write_log_open(path, &log, &why) < 0 && why.code == TIDE_E_CORRUPT)
+		unlink(path);
+	else
+		tide_write_log_close(log);
+	tide_error_release(&why);
+}
+
 void tide_node_log_remove(struct tide_node *node)
 {
-	TIDE_AUTOFREE char *path = node->log.state ? log_path(node, NULL) : NULL;
-
-	if (path)
-		unlink(path);
+	if (node->log.file)
+		tide_write_log_unlink(node->log.file);
+	else if (node->log.state)
+		remove_damaged(node);
 	tide_node_log_release(node);
 }
 
@@ -195,6 +210,22 @@ static int take_damaged(struct tide_node *node, const struct tide_error *why, st
 	return take(node, true, true, false, err);
 }
 
+/*
+ * Another program's file has the name of the log.  If it replaced a log of ours, the stamp reveals that; without a
+ * stamp nobody knows.
+ */
+static int take_foreign(struct tide_node *node, const char *path, struct tide_sink *sink, struct tide_error *err)
+{
+	bool has_stamp = node->in_sidecar.list->stamp.valid && tide_image_stamp(node->image)->valid;
+	int again = was_replaced(node, err);
+
+	if (again || !node->has_sidecar)
+		return again;
+	tide_event_warning(sink, node->path, "'%s' is not a write log and is not used%s", path,
+	                   has_stamp ? "" : "; it may have replaced one, so the whole disk counts as dirty");
+	return has_stamp ? 0 : take(node, true, true, false, err);
+}
+
 static int take_live(struct tide_node *node, struct tide_error *err)
 {
 	const struct tide_write_log_header *h = tide_write_log_header(node->log.file);
@@ -209,10 +240,9 @@ static int take_live(struct tide_node *node, struct tide_error *err)
 
 static int take_dead(struct tide_node *node, bool lost, struct tide_sink *sink, struct tide_error *err)
 {
-	tide_event_warning(sink, node->path,
-	                   lost ? "the machine went down while writes were being recorded, and records may be lost: "
-	                          "the whole disk counts as dirty"
-	                        : "a tracked write was interrupted; the ranges that it may have written are dirty");
+	if (!lost)
+		tide_event_warning(sink, node->path,
+		                   "a tracked write was interrupted; the ranges that it may have written are dirty");
 	node->log.vouches = true;
 	return take(node, lost, true, true, err);
 }
@@ -221,11 +251,14 @@ static int take_dead(struct tide_node *node, bool lost, struct tide_sink *sink, 
 static int take_ended(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
 {
 	const struct tide_write_log_header *h = tide_write_log_header(node->log.file);
-	bool lost = !h->state.durable && tide_write_log_is_of_another_boot(node->log.file);
+	bool is_in_sidecar = node->has_sidecar && h->id == node->in_sidecar.list->log;
+	const char *lost = is_in_sidecar && !h->n_in_image ? NULL : tide_write_log_why_lost(node->log.file);
 
-	node->log.untracked = h->state.untracked && node->has_sidecar && h->id != node->in_sidecar.list->log;
-	if (node->has_sidecar &&
-	    h->id == node->in_sidecar.list->log) /* the sidecar has its bits; the image may lack them */
+	if (lost)
+		tide_event_warning(sink, node->path, "%s, and records may be lost: the whole disk counts as dirty",
+		                   lost);
+	node->log.untracked = h->state.untracked && node->has_sidecar && !is_in_sidecar;
+	if (is_in_sidecar) /* the image may lack its bits */
 		return take(node, lost, false, h->state.token, err);
 	if (!is_of_this_sidecar(node, h)) {
 		tide_event_warning(sink, node->path,
@@ -273,6 +306,8 @@ int tide_node_log_open(struct tide_node *node, struct tide_sink *sink, struct ti
 	rc = tide_write_log_open(path, &node->log.file, &why);
 	if (rc == 0)
 		return was_replaced(node, err);
+	if (rc == 2)
+		return take_foreign(node, path, sink, err);
 	node->log.state = TIDE_NODE_LOG_TAKEN;
 	if (rc > 0) {
 		rc = judge(node, sink, err);
@@ -293,7 +328,7 @@ bool tide_node_log_is_live(const struct tide_node *node)
 	struct tide_write_log *log;
 	uint64_t token;
 
-	if (fd < 0 || tide_write_log_open(path, &log, NULL) <= 0)
+	if (fd < 0 || tide_write_log_open(path, &log, NULL) != 1)
 		return false;
 	token = tide_write_log_header(log)->state.token;
 	tide_write_log_close(log);
@@ -431,7 +466,33 @@ int tide_node_log_clean(struct tide_node *node, struct tide_error *err)
 	return 0;
 }
 
-int tide_node_log_end(struct tide_node *node, struct tide_error *err)
+/*
+ * No program should have replaced the sidecar while this one was the writer.  If one did, for example through another
+ * name of a device, its bitmaps stay, with the log's bits, but nobody knows whether they are complete.
+ */
+static int lock_for_end(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
+{
+	bool current = true;
+
+	if (tide_store_lock(&node->store, node->sidecar_path, false, err) < 0 ||
+	    tide_store_is_current(node->sidecar_path, node->in_sidecar.list, &current, err) < 0)
+		return -1;
+	if (current)
+		return 0;
+	tide_event_warning(sink, node->path,
+	                   "another program changed the bitmaps meanwhile; they are inconsistent now");
+	tide_node_drop_sidecar(node);
+	if (tide_node_load_sidecar(node, err) < 0)
+		return -1;
+	if (!node->has_sidecar)
+		return tide_error_set(err, TIDE_E_CORRUPT, "The sidecar '%s' has vanished", node->sidecar_path);
+	node->untracked = true;
+	for (size_t i = 0; i < node->in_sidecar.list->n; i++)
+		node->in_sidecar.list->items[i]->untracked = true;
+	return take(node, false, true, false, err);
+}
+
+int tide_node_log_end(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
 {
 	int rc = tide_image_others_wrote(node->image) ? tide_node_log_distrust(node, err) : 0;
 
@@ -441,7 +502,7 @@ int tide_node_log_end(struct tide_node *node, struct tide_error *err)
 	if (rc == 0 && node->in_image.is_dirty)
 		rc = tide_node_image_stage(node, err) < 0 ? -1 : tide_node_image_commit(node, err);
 	if (rc == 0 && node->in_sidecar.is_dirty)
-		rc = tide_store_lock(&node->store, node->sidecar_path, false, err);
+		rc = lock_for_end(node, sink, err);
 	if (rc == 0)
 		rc = tide_node_stage(node, err);
 	if (rc == 0)

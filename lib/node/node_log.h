@@ -8,10 +8,11 @@
  *   - clean, and of this sidecar: its stamp is the image's.  A tracked write keeps and
  *     continues it (TIDE_NODE_LOG_PENDING).
  *   - its writer died: a new stamp is taken, because the log has the bits of all its writes.
- *     But a log whose bits may have been lost in a power loss counts as damaged.
+ *     But a log whose bits may have been lost, because the storage went back, counts as damaged.
  *   - its writer lives: a node that is opened for reading shows the bits of this moment.
  *   - damaged: the writes are unknown, so everything is dirty.
  *   - of another sidecar: its bits are set, its stamp is not used.
+ *   - a file of another program: it stays, and tracked writes are refused until it is moved.
  *
  * While this node is itself the writer, between begin and clean or end, node->in_sidecar.list equals the
  * sidecar on disk, and no other program can change that: the image is locked.
@@ -44,6 +45,6 @@ int tide_node_log_distrust(struct tide_node *node, struct tide_error *err);
  */
 int tide_node_log_clean(struct tide_node *node, struct tide_error *err);
 /* The same, but commits the recorded bits to the bitmaps and removes the log. */
-int tide_node_log_end(struct tide_node *node, struct tide_error *err);
+int tide_node_log_end(struct tide_node *node, struct tide_sink *sink, struct tide_error *err);
 
 #endif

@@ -73,6 +73,24 @@ static char *by_id_name(dev_t rdev, struct tide_error *err)
 	return best;
 }
 
+bool tide_store_is_reserved(const char *path)
+{
+	static const char *const ends[] = { "", ".log", ".lock", ".group" };
+	const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path, *at;
+
+	for (at = name; (at = strstr(at, ".bitmaps")); at++) {
+		const char *end = at + strlen(".bitmaps");
+
+		for (size_t i = 0; at > name && i < TIDE_ARRAY_SIZE(ends); i++) {
+			if (!strcmp(end, ends[i]))
+				return true;
+		}
+		if (at > name && !strncmp(end, ".group-", 7))
+			return true;
+	}
+	return false;
+}
+
 char *tide_store_path(const char *image_path, const char *override, bool *nameless, struct tide_error *err)
 {
 	TIDE_AUTOFREE char *name = NULL;

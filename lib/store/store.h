@@ -33,6 +33,9 @@ struct tide_store {
  */
 char *tide_store_path(const char *image_path, const char *override, bool *nameless, struct tide_error *err);
 
+/* Does the name belong to the bitmaps of an image: IMAGE.bitmaps, its log, its lock file, or one of a transaction? */
+bool tide_store_is_reserved(const char *path);
+
 /* *sc NULL: there is no sidecar. */
 int tide_store_load(const char *path, struct tide_sidecar **sc, struct tide_error *err);
 

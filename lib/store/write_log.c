@@ -1,7 +1,9 @@
 /*
- * The write log's file: opening, creating, the mapping, setting bits, and making them durable. Bits
- * are set with atomic operations in memory that maps the file; the two state slots in the header
- * record who writes. The format is in write_log_codec.c, the rules in write_log.h.
+ * The write log's file: opening, creating, setting bits, and making them durable. The two state slots in the
+ * header record who writes. The format is in write_log_codec.c, the rules in write_log.h.
+ *
+ * A writer has the bits that the file has in memory too, page by page. A bit is set in memory only after it was
+ * written to the file, so a thread that finds it set may write its data.
  */
 #include "write_log.h"
 
@@ -17,6 +19,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "base/error.h"
@@ -28,6 +31,9 @@
 
 /* The unit of allocation: the bits of 512 GiB, at 64 KiB a granule. */
 #define CHUNK (UINT64_C(1) << 20)
+/* The unit in which bits are in memory. */
+#define PAGE       TIDE_BITMAP_CHUNK_BYTES
+#define PAGE_WORDS (PAGE / 8)
 /* The most bits a log has; for a disk with more granules the log uses a coarser granularity. */
 #define BITS_MAX (UINT64_C(1) << 39)
 
@@ -38,14 +44,18 @@ struct tide_write_log {
 	uint64_t bits_at, bits_len; /* in the file, bytes */
 
 	/* Only while active: */
-	_Atomic uint64_t *bits;    /* mapped from the file */
+	bool is_new;               /* the file had no bits when this writer began */
+	_Atomic uint64_t *bits;    /* those in the file, in pages that are loaded */
 	_Atomic uint64_t *durable; /* bits known to be on stable storage; NULL: durability not requested */
-	atomic_uchar *allocated;   /* one per chunk */
-	pthread_mutex_t alloc_lock;
+	atomic_uchar *loaded;      /* one per page */
+	uint8_t *allocated;        /* one per chunk */
+	pthread_mutex_t write_lock;
+	atomic_ullong writes; /* of bits to the file */
 
 	pthread_mutex_t sync_lock;
 	pthread_cond_t synced;
 	uint64_t syncs_begun, syncs_done;
+	uint64_t writes_synced;
 	bool syncing;
 	int sync_failed; /* errno, kept: after a failed sync the kernel may have dropped any page */
 };
@@ -62,7 +72,7 @@ unsigned tide_write_log_shift(uint64_t disk_size, unsigned wanted)
 	return wanted;
 }
 
-/* ---- which boot ---- */
+/* ---- where and when it was written ---- */
 
 /* All zeroes when the boot id cannot be read. */
 static void boot_id(uint8_t out[16])
@@ -84,13 +94,42 @@ static void boot_id(uint8_t out[16])
 	}
 }
 
-bool tide_write_log_is_of_another_boot(const struct tide_write_log *log)
+/* Since Linux 6.8; earlier kernels give the number of a mount again after it has ended. */
+#ifndef STATX_MNT_ID_UNIQUE
+#define STATX_MNT_ID_UNIQUE 0x4000u
+#endif
+
+static int find_place(int fd, struct tide_write_log_state *state, struct tide_error *err)
+{
+	struct statx stx;
+
+	if (statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_MNT_ID_UNIQUE, &stx) < 0)
+		return tide_error_set_sys(err, errno, "Could not get its place");
+	boot_id(state->boot);
+	state->mount = stx.stx_mask & STATX_MNT_ID_UNIQUE ? stx.stx_mnt_id : 0;
+	state->device = makedev(stx.stx_dev_major, stx.stx_dev_minor);
+	state->inode = stx.stx_ino;
+	return 0;
+}
+
+const char *tide_write_log_why_lost(const struct tide_write_log *log)
 {
 	static const uint8_t unknown[16];
-	uint8_t now[16];
+	const struct tide_write_log_state *then = &log->h.state;
+	struct tide_write_log_state now = { 0 };
 
-	boot_id(now);
-	return !memcmp(now, unknown, sizeof(now)) || memcmp(now, log->h.state.boot, sizeof(now)) != 0;
+	if (then->durable)
+		return NULL;
+	if (find_place(log->fd, &now, NULL) < 0 || !memcmp(now.boot, unknown, sizeof(now.boot)) ||
+	    memcmp(now.boot, then->boot, sizeof(now.boot)) != 0)
+		return "the machine went down while writes were being recorded";
+	if (!now.mount)
+		return "a server was interrupted, and this kernel cannot tell whether its log was on storage that was "
+		       "set back";
+	if (now.mount != then->mount || now.device != then->device)
+		return "the file system of the write log was mounted again, or is another one, since writes were "
+		       "recorded";
+	return now.inode != then->inode ? "the write log is a copy" : NULL;
 }
 
 /* ---- opening and closing ---- */
@@ -102,7 +141,7 @@ static struct tide_write_log *log_new(const char *path, struct tide_error *err)
 	if (!log)
 		return NULL;
 	log->fd = -1;
-	pthread_mutex_init(&log->alloc_lock, NULL);
+	pthread_mutex_init(&log->write_lock, NULL);
 	pthread_mutex_init(&log->sync_lock, NULL);
 	pthread_cond_init(&log->synced, NULL);
 	log->path = tide_mem_strdup(path, err);
@@ -112,14 +151,17 @@ static struct tide_write_log *log_new(const char *path, struct tide_error *err)
 	return NULL;
 }
 
-static void unmap(struct tide_write_log *log)
+static void deactivate(struct tide_write_log *log)
 {
 	if (log->bits)
 		munmap((void *)log->bits, log->bits_len);
 	if (log->durable)
 		munmap((void *)log->durable, log->bits_len);
-	free((void *)log->allocated);
+	if (log->loaded)
+		munmap((void *)log->loaded, log->bits_len / PAGE);
+	free(log->allocated);
 	log->bits = log->durable = NULL;
+	log->loaded = NULL;
 	log->allocated = NULL;
 }
 
@@ -127,10 +169,10 @@ void tide_write_log_close(struct tide_write_log *log)
 {
 	if (!log)
 		return;
-	unmap(log);
+	deactivate(log);
 	tide_sysio_close(log->fd);
 	tide_write_log_header_release(&log->h);
-	pthread_mutex_destroy(&log->alloc_lock);
+	pthread_mutex_destroy(&log->write_lock);
 	pthread_mutex_destroy(&log->sync_lock);
 	pthread_cond_destroy(&log->synced);
 	free(log->path);
@@ -162,6 +204,8 @@ static int read_head(struct tide_write_log *log, struct tide_error *err)
 	head = tide_mem_alloc(len + 1, 1, err);
 	if (!head || tide_sysio_pread(log->fd, head, len, 0, true, err) < 0)
 		return -1;
+	if (!tide_write_log_is_one(head, len))
+		return 1;
 	return tide_write_log_decode(head, len, (uint64_t)st.st_size, &log->h, err);
 }
 
@@ -169,6 +213,7 @@ int tide_write_log_open(const char *path, struct tide_write_log **out, struct ti
 {
 	TIDE_CLEANUP(log_closep) struct tide_write_log *log = log_new(path, err);
 	const int flags = O_CLOEXEC | O_NOCTTY | O_NONBLOCK | O_NOFOLLOW;
+	int foreign;
 
 	*out = NULL;
 	if (!log)
@@ -178,8 +223,11 @@ int tide_write_log_open(const char *path, struct tide_write_log **out, struct ti
 		log->fd = open(path, O_RDONLY | flags);
 	if (log->fd < 0)
 		return errno == ENOENT ? 0 : tide_error_set_sys(err, errno, "Could not open '%s'", path);
-	if (read_head(log, err) < 0)
+	foreign = read_head(log, err);
+	if (foreign < 0)
 		return tide_error_wrap(err, "The write log '%s'", path);
+	if (foreign)
+		return 2;
 	find_bits(log);
 	*out = log;
 	log = NULL;
@@ -188,10 +236,10 @@ int tide_write_log_open(const char *path, struct tide_write_log **out, struct ti
 
 /* ---- becoming active ---- */
 
-static void *map(int fd, uint64_t off, uint64_t len, struct tide_error *err)
+/* Zeroes, which take memory only where they are written. */
+static void *map(uint64_t len, struct tide_error *err)
 {
-	int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE : MAP_SHARED;
-	void *p = mmap(NULL, len, PROT_READ | PROT_WRITE, flags, fd, (off_t)off);
+	void *p = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 	if (p != MAP_FAILED)
 		return p;
@@ -204,10 +252,11 @@ static int prepare_bits(struct tide_write_log *log, struct tide_error *err)
 	log->allocated = tide_mem_alloc(tide_range_div_up(log->bits_len, CHUNK), sizeof(*log->allocated), err);
 	if (!log->allocated)
 		return -1;
-	log->bits = map(log->fd, log->bits_at, log->bits_len, err);
-	if (log->bits && log->h.state.durable)
-		log->durable = map(-1, 0, log->bits_len, err);
-	return !log->bits || (log->h.state.durable && !log->durable) ? -1 : 0;
+	log->bits = map(log->bits_len, err);
+	log->loaded = log->bits ? map(log->bits_len / PAGE, err) : NULL;
+	if (log->loaded && log->h.state.durable)
+		log->durable = map(log->bits_len, err);
+	return !log->loaded || (log->h.state.durable && !log->durable) ? -1 : 0;
 }
 
 /* Copy on write would need new space when a bit is set later, so it is switched off where the file system has it. */
@@ -240,9 +289,13 @@ static int create_file(struct tide_write_log *log, int image_fd, struct tide_err
 	struct tide_staged st = TIDE_STAGED_INIT;
 	int rc = -1;
 
+	/* An older log of ours was removed before, so a file of this name is not ours. */
 	if (tide_staged_begin(&st, log->path, 0600, err) == 0 && tide_store_set_owner(st.fd, image_fd, err) == 0 &&
-	    fill_new(log, st.fd, err) == 0)
-		rc = tide_staged_commit(&st, false, err);
+	    find_place(st.fd, &log->h.state, err) == 0 && fill_new(log, st.fd, err) == 0)
+		rc = tide_staged_commit(&st, true, err);
+	if (rc < 0 && err && err->sys == EEXIST)
+		tide_error_hint(err,
+		                "the existing file is not a write log of this image, and is unchanged; move it away");
 	if (rc == 0) {
 		log->fd = st.fd;
 		st.fd = -1;
@@ -259,8 +312,8 @@ int tide_write_log_create(const char *path, struct tide_write_log_header *h, int
 	if (!log || tide_lock_token_new(&h->id, err) < 0)
 		return -1;
 	h->state.sequence = 1;
-	boot_id(h->state.boot);
 	log->h = *h;
+	log->is_new = true;
 	h->in_image = NULL;
 	h->n_in_image = 0;
 	find_bits(log);
@@ -279,7 +332,8 @@ static int put_state(struct tide_write_log *log, const struct tide_write_log_sta
 
 	next.state = *state;
 	next.state.sequence = log->h.state.sequence + 1;
-	boot_id(next.state.boot);
+	if (find_place(log->fd, &next.state, err) < 0)
+		return tide_error_wrap(err, "The write log '%s'", log->path);
 	tide_write_log_encode_slot(&next, slot);
 	if (tide_sysio_pwrite(log->fd, slot, sizeof(slot), TIDE_WRITE_LOG_SLOT_AT(next.state.sequence & 1), err) < 0)
 		return tide_error_wrap(err, "The write log '%s'", log->path);
@@ -295,9 +349,12 @@ int tide_write_log_activate(struct tide_write_log *log, uint64_t token, bool dur
 		.untracked = log->h.state.untracked,
 	};
 
-	unmap(log);
+	deactivate(log);
+	log->is_new = false;
 	if (put_state(log, &state, err) < 0)
 		return -1;
+	/* So that the first sync also makes this change durable. */
+	atomic_fetch_add(&log->writes, 1);
 	return prepare_bits(log, err) < 0 ? tide_error_wrap(err, "The write log '%s'", log->path) : 0;
 }
 
@@ -350,25 +407,6 @@ static int allocate_chunk(struct tide_write_log *log, uint64_t chunk, struct tid
 	return tide_error_set_sys(err, errno, "Could not allocate %" PRIu64 " bytes", len);
 }
 
-static int allocate(struct tide_write_log *log, uint64_t first, uint64_t last, struct tide_error *err)
-{
-	for (uint64_t c = first / 8 / CHUNK; c <= last / 8 / CHUNK; c++) {
-		int rc = 0;
-
-		if (atomic_load_explicit(&log->allocated[c], memory_order_acquire))
-			continue;
-		pthread_mutex_lock(&log->alloc_lock);
-		if (!atomic_load_explicit(&log->allocated[c], memory_order_relaxed))
-			rc = allocate_chunk(log, c, err);
-		if (rc == 0)
-			atomic_store_explicit(&log->allocated[c], 1, memory_order_release);
-		pthread_mutex_unlock(&log->alloc_lock);
-		if (rc < 0)
-			return tide_error_wrap(err, "The write log '%s'", log->path);
-	}
-	return 0;
-}
-
 /* ---- bits ---- */
 
 /* The bits of word w within [first, last], in the file's byte order. */
@@ -406,20 +444,101 @@ static int note_newly_set(const struct tide_write_log *log, uint64_t w, uint64_t
 	return 0;
 }
 
-static int set_bits(struct tide_write_log *log, uint64_t first, uint64_t last, struct tide_bitmap *newly_set,
-                    struct tide_error *err)
+/* A file that another program has cut would grow again, without its header. */
+static int check_whole(const struct tide_write_log *log, struct tide_error *err)
 {
-	for (uint64_t w = first / 64; w <= last / 64; w++) {
-		uint64_t mask = mask_of(w, first, last),
-		         was = atomic_load_explicit(&log->bits[w], memory_order_relaxed);
+	struct stat st;
 
+	if (fstat(log->fd, &st) < 0)
+		return tide_error_set_sys(err, errno, "Could not get its size");
+	if ((uint64_t)st.st_size == log->bits_at + log->bits_len)
+		return 0;
+	return tide_error_set_sys(err, EIO, "Another program changed its size from %" PRIu64 " to %" PRIu64 " bytes",
+	                          log->bits_at + log->bits_len, (uint64_t)st.st_size);
+}
+
+/* Makes sure that the page is in memory. */
+static int load(struct tide_write_log *log, uint64_t page, struct tide_error *err)
+{
+	if (atomic_load_explicit(&log->loaded[page], memory_order_relaxed))
+		return 0;
+	/* No other thread uses these words until the page counts as loaded. */
+	if (!log->is_new && tide_sysio_pread(log->fd, (void *)&log->bits[page * PAGE_WORDS], PAGE,
+	                                     log->bits_at + page * PAGE, false, err) < 0)
+		return -1;
+	atomic_store_explicit(&log->loaded[page], 1, memory_order_release);
+	return 0;
+}
+
+static bool is_loaded(struct tide_write_log *log, uint64_t first, uint64_t last)
+{
+	for (uint64_t page = first / 64 / PAGE_WORDS; page <= last / 64 / PAGE_WORDS; page++) {
+		if (!atomic_load_explicit(&log->loaded[page], memory_order_acquire))
+			return false;
+	}
+	return true;
+}
+
+static int make_room(struct tide_write_log *log, uint64_t page, struct tide_error *err)
+{
+	uint64_t chunk = page * PAGE / CHUNK;
+
+	if (log->allocated[chunk])
+		return 0;
+	if (allocate_chunk(log, chunk, err) < 0)
+		return -1;
+	log->allocated[chunk] = 1;
+	return 0;
+}
+
+/* Writes the words [w, w + n) as they shall be, to the file first. */
+static int put_words(struct tide_write_log *log, uint64_t w, uint64_t n, const uint64_t *words, struct tide_error *err)
+{
+	if (tide_sysio_pwrite(log->fd, words, n * 8, log->bits_at + w * 8, err) < 0)
+		return -1;
+	atomic_fetch_add(&log->writes, 1);
+	for (uint64_t i = 0; i < n; i++)
+		atomic_store_explicit(&log->bits[w + i], words[i], memory_order_release);
+	return 0;
+}
+
+/* Sets those bits of [first, last] that lie in the page, from the first changed word to the last one. */
+static int set_in_page(struct tide_write_log *log, uint64_t page, uint64_t first, uint64_t last,
+                       struct tide_bitmap *newly_set, struct tide_error *err)
+{
+	uint64_t begin = TIDE_MAX(first / 64, page * PAGE_WORDS), from = 0, to = 0;
+	uint64_t end = TIDE_MIN(last / 64 + 1, (page + 1) * PAGE_WORDS), words[PAGE_WORDS];
+
+	if (make_room(log, page, err) < 0 || load(log, page, err) < 0)
+		return -1;
+	for (uint64_t w = begin; w < end; w++) {
+		uint64_t was = atomic_load_explicit(&log->bits[w], memory_order_relaxed),
+		         mask = mask_of(w, first, last);
+
+		words[w - begin] = was | mask;
 		if ((was & mask) == mask)
 			continue;
-		was = atomic_fetch_or_explicit(&log->bits[w], mask, memory_order_acq_rel);
+		from = to ? from : w;
+		to = w + 1;
 		if (newly_set && note_newly_set(log, w, mask & ~was, newly_set, err) < 0)
 			return -1;
 	}
-	return 0;
+	return to ? put_words(log, from, to - from, words + (from - begin), err) : 0;
+}
+
+static int set_bits(struct tide_write_log *log, uint64_t first, uint64_t last, struct tide_bitmap *newly_set,
+                    struct tide_error *err)
+{
+	int rc;
+
+	if (is_loaded(log, first, last) && all_set(log->bits, first, last))
+		return 0;
+	pthread_mutex_lock(&log->write_lock);
+	rc = check_whole(log, err);
+	for (uint64_t page = first / 64 / PAGE_WORDS; rc == 0 && page <= last / 64 / PAGE_WORDS; page++)
+		rc = set_in_page(log, page, first, last, newly_set, err);
+	pthread_mutex_unlock(&log->write_lock);
+	return rc < 0 ? tide_error_wrap(err, "The write log '%s'", log->path) : 0;
 }
 
 /* ---- durability ---- */
@@ -457,6 +576,24 @@ static int sync_bits(struct tide_write_log *log, struct tide_error *err)
 	return failed ? tide_error_set_sys(err, failed, "Could not flush the write log '%s'", log->path) : 0;
 }
 
+int tide_write_log_sync(struct tide_write_log *log, struct tide_error *err)
+{
+	uint64_t mine = atomic_load(&log->writes);
+	bool is_synced;
+
+	pthread_mutex_lock(&log->sync_lock);
+	is_synced = log->writes_synced >= mine && !log->sync_failed;
+	pthread_mutex_unlock(&log->sync_lock);
+	if (is_synced)
+		return 0;
+	if (sync_bits(log, err) < 0)
+		return -1;
+	pthread_mutex_lock(&log->sync_lock);
+	log->writes_synced = TIDE_MAX(log->writes_synced, mine);
+	pthread_mutex_unlock(&log->sync_lock);
+	return 0;
+}
+
 static int make_durable(struct tide_write_log *log, uint64_t first, uint64_t last, struct tide_error *err)
 {
 	if (all_set(log->durable, first, last))
@@ -479,11 +616,12 @@ int tide_write_log_set(struct tide_write_log *log, uint64_t off, uint64_t len, s
 		return tide_error_set(err, TIDE_E_REFUSED,
 		                      "The write log '%s' does not cover %" PRIu64 " bytes at %" PRIu64, log->path, len,
 		                      off);
-	if (allocate(log, first, last, err) < 0 || set_bits(log, first, last, newly_set, err) < 0)
+	if (set_bits(log, first, last, newly_set, err) < 0)
 		return -1;
 	return log->durable ? make_durable(log, first, last, err) : 0;
 }
 
+/* It does not fail: a bit that stays set only makes too much dirty. */
 void tide_write_log_unset(struct tide_write_log *log, uint64_t off, uint64_t len)
 {
 	uint64_t first = off >> log->h.shift, last = (off + len - 1) >> log->h.shift;
@@ -491,9 +629,15 @@ void tide_write_log_unset(struct tide_write_log *log, uint64_t off, uint64_t len
 	if (len == 0 || !log->bits)
 		return;
 	for (uint64_t w = first / 64; w <= last / 64; w++) {
-		atomic_fetch_and_explicit(&log->bits[w], ~mask_of(w, first, last), memory_order_acq_rel);
+		uint64_t mask = mask_of(w, first, last), left;
+
+		if (load(log, w / PAGE_WORDS, NULL) < 0 || check_whole(log, NULL) < 0)
+			return;
+		left = log->bits[w] & ~mask;
+		if (left != log->bits[w] && put_words(log, w, 1, &left, NULL) < 0)
+			return;
 		if (log->durable)
-			atomic_fetch_and_explicit(&log->durable[w], ~mask_of(w, first, last), memory_order_acq_rel);
+			atomic_fetch_and_explicit(&log->durable[w], ~mask, memory_order_acq_rel);
 	}
 }
 
@@ -515,7 +659,7 @@ static int read_piece(struct tide_bitmap *bm, uint64_t first_chunk, const uint8_
 	return 0;
 }
 
-int tide_write_log_read(struct tide_write_log *log, struct tide_bitmap *bm, struct tide_error *err)
+static int read_file(struct tide_write_log *log, struct tide_bitmap *bm, struct tide_error *err)
 {
 	TIDE_AUTOFREE uint8_t *buf = tide_mem_aligned(4096, CHUNK, err);
 	uint64_t at = 0;
@@ -540,4 +684,33 @@ int tide_write_log_read(struct tide_write_log *log, struct tide_bitmap *bm, stru
 		at += n;
 	}
 	return 0;
+}
+
+/* Memory has every bit that this writer set, also if another program has damaged the file since. */
+static int read_memory(struct tide_write_log *log, struct tide_bitmap *bm, struct tide_error *err)
+{
+	for (uint64_t page = 0; page < log->bits_len / PAGE; page++) {
+		if (log->loaded[page] &&
+		    read_piece(bm, page, (const void *)&log->bits[page * PAGE_WORDS], PAGE, err) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+int tide_write_log_read(struct tide_write_log *log, struct tide_bitmap *bm, struct tide_error *err)
+{
+	if (!(log->bits && log->is_new) && read_file(log, bm, err) < 0)
+		return -1;
+	return log->bits ? read_memory(log, bm, err) : 0;
+}
+
+/* ---- removing ---- */
+
+void tide_write_log_unlink(const struct tide_write_log *log)
+{
+	struct stat mine, named;
+
+	if (fstat(log->fd, &mine) == 0 && lstat(log->path, &named) == 0 && mine.st_dev == named.st_dev &&
+	    mine.st_ino == named.st_ino)
+		unlink(log->path);
 }

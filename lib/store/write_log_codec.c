@@ -45,7 +45,10 @@ enum {
 	SLOT_SIZE = 32,
 	SLOT_SEC = 40,
 	SLOT_BOOT = 48,
-	SLOT_RESERVED = 64,
+	SLOT_MOUNT = 64,
+	SLOT_DEVICE = 72,
+	SLOT_INODE = 80,
+	SLOT_RESERVED = 88,
 	SLOT_CRC = 508,
 };
 
@@ -93,6 +96,9 @@ void tide_write_log_encode_slot(const struct tide_write_log_header *h, uint8_t o
 		tide_put_le64(out + SLOT_SEC, (uint64_t)s->stamp.mtime_sec);
 	}
 	memcpy(out + SLOT_BOOT, s->boot, sizeof(s->boot));
+	tide_put_le64(out + SLOT_MOUNT, s->mount);
+	tide_put_le64(out + SLOT_DEVICE, s->device);
+	tide_put_le64(out + SLOT_INODE, s->inode);
 	tide_put_le32(out + SLOT_CRC, tide_checksum_crc32c(0, out, SLOT_CRC));
 }
 
@@ -120,6 +126,15 @@ void tide_write_log_encode(const struct tide_write_log_header *h, uint8_t *out)
 }
 
 /* ---- reading ---- */
+
+/* Damage may have hit the magic or cut the file, so either of two fields is enough. */
+bool tide_write_log_is_one(const uint8_t *head, size_t len)
+{
+	if (!memcmp(head, TIDE_WRITE_LOG_MAGIC, TIDE_MIN(len, (size_t)8)))
+		return true;
+	return len >= AT_INCOMPATIBLE && tide_get_le32(head + AT_VERSION) == VERSION &&
+	       tide_get_le32(head + AT_HEADER_LEN) == HEADER_LEN;
+}
 
 static int bad(struct tide_error *err, const char *what, uint64_t at, uint64_t expected, uint64_t found)
 {
@@ -246,6 +261,9 @@ static int get_slot(const uint8_t *head, unsigned i, uint64_t id, struct tide_wr
 		.token = tide_get_le64(p + SLOT_TOKEN),
 		.durable = flags & FLAG_DURABLE,
 		.untracked = flags & FLAG_UNTRACKED,
+		.mount = tide_get_le64(p + SLOT_MOUNT),
+		.device = tide_get_le64(p + SLOT_DEVICE),
+		.inode = tide_get_le64(p + SLOT_INODE),
 		.stamp = {
 			.valid = flags & FLAG_STAMP,
 			.size = tide_get_le64(p + SLOT_SIZE),

@@ -76,11 +76,17 @@ chained() {
 	done
 }
 
+# Since Linux 6.8 the kernel gives each mount a number of its own; without one all is dirty after a crash.
+mounts_have_numbers() {
+	[ "$(printf '%s\n' 6.8 "$(uname -r)" | sort -V | head -n 1)" = 6.8 ]
+}
+
 @test "killed: no bit is lost, and the next command settles it" {
-	local f
+	local f durability=crash
+	mounts_have_numbers || durability=power
 	for f in raw qcow2; do
 		image $f
-		serve file=disk.img
+		serve file=disk.img durability=$durability
 		io 'write -P 1 1M 64K' 'write -P 2 5M 200K' flush
 		ended KILL
 		[ -e disk.img.bitmaps.log ]
@@ -92,7 +98,7 @@ chained() {
 			clean disk.img
 			bitmap disk.img in '.recording and .count == 294912'
 		fi
-		serve file=disk.img
+		serve file=disk.img durability=$durability
 		io 'write -P 9 7M 1'
 		ended KILL
 		chained inc2.qcow2 inc.qcow2 $f
@@ -155,6 +161,140 @@ alter() {
 			rm -f -- *.img* *.qcow2
 		done
 	done
+}
+
+# refused_io COMMAND: the server answers it with an error, and lives.
+refused_io() {
+	qemu-io -f raw -c "$1" "$uri" > io.out 2>&1 || true
+	grep -qE 'failed: (Input/output error|No space left on device)' io.out || fail "$(cat io.out)"
+	kill -0 "$server"
+}
+
+@test "a log that another program cuts or removes is an error of the write at most" {
+	local how
+	for how in 'truncate -s 0' 'truncate -s 5000' 'truncate -s 1M' rm; do
+		image raw
+		serve file=disk.img
+		io 'write -P 1 1M 64K'
+		$how disk.img.bitmaps.log
+		if [ "$how" = rm ]; then
+			io 'write -P 2 2M 64K'
+			echo other > disk.img.bitmaps.log
+		else
+			refused_io 'write -P 2 2M 64K'
+			io 'write -P 3 1M 64K'
+		fi
+		ended TERM
+		bitmap disk.img b 'has("inconsistent") | not'
+		if [ "$how" = rm ]; then assert_equal "$(cat disk.img.bitmaps.log)" other; else [ ! -e disk.img.bitmaps.log ]; fi
+		chained inc.qcow2 full.qcow2
+		# And if the server cannot end well.
+		rm -f disk.img.bitmaps.log
+		serve file=disk.img
+		io 'write -P 1 3M 64K'
+		$how disk.img.bitmaps.log
+		ended KILL
+		bitmap disk.img b '.inconsistent or .count == 8388608'
+		rm -f -- *.img* *.qcow2
+	done
+}
+
+# small_btrfs DIR: a small file system there.
+small_btrfs() {
+	[ "$(id -u)" -eq 0 ] || skip 'mounts'
+	truncate -s 200M fs.img
+	PATH=$PATH:/sbin:/usr/sbin mkfs.btrfs -q fs.img > mkfs.out 2>&1 || skip 'no mkfs.btrfs'
+	mkdir -p "$1"
+	mount -o loop fs.img "$1" 2> mount.err || skip 'cannot mount'
+	mounts+=("$PWD/$1")
+}
+
+@test "a full file system that shares the log with a snapshot is an error of the write" {
+	small_btrfs m
+	chattr +C m
+	fallocate -l 32M m/disk.img
+	ok bitmap-add -g 4K m/disk.img b
+	serve file=m/disk.img
+	io 'write -P 1 0 64K' flush
+	btrfs subvolume snapshot m m/snapshot > snapshot.out
+	cat /dev/zero > m/fill 2> fill.err || true
+	sync
+	cat /dev/zero > m/fill2 2> fill.err || true
+	sync
+	refused_io 'write -P 2 16M 64K'
+	rm m/fill m/fill2
+	sync
+	io 'write -P 3 8M 64K'
+	ended TERM
+	bitmap m/disk.img b '(has("inconsistent") | not) and .count >= 131072'
+}
+
+@test "bitmaps that were put back while the image was served are not believed" {
+	image raw
+	cp disk.img.bitmaps old
+	ok bitmap-mark disk.img b 5M 64K
+	serve file=disk.img
+	io 'write -P 1 1M 64K'
+	cp old new
+	mv new disk.img.bitmaps
+	ended TERM
+	grep -q 'another program changed the bitmaps' serve.err || fail "$(cat serve.err)"
+	bitmap disk.img b '.inconsistent and .count == 65536'
+}
+
+@test "killed, and the log's storage may have been set back: the whole disk is dirty" {
+	[ "$(id -u)" -eq 0 ] || skip 'mounts'
+	local fs how
+	for fs in ext4 btrfs; do
+		for how in again copy snapshot power; do
+			[ $how != snapshot ] || [ $fs = btrfs ] || continue
+			truncate -s 200M fs.img
+			PATH=$PATH:/sbin:/usr/sbin mkfs.$fs -q fs.img > mkfs.out 2>&1 || continue
+			mkdir -p m m2
+			mount -o loop fs.img m 2> mount.err || skip 'cannot mount'
+			mounts=("$PWD/m")
+			cd m
+			image raw
+			case $how in power) serve file=disk.img durability=power ;; *) serve file=disk.img ;; esac
+			io 'write -P 1 1M 64K' 'write -P 2 5M 200K' flush
+			[ $how != snapshot ] || btrfs subvolume snapshot . s > snapshot.out
+			[ $how != copy ] || { cp --sparse=always disk.img.bitmaps.log copy.log; }
+			ended KILL
+			case $how in
+			copy) mv copy.log disk.img.bitmaps.log ;;
+			snapshot) cd s ;;
+			*)
+				cd ..
+				umount m
+				mount -o loop fs.img m
+				cd m
+				;;
+			esac
+			attempt bitmap-list disk.img
+			case $how in
+			power) assert_equal "$(dirty disk.img b)" '1048576+65536 5242880+262144' ;;
+			copy) [[ $stderr == *'the write log is a copy'*'the whole disk counts as dirty'* ]] || fail "$stderr" ;;
+			*) [[ $stderr == *'mounted again, or is another one'*'the whole disk counts as dirty'* ]] || fail "$stderr" ;;
+			esac
+			[ $how = power ] || bitmap disk.img b '.count == 8388608 and (has("inconsistent") | not)'
+			chained inc.qcow2 full.qcow2
+			cd "$here"
+			umount m
+			mounts=()
+		done
+	done
+}
+
+@test "a flush makes the bits durable before the data" {
+	command -v strace > /dev/null || skip 'no strace'
+	image raw
+	printf '%s\n' 'write 1048576 65536 1' flush flush 'write 1048576 65536 2' flush 'write 3145728 65536 1' flush |
+		strace -f -y -e trace=fdatasync,fsync -o trace "$BUILD/helpers/tracker" disk.img disk.img.bitmaps > tracker.out 2>&1 ||
+		skip 'strace cannot be used here'
+	[ ! -s tracker.out ] || fail "$(cat tracker.out)"
+	# The log was made without a name.  The last sync is that of the end.
+	sed -n 's/.* fdatasync([0-9]*<\(.*\)>.*/\1/p' trace | sed 's,.*/disk.img$,disk,; t; s/.*/log/' > synced
+	assert_equal "$(paste -sd ' ' synced)" 'log disk disk disk log disk disk'
 }
 
 @test "nobody else writes: nothing is said" {

@@ -125,3 +125,65 @@ load helper
 	refused_like 'No space left' image-write --sidecar small/s --pattern 1 disk.img 0 1
 	assert_equal "$(byte disk.img 0)" 00
 }
+
+# foreign: a file of another program in the place of the log.
+foreign() {
+	echo 'Nov 28 host daemon: started' > disk.img.bitmaps.log
+	sha256sum disk.img.bitmaps.log > foreign.sum
+}
+
+@test "a file of another program in its place is left alone" {
+	raw disk.img 1M
+	ok bitmap-add disk.img b
+	foreign
+	attempt bitmap-list --output=json disk.img
+	assert_equal "$status" 0
+	[[ $stderr == *"disk.img.bitmaps.log' is not a write log and is not used"* ]] || fail "$stderr"
+	ok bitmap-add disk.img c
+	ok bitmap-clear disk.img b
+	done_ backup-run -q --sync incremental --bitmap b -F qcow2 disk.img x.qcow2
+	bitmap disk.img b '.count == 0 and (has("inconsistent") | not)'
+	unchanged refused_like 'disk.img.bitmaps.log.*File exists' image-write --pattern 1 disk.img 0 1
+	[[ $stderr == *'move it away'* ]] || fail "$stderr"
+	sha256sum -c --quiet foreign.sum
+	mv disk.img.bitmaps.log elsewhere
+	ok image-write --pattern 1 disk.img 0 1
+	# A log of ours that it replaced is missed.
+	foreign
+	bitmap disk.img b .inconsistent
+	sha256sum -c --quiet foreign.sum
+}
+
+@test "on a device, where no stamp shows it, such a file may have replaced a log" {
+	truncate -s 1M dev.img
+	loop dev.img
+	ok bitmap-add --sidecar s "$loop" b
+	echo text > s.log
+	list_with --sidecar s
+	bitmap "$loop" b '.count == 1048576 or .inconsistent'
+	ok bitmap-disable --sidecar s "$loop" b
+	assert_equal "$(cat s.log)" text
+}
+
+@test "no target has a name of the bitmaps" {
+	raw disk.img 1M
+	local name
+	for name in other.bitmaps disk.img.bitmaps.log other.bitmaps.lock d/x.bitmaps.group disk.img.bitmaps.group-1a2b; do
+		mkdir -p d
+		refused_like "Could not create '.*$name': the name is one of the bitmaps" backup-run -F qcow2 disk.img $name
+		refused_like 'the name is one of the bitmaps' image-create -f raw $name 1M
+		refused_like 'the name is one of the bitmaps' chain-restore -f raw disk.img $name
+		refused_like 'the name is one of the bitmaps' image-create -f qcow2 -o data_file=${name##*/} d/new.qcow2 1M
+		truncate -s 1M $name
+		refused_like 'the name is one of the bitmaps' backup-run --mode existing -F raw disk.img $name
+		refused_like 'the name is one of the bitmaps' chain-restore -f raw --in-place disk.img $name
+		rm $name
+	done
+	ok image-create -f raw disk.img.bitmaps.old 1M
+	ok image-create -f raw .bitmaps 1M
+	ok bitmap-add --sidecar s disk.img b
+	ok image-write --sidecar s --pattern 1 disk.img 0 1
+	refused_like 'contains the bitmaps of an image' backup-run -F qcow2 disk.img s.log
+	truncate -s 1M s.log
+	refused_like 'contains the bitmaps of an image' backup-run --mode existing -F raw disk.img s.log
+}

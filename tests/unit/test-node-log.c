@@ -43,7 +43,7 @@ static void end(struct sample *s)
 	struct tide_node *node = begin_write(s);
 	struct tide_error err = TIDE_ERROR_INIT;
 
-	CHECK_OK(tide_node_log_end(node, &err), &err);
+	CHECK_OK(tide_node_log_end(node, NULL, &err), &err);
 	CHECK_EQ_I64(node->log.state, TIDE_NODE_LOG_ABSENT);
 	tide_node_close(node);
 	CHECK(access(unit_path("d.bitmaps.log"), F_OK) < 0);
@@ -173,7 +173,7 @@ static void test_living_writer(void)
 	/* The next write continues with the same log. */
 	CHECK_OK(tide_node_log_begin(node, true, false, &err), &err);
 	CHECK_OK(tide_write_log_set(node->log.file, 3 * GRANULE, 1, NULL, &err), &err);
-	CHECK_OK(tide_node_log_end(node, &err), &err);
+	CHECK_OK(tide_node_log_end(node, NULL, &err), &err);
 	tide_node_close(node);
 	CHECK_STR(sample_show("d", "b"), ".x.x...x");
 	sample_end(&s);

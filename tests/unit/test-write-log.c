@@ -72,7 +72,7 @@ static void test_states(void)
 	const struct tide_write_log_header *h = tide_write_log_header(log);
 	uint64_t id = h->id;
 
-	CHECK(!tide_write_log_is_of_another_boot(log));
+	CHECK(!tide_write_log_why_lost(log)); /* its bits are durable */
 	for (int i = 0; i < 5; i++) {
 		log = reopen(log);
 		h = tide_write_log_header(log);
@@ -186,6 +186,134 @@ static void test_every_byte_of_the_header(void)
 	tide_write_log_header_release(&h);
 }
 
+/* Another program cuts the file: new bits are an error, and those that were set are in memory. */
+static void test_cut_file(void)
+{
+	static const off_t lens[] = { 0, 100, 4096, 5000, 1 << 20 };
+
+	for (size_t i = 0; i < TIDE_ARRAY_SIZE(lens); i++) {
+		UNIT_ROW("%d bytes", (int)lens[i]);
+		struct tide_write_log *log = make(G, 12, i % 2, 0);
+		struct tide_error err = TIDE_ERROR_INIT;
+
+		CHECK_OK(tide_write_log_set(log, M, 8192, NULL, &err), &err);
+		CHECK(truncate(log_path(), lens[i]) == 0);
+		CHECK_EQ_I64(tide_write_log_set(log, 600 * M, 1, NULL, &err), -1);
+		CHECK(err.sys == EIO && strstr(err.msg, "changed its size"));
+		tide_error_release(&err);
+		CHECK_OK(tide_write_log_set(log, M + 4096, 1, NULL, &err), &err);
+		tide_write_log_unset(log, M, 4096);
+		TIDE_AUTOBITMAP struct tide_bitmap *bm = contents(log, G);
+		CHECK_EQ_U64(tide_bitmap_count(bm), 2);
+		tide_write_log_close(log);
+	}
+}
+
+/* A writer that continues a log reads the bits it needs, and has all at the end. */
+static void test_continued(void)
+{
+	struct tide_stamp stamp = { .valid = true };
+	struct tide_error err = TIDE_ERROR_INIT;
+	struct tide_write_log *log = make(G, 12, true, 0);
+	TIDE_AUTOBITMAP struct tide_bitmap *fresh = tide_bitmap_new(G, 4096, &err);
+
+	CHECK_OK(tide_write_log_set(log, 0, 4096, NULL, &err), &err);
+	CHECK_OK(tide_write_log_set(log, 600 * M, 4096, NULL, &err), &err);
+	CHECK_OK(tide_write_log_clean(log, &stamp, &err), &err);
+	log = reopen(log);
+	CHECK_OK(tide_write_log_activate(log, 5, true, &err), &err);
+	CHECK_OK(tide_write_log_set(log, 0, 8192, fresh, &err), &err);
+	CHECK_EQ_U64(tide_bitmap_count(fresh), 1);
+	for (int i = 0; i < 2; i++) {
+		TIDE_AUTOBITMAP struct tide_bitmap *bm = contents(log, G);
+
+		CHECK_EQ_U64(tide_bitmap_count(bm), 3);
+		CHECK(tide_bitmap_test(bm, 4096) && tide_bitmap_test(bm, 600 * M));
+		log = reopen(log);
+	}
+	tide_write_log_close(log);
+}
+
+/* ---- whose, and where ---- */
+
+static void put_file(const char *path, const char *text, size_t len)
+{
+	int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+
+	CHECK(fd >= 0 && write(fd, text, len) == (ssize_t)len);
+	close(fd);
+}
+
+static void test_foreign(void)
+{
+	static const struct {
+		const char *text;
+		size_t len;
+		int rc;
+	} rows[] = {
+		{ "", 0, -1 },
+		{ "\x89TL", 3, -1 },
+		{ TIDE_WRITE_LOG_MAGIC, 8, -1 },
+		{ "?TLOG\r\n\x1a\1\0\0\0\0\2\0\0", 16, -1 },
+		{ "?TLOG\r\n\x1a\2\0\0\0\0\2\0\0", 16, 2 },
+		{ "x", 1, 2 },
+		{ "2026-11-28 10:00:00 started\n", 28, 2 },
+	};
+
+	for (size_t i = 0; i < TIDE_ARRAY_SIZE(rows); i++) {
+		struct tide_error err = TIDE_ERROR_INIT;
+		struct tide_write_log *log;
+
+		UNIT_ROW("row %zu", i);
+		put_file(log_path(), rows[i].text, rows[i].len);
+		CHECK_EQ_I64(tide_write_log_open(log_path(), &log, &err), rows[i].rc);
+		CHECK(!log && (rows[i].rc == 2 || err.code == TIDE_E_CORRUPT));
+		tide_error_release(&err);
+	}
+}
+
+/* A log removes and replaces nothing but itself. */
+static void test_name(void)
+{
+	struct tide_write_log *log = make(M, 16, false, 0), *second = NULL;
+	struct tide_write_log_header h = { .shift = 16, .disk_size = M, .state = { .token = 1 } };
+	struct tide_error err = TIDE_ERROR_INIT;
+
+	CHECK_EQ_I64(tide_write_log_create(log_path(), &h, STDIN_FILENO, &second, &err), -1);
+	CHECK(err.sys == EEXIST && strstr(err.hint, "move it away"));
+	tide_error_release(&err);
+	unlink(log_path());
+	put_file(log_path(), "other", 5);
+	tide_write_log_unlink(log);
+	CHECK(access(log_path(), F_OK) == 0);
+	tide_write_log_close(log);
+	log = make(M, 16, false, 0);
+	tide_write_log_unlink(log);
+	CHECK(access(log_path(), F_OK) < 0);
+	tide_write_log_close(log);
+}
+
+/* Bits that are not durable count only in the file into which they were written. */
+static void test_copy(void)
+{
+	for (int durable = 0; durable < 2; durable++) {
+		struct tide_write_log *log = make(M, 16, durable, 0);
+		char bytes[8192];
+		int fd = open(log_path(), O_RDONLY);
+
+		UNIT_ROW("durable %d", durable);
+		log = reopen(log);
+		CHECK(!tide_write_log_why_lost(log) || strstr(tide_write_log_why_lost(log), "kernel"));
+		CHECK_EQ_I64(pread(fd, bytes, sizeof(bytes), 0), sizeof(bytes));
+		unlink(log_path());
+		put_file(log_path(), bytes, sizeof(bytes));
+		log = reopen(log);
+		CHECK_EQ_I64(tide_write_log_why_lost(log) != NULL, !durable);
+		tide_write_log_close(log);
+		close(fd);
+	}
+}
+
 /* ---- threads ---- */
 
 enum { THREADS = 8, ROUNDS = 400 };
@@ -251,6 +379,11 @@ int main(void)
 	UNIT_RUN(test_bits);
 	UNIT_RUN(test_fresh);
 	UNIT_RUN(test_every_byte_of_the_header);
+	UNIT_RUN(test_cut_file);
+	UNIT_RUN(test_continued);
+	UNIT_RUN(test_foreign);
+	UNIT_RUN(test_name);
+	UNIT_RUN(test_copy);
 	UNIT_RUN(test_threads);
 	return unit_done();
 }
