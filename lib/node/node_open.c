@@ -98,6 +98,15 @@ static int open_image(struct tide_node *node, struct tide_sink *sink, struct tid
 	return 0;
 }
 
+/* A write gives the image a new stamp, so the user's word for the bitmaps is stored with it, before the write. */
+static void trust(struct tide_node *node)
+{
+	for (size_t i = 0; i < node->in_sidecar.list->n; i++)
+		node->in_sidecar.list->items[i]->untracked = false;
+	node->in_sidecar.is_dirty = true;
+	node->untracked = false;
+}
+
 static int distrust(struct tide_node *node)
 {
 	node->untracked = true;
@@ -106,7 +115,7 @@ static int distrust(struct tide_node *node)
 	return 0;
 }
 
-static int check_stamp(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
+static int compare_stamp(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
 {
 	int held;
 
@@ -132,6 +141,19 @@ static int check_stamp(struct tide_node *node, struct tide_sink *sink, struct ti
 	if (tide_stamp_is_equal(tide_image_stamp(node->image), &node->in_sidecar.list->stamp))
 		return 0;
 	return distrust(node);
+}
+
+static int check_stamp(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
+{
+	bool was_untracked = false;
+
+	if (compare_stamp(node, sink, err) < 0)
+		return -1;
+	for (size_t i = 0; i < node->in_sidecar.list->n; i++)
+		was_untracked |= node->in_sidecar.list->items[i]->untracked;
+	if (node->ignore_stamp && node->mode == TIDE_NODE_WRITE_DATA && was_untracked)
+		trust(node);
+	return 0;
 }
 
 /* Resizes the bitmaps to the disk.  The part that was added is dirty, because no bitmap recorded its writes. */

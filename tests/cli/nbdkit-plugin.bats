@@ -517,3 +517,18 @@ small_btrfs() {
 	local file
 	for file in "$ROOT"/lib/*/*.c; do cmp "$file" "fs/3/${file##*/}"; done
 }
+
+@test "ignore-stamp=true vouches for all bitmaps" {
+	image raw
+	touch disk.img
+	serve file=disk.img ignore-stamp=true
+	io 'write -P 2 1M 64K'
+	ended TERM
+	[ ! -s serve.err ] || fail "$(cat serve.err)"
+	bitmap disk.img b '.recording and .count == 65536 and (has("inconsistent") | not)'
+	# It does not hide writes that come later.
+	serve file=disk.img ignore-stamp=true
+	alter
+	ended TERM
+	bitmap disk.img b .inconsistent
+}

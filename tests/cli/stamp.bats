@@ -215,3 +215,21 @@ mapped() {
 		bitmap fs/disk.img b .inconsistent
 	done
 }
+
+@test "--ignore-stamp of image-write vouches for all bitmaps" {
+	local before
+	for before in 'touch disk.img' 'touch disk.img; image-write --pattern 1 disk.img 64K 1 > out'; do
+		rm -f -- disk.img*
+		two_bitmaps
+		eval "$before"
+		inconsistent a
+		attempt image-write --ignore-stamp --pattern 2 disk.img 256K 1
+		assert_equal "$status" 0
+		[ -z "$stderr" ] || fail "$stderr"
+		trusted a
+		trusted b
+		assert_equal "$(dirty disk.img b | tr ' ' '\n' | tail -n 1)" 262144+65536
+		touch disk.img
+		inconsistent a
+	done
+}
