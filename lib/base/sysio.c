@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "error.h"
@@ -38,6 +39,65 @@ int tide_sysio_reopen(int fd, int flags)
 
 	snprintf(name, sizeof(name), "/proc/self/fd/%d", fd);
 	return open(name, flags | O_CLOEXEC | O_NOCTTY);
+}
+
+/* Opens the node that the kernel made for the device; -1: it has none, or it cannot be opened. */
+static int open_kernels_node(const struct stat *dev, int flags)
+{
+	char name[64], text[4096], path[256];
+	struct stat st;
+	ssize_t n;
+	char *at;
+	int fd;
+
+	snprintf(name, sizeof(name), "/sys/dev/block/%u:%u/uevent", major(dev->st_rdev), minor(dev->st_rdev));
+	fd = open(name, O_RDONLY | O_CLOEXEC);
+	n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+	tide_sysio_close(fd);
+	if (n <= 0)
+		return -1;
+	text[n] = '\0';
+	at = strstr(text, "DEVNAME=");
+	if (!at || (at != text && at[-1] != '\n'))
+		return -1;
+	at[strcspn(at, "\n")] = '\0';
+	if ((size_t)snprintf(path, sizeof(path), "/dev/%s", at + strlen("DEVNAME=")) >= sizeof(path) ||
+	    stat(path, &st) < 0 || !S_ISBLK(st.st_mode) || st.st_rdev != dev->st_rdev ||
+	    (st.st_dev == dev->st_dev && st.st_ino == dev->st_ino))
+		return -1;
+	return open(path, flags | O_CLOEXEC | O_NOCTTY);
+}
+
+int tide_sysio_open_disk(const char *path, int flags, struct tide_error *err)
+{
+	int fd = tide_sysio_open(path, flags, err), own;
+	struct stat st;
+
+	if (fd < 0 || fstat(fd, &st) < 0 || !S_ISBLK(st.st_mode))
+		return fd;
+	own = open_kernels_node(&st, flags);
+	if (own < 0)
+		return fd;
+	close(fd);
+	return own;
+}
+
+int tide_sysio_claim(int fd, const char *path, int *claim, struct tide_error *err)
+{
+	struct stat st;
+	int sys;
+
+	*claim = -1;
+	if (fstat(fd, &st) < 0 || !S_ISBLK(st.st_mode))
+		return 0;
+	*claim = tide_sysio_reopen(fd, O_RDONLY | O_EXCL);
+	if (*claim >= 0)
+		return 0;
+	sys = errno;
+	tide_error_set_sys(err, sys, "Could not open '%s'", path);
+	return sys != EBUSY ? -1
+	                    : tide_error_hint(err, "the device is mounted, part of another device, or written by a "
+	                                           "program that opened it through another node");
 }
 
 void tide_sysio_close(int fd)

@@ -14,6 +14,16 @@
 
 /* open(2) with O_CLOEXEC | O_NOCTTY.  The error reads as QEMU's: Could not open 'path': reason. */
 int tide_sysio_open(const char *path, int flags, struct tide_error *err) TIDE_MUST_CHECK;
+/*
+ * The same; but a block device is opened through the kernel's own node in /dev, if it has one, so that all its nodes
+ * share their locks.
+ */
+int tide_sysio_open_disk(const char *path, int flags, struct tide_error *err) TIDE_MUST_CHECK;
+/*
+ * Claims a block device for as long as the new descriptor is open; -1: it is mounted, part of another device, or
+ * claimed. Other files: 0, and *claim is -1.
+ */
+int tide_sysio_claim(int fd, const char *path, int *claim, struct tide_error *err);
 /* Opens the same file again, with other flags (such as O_DIRECT); -1: not possible. */
 int tide_sysio_reopen(int fd, int flags);
 void tide_sysio_close(int fd); /* abandons; -1 is fine */

@@ -47,6 +47,8 @@ void tide_image_close(struct tide_image *image)
 		if (image->own_fd)
 			tide_sysio_close(image->fd);
 		tide_sysio_close(image->data_fd);
+		tide_sysio_close(image->claim_fd);
+		tide_sysio_close(image->data_claim_fd);
 		free(image->data_path);
 		free(image->path);
 		pthread_mutex_destroy(&image->change_lock);

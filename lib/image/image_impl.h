@@ -30,8 +30,9 @@ struct tide_image {
 	int fd; /* is_uri: of a file that is locked in the image's place, or -1 */
 	bool is_uri;
 	bool own_fd;
-	char *data_path; /* the external data file, or NULL */
-	int data_fd;     /* or -1 */
+	char *data_path;             /* the external data file, or NULL */
+	int data_fd;                 /* or -1 */
+	int claim_fd, data_claim_fd; /* keep a block device that is written for this program; or -1 */
 	unsigned flags;
 	const struct tide_image_driver *driver;
 	void *state;

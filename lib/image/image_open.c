@@ -115,7 +115,7 @@ static struct tide_image *image_new(const char *path, struct tide_error *err)
 
 	if (!image)
 		return NULL;
-	image->fd = image->data_fd = -1;
+	image->fd = image->data_fd = image->claim_fd = image->data_claim_fd = -1;
 	pthread_mutex_init(&image->change_lock, NULL);
 	pthread_mutex_init(&image->head_lock, NULL);
 	image->path = tide_mem_strdup(path, err);
@@ -212,7 +212,7 @@ static int open_data_file(struct tide_image *image, const struct tide_image_opti
 	image->data_path = tide_image_find_data_file(image->path, image->info.data_file, options->allow, err);
 	if (!image->data_path)
 		return -1;
-	image->data_fd = tide_sysio_open(image->data_path, (write ? O_RDWR : O_RDONLY) | O_NONBLOCK, err);
+	image->data_fd = tide_sysio_open_disk(image->data_path, (write ? O_RDWR : O_RDONLY) | O_NONBLOCK, err);
 	if (image->data_fd < 0)
 		return tide_error_hint(err, "it is the image's external data file, and nothing can be read without it");
 	if (check_data_file(image, err) < 0)
@@ -221,7 +221,8 @@ static int open_data_file(struct tide_image *image, const struct tide_image_opti
 	    tide_lock_acquire(image->data_fd, write ? TIDE_LOCK_WRITE_HELD : TIDE_LOCK_READ_HELD,
 	                      write ? TIDE_LOCK_WRITE_UNSHARED : TIDE_LOCK_READ_UNSHARED, image->data_path, err) < 0)
 		return -1;
-	if (write && check_consent(image, err) < 0)
+	if (write && (check_consent(image, err) < 0 ||
+	              tide_sysio_claim(image->data_fd, image->data_path, &image->data_claim_fd, err) < 0))
 		return -1;
 	return image->driver->set_data_file(image->state, image->data_fd, err);
 }
@@ -335,6 +336,8 @@ static int open_checked(struct tide_image *image, const struct tide_image_option
 	                      options->write ? TIDE_LOCK_WRITE_UNSHARED : TIDE_LOCK_READ_UNSHARED, image->path,
 	                      err) < 0)
 		return -1;
+	if (options->write && tide_sysio_claim(image->fd, image->path, &image->claim_fd, err) < 0)
+		return -1;
 	/* The stamp that counts is taken now that the lock keeps other writers out. */
 	if (tide_stamp_take(image->fd, &image->stamp, err) < 0)
 		return -1;
@@ -378,7 +381,7 @@ static int open_file(const struct tide_image_options *options, const char *real,
 	bool writes = options->write || options->write_later;
 
 	/* O_NONBLOCK: opening a FIFO must not hang; the flag has no effect on files and block devices. */
-	image->fd = tide_sysio_open(real ? real : options->path, (writes ? O_RDWR : O_RDONLY) | O_NONBLOCK, err);
+	image->fd = tide_sysio_open_disk(real ? real : options->path, (writes ? O_RDWR : O_RDONLY) | O_NONBLOCK, err);
 	if (image->fd < 0)
 		return -1;
 	image->own_fd = true;

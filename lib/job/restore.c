@@ -152,15 +152,6 @@ static int check_size(const struct tide_restore *restore, const char *path, stru
 	                                                 : "resize it, or replace it with --overwrite");
 }
 
-/* Refuses a device that is mounted or part of another one, and keeps it from being mounted during the restore. */
-static int claim_device(struct tide_restore *restore, const char *path, struct tide_error *err)
-{
-	if (!restore->is_device || restore->is_uri)
-		return 0;
-	restore->target.old_fd = tide_sysio_open(path, O_RDONLY | O_EXCL, err);
-	return restore->target.old_fd < 0 ? -1 : 0;
-}
-
 static int use_target(struct tide_restore *restore, const struct tide_chain_restore *args, const struct stat *st,
                       struct tide_error *err)
 {
@@ -174,7 +165,7 @@ static int use_target(struct tide_restore *restore, const struct tide_chain_rest
 		return tide_error_set(err, TIDE_E_REFUSED,
 		                      "Could not create '%s': a new image on a block device must be %s", args->target,
 		                      tide_image_raw_driver()->name);
-	if (check_apart(restore, args->target, *st, err) < 0 || claim_device(restore, args->target, err) < 0 ||
+	if (check_apart(restore, args->target, *st, err) < 0 ||
 	    tide_target_bitmaps_find(&restore->bitmaps, args->target, NULL, err) < 0 ||
 	    open_existing(restore, args, err) < 0)
 		return -1;

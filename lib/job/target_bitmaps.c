@@ -16,7 +16,7 @@
 int tide_target_bitmaps_find(struct tide_target_bitmaps *tb, const char *path, const char *override,
                              struct tide_error *err)
 {
-	bool is_uri = tide_image_is_uri(path), nameless;
+	bool is_uri = tide_image_is_uri(path);
 	TIDE_AUTOFREE char *real = is_uri ? NULL : realpath(path, NULL);
 	struct stat st;
 
@@ -24,7 +24,7 @@ int tide_target_bitmaps_find(struct tide_target_bitmaps *tb, const char *path, c
 		return 0;
 	tb->is_device = is_uri || S_ISBLK(st.st_mode);
 	/* A device without a lasting name has no default sidecar path. */
-	tb->sidecar = tide_store_path(real, override, &nameless, tb->is_device && !override ? NULL : err);
+	tb->sidecar = tide_store_path(real, override, &tb->is_nameless, tb->is_device && !override ? NULL : err);
 	return tb->sidecar || (tb->is_device && !override) ? 0 : -1;
 }
 
@@ -95,6 +95,12 @@ int tide_target_bitmaps_distrust(const struct tide_target_bitmaps *tb, const str
 	struct tide_sidecar *sc = NULL;
 	int rc;
 
+	if (tb->is_nameless)
+		tide_event_warning(
+		        sink, tide_image_path(target),
+		        "bitmaps of this device that --sidecar keeps do not record %s; compare it with a backup "
+		        "(bitmap-rescan) before you use them",
+		        job);
 	if (tb->is_device || !tb->sidecar)
 		return 0;
 	rc = tide_store_lock(&store, tb->sidecar, false, err);

@@ -14,13 +14,14 @@
 #include "image/image.h"
 
 struct tide_target_bitmaps {
-	char *sidecar;  /* its path, whether it exists or not; NULL: the target has none */
-	bool is_device; /* a block device or an export: no stamp reveals writes */
+	char *sidecar;    /* its path, whether it exists or not; NULL: the target has none */
+	bool is_device;   /* a block device or an export: no stamp reveals writes */
+	bool is_nameless; /* a device without a default sidecar */
 };
 
-#define TIDE_TARGET_BITMAPS_INIT \
-	{                        \
-		NULL, false      \
+#define TIDE_TARGET_BITMAPS_INIT   \
+	{                          \
+		NULL, false, false \
 	}
 
 /* override: a sidecar in place of the default one, or NULL.  A target that does not exist has no sidecar. */
@@ -34,7 +35,8 @@ int tide_target_bitmaps_format(const struct tide_target_bitmaps *tb, const char 
                                struct tide_error *err);
 /* Refuses a device with a bitmap that records or is busy.  The target must be locked. */
 int tide_target_bitmaps_check(const struct tide_target_bitmaps *tb, const char *path, struct tide_error *err);
-/* Makes the bitmaps inconsistent; called before the first write.  job: its noun and article, for the warning. */
+/* Makes the bitmaps inconsistent, or says that this is impossible; called before the first write.  job: its noun and
+ * article, for the warning. */
 int tide_target_bitmaps_distrust(const struct tide_target_bitmaps *tb, const struct tide_image *target, const char *job,
                                  struct tide_sink *sink, struct tide_error *err);
 void tide_target_bitmaps_release(struct tide_target_bitmaps *tb);

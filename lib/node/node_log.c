@@ -324,7 +324,7 @@ int tide_node_log_open(struct tide_node *node, struct tide_sink *sink, struct ti
 bool tide_node_log_is_live(const struct tide_node *node)
 {
 	TIDE_AUTOFREE char *path = node->sidecar_path ? log_path(node, NULL) : NULL;
-	TIDE_AUTOCLOSE int fd = path ? tide_sysio_open(node->path, O_RDONLY | O_NONBLOCK, NULL) : -1;
+	TIDE_AUTOCLOSE int fd = path ? tide_sysio_open_disk(node->path, O_RDONLY | O_NONBLOCK, NULL) : -1;
 	struct tide_write_log *log;
 	uint64_t token;
 

@@ -385,6 +385,17 @@ written_to() {
 	[[ $stderr == *'nothing differs'* ]]
 }
 
+@test "a block device without a default sidecar: a warning about its bitmaps elsewhere" {
+	chain 1M
+	truncate -s 1M dev.img
+	loop dev.img
+	ok bitmap-add --sidecar s "$loop" b
+	restored chain-restore --in-place 2.qcow2 "$loop"
+	[[ $stderr == *'that --sidecar keeps do not record a restore'* ]] || fail "$stderr"
+	restored chain-restore --in-place 2.qcow2 "$loop"
+	[[ $stderr != *'do not record'* ]] || fail "$stderr"
+}
+
 @test "--dry-run restores nothing" {
 	chain 1M
 	unchanged ok chain-restore --dry-run 2.qcow2 restored.img

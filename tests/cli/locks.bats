@@ -198,3 +198,45 @@ test_busy() {
 	assert_equal "$status" 1
 	[[ $stderr == *disk.img* ]]
 }
+
+@test "two nodes of one block device are one image" {
+	[ "$(id -u)" -eq 0 ] || skip 'makes device nodes'
+	truncate -s 8M dev.img
+	loop dev.img
+	mknod node2 b $((0x$(stat -c %t "$loop"))) $((0x$(stat -c %T "$loop"))) || skip 'cannot make device nodes'
+	blockdev --getsize64 node2 > size 2> size.err || skip 'cannot open device nodes here'
+	ok bitmap-add --sidecar s "$loop" b
+	mkfifo input
+	image-write --sidecar s "$loop" 0 5M < input > bg.out 2> bg.err 3>&- &
+	bg=$!
+	bg_pids+=("$bg")
+	exec 7> input
+	noise 4M >&7
+	eventually test -e s.log
+	refused_like 'Failed to get.*lock' image-write --sidecar s --pattern 7 ./node2 6M 64K
+	refused_like 'Failed to get.*lock' backup-run -F raw ./node2 copy.img
+	done_ bitmap-list --sidecar s node2
+	[[ $stderr != *interrupted* ]] || fail "$stderr"
+	noise 1M >&7
+	exec 7>&-
+	finish
+	assert_equal "$status" 0
+	ok image-write --sidecar s --pattern 7 ./node2 6M 64K
+	list_with --sidecar s
+	bitmap "$loop" b '.count == 5 * 1048576 + 65536'
+}
+
+@test "a block device that is mounted is not written" {
+	[ "$(id -u)" -eq 0 ] || skip 'mounts'
+	truncate -s 16M dev.img
+	PATH=$PATH:/sbin:/usr/sbin mkfs.ext4 -q dev.img 2> mkfs.err || skip 'no mkfs.ext4'
+	loop dev.img
+	mkdir mnt
+	mount "$loop" mnt 2> mount.err || skip 'cannot mount'
+	mounts+=("$PWD/mnt")
+	ok bitmap-add --sidecar s "$loop" b
+	refused_like 'Device or resource busy' image-write --sidecar s --pattern 1 "$loop" 0 1
+	[[ $stderr == *'is mounted'* ]] || fail "$stderr"
+	truncate -s 16M source.img
+	refused_like 'Device or resource busy' backup-run --mode existing -F raw source.img "$loop"
+}
