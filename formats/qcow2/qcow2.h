@@ -34,6 +34,7 @@
 
 #include <pthread.h>
 
+#include "image/birth.h"
 #include "image/driver.h"
 
 #define TIDE_QCOW2_MAGIC     0x514649fbu
@@ -60,6 +61,12 @@ enum {
 	TIDE_QCOW2_AUTOCLEAR_DATA_FILE_RAW = 1 << 1,
 };
 
+/*
+ * Tidemark's own autoclear flag: nothing has changed the disk since the birth record was written. A program that does
+ * not know an autoclear flag clears it before it changes anything; QEMU does so when it opens the image for writing.
+ */
+#define TIDE_QCOW2_AUTOCLEAR_INTACT (UINT64_C(1) << 62)
+
 enum { TIDE_QCOW2_ZLIB = 0, TIDE_QCOW2_ZSTD = 1 };
 
 enum {
@@ -80,6 +87,10 @@ enum {
 	 * its nanoseconds, then 32 that are 0.
 	 */
 	TIDE_QCOW2_EXT_FINGERPRINT = 0x54494446,
+	/* "TIDB": the birth record of a backup (image/birth.h). */
+	TIDE_QCOW2_EXT_BIRTH = 0x54494442,
+	/* "TIDV": space of an extension that was replaced. */
+	TIDE_QCOW2_EXT_VOID = 0x54494456,
 };
 
 #define TIDE_QCOW2_FINGERPRINT_BYTES   72u
@@ -112,8 +123,10 @@ struct tide_qcow2_header {
 	char *data_file;                     /* the external data file, or NULL */
 	struct tide_fingerprint fingerprint; /* of the backing image; its digits may be empty */
 	uint32_t fingerprint_name;           /* the CRC-32C of the backing name it belongs to */
-	uint32_t n_bitmaps;                  /* 0: none, or not reliable */
-	bool bitmaps_lost; /* a program without support for them has changed the image: they count as gone */
+	size_t birth_len;                    /* 0: no birth record */
+	uint8_t birth[TIDE_BIRTH_BYTES_MAX];
+	uint32_t n_bitmaps; /* 0: none, or not reliable */
+	bool bitmaps_lost;  /* a program without support for them has changed the image: they count as gone */
 	uint64_t bitmap_dir_offset, bitmap_dir_size;
 };
 
@@ -425,9 +438,10 @@ void tide_qcow2_switch_restore_names(struct tide_qcow2 *q, const struct tide_qco
 /* Lock held, before the file is extended for the first time: refuses a file that was cut within its last cluster. */
 int tide_qcow2_ends_check(struct tide_qcow2 *q, struct tide_error *err);
 
-/* ---- qcow2_exact.c: see driver.h ---- */
+/* ---- qcow2_ext.c: see driver.h ---- */
 
-int tide_qcow2_exact_set(void *state, uint64_t size, struct tide_driver_info *info, struct tide_error *err);
+int tide_qcow2_ext_set_exact_size(void *state, uint64_t size, struct tide_driver_info *info, struct tide_error *err);
+int tide_qcow2_ext_set_birth(void *state, const struct tide_birth *birth, struct tide_error *err);
 
 /* ---- qcow2_check.c: see driver.h ---- */
 
@@ -465,6 +479,8 @@ int tide_qcow2_check_failed(const struct tide_qcow2 *q, struct tide_error *err);
 int tide_qcow2_flush_locked(struct tide_qcow2 *q, struct tide_error *err); /* lock held */
 /* Lock held, before each change: prepares the file, refuses after a failure, flushes when memory is full. */
 int tide_qcow2_flush_prepare(struct tide_qcow2 *q, struct tide_error *err);
+/* The same before a change that leaves the disk as it is. */
+int tide_qcow2_flush_prepare_meta(struct tide_qcow2 *q, struct tide_error *err);
 
 /* ---- qcow2_alloc.c: the same questions for in-place and new images; lock held ---- */
 

@@ -191,10 +191,8 @@ int tide_qcow2_flush_image(void *state, struct tide_error *err)
 	return rc;
 }
 
-/* A program must clear the autoclear flags of features it does not know before its first change. */
-static int clear_features(struct tide_qcow2 *q, struct tide_error *err)
+static int keep_features(struct tide_qcow2 *q, uint64_t kept, struct tide_error *err)
 {
-	uint64_t kept = q->header.autoclear & (TIDE_QCOW2_AUTOCLEAR_BITMAPS | TIDE_QCOW2_AUTOCLEAR_DATA_FILE_RAW);
 	uint8_t buf[8];
 
 	if (q->header.version < 3 || kept == q->header.autoclear)
@@ -207,11 +205,20 @@ static int clear_features(struct tide_qcow2 *q, struct tide_error *err)
 	return 0;
 }
 
+/* A program must clear the autoclear flags of features it does not know before its first change. */
+static int clear_unknown(struct tide_qcow2 *q, struct tide_error *err)
+{
+	return keep_features(q,
+	                     q->header.autoclear & (TIDE_QCOW2_AUTOCLEAR_BITMAPS | TIDE_QCOW2_AUTOCLEAR_DATA_FILE_RAW |
+	                                            TIDE_QCOW2_AUTOCLEAR_INTACT),
+	                     err);
+}
+
 /* Extends the file to whole clusters, so that writes near its end need no special care. */
 static int make_ready(struct tide_qcow2 *q, struct tide_error *err)
 {
 	if ((q->late && tide_qcow2_check_writable(q, err) < 0) || tide_qcow2_meta_open(q, err) < 0 ||
-	    tide_qcow2_ends_check(q, err) < 0 || clear_features(q, err) < 0)
+	    tide_qcow2_ends_check(q, err) < 0 || clear_unknown(q, err) < 0)
 		return -1;
 	if (!q->is_device) {
 		q->file_size = tide_qcow2_clusters(q, q->file_size) << q->cluster_bits;
@@ -221,7 +228,7 @@ static int make_ready(struct tide_qcow2 *q, struct tide_error *err)
 	return 0;
 }
 
-int tide_qcow2_flush_prepare(struct tide_qcow2 *q, struct tide_error *err)
+int tide_qcow2_flush_prepare_meta(struct tide_qcow2 *q, struct tide_error *err)
 {
 	uint64_t dirty = (q->l2.n_dirty + q->blocks.n_dirty) << q->cluster_bits;
 
@@ -235,4 +242,11 @@ int tide_qcow2_flush_prepare(struct tide_qcow2 *q, struct tide_error *err)
 		return -1;
 	q->touched = true;
 	return 0;
+}
+
+int tide_qcow2_flush_prepare(struct tide_qcow2 *q, struct tide_error *err)
+{
+	if (tide_qcow2_flush_prepare_meta(q, err) < 0)
+		return -1;
+	return q->is_new ? 0 : keep_features(q, q->header.autoclear & ~TIDE_QCOW2_AUTOCLEAR_INTACT, err);
 }

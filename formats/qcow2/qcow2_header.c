@@ -394,6 +394,13 @@ static void read_fingerprint(const uint8_t *data, uint32_t len, struct tide_qcow
 	fp->stamp.mtime_nsec = tide_get_be32(data + 104);
 }
 
+/* Checked when it is decoded. */
+static void read_birth(const uint8_t *data, uint32_t len, struct tide_qcow2_header *h)
+{
+	h->birth_len = TIDE_MIN(len, TIDE_BIRTH_BYTES_MAX);
+	memcpy(h->birth, data, h->birth_len);
+}
+
 static int read_extensions(const struct raw *raw, struct tide_qcow2_header *h, struct tide_error *err)
 {
 	uint64_t off = raw->header_length;
@@ -412,6 +419,8 @@ static int read_extensions(const struct raw *raw, struct tide_qcow2_header *h, s
 			read_exact_size(data, len, h);
 		else if (type == TIDE_QCOW2_EXT_FINGERPRINT)
 			read_fingerprint(data, len, h);
+		else if (type == TIDE_QCOW2_EXT_BIRTH)
+			read_birth(data, len, h);
 		if (rc < 0)
 			return -1;
 	}
@@ -530,6 +539,15 @@ static int add_features(const struct tide_qcow2_header *h, struct tide_driver_in
 	               : 0;
 }
 
+static int add_birth(const struct tide_qcow2_header *h, struct tide_driver_info *info, struct tide_error *err)
+{
+	if (tide_birth_decode(h->birth, h->birth_len, &info->birth, err) < 0)
+		return -1;
+	if (info->birth)
+		info->birth->intact = h->autoclear & TIDE_QCOW2_AUTOCLEAR_INTACT;
+	return 0;
+}
+
 int tide_qcow2_header_info(const struct tide_qcow2_header *h, struct tide_driver_info *info, struct tide_error *err)
 {
 	info->size = h->size;
@@ -561,5 +579,5 @@ int tide_qcow2_header_info(const struct tide_qcow2_header *h, struct tide_driver
 			return -1;
 		*info->fingerprint = h->fingerprint;
 	}
-	return add_features(h, info, err);
+	return add_birth(h, info, err) < 0 ? -1 : add_features(h, info, err);
 }

@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/mem.h"
+#include "birth.h"
 
 void tide_driver_bitmaps_free(struct tide_driver_bitmap *bitmaps, size_t n)
 {
@@ -33,6 +34,7 @@ void tide_driver_info_release(struct tide_driver_info *info)
 	free(info->backing_format);
 	free(info->data_file);
 	free(info->fingerprint);
+	tide_birth_free(info->birth);
 	for (size_t i = 0; i < info->n_features; i++) {
 		free(info->features[i].key);
 		free(info->features[i].text);

@@ -36,6 +36,8 @@
  *   set_exact_size  stores the size of the disk that the image is made for, which the format
  *               rounds to its size, and updates *info; each prefix of its writes is a valid image.
  *               Raw files get this length. NULL: the format has no such thing.
+ *   set_birth   stores the birth record in the image itself, durably, and marks the disk as not changed since. 1: it
+ *               has no room. NULL: the format has no place for it.
  *   discard     the range is not needed any more and may read as anything; NULL: zero is used.
  *   pack        compresses one whole cluster, the disk's last one filled up with zeroes, and
  *               changes nothing but its packer: any number of threads, a packer each. The
@@ -122,6 +124,8 @@ struct tide_fingerprint {
 	struct tide_stamp stamp; /* includes its data file's */
 };
 
+struct tide_birth;
+
 struct tide_driver_info {
 	uint64_t size;                        /* of the disk, bytes */
 	uint64_t exact_size;                  /* of the disk it was made for, where the format rounds up; 0: unknown */
@@ -130,6 +134,7 @@ struct tide_driver_info {
 	char *backing_format;                 /* or NULL */
 	char *data_file;                      /* external data file with the disk's bytes, as written, or NULL */
 	struct tide_fingerprint *fingerprint; /* of the backing image when this one was made, or NULL */
+	struct tide_birth *birth;             /* the record in the image itself, or NULL */
 	bool dirty, corrupt;
 	bool may_change;   /* other programs can change the disk although it is open */
 	bool bitmaps_lost; /* it had bitmaps, but a program without support for them has changed it */
@@ -236,6 +241,8 @@ struct tide_image_driver {
 	bool (*can_zero_fast)(void *state, bool may_unmap);
 
 	int (*set_exact_size)(void *state, uint64_t size, struct tide_driver_info *info, struct tide_error *err);
+
+	int (*set_birth)(void *state, const struct tide_birth *birth, struct tide_error *err);
 
 	int (*discard)(void *state, uint64_t off, uint64_t len, struct tide_error *err);
 

@@ -14,6 +14,7 @@
 #include "base/error.h"
 #include "base/lock.h"
 #include "base/sysio.h"
+#include "birth.h"
 
 char *tide_image_resolve(const char *path, const char *name, struct tide_error *err)
 {
@@ -180,6 +181,30 @@ int tide_image_set_exact_size(struct tide_image *image, uint64_t size, struct ti
 	rc = image->driver->set_exact_size(image->state, size, &image->info, err);
 	tide_image_change_end(image, false);
 	return rc < 0 ? tide_error_wrap(err, "'%s'", image->path) : 0;
+}
+
+int tide_image_set_birth(struct tide_image *image, const struct tide_birth *birth, struct tide_error *err)
+{
+	struct tide_birth *copy;
+	int rc;
+
+	if (!image->driver->set_birth)
+		return 1;
+	if (tide_image_check_write(image, err) < 0)
+		return -1;
+	copy = tide_birth_copy(birth, err);
+	if (!copy)
+		return -1;
+	tide_image_change_begin(image, false);
+	rc = image->driver->set_birth(image->state, birth, err);
+	tide_image_change_end(image, false);
+	if (rc != 0) {
+		tide_birth_free(copy);
+		return rc < 0 ? tide_error_wrap(err, "'%s'", image->path) : 1;
+	}
+	tide_birth_free(image->info.birth);
+	image->info.birth = copy;
+	return 0;
 }
 
 const struct tide_driver_info *tide_image_info(const struct tide_image *image)

@@ -92,6 +92,11 @@ bool tide_image_can_resize(const struct tide_image *image);
  * format or a device without one keeps its own.
  */
 int tide_image_set_exact_size(struct tide_image *image, uint64_t size, struct tide_error *err);
+/*
+ * Stores the birth record in an image that is open for writing and flushed. 1: the image has no place for it. Later
+ * writes do not change the record, but it is not `intact` any more.
+ */
+int tide_image_set_birth(struct tide_image *image, const struct tide_birth *birth, struct tide_error *err);
 const struct tide_driver_info *tide_image_info(const struct tide_image *image);
 struct tide_image *tide_image_backing(const struct tide_image *image);
 /* Does it name a backing image outside its directory? If so, others need TIDE_ALLOW_OUTSIDE to open it. */

@@ -80,6 +80,8 @@ void tide_sidecar_free(struct tide_sidecar *sc)
 	for (size_t i = 0; i < sc->n; i++)
 		tide_sidecar_bitmap_free(sc->items[i]);
 	drop_index(sc);
+	tide_birth_free(sc->birth);
+	tide_lineage_last_free(sc->last_full);
 	if (sc->items)
 		free(sc->items - sc->front);
 	free(sc);
@@ -90,6 +92,7 @@ void tide_sidecar_bitmap_free(struct tide_sidecar_bitmap *entry)
 	if (!entry)
 		return;
 	tide_sidecar_bitmap_free(entry->successor);
+	tide_lineage_base_free(entry->base);
 	tide_bitmap_free(entry->bitmap);
 	free(entry->encoded);
 	free(entry->name);
@@ -148,7 +151,10 @@ static struct tide_sidecar_bitmap *copy_bitmap(const struct tide_sidecar_bitmap 
 	to->bitmap = NULL;
 	to->encoded = NULL;
 	to->successor = NULL;
+	to->base = NULL;
 	to->removed = false;
+	if (tide_lineage_base_copy(&to->base, from->base, err) < 0)
+		return NULL;
 	if (from->name && !(to->name = tide_mem_strdup(from->name, err)))
 		return NULL;
 	if (from->group && !(to->group = tide_mem_strdup(from->group, err)))
@@ -178,6 +184,11 @@ struct tide_sidecar *tide_sidecar_copy(const struct tide_sidecar *sc, struct tid
 	to->items = NULL;
 	to->index = NULL;
 	to->n = to->room = to->front = 0;
+	to->birth = NULL;
+	to->last_full = NULL;
+	if ((sc->birth && !(to->birth = tide_birth_copy(sc->birth, err))) ||
+	    tide_lineage_last_copy(&to->last_full, sc->last_full, err) < 0)
+		return NULL;
 	for (size_t i = 0; i < sc->n; i++) {
 		struct tide_sidecar_bitmap *entry = copy_bitmap(sc->items[i], err);
 

@@ -3,6 +3,9 @@
  * through the functions it is given. man/tidemark-sidecar.5 specifies the format, field by field; this is
  * its only implementation.
  *
+ * Lineage: a disk has an identifier, a bitmap may know the backup that it counts from, and the image itself may be a
+ * backup that has a birth record.
+ *
  * Bitmaps are decoded when they are first needed. Until then an entry keeps its checked, encoded chunks,
  * and encoding writes them unchanged, so that a command pays only for the bitmaps it touches.
  */
@@ -12,13 +15,16 @@
 #include "base/stamp.h"
 #include "base/strbuf.h"
 #include "bitmap/bitmap.h"
+#include "image/birth.h"
+#include "lineage.h"
 
 struct tide_sidecar_bitmap {
-	char *name;     /* 1..1023 bytes and a NUL; NULL for a successor */
-	bool enabled;   /* records */
-	bool untracked; /* the image was written without tracking: shown as inconsistent */
-	uint64_t token; /* not 0: busy, owned by the job that holds this lock token */
-	char *group;    /* busy in a group: the absolute path of the group's record (group.h); else NULL */
+	char *name;             /* 1..1023 bytes and a NUL; NULL for a successor */
+	bool enabled;           /* records */
+	bool untracked;         /* the image was written without tracking: shown as inconsistent */
+	uint64_t token;         /* not 0: busy, owned by the job that holds this lock token */
+	char *group;            /* busy in a group: the absolute path of the group's record (group.h); else NULL */
+	struct tide_base *base; /* the backup that it counts from; NULL: unknown, and for a successor */
 	uint64_t granularity;
 	uint64_t count;             /* dirty granules; set by decode, then by callers through _bitmap */
 	struct tide_bitmap *bitmap; /* NULL while still encoded */
@@ -44,9 +50,12 @@ struct tide_sidecar {
 	uint64_t disk_size;                       /* bytes */
 	char format[TIDE_SIDECAR_FORMAT_MAX + 1]; /* of the image, recorded so that it is never probed */
 	struct tide_stamp stamp;
-	uint64_t log;      /* identity of the write log whose bits were added last (write_log.h), or 0 */
-	uint32_t checksum; /* of the header it was decoded from; 0: not on disk */
-	uint64_t writer;   /* not 0: a tracked write is running, by the holder of this lock token */
+	uint64_t log;                     /* identity of the write log whose bits were added last (write_log.h), or 0 */
+	uint32_t checksum;                /* of the header it was decoded from; 0: not on disk */
+	uint64_t writer;                  /* not 0: a tracked write is running, by the holder of this lock token */
+	struct tide_id disk;              /* zero: it has none yet */
+	struct tide_birth *birth;         /* the image is a backup; NULL: no backup, or one with its record inside */
+	struct tide_last_full *last_full; /* or NULL */
 	size_t n, room;
 	struct tide_sidecar_bitmap **items; /* newest first */
 	size_t front;                       /* unused places before items, where new bitmaps go */

@@ -19,11 +19,12 @@
 
 struct decoder {
 	const uint8_t *data;
-	size_t have; /* bytes in data, which include the directory */
+	size_t have; /* bytes in data, which include the directory and the lineage area */
 	size_t len;  /* bytes in the file; the reader supplies those after `have` */
 	const struct tide_sidecar_reader *reader;
 	struct tide_sidecar *sc;
 	uint64_t entry_at, dir_end; /* offset of the next directory entry, and the end of the directory */
+	uint64_t area_len;          /* of the lineage area after the directory, or 0 */
 	uint64_t data_at;           /* where the next entry's chunk records must begin */
 	uint32_t n;                 /* entries so far */
 };
@@ -79,8 +80,8 @@ static int check_header(const struct decoder *d, struct tide_error *err)
 	                                  tide_checksum_crc32c(0, p, TIDE_SIDECAR_AT_HEADER_CRC),
 	                                  tide_get_le32(p + TIDE_SIDECAR_AT_HEADER_CRC)) < 0)
 		return -1;
-	if (tide_get_le64(p + TIDE_SIDECAR_AT_INCOMPATIBLE))
-		return refuse_features(tide_get_le64(p + TIDE_SIDECAR_AT_INCOMPATIBLE), err);
+	if (tide_get_le64(p + TIDE_SIDECAR_AT_INCOMPATIBLE) & ~TIDE_SIDECAR_LINEAGE)
+		return refuse_features(tide_get_le64(p + TIDE_SIDECAR_AT_INCOMPATIBLE) & ~TIDE_SIDECAR_LINEAGE, err);
 	if (tide_get_le64(p + TIDE_SIDECAR_AT_FILE_LEN) != d->len)
 		return tide_error_set(err, TIDE_E_CORRUPT,
 		                      "sidecar: expected %" PRIu64 " bytes according to byte %d, found %zu",
@@ -127,6 +128,25 @@ static int get_stamp(const struct decoder *d, struct tide_error *err)
 	                                       999999999, stamp->mtime_nsec);
 }
 
+/* The area's length and checksum; its content is read when the bitmaps are complete. */
+static int check_area(struct decoder *d, struct tide_error *err)
+{
+	const uint8_t *p = d->data + d->dir_end;
+	uint64_t left = d->len - d->dir_end;
+
+	if (left < TIDE_SIDECAR_AREA_RECORDS || d->have - d->dir_end < TIDE_SIDECAR_AREA_RECORDS)
+		return tide_sidecar_format_bad(err, "lineage length", d->dir_end, TIDE_SIDECAR_AREA_RECORDS, left);
+	d->area_len = tide_get_le32(p + TIDE_SIDECAR_AREA_LEN);
+	if (tide_sidecar_format_check_range(err, "lineage length", d->dir_end, TIDE_SIDECAR_AREA_RECORDS,
+	                                    TIDE_MIN(left, d->have - d->dir_end), d->area_len) < 0)
+		return -1;
+	d->data_at += d->area_len;
+	return tide_sidecar_format_check_crc(
+	        err, "sidecar lineage", d->dir_end,
+	        tide_checksum_crc32c(0, p + TIDE_SIDECAR_AREA_DISK, d->area_len - TIDE_SIDECAR_AREA_DISK),
+	        tide_get_le32(p + TIDE_SIDECAR_AREA_CRC));
+}
+
 static int get_header(struct decoder *d, struct tide_error *err)
 {
 	struct tide_sidecar *sc = d->sc;
@@ -149,9 +169,11 @@ static int get_header(struct decoder *d, struct tide_error *err)
 		return -1;
 	d->entry_at = TIDE_SIDECAR_HEADER_LEN;
 	d->dir_end = d->data_at = TIDE_SIDECAR_HEADER_LEN + (uint64_t)dir_len;
-	return tide_sidecar_format_check_crc(err, "sidecar directory", TIDE_SIDECAR_AT_DIR_CRC,
-	                                     tide_checksum_crc32c(0, p + TIDE_SIDECAR_HEADER_LEN, dir_len),
-	                                     tide_get_le32(p + TIDE_SIDECAR_AT_DIR_CRC));
+	if (tide_sidecar_format_check_crc(err, "sidecar directory", TIDE_SIDECAR_AT_DIR_CRC,
+	                                  tide_checksum_crc32c(0, p + TIDE_SIDECAR_HEADER_LEN, dir_len),
+	                                  tide_get_le32(p + TIDE_SIDECAR_AT_DIR_CRC)) < 0)
+		return -1;
+	return tide_get_le64(p + TIDE_SIDECAR_AT_INCOMPATIBLE) & TIDE_SIDECAR_LINEAGE ? check_area(d, err) : 0;
 }
 
 /* ---- directory --------------------------------------------------------------------- */
@@ -359,7 +381,8 @@ static struct tide_sidecar *decode(struct decoder *d, struct tide_error *err)
 	d->sc = tide_sidecar_new(err);
 	if (!d->sc)
 		return NULL;
-	if (get_header(d, err) == 0 && get_directory(d, err) == 0)
+	if (get_header(d, err) == 0 && get_directory(d, err) == 0 &&
+	    (!d->area_len || tide_sidecar_lineage_get(d->sc, d->data + d->dir_end, d->area_len, d->dir_end, err) == 0))
 		return d->sc;
 	tide_sidecar_free(d->sc);
 	return NULL;
@@ -372,13 +395,25 @@ struct tide_sidecar *tide_sidecar_decode(const void *data, size_t len, struct ti
 	return decode(&d, err);
 }
 
-/* The end of the directory according to the header, which is not checked yet; at most len. */
-static size_t directory_end(const uint8_t *head, size_t have, size_t len)
+/*
+ * The end of the directory, or of the lineage area, according to fields that are not checked yet; at most len. If
+ * more bytes are needed to know it, their end.
+ */
+static size_t head_end(const uint8_t *head, size_t have, size_t len)
 {
+	uint64_t end;
+
 	if (have < TIDE_SIDECAR_HEADER_LEN)
 		return have;
-	return (size_t)TIDE_MIN((uint64_t)len,
-	                        TIDE_SIDECAR_HEADER_LEN + (uint64_t)tide_get_le32(head + TIDE_SIDECAR_AT_DIR_LEN));
+	end = TIDE_SIDECAR_HEADER_LEN + (uint64_t)tide_get_le32(head + TIDE_SIDECAR_AT_DIR_LEN);
+	if (tide_get_le64(head + TIDE_SIDECAR_AT_INCOMPATIBLE) & TIDE_SIDECAR_LINEAGE) {
+		if (end + TIDE_SIDECAR_AREA_RECORDS <= have)
+			end += TIDE_MAX(tide_get_le32(head + end + TIDE_SIDECAR_AREA_LEN),
+			                (uint32_t)TIDE_SIDECAR_AREA_RECORDS);
+		else
+			end += TIDE_SIDECAR_AREA_RECORDS;
+	}
+	return (size_t)TIDE_MIN((uint64_t)len, end);
 }
 
 /* The first `have` bytes of the file. */
@@ -401,13 +436,14 @@ struct tide_sidecar *tide_sidecar_read(const struct tide_sidecar_reader *reader,
 
 	if (!data)
 		return NULL;
-	need = directory_end(data, have, len);
-	if (need > have) {
+	while ((need = head_end(data, have, len)) > have) {
 		free(data);
 		d.data = data = read_head(reader, need, err);
-		d.have = need;
+		if (!data)
+			return NULL;
+		d.have = have = need;
 	}
-	return data ? decode(&d, err) : NULL;
+	return decode(&d, err);
 }
 
 bool tide_sidecar_is_one(const void *head, size_t len)

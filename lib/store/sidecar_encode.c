@@ -83,7 +83,8 @@ struct encoder {
 	size_t base;                              /* start of the sidecar in out */
 	size_t entry;                             /* offset of the next directory entry from base */
 	uint32_t n;                               /* entries so far */
-	size_t head;                              /* length of header and directory, which stay in out */
+	size_t area;                              /* length of the lineage area, or 0 */
+	size_t head;                              /* length of header, directory and lineage area, which stay in out */
 	uint64_t gone;                            /* bytes after the head that were written and have left out */
 	const struct tide_sidecar_writer *writer; /* NULL: everything stays in out */
 };
@@ -199,6 +200,7 @@ static void put_header(const struct encoder *enc, const struct tide_sidecar *sc)
 	memcpy(p + TIDE_SIDECAR_AT_MAGIC, TIDE_SIDECAR_MAGIC, 8);
 	tide_put_le32(p + TIDE_SIDECAR_AT_VERSION, TIDE_SIDECAR_VERSION);
 	tide_put_le32(p + TIDE_SIDECAR_AT_HEADER_LEN, TIDE_SIDECAR_HEADER_LEN);
+	tide_put_le64(p + TIDE_SIDECAR_AT_INCOMPATIBLE, enc->area ? TIDE_SIDECAR_LINEAGE : 0);
 	tide_put_le64(p + TIDE_SIDECAR_AT_COMPATIBLE, sc->compatible);
 	tide_put_le64(p + TIDE_SIDECAR_AT_GENERATION, sc->generation);
 	tide_put_le64(p + TIDE_SIDECAR_AT_FILE_LEN, length(enc));
@@ -236,7 +238,8 @@ static int encode(const struct tide_sidecar *sc, struct encoder *enc, struct tid
 
 	if (dir_len > UINT32_MAX)
 		return tide_error_set(err, TIDE_E_REFUSED, "%zu bitmaps are too many for a sidecar", sc->n);
-	enc->head = TIDE_SIDECAR_HEADER_LEN + (size_t)dir_len;
+	enc->area = tide_sidecar_lineage_is_needed(sc) ? tide_sidecar_lineage_len(sc) : 0;
+	enc->head = TIDE_SIDECAR_HEADER_LEN + (size_t)dir_len + enc->area;
 	add_zeroes(enc->out, enc->head);
 	if (enc->out->failed)
 		return tide_error_set_nomem(err);
@@ -245,6 +248,8 @@ static int encode(const struct tide_sidecar *sc, struct encoder *enc, struct tid
 			return -1;
 	if (enc->out->failed)
 		return tide_error_set_nomem(err);
+	if (enc->area)
+		tide_sidecar_lineage_put(sc, (uint8_t *)enc->out->buf + enc->base + enc->entry);
 	put_header(enc, sc);
 	return 0;
 }

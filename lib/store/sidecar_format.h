@@ -1,9 +1,10 @@
 /*
  * The layout of a sidecar, as man/tidemark-sidecar.5 specifies it: byte offsets, bits and
- * kinds.  Internal to the codec: sidecar_decode.c, sidecar_encode.c, sidecar_chunk.c.
+ * kinds.  Internal to the codec: sidecar_decode.c, sidecar_encode.c, sidecar_chunk.c,
+ * sidecar_lineage.c.
  *
- * Header, directory (one entry a bitmap, a successor after its parent), then each entry's
- * chunk records in the directory's order, without gaps.
+ * Header, directory (one entry a bitmap, a successor after its parent), with a feature bit the lineage area, then each
+ * entry's chunk records in the directory's order, without gaps.
  */
 #ifndef TIDE_SIDECAR_FORMAT_H
 #define TIDE_SIDECAR_FORMAT_H
@@ -41,6 +42,9 @@ enum tide_sidecar_header {
 };
 
 #define TIDE_SIDECAR_STAMP_VALID 0x1u
+
+/* The incompatible feature: the lineage area follows the directory. */
+#define TIDE_SIDECAR_LINEAGE UINT64_C(0x1)
 
 enum tide_sidecar_entry {
 	TIDE_SIDECAR_ENTRY_LEN = 0,
@@ -85,6 +89,14 @@ static inline size_t tide_sidecar_entry_len(size_t name_len, size_t group_len)
 {
 	return (TIDE_SIDECAR_ENTRY_NAME + name_len + (group_len ? 2 + group_len : 0) + 7) & ~(size_t)7;
 }
+
+/* The lineage area: its head, then records.  Each record and the area take a multiple of 8 bytes. */
+enum tide_sidecar_area {
+	TIDE_SIDECAR_AREA_LEN = 0, /* of the whole area */
+	TIDE_SIDECAR_AREA_CRC = 4, /* over the bytes after it */
+	TIDE_SIDECAR_AREA_DISK = 8,
+	TIDE_SIDECAR_AREA_RECORDS = 24,
+};
 
 /* The common forms of messages about damage. */
 static inline int tide_sidecar_format_bad(struct tide_error *err, const char *what, uint64_t at, uint64_t expected,
@@ -135,5 +147,19 @@ int tide_sidecar_chunk_check(const uint8_t *data, size_t len, uint64_t at, uint6
 int tide_sidecar_chunk_load(const uint8_t *data, size_t len, struct tide_bitmap *bm, struct tide_error *err);
 int tide_sidecar_chunk_add(struct tide_strbuf *out, const struct tide_bitmap *bm, uint64_t *next, size_t enough,
                            struct tide_error *err);
+
+/*
+ * The lineage area (sidecar_lineage.c).
+ *
+ * is_needed: does this sidecar have anything to put there?  len: the area's length.  put: its bytes.
+ *
+ * get: checks the area at data, which may have `len` bytes, and moves its content to sc, whose bitmaps are complete. at
+ * is its offset in the file.
+ */
+bool tide_sidecar_lineage_is_needed(const struct tide_sidecar *sc);
+size_t tide_sidecar_lineage_len(const struct tide_sidecar *sc);
+void tide_sidecar_lineage_put(const struct tide_sidecar *sc, uint8_t *out);
+int tide_sidecar_lineage_get(struct tide_sidecar *sc, const uint8_t *data, size_t len, uint64_t at,
+                             struct tide_error *err);
 
 #endif

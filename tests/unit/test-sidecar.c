@@ -143,6 +143,125 @@ static void test_round_trip_many(void)
 	check_round_trip(sc);
 }
 
+static void put_base(struct tide_base **base, unsigned byte, const char *path)
+{
+	struct tide_error err = TIDE_ERROR_INIT;
+	struct tide_id id = { { (uint8_t)byte } };
+
+	*base = tide_lineage_base_new(&id, 1700000000 + byte, path, &err);
+	CHECK_PTR(*base, &err);
+}
+
+/* A sidecar with all that its lineage area can hold. */
+static struct tide_sidecar *make_lineage(void)
+{
+	static struct tide_birth birth = { .id = { { 1 } }, .disk = { { 2 } }, .time = 3, .sync = TIDE_SYNC_TOP };
+	struct tide_sidecar *sc = make_sample();
+	struct tide_error err = TIDE_ERROR_INIT;
+
+	memset(sc->disk.bytes, 0xd1, sizeof(sc->disk.bytes));
+	put_base(&sc->items[0]->base, 7, "/backups/one.qcow2");
+	put_base(&sc->items[2]->base, 8, "/b");
+	memset(sc->items[2]->base->fingerprint, 'a', 64);
+	sc->items[2]->base->paused = (struct tide_stamp){ true, 5, -6, 7 };
+	sc->birth = tide_birth_copy(&birth, &err);
+	sc->last_full = tide_mem_alloc(1, sizeof(*sc->last_full), &err);
+	sc->last_full->stamp = (struct tide_stamp){ true, 1, 2, 3 };
+	sc->last_full->base = (struct tide_base){ .id = { { 9 } }, .time = 10, .path = strdup("/full.img") };
+	return sc;
+}
+
+static void check_same_base(const struct tide_base *a, const struct tide_base *b)
+{
+	if (!CHECK(a && b))
+		return;
+	CHECK(tide_lineage_base_is_same(a, b));
+	CHECK_EQ_I64(a->time, b->time);
+	CHECK_STR(a->path, b->path);
+	CHECK_STR(a->fingerprint, b->fingerprint);
+	CHECK_EQ_U64(a->paused.valid, b->paused.valid);
+	CHECK(!a->paused.valid || tide_stamp_is_equal(&a->paused, &b->paused));
+}
+
+static void test_round_trip_lineage(void)
+{
+	AUTOSIDECAR struct tide_sidecar *sc = make_lineage();
+	AUTOSTRBUF struct tide_strbuf bytes = TIDE_STRBUF_INIT;
+	struct tide_error err = TIDE_ERROR_INIT;
+
+	check_round_trip(sc);
+	encode(sc, &bytes);
+	AUTOSIDECAR struct tide_sidecar *back = decode(&bytes);
+	AUTOSIDECAR struct tide_sidecar *copy = tide_sidecar_copy(back, &err);
+	CHECK_PTR(copy, &err);
+	CHECK(tide_id_is_same(&sc->disk, &copy->disk));
+	check_same_base(sc->items[0]->base, copy->items[0]->base);
+	CHECK(!copy->items[1]->base);
+	check_same_base(sc->items[2]->base, copy->items[2]->base);
+	check_same_base(&sc->last_full->base, &copy->last_full->base);
+	CHECK(tide_stamp_is_equal(&sc->last_full->stamp, &copy->last_full->stamp));
+	CHECK(copy->birth && tide_id_is_same(&sc->birth->id, &copy->birth->id));
+}
+
+/* No byte of the area can change, and no byte of the file can be missing. */
+static void test_lineage_damage(void)
+{
+	AUTOSIDECAR struct tide_sidecar *sc = make_lineage();
+	AUTOSTRBUF struct tide_strbuf bytes = TIDE_STRBUF_INIT;
+	size_t area;
+
+	encode(sc, &bytes);
+	area = HEADER + tide_get_le32((uint8_t *)bytes.buf + 104);
+	for (size_t i = 0; i < tide_get_le32((uint8_t *)bytes.buf + area); i++) {
+		bytes.buf[area + i] ^= 1;
+		AUTOSIDECAR struct tide_sidecar *back = tide_sidecar_decode(bytes.buf, bytes.len, NULL);
+		UNIT_ROW("byte %zu", i);
+		CHECK(!back);
+		bytes.buf[area + i] ^= 1;
+	}
+	for (size_t len = area; len < area + 200; len++) {
+		AUTOSIDECAR struct tide_sidecar *back = tide_sidecar_decode(bytes.buf, len, NULL);
+		UNIT_ROW("cut to %zu", len);
+		CHECK(!back);
+	}
+}
+
+/* Each field of a record is checked, also where the checksum is right. */
+static void test_lineage_fields(void)
+{
+	static const struct {
+		size_t at; /* in the area */
+		unsigned len;
+		uint64_t value;
+		const char *error;
+	} rows[] = {
+		{ 24, 2, 9, "lineage record at byte 336: unknown kind 9" },
+		{ 28, 4, 5000, "length of a lineage record at byte 340: expected 448, found 5000" },
+		{ 28, 4, 4, "length of a bitmap's base at byte 344: expected 8 to 4183, found 4" },
+		{ 28, 4, 88, "base's length at byte 352: expected 81 to 4175, found 80" },
+		{ 32, 8, 3, "number of a base's bitmap at byte 344: expected 0 to 2, found 3" },
+		{ 32 + 8 + 56 + 20, 4, 2, "lineage stamp's flag at byte 428: expected 0 to 1, found 2" },
+		{ 32 + 8 + 56 + 16, 4, 1000000000,
+		  "lineage stamp's nanoseconds at byte 424: expected 0 to 999999999, found 1000000000" },
+		{ 32 + 8 + 80, 1, 0, "base's path at byte 432: expected no NUL, found one" },
+	};
+
+	for (size_t i = 0; i < TIDE_ARRAY_SIZE(rows); i++) {
+		AUTOSIDECAR struct tide_sidecar *sc = make_lineage();
+		AUTOSTRBUF struct tide_strbuf bytes = TIDE_STRBUF_INIT;
+		uint8_t *area;
+
+		encode(sc, &bytes);
+		area = (uint8_t *)bytes.buf + HEADER + tide_get_le32((uint8_t *)bytes.buf + 104);
+		for (unsigned b = 0; b < rows[i].len; b++)
+			area[rows[i].at + b] = (uint8_t)(rows[i].value >> 8 * b);
+		tide_put_le32(area + 4, tide_checksum_crc32c(0, area + 8, tide_get_le32(area) - 8));
+		UNIT_ROW("%s", rows[i].error);
+		check_refused(bytes.buf, bytes.len,
+		              strstr(rows[i].error, "unknown") ? TIDE_E_UNSUPPORTED : TIDE_E_CORRUPT, rows[i].error);
+	}
+}
+
 /* One bitmap of each density, over whole and partial chunks. */
 static void test_round_trip_densities(void)
 {
@@ -645,6 +764,9 @@ int main(void)
 	UNIT_RUN(test_round_trip_sample);
 	UNIT_RUN(test_round_trip_names);
 	UNIT_RUN(test_round_trip_many);
+	UNIT_RUN(test_round_trip_lineage);
+	UNIT_RUN(test_lineage_damage);
+	UNIT_RUN(test_lineage_fields);
 	UNIT_RUN(test_round_trip_densities);
 	UNIT_RUN(test_kind_limits);
 	UNIT_RUN(test_huge_and_sparse);

@@ -1,0 +1,227 @@
+/*
+ * Tidemark's own extensions in the header of an image that exists already: the exact size of the disk, and the birth
+ * record of a backup.
+ *
+ * An extension that the header has is changed in place if the new content fits. Otherwise a new one takes the place of
+ * the end mark. The backing file's name, which follows the extensions, is in the way; it moves first, a copy to free
+ * bytes, then the eight bytes of its offset. Then everything of the extension but its type and length is written, with
+ * a new end mark, and these eight bytes last, over the old end mark; then the old extension, if there is one, gets a
+ * type that means nothing. A sync separates the steps, and after each of them the header is valid.
+ */
+#include <inttypes.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/error.h"
+#include "base/mem.h"
+#include "base/range.h"
+#include "base/sysio.h"
+#include "qcow2.h"
+
+#define EXTENSION_HEAD 8u
+
+enum { AT_BACKING = 8, AT_BACKING_LEN = 16, AT_HEADER_LENGTH = 100 };
+
+/* The first cluster. */
+struct head {
+	const uint8_t *data;
+	uint64_t size;
+	uint64_t name, name_len; /* of the backing file; 0, 0: no name */
+	uint64_t found, room;    /* the offset of the extension that is looked for, and the bytes it has; 0: none */
+	uint64_t vacant, space;  /* the same of one that was replaced */
+	uint64_t end;            /* the offset of the end mark */
+};
+
+/* The new content. */
+struct content {
+	uint32_t type;
+	const uint8_t *data;
+	size_t len;
+};
+
+/* Nobody else sees an image that is new, so there the order does not matter. */
+static int write_synced(const struct tide_qcow2 *q, const void *buf, size_t len, uint64_t off, struct tide_error *err)
+{
+	if (tide_sysio_pwrite(q->fd, buf, len, off, err) < 0)
+		return -1;
+	return q->is_new ? 0 : tide_sysio_fdatasync(q->fd, err);
+}
+
+static void find(struct head *h, const struct content *c, uint64_t limit)
+{
+	const uint8_t *data = h->data;
+	uint64_t off = h->end, len;
+
+	for (; off + EXTENSION_HEAD <= limit && tide_get_be32(data + off) != TIDE_QCOW2_EXT_END;
+	     off += EXTENSION_HEAD + tide_range_align_up(len, 8)) {
+		uint32_t type = tide_get_be32(data + off);
+
+		len = tide_get_be32(data + off + 4);
+		if (!tide_range_is_within(off + EXTENSION_HEAD, len, limit))
+			continue;
+		if (type == c->type) {
+			h->found = off;
+			h->room = len;
+		} else if (type == TIDE_QCOW2_EXT_VOID && len >= c->len) {
+			h->vacant = off;
+			h->space = len;
+		}
+	}
+	h->end = off;
+}
+
+static int read_head(const struct tide_qcow2 *q, uint8_t *data, const struct content *c, struct head *h,
+                     struct tide_error *err)
+{
+	*h = (struct head){ .data = data, .size = q->cluster_size };
+	if (tide_sysio_pread(q->fd, data, h->size, 0, true, err) < 0)
+		return -1;
+	h->end = q->header.version < 3 ? TIDE_QCOW2_HEADER_V2 : tide_get_be32(data + AT_HEADER_LENGTH);
+	h->name = tide_get_be64(data + AT_BACKING);
+	h->name_len = h->name ? tide_get_be32(data + AT_BACKING_LEN) : 0;
+	if (h->end > h->size || !tide_range_is_within(h->name, h->name_len, h->size))
+		return tide_error_set(err, TIDE_E_CORRUPT,
+		                      "The header has changed since the image was opened: its length is %" PRIu64
+		                      ", the backing file name's offset %" PRIu64,
+		                      h->end, h->name);
+	find(h, c, h->name ? h->name : h->size);
+	return 0;
+}
+
+/* With its head and the end mark. */
+static uint64_t need(const struct content *c)
+{
+	return EXTENSION_HEAD + tide_range_align_up(c->len, 8) + EXTENSION_HEAD;
+}
+
+/* The new offset of the backing file's name. */
+static uint64_t place_name(const struct head *h, const struct content *c)
+{
+	return tide_range_align_up(TIDE_MAX(h->name + h->name_len, h->end + need(c)), 8);
+}
+
+static int move_name(const struct tide_qcow2 *q, const struct head *h, const struct content *c, struct tide_error *err)
+{
+	uint8_t to[8];
+
+	if (!h->name || h->name >= h->end + need(c))
+		return 0;
+	tide_put_be64(to, place_name(h, c));
+	if (write_synced(q, h->data + h->name, h->name_len, place_name(h, c), err) < 0)
+		return -1;
+	return write_synced(q, to, sizeof(to), AT_BACKING, err);
+}
+
+static int retire(const struct tide_qcow2 *q, const struct head *h, struct tide_error *err)
+{
+	uint8_t type[4];
+
+	if (!h->found)
+		return 0;
+	tide_put_be32(type, TIDE_QCOW2_EXT_VOID);
+	return write_synced(q, type, sizeof(type), h->found, err);
+}
+
+/* Into the space of an extension that was replaced, which keeps its length: the content must tell where it ends. */
+static int reuse(const struct tide_qcow2 *q, const struct head *h, const struct content *c, struct tide_error *err)
+{
+	uint8_t type[4];
+
+	tide_put_be32(type, c->type);
+	if (write_synced(q, c->data, c->len, h->vacant + EXTENSION_HEAD, err) < 0)
+		return -1;
+	return write_synced(q, type, sizeof(type), h->vacant, err);
+}
+
+static int insert(const struct tide_qcow2 *q, const struct head *h, const struct content *c, struct tide_error *err)
+{
+	TIDE_AUTOFREE uint8_t *ext = tide_mem_alloc(1, need(c), err);
+	uint64_t last = h->name && h->name < h->end + need(c) ? place_name(h, c) + h->name_len : h->end + need(c);
+
+	if (!ext)
+		return -1;
+	if (last > h->size)
+		return 1;
+	tide_put_be32(ext, c->type);
+	tide_put_be32(ext + 4, (uint32_t)c->len);
+	memcpy(ext + EXTENSION_HEAD, c->data, c->len);
+	if (move_name(q, h, c, err) < 0 ||
+	    write_synced(q, ext + EXTENSION_HEAD, need(c) - EXTENSION_HEAD, h->end + EXTENSION_HEAD, err) < 0)
+		return -1;
+	return write_synced(q, ext, EXTENSION_HEAD, h->end, err);
+}
+
+/* Lock held.  1: the header has no room. */
+static int put(struct tide_qcow2 *q, const struct content *c, struct tide_error *err)
+{
+	TIDE_AUTOFREE uint8_t *data = tide_mem_alloc(1, q->cluster_size, err);
+	struct head h;
+	int rc;
+
+	if (!data || tide_qcow2_flush_prepare_meta(q, err) < 0 || read_head(q, data, c, &h, err) < 0)
+		return -1;
+	if (h.found && h.room >= c->len)
+		return write_synced(q, c->data, c->len, h.found + EXTENSION_HEAD, err);
+	rc = h.vacant ? reuse(q, &h, c, err) : insert(q, &h, c, err);
+	return rc == 0 ? retire(q, &h, err) : rc;
+}
+
+int tide_qcow2_ext_set_exact_size(void *state, uint64_t size, struct tide_driver_info *info, struct tide_error *err)
+{
+	struct tide_qcow2 *q = state;
+	uint64_t now = q->header.exact_size ? q->header.exact_size : q->size;
+	uint8_t exact[8];
+	int rc;
+
+	if (tide_range_align_up(size, 512) != q->size)
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "A disk of %" PRIu64 " bytes is not one of %" PRIu64 " bytes, rounded up", size,
+		                      q->size);
+	if (size == now)
+		return 0;
+	tide_put_be64(exact, size);
+	pthread_mutex_lock(&q->lock);
+	rc = put(q, &(struct content){ TIDE_QCOW2_EXT_EXACT_SIZE, exact, sizeof(exact) }, err);
+	pthread_mutex_unlock(&q->lock);
+	if (rc > 0) {
+		tide_error_set(err, TIDE_E_UNSUPPORTED,
+		               "The image's header has no room for the exact size of the disk, %" PRIu64 " bytes",
+		               size);
+		return tide_error_hint(err, "create an image with larger clusters, or let the command create it");
+	}
+	if (rc == 0)
+		q->header.exact_size = info->exact_size = size;
+	return rc;
+}
+
+static int set_intact(struct tide_qcow2 *q, struct tide_error *err)
+{
+	uint64_t flags = q->header.autoclear | TIDE_QCOW2_AUTOCLEAR_INTACT;
+	uint8_t buf[8];
+
+	if (q->header.version < 3)
+		return 0;
+	tide_put_be64(buf, flags);
+	if (write_synced(q, buf, sizeof(buf), TIDE_QCOW2_AT_AUTOCLEAR, err) < 0)
+		return -1;
+	q->header.autoclear = flags;
+	return 0;
+}
+
+int tide_qcow2_ext_set_birth(void *state, const struct tide_birth *birth, struct tide_error *err)
+{
+	struct tide_qcow2 *q = state;
+	uint8_t bytes[TIDE_BIRTH_BYTES_MAX];
+	struct content c = { TIDE_QCOW2_EXT_BIRTH, bytes, tide_birth_encode(birth, bytes) };
+	int rc;
+
+	pthread_mutex_lock(&q->lock);
+	rc = put(q, &c, err);
+	if (rc == 0) {
+		memcpy(q->header.birth, bytes, c.len);
+		q->header.birth_len = c.len;
+		rc = set_intact(q, err);
+	}
+	pthread_mutex_unlock(&q->lock);
+	return rc;
+}

@@ -1,0 +1,41 @@
+/*
+ * The birth record of a backup: what it is a copy of, when it was made, and which backup it counts from. It travels
+ * with the file: inside a qcow2, beside any other (store/sidecar.h). man/tidemark-backup.5 specifies its bytes.
+ *
+ * A record says what the file was when it was made. `intact` says whether the file is still that: another program that
+ * writes to a qcow2 clears the flag that says so, and a file with a record beside it has a stamp there.
+ */
+#ifndef TIDE_BIRTH_H
+#define TIDE_BIRTH_H
+
+#include <stddef.h>
+
+#include "base/id.h"
+#include "tidemark.h"
+
+#define TIDE_BIRTH_BYTES_MAX 152u
+
+struct tide_birth {
+	struct tide_id id;    /* of this backup; not zero */
+	struct tide_id disk;  /* of the disk it is a copy of */
+	struct tide_id point; /* the same in all backups of one transaction */
+	struct tide_id base;  /* the backup it counts from; zero: unknown, or none */
+	int64_t time;         /* when it was begun, seconds since 1970 */
+	enum tide_sync_mode sync;
+	bool is_part;        /* it holds only what changed since its base */
+	bool is_incomplete;  /* its job failed; the file was kept (bitmap-mode always) */
+	uint64_t exact_size; /* of the disk, bytes */
+	char *device;        /* the id of the disk's device, or NULL */
+	char *bitmap;        /* the name of the bitmap that selected what was copied, or NULL */
+	bool intact;         /* nothing has changed the file since; not stored in the record */
+};
+
+void tide_birth_free(struct tide_birth *birth); /* NULL: nothing */
+struct tide_birth *tide_birth_copy(const struct tide_birth *birth, struct tide_error *err);
+
+/* Puts the record's bytes at out, which has room for TIDE_BIRTH_BYTES_MAX, and returns their number. */
+size_t tide_birth_encode(const struct tide_birth *birth, uint8_t *out);
+/* *birth is NULL if the bytes, which others may follow, are not a valid record of a version that is known. */
+int tide_birth_decode(const uint8_t *data, size_t len, struct tide_birth **birth, struct tide_error *err);
+
+#endif

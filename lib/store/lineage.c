@@ -1,0 +1,75 @@
+/* Bases of bitmaps, and the last full backup: making, copying and comparing them. */
+#include "lineage.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+
+void tide_lineage_base_free(struct tide_base *base)
+{
+	if (base)
+		free(base->path);
+	free(base);
+}
+
+struct tide_base *tide_lineage_base_new(const struct tide_id *id, int64_t time, const char *path,
+                                        struct tide_error *err)
+{
+	struct tide_base *base = tide_mem_alloc(1, sizeof(*base), err);
+
+	if (!base)
+		return NULL;
+	base->id = *id;
+	base->time = time;
+	base->path = tide_mem_strdup(path, err);
+	if (base->path)
+		return base;
+	free(base);
+	return NULL;
+}
+
+int tide_lineage_base_copy(struct tide_base **to, const struct tide_base *from, struct tide_error *err)
+{
+	*to = NULL;
+	if (!from)
+		return 0;
+	*to = tide_lineage_base_new(&from->id, from->time, from->path, err);
+	if (!*to)
+		return -1;
+	(*to)->paused = from->paused;
+	memcpy((*to)->fingerprint, from->fingerprint, sizeof(from->fingerprint));
+	return 0;
+}
+
+bool tide_lineage_base_is_same(const struct tide_base *a, const struct tide_base *b)
+{
+	return a && b && tide_id_is_same(&a->id, &b->id);
+}
+
+void tide_lineage_last_free(struct tide_last_full *last)
+{
+	if (last)
+		free(last->base.path);
+	free(last);
+}
+
+int tide_lineage_last_copy(struct tide_last_full **to, const struct tide_last_full *from, struct tide_error *err)
+{
+	struct tide_last_full *last;
+
+	*to = NULL;
+	if (!from)
+		return 0;
+	last = tide_mem_alloc(1, sizeof(*last), err);
+	if (!last)
+		return -1;
+	*last = *from;
+	last->base.path = tide_mem_strdup(from->base.path, err);
+	if (!last->base.path) {
+		free(last);
+		return -1;
+	}
+	*to = last;
+	return 0;
+}
