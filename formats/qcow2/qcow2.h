@@ -167,7 +167,9 @@ struct tide_qcow2_runs {
 /* A range of the file that holds metadata. */
 struct tide_qcow2_area {
 	uint64_t first, n;
+	uint64_t bytes;
 	const char *what;
+	bool is_snapshot; /* a snapshot's L1 table */
 };
 
 /* A hash set of clusters. */
@@ -234,6 +236,9 @@ struct tide_qcow2 {
 	struct tide_qcow2_cache blocks;
 	uint64_t pack_at; /* where the next compressed cluster begins in the file; 0: in a new cluster */
 	uint64_t cursor;  /* where the search for free clusters continues; new: the end of the allocated clusters */
+	bool guarded;     /* the next two are known */
+	uint64_t floor;   /* clusters before this one are never allocated, whatever their counts are */
+	uint64_t cut;     /* the file must not grow beyond this cluster */
 	struct tide_qcow2_runs free;     /* new: clusters that were released, ascending */
 	struct tide_qcow2_runs deferred; /* in place: clusters that the next flush releases */
 	struct tide_qcow2_meta meta;
@@ -519,6 +524,15 @@ uint64_t tide_qcow2_refcount_max(const struct tide_qcow2 *q);
 /* Gets or sets entry `index` of a refcount block. */
 uint64_t tide_qcow2_refcount_entry(unsigned order, const uint8_t *block, uint64_t index);
 void tide_qcow2_refcount_set_entry(unsigned order, uint8_t *block, uint64_t index, uint64_t count);
+
+/* Is the count of one of the first n clusters lower than `times` has it? */
+int tide_qcow2_refcount_find_low(struct tide_qcow2 *q, const uint8_t *times, uint64_t n, bool *low,
+                                 struct tide_error *err);
+
+/* ---- qcow2_guard.c ---- */
+
+/* Before each allocation in place: finds out, once, which free clusters may be used. */
+int tide_qcow2_guard_open(struct tide_qcow2 *q, struct tide_error *err);
 
 /* ---- qcow2_build.c: new images ---- */
 

@@ -143,7 +143,8 @@ static int add_area(struct tide_qcow2 *q, uint64_t off, uint64_t bytes, const ch
 		m->area = area;
 		m->cap_areas = cap;
 	}
-	m->area[m->n_areas++] = (struct tide_qcow2_area){ off >> q->cluster_bits, n, what };
+	m->area[m->n_areas++] =
+	        (struct tide_qcow2_area){ .first = off >> q->cluster_bits, .n = n, .bytes = bytes, .what = what };
 	return 0;
 }
 
@@ -190,6 +191,8 @@ static int add_snapshots(struct tide_qcow2 *q, struct tide_error *err)
 			                      TIDE_QCOW2_SNAPSHOTS_BYTES_MAX);
 		if (add_area(q, tide_get_be64(head), l1_bytes, "snapshot L1 table", err) < 0)
 			return -1;
+		if (l1_bytes)
+			q->meta.area[q->meta.n_areas - 1].is_snapshot = true;
 	}
 	/* The padding of the last entry may be missing. */
 	return add_area(q, start, TIDE_MIN(off, q->file_size) - start, "snapshot table", err);

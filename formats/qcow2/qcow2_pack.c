@@ -236,6 +236,8 @@ static int begin_counting(struct tide_qcow2 *q, struct tide_error *err)
 		return -1;
 	q->failed = false;
 	q->is_new = q->prepared = false;
+	q->guarded = true;
+	q->cut = UINT64_MAX;
 	return 0;
 }
 

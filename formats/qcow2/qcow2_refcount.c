@@ -168,9 +168,32 @@ int tide_qcow2_refcount_decrease(struct tide_qcow2 *q, uint64_t cluster, bool *i
 	tide_qcow2_cache_set_dirty(&q->blocks, t, true);
 	*is_free = count == 1;
 	if (*is_free) {
-		q->cursor = TIDE_MIN(q->cursor, cluster);
+		q->cursor = TIDE_MIN(q->cursor, TIDE_MAX(cluster, q->floor));
 		if (q->pack_at >> q->cluster_bits == cluster)
 			q->pack_at = 0;
+	}
+	return 0;
+}
+
+int tide_qcow2_refcount_find_low(struct tide_qcow2 *q, const uint8_t *times, uint64_t n, bool *low,
+                                 struct tide_error *err)
+{
+	uint64_t per_block = UINT64_C(1) << q->block_bits;
+	struct tide_qcow2_table *t;
+
+	*low = false;
+	for (uint64_t first = 0; first < n && !*low; first += per_block) {
+		uint64_t part = TIDE_MIN(per_block, n - first);
+
+		if (!has_block(q, first >> q->block_bits)) {
+			*low = !tide_sysio_is_zero(times + first, part);
+			continue;
+		}
+		if (load_block(q, first >> q->block_bits, &t, err) < 0)
+			return -1;
+		for (uint64_t i = 0; i < part && !*low; i++)
+			*low = times[first + i] > 0 &&
+			       tide_qcow2_refcount_entry(q->header.refcount_order, t->data, i) < times[first + i];
 	}
 	return 0;
 }
@@ -213,6 +236,14 @@ static int claim(struct tide_qcow2 *q, uint64_t first, uint64_t n, struct tide_e
 		return tide_error_set(err, TIDE_E_REFUSED,
 		                      "The image file would exceed the format's limit of 2^%u bytes",
 		                      TIDE_QCOW2_HOST_BITS);
+	if (first + n > q->cut) {
+		tide_error_set(err, TIDE_E_CORRUPT,
+		               "The image refers to %" PRIu64 ", which is past the end of its file at %" PRIu64
+		               ": the file was cut",
+		               q->cut << q->cluster_bits, q->file_size);
+		return tide_error_hint(err, "restore the image from a copy: a write would extend the file, and the "
+		                            "lost bytes would become zeroes");
+	}
 	if (end > q->file_size) {
 		if (q->is_device)
 			return tide_error_set_sys(err, ENOSPC, "The device of %" PRIu64 " bytes is full", q->file_size);
@@ -265,6 +296,7 @@ static int grow_reftable(struct tide_qcow2 *q, uint64_t need, struct tide_error 
 
 	while (base > 0 && q->reftable[base - 1] == 0)
 		base--;
+	base = TIDE_MAX(base, tide_range_div_up(q->floor, per_block));
 	need = TIDE_MIN(need + need / 2, reftable_entries_max());
 	for (;;) {
 		clusters = tide_range_div_up(TIDE_MAX(need, base + blocks), per_cluster);
@@ -357,8 +389,11 @@ int tide_qcow2_refcount_alloc(struct tide_qcow2 *q, uint64_t want, uint64_t *fir
                               struct tide_error *err)
 {
 	uint64_t least = TIDE_MIN(want, TIDE_MAX(RUN_BYTES_MIN >> q->cluster_bits, 1));
-	uint64_t at = q->cursor, n;
+	uint64_t at, n;
 
+	if (tide_qcow2_guard_open(q, err) < 0)
+		return -1;
+	at = q->cursor;
 	for (;;) {
 		if (!has_block(q, at >> q->block_bits)) {
 			if (make_block(q, at, err) < 0)
@@ -417,6 +452,7 @@ static int find_row(struct tide_qcow2 *q, uint64_t want, uint64_t *first, uint64
 	*end = 0;
 	for (uint64_t i = q->reftable_entries; i-- > 0 && !*end;)
 		*end = q->reftable[i] ? (i + 1) << q->block_bits : 0;
+	*end = TIDE_MAX(*end, tide_range_align_up(q->floor, UINT64_C(1) << q->block_bits));
 	return 0;
 }
 
@@ -444,6 +480,8 @@ int tide_qcow2_refcount_alloc_row(struct tide_qcow2 *q, uint64_t n, uint64_t *fi
 	uint64_t end;
 	int rc;
 
+	if (tide_qcow2_guard_open(q, err) < 0)
+		return -1;
 	do {
 		rc = find_row(q, n, first, &end, err);
 		if (rc < 0)

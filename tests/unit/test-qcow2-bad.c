@@ -456,6 +456,10 @@ static void test_extended_entries(void)
 		struct sample s;
 		int rc;
 
+		/* Zeroes with such a cluster can be read, but a write would extend the file over it. */
+		if (i % 2 && !text && p[0].value == (COPIED | 0x60000))
+			text = "The image refers to 393216, which is past the end of its file at 393216: the file was "
+			       "cut";
 		UNIT_ROW("%zu, %s", i, text ? text : "fine");
 		memcpy(copy, data, len);
 		for (size_t n = 0; n < 2; n++)
