@@ -7,10 +7,12 @@
  *
  *   declare  says how prepare will open the nodes it needs (tide_node_want); NULL: it opens none with more rights than
  *            reading takes.  All nodes are opened, in one order, before the first action is prepared.
+ *   begin    does what takes long and needs its own node only, before the nodes of all are opened: the comparison of a
+ *            rescan.  It is called only if there are other actions.
  *   decide   for an action that depends on the state of its nodes, which are open by now: appends the steps that
  *            are run in its place.
  *   prepare  does all that can fail: checks, changes bitmaps in memory, makes targets that have no name yet.
- *   image    returns the image that prepare has opened beside the nodes.
+ *   image    returns the image that begin or prepare has opened beside the nodes.
  *   work     does what takes long and makes what the commit will put in place: a restore's copy.
  *   member   says what takes part in the commit (job/commit.h) beside the bitmaps of the nodes: a new image's names.
  *   run      comes after the commit and before the reply: a tracked write.  Nothing can undo it, so it is a transaction
@@ -49,6 +51,8 @@ struct tide_action {
 	const struct tide_qmp_field *fields;
 	size_t args_size;
 	void (*declare)(struct tide_session *session, const struct tide_step *step);
+	/* The step is steps[i]; those before it will change its node. */
+	int (*begin)(struct tide_session *session, struct tide_step *steps, size_t i, struct tide_error *err);
 	int (*decide)(struct tide_txn *txn, const struct tide_step *step, struct tide_error *err);
 	int (*prepare)(struct tide_session *session, struct tide_step *step, struct tide_error *err);
 	struct tide_image *(*image)(const struct tide_step *step);

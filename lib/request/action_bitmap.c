@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "base/mem.h"
 #include "job/rescan.h"
 #include "txn.h"
 
@@ -457,23 +458,156 @@ static int check_no_jobs(const struct tide_node *node, const char *name, struct 
 	return tide_error_hint(err, "compare bitmap '%s' again after that operation", name);
 }
 
+/*
+ * The comparison takes long and needs one node only, so in a transaction that changes others it comes first, before
+ * those are locked.  The node is opened apart for it.  It stays open until the transaction ends, without the lock on
+ * its sidecar, so that nobody writes to the image meanwhile.
+ */
+struct early_rescan {
+	struct tide_node *node;
+	struct tide_bitmap *dirty; /* NULL: not compared yet */
+};
+
+static bool others_change(const struct tide_session *session, const struct tide_node *node)
+{
+	for (size_t i = 0; i < session->n_nodes; i++) {
+		const struct tide_node *other = session->nodes[i];
+
+		if (other != node && other->want.any && other->want.mode != TIDE_NODE_READ)
+			return true;
+	}
+	return false;
+}
+
+/* Prepare reports all that is wrong with the node, and completes what an interrupted program left. */
+static struct tide_node *open_apart(const struct tide_node *node, struct tide_sink *sink)
+{
+	const struct tide_drive drive = {
+		.id = node->id,
+		.path = node->path,
+		.format = node->format,
+		.sidecar = node->sidecar,
+		.ignore_stamp = node->ignore_stamp,
+		.allow = node->allow,
+	};
+	struct tide_error ignored = TIDE_ERROR_INIT;
+	struct tide_node *apart = tide_node_new(&drive, &ignored);
+	void (*warning)(void *data, const char *image, const char *message) = sink->to.warning;
+	int rc = -1;
+
+	sink->to.warning = NULL;
+	if (apart) {
+		apart->want.dry_run = true;
+		rc = tide_node_open(apart, TIDE_NODE_EDIT_BITMAPS, false, sink, &ignored);
+	}
+	sink->to.warning = warning;
+	tide_error_release(&ignored);
+	if (rc == 0)
+		return apart;
+	tide_node_free(apart);
+	return NULL;
+}
+
+/* The granularity that the bitmap will have after the earlier steps; 0: it cannot be rescanned. */
+static uint64_t future_granularity(struct tide_node *node, const struct tide_step *steps, size_t i)
+{
+	const struct tide_bitmap_rescan *args = steps[i].args;
+	struct tide_error ignored = TIDE_ERROR_INIT;
+	struct tide_sidecar_bitmap *entry;
+	uint64_t granularity = 0;
+
+	while (i-- > 0) {
+		const struct tide_bitmap_add *add = steps[i].args;
+
+		if (steps[i].action == &tide_action_bitmap_add && !strcmp(add->node, args->node) &&
+		    !strcmp(add->name, args->name)) {
+			granularity = add->has_granularity ? add->granularity : tide_node_default_granularity(node);
+			return check_granularity(granularity, NULL) == 0 ? granularity : 0;
+		}
+	}
+	entry = tide_node_find_usable(node, args->name, TIDE_BITMAP_WILL_WRITE | TIDE_BITMAP_ALLOW_INCONSISTENT,
+	                              &ignored);
+	if (entry && check_no_jobs(node, args->name, &ignored) == 0)
+		granularity = entry->granularity;
+	tide_error_release(&ignored);
+	return granularity;
+}
+
+static int rescan_begin(struct tide_session *session, struct tide_step *steps, size_t i, struct tide_error *err)
+{
+	const struct tide_bitmap_rescan *args = steps[i].args;
+	struct tide_node *node = tide_session_find(session, args->node);
+	struct early_rescan *early;
+	uint64_t granularity;
+
+	if (!node || !others_change(session, node))
+		return 0;
+	early = steps[i].state = tide_mem_alloc(1, sizeof(*early), err);
+	if (!early)
+		return -1;
+	early->node = open_apart(node, &session->sink);
+	granularity = early->node ? future_granularity(early->node, steps, i) : 0;
+	if (granularity == 0)
+		return 0;
+	if (tide_rescan_run(early->node, args, granularity, &session->sink, &early->dirty, err) < 0)
+		return -1;
+	tide_node_unlock_store(early->node);
+	return 0;
+}
+
+/* 1: *result is what an early comparison found; 0: there was none, or the bitmap is another one by now. */
+static int take_early(struct early_rescan *early, const struct tide_node *node, uint64_t granularity,
+                      struct tide_bitmap **result, struct tide_error *err)
+{
+	if (!early || !early->dirty || tide_bitmap_granularity(early->dirty) != granularity ||
+	    tide_bitmap_size(early->dirty) != tide_image_size(node->image))
+		return 0;
+	if (tide_image_check_unchanged(early->node->image, err) < 0)
+		return -1;
+	*result = early->dirty;
+	early->dirty = NULL;
+	return 1;
+}
+
 static int rescan_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
 {
 	const struct tide_bitmap_rescan *args = step->args;
 	struct tide_node *node = open_node(session, args->node, false, err);
 	struct tide_sidecar_bitmap *entry;
 	struct tide_bitmap *result;
+	int rc;
 
 	/* The disk is read, too. */
 	if (!node || tide_node_open(node, TIDE_NODE_EDIT_BITMAPS, false, &session->sink, err) < 0)
 		return -1;
 	entry = tide_node_find_usable(node, args->name, TIDE_BITMAP_WILL_WRITE | TIDE_BITMAP_ALLOW_INCONSISTENT, err);
-	if (!entry || check_no_jobs(node, args->name, err) < 0 ||
-	    tide_rescan_run(node, args, entry->granularity, &session->sink, &result, err) < 0)
+	if (!entry || check_no_jobs(node, args->name, err) < 0)
+		return -1;
+	rc = take_early(step->state, node, entry->granularity, &result, err);
+	if (rc < 0 || (rc == 0 && tide_rescan_run(node, args, entry->granularity, &session->sink, &result, err) < 0))
 		return -1;
 	tide_node_replace_bitmap(node, entry, result);
 	trust_again(session, node, entry);
 	return 0;
+}
+
+static struct tide_image *rescan_image(const struct tide_step *step)
+{
+	const struct early_rescan *early = step->state;
+
+	return early && early->node ? early->node->image : NULL;
+}
+
+static void rescan_clean(struct tide_step *step)
+{
+	struct early_rescan *early = step->state;
+
+	if (!early)
+		return;
+	tide_bitmap_free(early->dirty);
+	tide_node_free(early->node);
+	free(early);
+	step->state = NULL;
 }
 
 const struct tide_action tide_action_bitmap_rescan = {
@@ -482,7 +616,10 @@ const struct tide_action tide_action_bitmap_rescan = {
 	.fields = rescan_fields,
 	.args_size = sizeof(struct tide_bitmap_rescan),
 	.declare = rescan_declare,
+	.begin = rescan_begin,
 	.prepare = rescan_prepare,
+	.image = rescan_image,
+	.clean = rescan_clean,
 };
 
 /* ---- abort ------------------------------------------------------------------------- */

@@ -298,9 +298,21 @@ static int check_alone(const struct tide_txn *txn, struct tide_error *err)
 	return 0;
 }
 
+static int begin_all(struct tide_txn *txn, struct tide_error *err)
+{
+	if (txn->n < 2)
+		return 0;
+	declare_all(txn);
+	for (size_t i = 0; i < txn->n; i++) {
+		if (txn->steps[i].action->begin && txn->steps[i].action->begin(txn->session, txn->steps, i, err) < 0)
+			return -1;
+	}
+	return 0;
+}
+
 static int prepare_all(struct tide_txn *txn, struct tide_error *err)
 {
-	if (check_alone(txn, err) < 0 || open_nodes(txn, err) < 0 || decide(txn, err) < 0 ||
+	if (check_alone(txn, err) < 0 || begin_all(txn, err) < 0 || open_nodes(txn, err) < 0 || decide(txn, err) < 0 ||
 	    defer_changes(txn, err) < 0)
 		return -1;
 	for (size_t i = 0; i < txn->n; i++) {

@@ -2,9 +2,9 @@
  * The transaction engine; most of its calls are public (tidemark.h).  Every command is a transaction of one or more
  * actions.
  *
- *   prepare all ─► work ─► commit all ─► run ─► reply ─► jobs ─► clean
- *        │ fails     │ fails    │ fails
- *        └───────────┴──────────┴─► the error is the reply; nothing has changed
+ *   begin all ─► prepare all ─► work ─► commit all ─► run ─► reply ─► jobs ─► clean
+ *      │ fails       │ fails     │ fails    │ fails
+ *      └─────────────┴───────────┴──────────┴─► the error is the reply; nothing has changed
  *
  * One exception: work writes the data of a restore to an existing target, which is not undone.
  */

@@ -311,6 +311,55 @@ slow_pair() {
 	bitmap disk.img b .inconsistent
 }
 
+# A transaction that rescans b of disk.img, slowly, and adds a bitmap to second.img.
+slow_transaction() {
+	slow_pair
+	noise 1M 3 > second.img
+	ok bitmap-add second.img s
+	cat > commands <<- END
+		{"execute": "transaction", "arguments": {"actions": [
+			{"type": "block-dirty-bitmap-add", "data": {"node": "second", "name": "n"}},
+			$1
+			{"type": "x-block-dirty-bitmap-rescan",
+			 "data": {"node": "disk", "name": "${2:-b}", "against": "other.img", "against-format": "raw"}}]}}
+	END
+	rm -f trace
+	start strace -D -f -qq -o trace -e trace=pread64 -e inject=pread64:delay_enter=300000 \
+		txn-apply --drive second=second.img --drive disk=disk.img commands
+	eventually grep -q '262144, ' trace
+}
+
+@test "a comparison in a transaction holds no other node's sidecar" {
+	slow_transaction ''
+	done_ timeout 5 bitmap-add second.img m
+	device=second done_ timeout 5 backup-run --sync full --bitmap s --bitmap-mode on-success -F qcow2 second.img s.qcow2
+	bitmap disk.img b '.count == 2097152'
+	finish
+	assert_equal "$status" 0
+	assert_equal "$(dirty disk.img b)" 3145728+65536
+	assert_equal "$(bitmap-list --output=json second.img | jq -r '[.return[].name] | sort | join(" ")')" 'm n s'
+}
+
+@test "a comparison in a transaction, of a bitmap that the transaction adds" {
+	slow_transaction '{"type": "block-dirty-bitmap-add", "data": {"node": "disk", "name": "new", "granularity": 4096}},' new
+	ok timeout 5 bitmap-add second.img m
+	finish
+	assert_equal "$status" 0
+	assert_equal "$(dirty disk.img new)" 3145728+4096
+	assert_equal "$(dirty disk.img b)" 0+2097152
+}
+
+@test "a comparison in a transaction: the image may not change before its end" {
+	slow_transaction ''
+	run -1 qemu-io -f raw -c 'write -q -P 7 5M 512' disk.img
+	[[ $output == *'Failed to get "write" lock'* ]]
+	printf y | put disk.img 5M
+	finish
+	assert_equal "$status" 1
+	[[ $output == *"disk.img' was changed by another program while it was read"* ]]
+	assert_equal "$(bitmap-list --output=json second.img | jq -r '[.return[].name] | sort | join(" ")')" s
+}
+
 @test "usage" {
 	usage bitmap-rescan
 	usage bitmap-rescan --against other.img
