@@ -134,7 +134,7 @@ static struct tide_node *member_node(void *member)
 	return job->node;
 }
 
-static int stage(void *member, struct tide_error *err)
+static int stage(void *member, struct tide_sink *sink, struct tide_error *err)
 {
 	struct tide_backup_job *job = member;
 

@@ -53,7 +53,7 @@ static int stage_all(const struct tide_commit *c, size_t *bad, struct tide_error
 		const struct tide_commit_member *m = places[i].member;
 
 		*bad = places[i].index;
-		if (m->ops->stage(m->self, err) < 0)
+		if (m->ops->stage(m->self, c->sink, err) < 0)
 			return -1;
 	}
 	*bad = 0;
@@ -315,9 +315,14 @@ static struct tide_node *member_node(void *member)
 	return member;
 }
 
-static int stage_node(void *member, struct tide_error *err)
+static int stage_node(void *member, struct tide_sink *sink, struct tide_error *err)
 {
 	return tide_node_stage(member, err);
+}
+
+static int stage_deferred(void *member, struct tide_sink *sink, struct tide_error *err)
+{
+	return tide_node_load_deferred(member, sink, err) < 0 ? -1 : tide_node_stage(member, err);
 }
 
 static unsigned count_node(const void *member)
@@ -355,19 +360,21 @@ static void unlock_node(void *member)
 	tide_node_unlock_store(member);
 }
 
+/* The functions that both kinds of nodes share. */
+#define NODE_OPS                                                                                        \
+	.node = member_node, .count = count_node, .add_to_record = add_node, .recorded = node_recorded, \
+	.unrecorded = node_unrecorded, .commit = commit_node, .is_untouched = node_is_untouched, .unlock = unlock_node
+
 struct tide_commit_member tide_commit_node_member(struct tide_node *node)
 {
-	static const struct tide_commit_ops ops = {
-		.node = member_node,
-		.stage = stage_node,
-		.count = count_node,
-		.add_to_record = add_node,
-		.recorded = node_recorded,
-		.unrecorded = node_unrecorded,
-		.commit = commit_node,
-		.is_untouched = node_is_untouched,
-		.unlock = unlock_node,
-	};
+	static const struct tide_commit_ops ops = { NODE_OPS, .stage = stage_node };
+
+	return (struct tide_commit_member){ &ops, node };
+}
+
+struct tide_commit_member tide_commit_deferred_member(struct tide_node *node)
+{
+	static const struct tide_commit_ops ops = { NODE_OPS, .stage = stage_deferred };
 
 	return (struct tide_commit_member){ &ops, node };
 }
@@ -379,7 +386,7 @@ static struct tide_node *no_node(void *member)
 	return NULL;
 }
 
-static int stage_target(void *member, struct tide_error *err)
+static int stage_target(void *member, struct tide_sink *sink, struct tide_error *err)
 {
 	return tide_target_stage(member, err);
 }

@@ -28,8 +28,9 @@
 struct tide_commit_ops {
 	/* The node whose image leads to the record after a death; NULL: none. */
 	struct tide_node *(*node)(void *member);
-	/* Does everything that can be refused: locks the sidecar, makes all content durable. */
-	int (*stage)(void *member, struct tide_error *err);
+	/* Does everything that can be refused: locks the sidecar, makes all content durable.  The sink takes warnings.
+	 */
+	int (*stage)(void *member, struct tide_sink *sink, struct tide_error *err);
 	/* How many renames and switches are left. */
 	unsigned (*count)(const void *member);
 	/* Adds them to the record, with durable temporary names. */
@@ -65,6 +66,9 @@ struct tide_commit {
 
 /* A node as a member: its changed bitmaps, in either store (node.h). */
 struct tide_commit_member tide_commit_node_member(struct tide_node *node);
+
+/* A node whose changes wait for the end of a group: staging it begins with them (tide_node_load_deferred). */
+struct tide_commit_member tide_commit_deferred_member(struct tide_node *node);
 
 /* A new image as a member: its names.  If the commit fails, the image does not exist. */
 struct tide_commit_member tide_commit_target_member(struct tide_target *target);

@@ -73,73 +73,6 @@ static int copy_all(struct group *g, struct tide_error *err)
 
 /* ---- committing -------------------------------------------------------------------- */
 
-/* A node whose changes wait for the end of the group, as a member of its commit. */
-struct deferred {
-	struct tide_node *node;
-	struct tide_sink *sink;
-};
-
-static struct tide_node *deferred_node(void *member)
-{
-	const struct deferred *d = member;
-
-	return d->node;
-}
-
-static int stage_deferred(void *member, struct tide_error *err)
-{
-	const struct deferred *d = member;
-
-	return tide_node_load_deferred(d->node, d->sink, err) < 0 ? -1 : tide_node_stage(d->node, err);
-}
-
-static unsigned count_deferred(const void *member)
-{
-	return tide_node_count_changes(((const struct deferred *)member)->node);
-}
-
-static int add_deferred(void *member, struct tide_commit_record *record, struct tide_error *err)
-{
-	return tide_node_add_to_record(deferred_node(member), record, err);
-}
-
-static void deferred_recorded(void *member)
-{
-	tide_node_recorded(deferred_node(member));
-}
-
-static void deferred_unrecorded(void *member)
-{
-	tide_node_unrecorded(deferred_node(member));
-}
-
-static int commit_deferred(void *member, struct tide_error *err)
-{
-	return tide_node_commit(deferred_node(member), err);
-}
-
-static bool deferred_is_untouched(const void *member)
-{
-	return tide_node_is_untouched(((const struct deferred *)member)->node);
-}
-
-static void unlock_deferred(void *member)
-{
-	tide_node_unlock_store(deferred_node(member));
-}
-
-static const struct tide_commit_ops deferred_ops = {
-	.node = deferred_node,
-	.stage = stage_deferred,
-	.count = count_deferred,
-	.add_to_record = add_deferred,
-	.recorded = deferred_recorded,
-	.unrecorded = deferred_unrecorded,
-	.commit = commit_deferred,
-	.is_untouched = deferred_is_untouched,
-	.unlock = unlock_deferred,
-};
-
 /* Does a job settle this node's bitmaps?  Then its member commits all changes of the node. */
 static bool is_settled_by_job(const struct group *g, const struct tide_node *node)
 {
@@ -154,21 +87,18 @@ static bool commit_all(struct group *g, struct tide_sink *sink)
 {
 	const struct tide_group_plan *plan = g->plan;
 	TIDE_AUTOFREE struct tide_commit_member *members = tide_mem_alloc(g->n + plan->n_nodes, sizeof(*members), NULL);
-	TIDE_AUTOFREE struct deferred *deferred = tide_mem_alloc(plan->n_nodes + 1, sizeof(*deferred), NULL);
 	struct tide_commit commit = { .members = members, .n = g->n, .sink = sink };
 	struct tide_error err = TIDE_ERROR_INIT;
 	size_t bad = 0;
-	int rc = members && deferred ? 0 : tide_error_set_nomem(&err);
+	int rc = members ? 0 : tide_error_set_nomem(&err);
 
 	for (size_t i = 0; rc == 0 && i < g->n; i++) {
 		tide_backup_succeed(g->jobs[i]);
 		members[i] = tide_backup_member(g->jobs[i]);
 	}
 	for (size_t i = 0; rc == 0 && i < plan->n_nodes; i++) {
-		if (is_settled_by_job(g, plan->nodes[i]))
-			continue;
-		deferred[i] = (struct deferred){ plan->nodes[i], sink };
-		members[commit.n++] = (struct tide_commit_member){ &deferred_ops, &deferred[i] };
+		if (!is_settled_by_job(g, plan->nodes[i]))
+			members[commit.n++] = tide_commit_deferred_member(plan->nodes[i]);
 	}
 	if (rc == 0)
 		rc = tide_commit_run(&commit, &bad, &err);

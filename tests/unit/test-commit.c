@@ -48,12 +48,12 @@ static struct tide_node *member_node(void *member)
 	return m->inner.ops->node(m->inner.self);
 }
 
-static int stage(void *member, struct tide_error *err)
+static int stage(void *member, struct tide_sink *sink, struct tide_error *err)
 {
 	struct member *m = member;
 
 	note(m, 'S');
-	return fail(m, FAILS_STAGE, err) < 0 ? -1 : m->inner.ops->stage(m->inner.self, err);
+	return fail(m, FAILS_STAGE, err) < 0 ? -1 : m->inner.ops->stage(m->inner.self, sink, err);
 }
 
 static unsigned count(const void *member)
@@ -328,6 +328,43 @@ static void test_both_stores(void)
 	}
 }
 
+/* The changes of a node that wait for the end of a group: until its member is committed, the disk has those of before.
+ */
+static void test_deferred(void)
+{
+	for (int fails = 0; fails < 2; fails++) {
+		struct tide_strbuf trace = TIDE_STRBUF_INIT;
+		struct tide_error err = TIDE_ERROR_INIT;
+		struct tide_commit_member member;
+		struct tide_node *node;
+		struct member self;
+		struct sample s;
+
+		UNIT_ROW("%s", fails ? "fails" : "succeeds");
+		begin(&s, "a");
+		node = sample_open(&s, "a", TIDE_NODE_EDIT_BITMAPS);
+		CHECK_OK(tide_node_defer(node, &err), &err);
+		sample_set_bits(tide_node_bitmap_for_change(node, tide_node_find(node, "b", &err), &err), AFTER);
+		CHECK_OK(tide_node_begin_deferred(node, &err), &err);
+		member = tide_commit_node_member(node);
+		CHECK_OK(run(&s, &member, 1, NULL, &err), &err);
+		CHECK_STR(sample_show("a", "b"), "x....... busy");
+		self = (struct member){ tide_commit_deferred_member(node), 'a', fails ? FAILS_COMMIT : NO_FAULT, false,
+			                &trace };
+		member = (struct tide_commit_member){ &ops, &self };
+		CHECK_EQ_I64(run(&s, &member, 1, NULL, &err), fails ? -1 : 0);
+		CHECK_STR(sample_text(&trace), "Sa Ca ua");
+		tide_error_release(&err);
+		if (fails)
+			tide_node_drop_deferred(node, &s.session->sink);
+		tide_node_close(node);
+		CHECK_EQ_U64(count_others(), 0);
+		CHECK_STR(show_completed(&s, "a"), fails ? BEFORE : AFTER);
+		tide_strbuf_release(&trace);
+		sample_end(&s);
+	}
+}
+
 /* A new image and a bitmap: both, or neither. */
 static void test_target(void)
 {
@@ -400,6 +437,7 @@ int main(void)
 	UNIT_RUN(test_steps);
 	UNIT_RUN(test_again);
 	UNIT_RUN(test_both_stores);
+	UNIT_RUN(test_deferred);
 	UNIT_RUN(test_target);
 	UNIT_RUN(test_targets_alone);
 	return unit_done();
