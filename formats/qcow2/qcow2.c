@@ -56,12 +56,6 @@ int tide_qcow2_check_writable(const struct tide_qcow2 *q, struct tide_error *err
 		tide_error_set(err, TIDE_E_CORRUPT, "qcow2: Image is corrupt; cannot be opened read/write");
 		return tide_error_hint(err, "open it for reading only, or repair it: qemu-img check -r all IMAGE");
 	}
-	if (q->header.incompatible & TIDE_QCOW2_INCOMPAT_DIRTY) {
-		tide_error_set(
-		        err, TIDE_E_REFUSED,
-		        "The image was not closed properly and its refcounts are not up to date: it cannot be written");
-		return tide_error_hint(err, "repair it first: qemu-img check -r all IMAGE");
-	}
 	if (q->has_data_file && q->header.snapshots)
 		return tide_error_set(err, TIDE_E_UNSUPPORTED,
 		                      "The image has internal snapshots and an external data file, which cannot hold "

@@ -97,7 +97,7 @@ enum {
 #define TIDE_QCOW2_FINGERPRINT_2_BYTES 112u
 
 /* Offsets of the header fields that are rewritten. */
-enum { TIDE_QCOW2_AT_REFTABLE = 48, TIDE_QCOW2_AT_AUTOCLEAR = 88 };
+enum { TIDE_QCOW2_AT_REFTABLE = 48, TIDE_QCOW2_AT_INCOMPATIBLE = 72, TIDE_QCOW2_AT_AUTOCLEAR = 88 };
 
 #define TIDE_QCOW2_ENTRY_COPIED     (UINT64_C(1) << 63)
 #define TIDE_QCOW2_ENTRY_COMPRESSED (UINT64_C(1) << 62)
@@ -526,10 +526,21 @@ uint64_t tide_qcow2_refcount_entry(unsigned order, const uint8_t *block, uint64_
 void tide_qcow2_refcount_set_entry(unsigned order, uint8_t *block, uint64_t index, uint64_t count);
 
 /* Is the count of one of the first n clusters lower than `times` has it? */
-int tide_qcow2_refcount_find_low(struct tide_qcow2 *q, const uint8_t *times, uint64_t n, bool *low,
+int tide_qcow2_refcount_find_low(struct tide_qcow2 *q, const uint16_t *times, uint64_t n, bool *low,
                                  struct tide_error *err);
 
+/* Sets the counts of the n clusters of the file, and 0 for all after them, and writes the blocks. */
+int tide_qcow2_refcount_set_all(struct tide_qcow2 *q, const uint16_t *times, uint64_t n, struct tide_error *err);
+
+/* ---- qcow2_repair.c ---- */
+
+/* Lock held, before the first change: repairs the reference counts of an image that was not closed properly. */
+int tide_qcow2_repair(struct tide_qcow2 *q, struct tide_error *err);
+
 /* ---- qcow2_guard.c ---- */
+
+/* Counts the references to L2 tables, and from them, for the n clusters of the file; the caller frees them. */
+int tide_qcow2_guard_count(struct tide_qcow2 *q, uint16_t **times, uint64_t *n, struct tide_error *err);
 
 /* Before each allocation in place: finds out, once, which free clusters may be used. */
 int tide_qcow2_guard_open(struct tide_qcow2 *q, struct tide_error *err);

@@ -29,9 +29,9 @@
 #include "qcow2.h"
 
 #define TABLES_BYTES_MAX (UINT64_C(16) << 20)
-/* References are counted in a byte for each cluster, so this is also the memory. Larger files are not searched. */
-#define CLUSTERS_MAX (UINT64_C(1) << 26)
-#define TIMES_MAX    UINT8_MAX
+/* Two bytes for each cluster count its references. Larger files are not searched. */
+#define CLUSTERS_MAX (UINT64_C(1) << 25)
+#define TIMES_MAX    UINT16_MAX
 /* Bytes of a table that are passed over together if they are all zero. */
 #define SKIP 512u
 /* The most bytes of snapshots' L1 tables. */
@@ -42,7 +42,7 @@ struct guard {
 	uint64_t *table; /* the offsets of all L2 tables, one for each L1 entry that refers to it */
 	size_t n, cap;
 	uint64_t clusters; /* of the file */
-	uint8_t *times;    /* references to each cluster; NULL: they are not counted */
+	uint16_t *times;   /* references to each cluster; NULL: they are not counted */
 	uint8_t *buf;
 	uint64_t l1_left; /* bytes of snapshots' L1 tables that may still be read */
 	bool low;         /* a count is too low, or may be */
@@ -134,7 +134,7 @@ static int add_tables(struct guard *g, struct tide_error *err)
 static void refer(struct guard *g, uint64_t cluster, uint64_t times)
 {
 	if (g->times && cluster < g->clusters)
-		g->times[cluster] = (uint8_t)TIDE_MIN(g->times[cluster] + times, (uint64_t)TIMES_MAX);
+		g->times[cluster] = (uint16_t)TIDE_MIN(g->times[cluster] + times, (uint64_t)TIMES_MAX);
 }
 
 /* A compressed cluster, or damage, which is reported when the cluster is read. */
@@ -274,7 +274,7 @@ static int search(struct guard *g, struct tide_error *err)
 	struct tide_qcow2 *q = g->q;
 
 	g->buf = tide_mem_aligned(4096, q->cluster_size, err);
-	g->times = g->clusters <= CLUSTERS_MAX ? tide_mem_alloc(g->clusters, 1, err) : NULL;
+	g->times = g->clusters <= CLUSTERS_MAX ? tide_mem_alloc(g->clusters, sizeof(*g->times), err) : NULL;
 	if (!g->buf || (g->clusters <= CLUSTERS_MAX && !g->times))
 		return -1;
 	g->low = !g->times;
@@ -283,7 +283,7 @@ static int search(struct guard *g, struct tide_error *err)
 	if (see_tables(g, err) < 0)
 		return -1;
 	see_deferred(g);
-	return g->low ? 0 : tide_qcow2_refcount_find_low(q, g->times, g->clusters, &g->low, err);
+	return 0;
 }
 
 /* Are the tables worth reading? *only_cuts: no, but they must be, because the file was perhaps cut. */
@@ -292,6 +292,32 @@ static int decide(const struct guard *g, bool *yes, bool *only_cuts, struct tide
 	*yes = g->q->is_device || g->n <= TABLES_BYTES_MAX >> g->q->cluster_bits;
 	*only_cuts = false;
 	return *yes ? 0 : has_counts_past_end(g, only_cuts, err);
+}
+
+static struct guard start(struct tide_qcow2 *q)
+{
+	return (struct guard){
+		.q = q,
+		.clusters = tide_qcow2_clusters(q, q->file_size),
+		.l1_left = L1_BYTES_MAX,
+		.cut = UINT64_MAX,
+	};
+}
+
+int tide_qcow2_guard_count(struct tide_qcow2 *q, uint16_t **times, uint64_t *n, struct tide_error *err)
+{
+	TIDE_CLEANUP(release) struct guard g = start(q);
+
+	if (add_tables(&g, err) < 0 || search(&g, err) < 0)
+		return -1;
+	if (g.low || g.cut != UINT64_MAX)
+		return tide_error_set(err, TIDE_E_CORRUPT,
+		                      "The references to the file's %" PRIu64 " clusters cannot be counted",
+		                      g.clusters);
+	*times = g.times;
+	*n = g.clusters;
+	g.times = NULL;
+	return 0;
 }
 
 int tide_qcow2_guard_open(struct tide_qcow2 *q, struct tide_error *err)
@@ -310,6 +336,8 @@ int tide_qcow2_guard_open(struct tide_qcow2 *q, struct tide_error *err)
 	if (add_tables(&g, err) < 0 || decide(&g, &yes, &only_cuts, err) < 0)
 		return -1;
 	if ((yes || only_cuts) && search(&g, err) < 0)
+		return -1;
+	if (g.times && !g.low && tide_qcow2_refcount_find_low(q, g.times, g.clusters, &g.low, err) < 0)
 		return -1;
 	q->floor = g.low || !yes ? g.clusters : 0;
 	q->cut = g.cut;

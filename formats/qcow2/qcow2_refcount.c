@@ -175,7 +175,7 @@ int tide_qcow2_refcount_decrease(struct tide_qcow2 *q, uint64_t cluster, bool *i
 	return 0;
 }
 
-int tide_qcow2_refcount_find_low(struct tide_qcow2 *q, const uint8_t *times, uint64_t n, bool *low,
+int tide_qcow2_refcount_find_low(struct tide_qcow2 *q, const uint16_t *times, uint64_t n, bool *low,
                                  struct tide_error *err)
 {
 	uint64_t per_block = UINT64_C(1) << q->block_bits;
@@ -186,7 +186,7 @@ int tide_qcow2_refcount_find_low(struct tide_qcow2 *q, const uint8_t *times, uin
 		uint64_t part = TIDE_MIN(per_block, n - first);
 
 		if (!has_block(q, first >> q->block_bits)) {
-			*low = !tide_sysio_is_zero(times + first, part);
+			*low = !tide_sysio_is_zero(times + first, part * sizeof(*times));
 			continue;
 		}
 		if (load_block(q, first >> q->block_bits, &t, err) < 0)
@@ -196,6 +196,52 @@ int tide_qcow2_refcount_find_low(struct tide_qcow2 *q, const uint8_t *times, uin
 			       tide_qcow2_refcount_entry(q->header.refcount_order, t->data, i) < times[first + i];
 	}
 	return 0;
+}
+
+/* Gives the clusters of one part of the file their counts. */
+static int set_part(struct tide_qcow2 *q, uint64_t index, const uint16_t *times, uint64_t n, struct tide_error *err)
+{
+	struct tide_qcow2_table *t;
+
+	if (load_block(q, index, &t, err) < 0)
+		return -1;
+	for (uint64_t i = 0; i < UINT64_C(1) << q->block_bits; i++) {
+		uint64_t count = i < n ? times[i] : 0;
+
+		if (count > tide_qcow2_refcount_max(q))
+			return tide_error_set(err, TIDE_E_CORRUPT,
+			                      "%" PRIu64 " references to one cluster, at most %" PRIu64
+			                      " can be counted",
+			                      count, tide_qcow2_refcount_max(q));
+		if (tide_qcow2_refcount_entry(q->header.refcount_order, t->data, i) == count)
+			continue;
+		tide_qcow2_refcount_set_entry(q->header.refcount_order, t->data, i, count);
+		tide_qcow2_cache_set_dirty(&q->blocks, t, true);
+	}
+	return 0;
+}
+
+int tide_qcow2_refcount_set_all(struct tide_qcow2 *q, const uint16_t *times, uint64_t n, struct tide_error *err)
+{
+	uint64_t per_block = UINT64_C(1) << q->block_bits, parts = tide_range_div_up(n, per_block);
+
+	for (uint64_t i = q->reftable_entries; i < parts; i++) {
+		if (!tide_sysio_is_zero(times + i * per_block, TIDE_MIN(per_block, n - i * per_block) * sizeof(*times)))
+			return tide_error_set(err, TIDE_E_CORRUPT, "The refcount table ends before the file");
+	}
+	for (uint64_t i = 0; i < q->reftable_entries; i++) {
+		uint64_t first = i * per_block, part = first < n ? TIDE_MIN(per_block, n - first) : 0;
+
+		if (has_block(q, i)) {
+			if (set_part(q, i, times + TIDE_MIN(first, n), part, err) < 0)
+				return -1;
+		} else if (part && !tide_sysio_is_zero(times + first, part * sizeof(*times))) {
+			return tide_error_set(err, TIDE_E_CORRUPT,
+			                      "The file has no refcount block for its part at %" PRIu64,
+			                      first << q->cluster_bits);
+		}
+	}
+	return tide_qcow2_cache_write(&q->blocks, q->fd, false, err);
 }
 
 uint64_t tide_qcow2_refcount_max(const struct tide_qcow2 *q)

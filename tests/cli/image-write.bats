@@ -296,3 +296,51 @@ same_start() {
 		rm -f -- disk.img* input
 	done
 }
+
+# crashed FILE OPTIONS: an image with lazy refcounts and a snapshot, whose writer died; its counts are out of date.
+crashed() {
+	qemu-img create -q -f qcow2 -o "lazy_refcounts=on$2" "$1" 64M
+	qemu-io -f qcow2 -c 'write -q -P 1 0 4M' -c 'write -q -c -P 6 32M 64k' "$1"
+	qemu-img snapshot -c s "$1"
+	run qemu-io -f qcow2 -c 'write -q -P 2 0 1M' -c 'write -q -P 3 8M 1M' -c 'write -q -z 3M 64k' -c flush -c abort "$1"
+	run qemu-img check -q -f qcow2 "$1"
+	[ "$status" -ne 0 ] || fail 'the counts are correct'
+}
+
+@test "reference counts that a crash of QEMU left out of date are repaired" {
+	local options
+	for options in '' ,cluster_size=4096 ,extended_l2=on ,refcount_bits=64 ,cluster_size=512; do
+		rm -f c.qcow2 want.raw
+		crashed c.qcow2 "$options"
+		qemu-img convert -f qcow2 -O raw c.qcow2 want.raw
+		ok image-write --pattern 5 c.qcow2 20M 192K
+		qemu-io -f raw -c 'write -q -P 5 20M 192k' want.raw
+		clean c.qcow2
+		same qcow2 c.qcow2 raw want.raw
+		run -0 qemu-img convert -f qcow2 -l s -O raw c.qcow2 snapshot.raw
+		run -0 qemu-io -f raw -c 'read -P 1 0 4M' -c 'read -P 6 32M 64k' snapshot.raw
+		run -0 qemu-img info --output=json -f qcow2 c.qcow2
+		jq -e '."dirty-flag" == false' <<< "$output"
+	done
+}
+
+@test "a change of bitmaps repairs the counts too, looking does not" {
+	crashed c.qcow2 ''
+	unchanged done_ image-info c.qcow2
+	unchanged done_ bitmap-list c.qcow2
+	unchanged ok bitmap-add --dry-run --store image c.qcow2 b
+	ok bitmap-add --store image c.qcow2 b
+	clean c.qcow2
+}
+
+@test "a crashed image with other damage is not repaired" {
+	crashed c.qcow2 ''
+	local l1 l2
+	l1=$((0x$(od -An -tx1 -j 40 -N 8 c.qcow2 | tr -d ' ')))
+	l2=$((0x$(od -An -tx1 -j "$l1" -N 8 c.qcow2 | tr -d ' ') & ~(1 << 63)))
+	# The last cluster of the disk is in the L1 table.
+	printf '%b' "$(printf '%016x' $((l1 | 1 << 63)) | sed 's/../\\x&/g')" | put c.qcow2 $((l2 + 8 * 1023))
+	unchanged refused_like 'The image was not closed properly, and its reference counts cannot be repaired: data .* overlaps with an L1 table' \
+		image-write --pattern 5 c.qcow2 20M 64K
+	[[ $stderr == *'qemu-img check -r all'* ]]
+}
