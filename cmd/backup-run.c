@@ -14,6 +14,7 @@ enum {
 	BITMAP_MODE,
 	FORMAT,
 	MODE,
+	OVERWRITE,
 	BACKING,
 	SETTINGS,
 	SPEED,
@@ -38,6 +39,7 @@ static const struct poptOption options[] = {
 	  "format of TARGET (default: IMAGE's when it is created, else probed)", OPT_NEW_FORMAT },
 	{ "mode", 0, POPT_ARG_STRING, NULL, MODE,
 	  "create TARGET, or write to an existing one (default: absolute-paths)", "absolute-paths|existing" },
+	{ "overwrite", 0, POPT_ARG_NONE, NULL, OVERWRITE, "replace an existing TARGET", NULL },
 	{ "backing", 0, POPT_ARG_STRING, NULL, BACKING, "the backup that a new TARGET is chained on",
 	  "PATH[,format=FORMAT]" },
 	{ "settings", 'o', POPT_ARG_STRING, NULL, SETTINGS,
@@ -70,6 +72,11 @@ static int parse_choices(const struct opt_line *line, struct tide_backup *args, 
 		return -1;
 	if (opt_has(line, STORE) && sync != TIDE_SYNC_AUTO)
 		return opt_usage(err, "--store can be used only with --sync auto, which creates a missing bitmap");
+	if (opt_has(line, OVERWRITE) && mode == TIDE_MODE_EXISTING)
+		return opt_usage(err,
+		                 "--overwrite replaces the target, --mode existing writes to it: use only one of them");
+	if (!opt_has(line, OVERWRITE) && mode == TIDE_MODE_ABSOLUTE_PATHS)
+		mode = TIDE_MODE_NEW;
 	args->sync = (enum tide_sync_mode)sync;
 	args->store = (enum tide_store_kind)store;
 	args->mode = (enum tide_new_image_mode)mode;

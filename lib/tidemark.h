@@ -289,6 +289,7 @@ enum tide_bitmap_mode {
 enum tide_new_image_mode {
 	TIDE_MODE_ABSOLUTE_PATHS = 0, /* create the target, or replace an existing one */
 	TIDE_MODE_EXISTING,
+	TIDE_MODE_NEW, /* create the target; refuse an existing one.  Not a mode of QMP */
 };
 
 enum tide_on_error {

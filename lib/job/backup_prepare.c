@@ -190,7 +190,8 @@ static int create_target(struct tide_backup_job *job, const struct tide_backup *
 		create.backing_format = info->backing_format;
 	}
 	create.backing = backing;
-	if (tide_target_create(&job->target, args->target, format, &create, source, false, err) < 0)
+	if (tide_target_create(&job->target, args->target, format, &create, source,
+	                       args->mode == TIDE_MODE_NEW ? "write to it with --mode existing" : NULL, err) < 0)
 		return -1;
 	tide_target_warn_outside(&job->target, job->sink, args->target);
 	/* A target that may get a backing image below it later, or that stays although it is incomplete, must store
@@ -214,20 +215,51 @@ static int check_format(struct tide_backup_job *job, const char *name, struct ti
 	return tide_image_check_format(target, name, "-F", err);
 }
 
+/* As in QEMU, to replace a device or an export means to write all of it. */
+static int check_overwrite(const struct tide_backup_job *job, const struct tide_backup *args, bool *is_device,
+                           struct tide_error *err)
+{
+	*is_device = args->mode == TIDE_MODE_ABSOLUTE_PATHS && tide_target_is_device(args->target);
+	if (!*is_device || job->sync == TIDE_SYNC_FULL)
+		return 0;
+	tide_error_set(err, TIDE_E_REFUSED, "Could not create '%s': only a full backup can replace its content",
+	               args->target);
+	return tide_error_hint(err, "to write the changes to it, use --mode existing");
+}
+
+/* A new image on a device would need a size of its own, so only raw is possible there. */
+static int find_device_format(const struct tide_backup_job *job, const struct tide_backup *args, const char **format,
+                              struct tide_error *err)
+{
+	if (tide_image_is_uri(args->target))
+		return 0;
+	if (!*format && tide_image_is_file(job->node->image))
+		*format = tide_image_format_name(job->node->image);
+	if (!*format || tide_image_is_raw_format(*format)) {
+		*format = tide_image_raw_driver()->name;
+		return 0;
+	}
+	tide_error_set(err, TIDE_E_REFUSED, "Could not create '%s': a new image on a block device must be %s",
+	               args->target, tide_image_raw_driver()->name);
+	return tide_error_hint(err, "specify -F %s", tide_image_raw_driver()->name);
+}
+
 static int open_target(struct tide_backup_job *job, const struct tide_backup *args, struct tide_error *err)
 {
 	const char *format = args->format;
+	bool is_device;
 
 	job->exact_size = tide_image_exact_size(job->node->image);
-	if (args->mode == TIDE_MODE_ABSOLUTE_PATHS)
+	if (check_overwrite(job, args, &is_device, err) < 0)
+		return -1;
+	if (args->mode != TIDE_MODE_EXISTING && !is_device)
 		return create_target(job, args, err);
-	if (args->backing)
-		return tide_error_set(err, TIDE_E_REFUSED,
-		                      "Only a new target can be given a backing image, not one of mode 'existing'");
-	if (args->settings)
-		return tide_error_set(err, TIDE_E_REFUSED,
-		                      "Only a new target can be created with settings, not one of mode 'existing'");
-	if (tide_target_bitmaps_find(&job->bitmaps, args->target, job->onto ? job->onto->sidecar : NULL, err) < 0 ||
+	if (args->backing || args->settings)
+		return tide_error_set(err, TIDE_E_REFUSED, "Only a new target can %s, not %s",
+		                      args->backing ? "be given a backing image" : "be created with settings",
+		                      is_device ? "a device or an export" : "one of mode 'existing'");
+	if ((is_device && find_device_format(job, args, &format, err) < 0) ||
+	    tide_target_bitmaps_find(&job->bitmaps, args->target, job->onto ? job->onto->sidecar : NULL, err) < 0 ||
 	    tide_target_bitmaps_format(&job->bitmaps, args->target, &format, err) < 0 ||
 	    tide_target_open(&job->target, args->target, format, job->node->allow, &job->sink->cancelled, err) < 0 ||
 	    check_format(job, args->target, err) < 0)

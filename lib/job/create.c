@@ -106,7 +106,7 @@ static int create(struct tide_target *target, const struct tide_image_create *ar
 	if (create.size > INT64_MAX - 511)
 		return tide_error_set(err, TIDE_E_REFUSED, "Image size must be less than 8 EiB!");
 	create.size = tide_range_align_up(create.size, 512);
-	return tide_target_create(target, args->path, format, &create, NULL, false, err);
+	return tide_target_create(target, args->path, format, &create, NULL, NULL, err);
 }
 
 int tide_create_image(struct tide_target *target, const struct tide_image_create *args, struct tide_error *err)

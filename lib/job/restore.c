@@ -50,7 +50,7 @@ static int create_target(struct tide_restore *restore, const struct tide_chain_r
 
 	if (tide_target_create(&restore->target, args->target,
 	                       args->format ? args->format : tide_image_raw_driver()->name, &create, source,
-	                       !args->overwrite, err) < 0)
+	                       args->overwrite ? NULL : "write only the differences to it with --in-place", err) < 0)
 		return -1;
 	if (args->compress && !tide_image_can_compress(restore->target.image))
 		return tide_error_set(err, TIDE_E_REFUSED, "Compression is not supported for this drive ");

@@ -104,7 +104,24 @@ static int check_place(const char *path, const char *final, struct tide_error *e
 	return tide_error_hint(err, "no device has this name; is it spelled correctly, and attached?");
 }
 
-static int lock_old(struct tide_target *target, const char *path, bool exclusive, struct tide_error *err)
+/* in_place: as in tide_target_create. */
+static int refuse_taken(const char *path, const struct stat *st, const char *in_place, struct tide_error *err)
+{
+	TIDE_AUTOCLOSE int fd = S_ISREG(st->st_mode) ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+
+	/* --overwrite would not help there. */
+	if (fd >= 0 && check_no_sidecar(fd, path, err) < 0)
+		return -1;
+	tide_error_set_sys(err, EEXIST, "Could not create '%s'", path);
+	if (S_ISBLK(st->st_mode))
+		return tide_error_hint(err, "the device is unchanged; write all of it with --overwrite, or %s",
+		                       in_place);
+	return tide_error_hint(
+	        err, "the existing file is unchanged; choose another name, replace it with --overwrite, or %s",
+	        in_place);
+}
+
+static int lock_old(struct tide_target *target, const char *path, const char *in_place, struct tide_error *err)
 {
 	struct stat st;
 
@@ -119,12 +136,8 @@ static int lock_old(struct tide_target *target, const char *path, bool exclusive
 			target->exclusive = true;
 		return 0;
 	}
-	if (exclusive) {
-		tide_error_set_sys(err, EEXIST, "Could not create '%s'", path);
-		return tide_error_hint(
-		        err, "the existing file is unchanged; choose another name, replace it with --overwrite, "
-		             "or write only the differences into it with --in-place");
-	}
+	if (in_place && (S_ISREG(st.st_mode) || S_ISBLK(st.st_mode)))
+		return refuse_taken(path, &st, in_place, err);
 	if (!S_ISREG(st.st_mode))
 		return tide_error_set(err, TIDE_E_REFUSED, "Could not create '%s': it exists and is not a regular file",
 		                      path);
@@ -222,7 +235,7 @@ static bool take_fingerprint(const char *path, const struct tide_driver_create *
 
 /* An export can be written but not created. */
 static int check_can_create(const char *path, const char *format, const struct tide_image_driver *driver,
-                            bool exclusive, struct tide_error *err)
+                            const char *in_place, struct tide_error *err)
 {
 	const struct tide_image_driver *uri_driver = tide_image_uri_driver(path);
 
@@ -233,18 +246,23 @@ static int check_can_create(const char *path, const char *format, const struct t
 	if (uri_driver) {
 		tide_error_set(err, TIDE_E_REFUSED, "Could not create '%s': %s cannot be created, only written", path,
 		               uri_driver->uri_noun);
-		return tide_error_hint(
-		        err, "%s",
-		        exclusive ? "use --in-place to write the differences into it, --overwrite to write all of it"
-		                  : "use --mode existing to write into an existing one");
+		return in_place ? tide_error_hint(err, "write all of it with --overwrite, or %s", in_place)
+		                : tide_error_hint(err, "use --mode existing to write to an existing one");
 	}
 	if (driver->create)
 		return 0;
 	return tide_error_set(err, TIDE_E_REFUSED, "Format driver '%s' does not support image creation", format);
 }
 
+bool tide_target_is_device(const char *path)
+{
+	struct stat st;
+
+	return tide_image_is_uri(path) || (stat(path, &st) == 0 && S_ISBLK(st.st_mode));
+}
+
 int tide_target_create(struct tide_target *target, const char *path, const char *format,
-                       const struct tide_driver_create *options, const struct tide_image *like, bool exclusive,
+                       const struct tide_driver_create *options, const struct tide_image *like, const char *in_place,
                        struct tide_error *err)
 {
 	const struct tide_image_driver *driver = tide_image_find_driver(format);
@@ -256,13 +274,13 @@ int tide_target_create(struct tide_target *target, const char *path, const char 
 		return -1;
 	if (like && !tide_image_is_file(like))
 		like = NULL;
-	if (check_can_create(path, format, driver, exclusive, err) < 0)
+	if (check_can_create(path, format, driver, in_place, err) < 0)
 		return -1;
 	if (options->backing && !driver->has_backing)
 		return tide_error_set(err, TIDE_E_REFUSED, "Backing file not supported for file format '%s'", format);
-	target->exclusive = exclusive;
+	target->exclusive = in_place != NULL;
 	if (check_place(path, final, err) < 0 || check_pinned(final, format, err) < 0 ||
-	    lock_old(target, final, exclusive, err) < 0 || check_not_reserved(final, err) < 0 ||
+	    check_not_reserved(final, err) < 0 || lock_old(target, final, in_place, err) < 0 ||
 	    begin_data_file(target, driver, final, options->settings, like, err) < 0 ||
 	    tide_staged_begin(&target->staged, final, like ? 0600 : default_mode(), err) < 0)
 		return -1;

@@ -28,10 +28,15 @@ struct tide_target {
 		TIDE_STAGED_INIT, TIDE_STAGED_INIT, NULL, -1, false, false \
 	}
 
-/* like: an image whose owner and mode the new file gets; NULL: the default ones.  exclusive: refuses a taken name. */
+/*
+ * like: an image whose owner and mode the new file gets; NULL: the default ones.  in_place: refuses a taken name, and
+ * the hint then suggests this way to write to what exists; NULL: replaces a file.
+ */
 int tide_target_create(struct tide_target *target, const char *path, const char *format,
-                       const struct tide_driver_create *options, const struct tide_image *like, bool exclusive,
+                       const struct tide_driver_create *options, const struct tide_image *like, const char *in_place,
                        struct tide_error *err);
+/* Is it a block device or a URI?  These are not replaced, but written completely. */
+bool tide_target_is_device(const char *path);
 /* allow: enum tide_allow, for the target's own chain.  cancel: as in image.h. */
 int tide_target_open(struct tide_target *target, const char *path, const char *format, unsigned allow,
                      const atomic_bool *cancel, struct tide_error *err);

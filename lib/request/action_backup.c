@@ -340,7 +340,7 @@ static int add_full(struct tide_txn *txn, struct tide_backup *args, bool has_bit
 static int add_incremental(struct tide_txn *txn, const char *path, struct tide_backup *args, struct tide_error *err)
 {
 	args->sync = TIDE_SYNC_INCREMENTAL;
-	if (!args->backing && args->mode == TIDE_MODE_ABSOLUTE_PATHS)
+	if (!args->backing && args->mode != TIDE_MODE_EXISTING)
 		tide_event_warning(
 		        &tide_txn_session(txn)->sink, path,
 		        "the backup is an incremental one and has no backing image: '%s' holds only what has changed",

@@ -49,7 +49,7 @@ no_larger() {
 		for size in 512 1K 4K 64K 512K 2M; do
 			unit=$(numfmt --from=iec $size)
 			((unit > 65536)) || unit=65536
-			backed_up $(((5243392 + unit - 1) / unit * unit)) backup-run --compress -o compression_type=$type \
+			backed_up $(((5243392 + unit - 1) / unit * unit)) backup-run --overwrite --compress -o compression_type=$type \
 				-o cluster_size=$size -F qcow2 disk.img full.qcow2
 			clean full.qcow2
 			same raw disk.img qcow2 full.qcow2
@@ -102,7 +102,7 @@ no_larger() {
 	for size in 0 1 511 512 65536 65537 1000001; do
 		truncate -s $size disk.img
 		[ $size -eq 0 ] || yes 'not so random' | head -c $size | put disk.img 0
-		backed_up $(((size + 65535) / 65536 * 65536)) backup-run --compress -F qcow2 disk.img full.qcow2
+		backed_up $(((size + 65535) / 65536 * 65536)) backup-run --overwrite --compress -F qcow2 disk.img full.qcow2
 		clean full.qcow2
 		same raw disk.img qcow2 full.qcow2
 		ok chain-restore --overwrite full.qcow2 back.img
@@ -115,7 +115,7 @@ no_larger() {
 	local o
 	for o in compat=0.10 refcount_bits=1 refcount_bits=2 refcount_bits=4 refcount_bits=8 refcount_bits=64 \
 		extended_l2=on,cluster_size=16K; do
-		backed_up 2097152 backup-run --compress -F qcow2 -o cluster_size=4K,$o disk.img full.qcow2
+		backed_up 2097152 backup-run --overwrite --compress -F qcow2 -o cluster_size=4K,$o disk.img full.qcow2
 		clean full.qcow2
 		same raw disk.img qcow2 full.qcow2
 	done
@@ -197,7 +197,7 @@ with_workers() {
 			cmp a.qcow2 b.qcow2
 		done
 		for n in 1 2 3; do
-			backed_up 12582912 backup-run --compress -o $o -F qcow2 disk.img b.qcow2
+			backed_up 12582912 backup-run --overwrite --compress -o $o -F qcow2 disk.img b.qcow2
 			cmp a.qcow2 b.qcow2
 		done
 	done

@@ -44,7 +44,7 @@ still_dirty() {
 	dirty_disk 4194304
 	tiny_fs tiny 2m
 	noise 500000 > tiny/old
-	backup_failed write 'No space left on device' 4194304 backup-run -F qcow2 disk.img tiny/old
+	backup_failed write 'No space left on device' 4194304 backup-run --overwrite -F qcow2 disk.img tiny/old
 	assert_equal "$(ls tiny)" old
 	noise 500000 > again
 	cmp again tiny/old

@@ -40,10 +40,10 @@ base_124() {
 	for size in 0 1 511 512 65536 65537 1000001; do
 		truncate -s $size disk.img
 		[ $size -eq 0 ] || noise $size | put disk.img 0
-		backed_up $(((size + 65535) / 65536 * 65536)) backup-run -F qcow2 disk.img full.qcow2
+		backed_up $(((size + 65535) / 65536 * 65536)) backup-run --overwrite -F qcow2 disk.img full.qcow2
 		clean full.qcow2
 		same raw disk.img qcow2 full.qcow2
-		backed_up $(((size + 65535) / 65536 * 65536)) backup-run -F raw disk.img full.img
+		backed_up $(((size + 65535) / 65536 * 65536)) backup-run --overwrite -F raw disk.img full.img
 		same raw disk.img raw full.img
 		cmp -n $size disk.img full.img
 	done
@@ -53,10 +53,10 @@ base_124() {
 	local o
 	for o in compat=0.10 compat=1.1 cluster_size=512 cluster_size=4K cluster_size=2M refcount_bits=1 refcount_bits=64; do
 		qcow2 disk.qcow2 5M -o "$o"
-		backed_up 5242880 backup-run disk.qcow2 full.qcow2
+		backed_up 5242880 backup-run --overwrite disk.qcow2 full.qcow2
 		clean full.qcow2
 		same qcow2 disk.qcow2 qcow2 full.qcow2
-		backed_up 5242880 backup-run -F raw disk.qcow2 full.img
+		backed_up 5242880 backup-run --overwrite -F raw disk.qcow2 full.img
 		same qcow2 disk.qcow2 raw full.img
 	done
 }
@@ -68,7 +68,7 @@ base_124() {
 		cluster_size=4K,compression_type=zstd compression_type=zstd cluster_size=2M,compression_type=zstd; do
 		head -c 3M /dev/zero | tr '\0' 'x' | put disk.img 1M
 		qemu-img convert -c -O qcow2 -o "$o" disk.img disk.qcow2
-		backed_up 5242880 backup-run disk.qcow2 full.qcow2
+		backed_up 5242880 backup-run --overwrite disk.qcow2 full.qcow2
 		clean full.qcow2
 		same raw disk.img qcow2 full.qcow2
 	done
@@ -120,12 +120,52 @@ base_124() {
 	clean x.qcow2 y.qcow2
 }
 
-@test "full: an old file under the target's name is replaced" {
+@test "an existing target is refused without --overwrite, whatever it is" {
+	raw disk.img 1M
+	ok bitmap-add disk.img b
+	ok image-write --pattern 1 disk.img 0 64K
+	backed_up 1048576 backup-run -F qcow2 disk.img full.qcow2
+	noise 3M > other
+	: > empty
+	ok image-create -q -f qcow2 made.qcow2 1M
+	ln -s full.qcow2 soft
+	local t how
+	for t in full.qcow2 other empty made.qcow2 soft; do
+		for how in '' '--mode absolute-paths' '--dry-run' '--sync incremental --bitmap b --backing full.qcow2' \
+			'--sync auto --bitmap b --backing full.qcow2' '--sync auto --bitmap new'; do
+			# shellcheck disable=SC2086 # options are words
+			unchanged refused_like "Could not create '.*': File exists" backup-run $how -F qcow2 disk.img $t
+			[[ $stderr == *'the existing file is unchanged'*'--overwrite'*'--mode existing'* ]]
+		done
+	done
+	bitmap disk.img b '.count == 65536 and (.busy | not)'
+	# The second of two commands that are the same loses nothing.
+	backed_up 65536 backup-run --sync incremental --bitmap b -F qcow2 --backing full.qcow2 disk.img inc.qcow2
+	unchanged refused_like 'File exists' backup-run --sync incremental --bitmap b -F qcow2 --backing full.qcow2 disk.img inc.qcow2
+	ok chain-restore inc.qcow2 restored.img
+	cmp disk.img restored.img
+}
+
+@test "--overwrite replaces an existing target" {
 	raw disk.img 1M
 	noise 3M > full.qcow2
-	backed_up 1048576 backup-run -F qcow2 disk.img full.qcow2
-	clean full.qcow2
-	same raw disk.img qcow2 full.qcow2
+	: > empty.qcow2
+	local t
+	unchanged ok backup-run --dry-run --overwrite -F qcow2 disk.img full.qcow2
+	for t in full.qcow2 empty.qcow2 new.qcow2; do
+		backed_up 1048576 backup-run --overwrite -F qcow2 disk.img $t
+		clean $t
+		same raw disk.img qcow2 $t
+	done
+	unchanged usage backup-run --overwrite --mode existing -F qcow2 disk.img full.qcow2
+	[[ $stderr == *'use only one of them'* ]]
+	# Never what has no content to replace.
+	mkdir dir
+	mkfifo fifo
+	for t in dir fifo; do
+		unchanged refused_like 'exists and is not a regular file' timeout 10 backup-run disk.img $t
+		unchanged refused_like 'exists and is not a regular file' timeout 10 backup-run --overwrite disk.img $t
+	done
 }
 
 @test "full: leaves bitmaps alone" {
@@ -371,7 +411,7 @@ base_124() {
 		for granularity in 4K 64K 128K; do
 			ok bitmap-add -g $granularity disk.img b
 			ok bitmap-mark disk.img b 128K 128K
-			backed_up "$len" backup-run --sync "$sync" --bitmap b --bitmap-mode "$mode" -F qcow2 disk.img x.qcow2
+			backed_up "$len" backup-run --overwrite --sync "$sync" --bitmap b --bitmap-mode "$mode" -F qcow2 disk.img x.qcow2
 			clean x.qcow2
 			bitmap disk.img b ".count == $left and (.busy | not) and .recording"
 			ok bitmap-remove disk.img b
@@ -413,12 +453,12 @@ base_124() {
 @test "--device and --job-id name the job in events" {
 	raw disk.img 1M
 	device=drive0 backed_up 1048576 backup-run -d drive0 disk.img x.img
-	device=j-1.x_2 backed_up 1048576 backup-run -d drive0 --job-id j-1.x_2 disk.img x.img
+	device=j-1.x_2 backed_up 1048576 backup-run --overwrite -d drive0 --job-id j-1.x_2 disk.img x.img
 	cp disk.img my.disk.v2.img
-	device=my backed_up 1048576 backup-run my.disk.v2.img x.img
+	device=my backed_up 1048576 backup-run --overwrite my.disk.v2.img x.img
 	mkdir sub.dir
 	cp disk.img sub.dir/name
-	device=name backed_up 1048576 backup-run sub.dir/name x.img
+	device=name backed_up 1048576 backup-run --overwrite sub.dir/name x.img
 }
 
 @test "--job-events" {
@@ -451,9 +491,9 @@ base_124() {
 	raw disk.img 1M
 	done_ backup-run disk.img x.img
 	assert_equal "$stderr" ''
-	done_ backup-run --progress disk.img x.img
+	done_ backup-run --overwrite --progress disk.img x.img
 	[[ $stderr == *100*%* ]]
-	done_ backup-run -q disk.img x.img
+	done_ backup-run --overwrite -q disk.img x.img
 	assert_equal "$stderr" ''
 	event BLOCK_JOB_COMPLETED '{"device": "disk", "len": 1048576, "offset": 1048576, "speed": 0, "type": "backup"}'
 }
@@ -513,7 +553,8 @@ base_124() {
 	ln -s disk.img soft.img
 	local t
 	for t in disk.img ./disk.img hard.img soft.img; do
-		unchanged refused 'Failed to get "write" lock' backup-run disk.img $t
+		unchanged refused_like 'File exists' backup-run disk.img $t
+		unchanged refused 'Failed to get "write" lock' backup-run --overwrite disk.img $t
 		unchanged refused 'Failed to get "write" lock' backup-run --mode existing -F raw disk.img $t
 	done
 }
@@ -522,10 +563,13 @@ base_124() {
 	qcow2 base.qcow2 1M
 	qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 disk.qcow2
 	ok bitmap-add disk.qcow2 b
-	unchanged rejected backup-run disk.qcow2 base.qcow2
-	unchanged rejected backup-run disk.qcow2 disk.qcow2.bitmaps
 	backed_up 1048576 backup-run disk.qcow2 full.qcow2
-	unchanged rejected backup-run --sync incremental --bitmap b --backing full.qcow2 disk.qcow2 full.qcow2
+	local o
+	for o in -q --overwrite; do
+		unchanged rejected backup-run $o disk.qcow2 base.qcow2
+		unchanged rejected backup-run $o disk.qcow2 disk.qcow2.bitmaps
+		unchanged rejected backup-run $o --sync incremental --bitmap b --backing full.qcow2 disk.qcow2 full.qcow2
+	done
 }
 
 @test "a wrong format for an existing target" {
@@ -644,6 +688,18 @@ base_124() {
 	clean full.qcow2
 	same raw "$from" qcow2 full.qcow2
 	done_ backup-run --mode existing -F raw "$from" "$to"
+	cmp "$from" "$to"
+	ok image-write -q --sidecar s --pattern 7 "$from" 1M 64K
+	refused_like "Could not create '.*': File exists" backup-run "$from" "$to"
+	[[ $stderr == *'the device is unchanged'*'--overwrite'*'--mode existing'* ]]
+	done_ backup-run --overwrite "$from" "$to"
+	cmp "$from" "$to"
+	refused_like 'must be raw' backup-run --overwrite -F qcow2 "$from" "$to"
+	refused_like 'with settings, not a device' backup-run --overwrite -o size=1 "$from" "$to"
+	ok bitmap-add --sidecar s "$from" b
+	refused_like 'only a full backup can replace its content' \
+		backup-run --sidecar s --overwrite --sync incremental --bitmap b "$from" "$to"
+	[[ $stderr == *'--mode existing'* ]]
 	cmp "$from" "$to"
 	local each
 	for each in "bitmap-add $from b" "bitmap-remove $from b" "image-write --pattern 1 $from 0 1" \
@@ -781,7 +837,7 @@ direct() {
 	noise 20M | put disk.img 0
 	direct O_RDONLY backup-run disk.img copy.img
 	assert_equal "$times" 0
-	TIDE_COPY=direct direct O_RDONLY backup-run disk.img copy.img
+	TIDE_COPY=direct direct O_RDONLY backup-run --overwrite disk.img copy.img
 	[ "$times" -gt 0 ]
 	noise 24M > copy.img
 	fused target.img

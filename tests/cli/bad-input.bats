@@ -126,10 +126,10 @@ damaged() {
 	for f in evil.qcow2 evil2.qcow2; do
 		ok image-write disk.img 0 < $f
 		bitmap disk.img b '.granularity == 65536 and (has("inconsistent") | not)'
-		done_ backup-run -F qcow2 disk.img full.qcow2
+		done_ backup-run --overwrite -F qcow2 disk.img full.qcow2
 		event BLOCK_JOB_COMPLETED '{"device": "disk", "len": 1048576, "offset": 1048576, "speed": 0, "type": "backup"}'
 		same raw disk.img qcow2 full.qcow2
-		done_ backup-run disk.img full.img
+		done_ backup-run --overwrite disk.img full.img
 		cmp disk.img full.img
 		ok image-write --pattern 7 disk.img 1048575 1
 		assert_equal "$(byte disk.img 1048575)" 07

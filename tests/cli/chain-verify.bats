@@ -382,7 +382,7 @@ another() {
 	done
 	run ! grep -q TIDF 0.qcow2
 	noise 100 9 | put disk.img 1100
-	done_ backup-run -F qcow2 disk.img 0.qcow2
+	done_ backup-run --overwrite -F qcow2 disk.img 0.qcow2
 	another 1
 }
 
@@ -584,7 +584,7 @@ lost() {
 	# A guest can make its raw disk look like another one.
 	qemu-img create -q -f qcow2 fake 1M
 	head -c 256K fake | bash -c 'cat > head; image-write disk.img 0 < head'
-	done_ backup-run -F qcow2 disk.img full.qcow2
+	done_ backup-run --overwrite -F qcow2 disk.img full.qcow2
 	done_ chain-verify --against disk.img full.qcow2
 	ok bitmap-add disk.img c
 	ok bitmap-rescan --against full.qcow2 disk.img c

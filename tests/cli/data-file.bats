@@ -131,7 +131,7 @@ PY
 	unchanged refused_like "$locked" backup-run -f raw disk.data copy.raw
 	served_no_more
 	# The disk must not be overwritten by its own backup.
-	unchanged refused_like "$locked" backup-run -F raw disk.qcow2 disk.data
+	unchanged refused_like "$locked" backup-run --overwrite -F raw disk.qcow2 disk.data
 	unchanged refused_like "$locked" backup-run --mode existing -F raw disk.qcow2 disk.data
 	ok bitmap-add disk.qcow2 b
 	ok bitmap-mark disk.qcow2 b 0 1M

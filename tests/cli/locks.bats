@@ -28,7 +28,7 @@ locked='Failed to get (shared )?"(write|resize)" lock'
 		unchanged refused_like "$locked" backup-run "disk.$format" copy.img
 		unchanged refused_like "$locked" backup-run --sync incremental --bitmap b "disk.$format" copy.img
 		unchanged refused_like "$locked" backup-run --mode existing -F "$format" plain.img "disk.$format"
-		unchanged refused_like "$locked" backup-run -F "$format" plain.img "disk.$format"
+		unchanged refused_like "$locked" backup-run --overwrite -F "$format" plain.img "disk.$format"
 		unchanged refused_like "$locked" bitmap-add "disk.$format" c
 		unchanged refused_like "$locked" bitmap-clear "disk.$format" b
 		unchanged refused_like "$locked" bitmap-mark "disk.$format" b 0 1

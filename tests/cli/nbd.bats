@@ -54,8 +54,12 @@ make_disk() {
 	head -c 9437696 /dev/urandom > target.img
 	export_ raw target.img
 	refused_like 'cannot be created' backup-run disk.img "$uri"
+	[[ $stderr == *'--overwrite'*'--mode existing'* ]]
 	refused_like 'qcow2 image in it cannot be used' backup-run --mode existing -F qcow2 disk.img "$uri"
 	done_ backup-run --mode existing -F raw disk.img "$uri"
+	cmp target.img disk.img
+	head -c 9437696 /dev/urandom > target.img
+	done_ backup-run --overwrite disk.img "$uri"
 	cmp target.img disk.img
 	attempt image-info -f nbd disk.img
 	assert_equal "$status" 1

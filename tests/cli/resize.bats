@@ -76,7 +76,8 @@ begin() {
 	raw "$image" 3M
 	for size in 3M 4000256 2000384; do
 		to "$size"
-		attempt backup-run --sync auto --bitmap b -F qcow2 "$image" 0.qcow2
+		rm -f 1.qcow2
+		attempt backup-run --overwrite --sync auto --bitmap b -F qcow2 "$image" 0.qcow2
 		assert_equal "$status" 0
 		assert_equal "$(jq -r -s '.[0].return.sync' <<< "$output")" full
 		same raw "$image" qcow2 0.qcow2
@@ -188,7 +189,7 @@ guest() {
 	# An increment replaces what the disk does not have any more.
 	noise 1000448 3 > disk.img
 	done_ bitmap-add disk.img b
-	done_ backup-run --bitmap b --bitmap-mode on-success disk.img target.img
+	done_ backup-run --overwrite --bitmap b --bitmap-mode on-success disk.img target.img
 	truncate -s 1000100 disk.img
 	done_ backup-run --ignore-stamp --sync incremental --bitmap b --mode existing -F raw disk.img target.img
 	cmp disk.img target.img
@@ -207,7 +208,7 @@ guest() {
 	truncate -s 1000448 disk.img
 	night 1 -F qcow2
 	done_ chain-restore --in-place -F qcow2 1.qcow2 target.qcow2
-	done_ backup-run -F raw target.qcow2 got.img
+	done_ backup-run --overwrite -F raw target.qcow2 got.img
 	cmp disk.img got.img
 }
 

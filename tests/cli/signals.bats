@@ -35,7 +35,7 @@ as_before() {
 @test "a cancelled backup leaves what stood under the target's name" {
 	slow_disk
 	echo precious > inc.qcow2
-	ended 15 "$when_busy" "${slow[@]}"
+	ended 15 "$when_busy" "${slow[@]}" --overwrite
 	assert_equal "$ended" 'signal 15'
 	assert_equal "$(cat inc.qcow2)" precious
 	assert_equal "$(ls ./*qcow2*)" ./inc.qcow2

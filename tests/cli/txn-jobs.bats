@@ -118,6 +118,23 @@ complete() {
 
 # ---- events and their order ----
 
+@test "drive-backup replaces what has the target's name, as in QEMU" {
+	disks
+	echo old > t.qcow2
+	job d1 t.qcow2 sync=full > one
+	sed -e 's/{"type"/{"execute"/' -e 's/"data"/"arguments"/' one > request
+	done_ txn-apply --drive d1=d1.img request
+	clean t.qcow2
+	same raw d1.img qcow2 t.qcow2
+	truncate -s 1M device.img
+	loop device.img
+	sed -e "s|t.qcow2|$loop|" -e 's/"qcow2"/"raw"/' request > onto-device
+	done_ txn-apply --drive d1=d1.img onto-device
+	cmp d1.img "$loop"
+	sed "s|t.qcow2|$loop|" request > onto-device
+	refused_like 'a new image on a block device must be raw' txn-apply --drive d1=d1.img onto-device
+}
+
 @test "individual: both succeed" {
 	disks
 	apply individual "$(incremental d0 t0)" "$(incremental d1 t1)"

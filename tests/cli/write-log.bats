@@ -184,6 +184,7 @@ foreign() {
 	ok bitmap-add --sidecar s disk.img b
 	ok image-write --sidecar s --pattern 1 disk.img 0 1
 	refused_like 'contains the bitmaps of an image' backup-run -F qcow2 disk.img s.log
+	refused_like 'contains the bitmaps of an image' backup-run --overwrite -F qcow2 disk.img s.log
 	truncate -s 1M s.log
 	refused_like 'contains the bitmaps of an image' backup-run --mode existing -F raw disk.img s.log
 }
