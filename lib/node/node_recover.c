@@ -79,12 +79,12 @@ static int find_record(const struct tide_node *node, const char *slot, struct fo
                        struct tide_error *err)
 {
 	TIDE_AUTOCOMMITRECORD struct tide_commit_record first = TIDE_COMMIT_RECORD_INIT;
-	int fd TIDE_AUTOCLOSE = -1, rc = read_trusted(node, slot, &first, &fd, err);
+	int fd TIDE_AUTOCLOSE = -1, alive = 0, rc = read_trusted(node, slot, &first, &fd, err);
 
 	if (rc > 0)
-		rc = is_alive(node, &first, err) < 0 ? -1 : !is_alive(node, &first, NULL);
-	if (rc <= 0)
-		return rc;
+		alive = is_alive(node, &first, err);
+	if (rc <= 0 || alive)
+		return rc < 0 || alive < 0 ? -1 : 0;
 	f->slot = slot;
 	if (!first.record) {
 		f->path = tide_mem_strdup(slot, err);
@@ -141,7 +141,8 @@ static int make_switches(struct tide_node *node, struct found *f, struct tide_si
 
 		if (change->kind != TIDE_COMMIT_SWITCH)
 			continue;
-		image = tide_commit_recover_place(change->path, change->relative, f->path, err);
+		if (tide_commit_recover_place(change->path, change->relative, f->path, &image, err) < 0)
+			return -1;
 		is_own = image && !strcmp(image, own);
 		if (is_own)
 			tide_node_image_close(node);

@@ -67,21 +67,38 @@ static char *from_record(const char *relative, const char *record, struct tide_e
 	return tide_mem_printf(err, "%.*s%s", slash ? (int)(slash + 1 - record) : 0, record, relative);
 }
 
-char *tide_commit_recover_place(const char *absolute, const char *relative, const char *record, struct tide_error *err)
+/* Only these errors prove that a file does not exist. */
+static bool is_absence(int sys)
+{
+	return sys == ENOENT || sys == ENOTDIR;
+}
+
+/* 1, 0: there is no such file, -1 */
+static int exists(const char *path, struct tide_error *err)
+{
+	if (access(path, F_OK) == 0)
+		return 1;
+	return is_absence(errno) ? 0 : tide_error_set_sys(err, errno, "Could not look at '%s'", path);
+}
+
+int tide_commit_recover_place(const char *absolute, const char *relative, const char *record, char **place,
+                              struct tide_error *err)
 {
 	TIDE_AUTOFREE char *moved = NULL;
-	char *found;
+	int rc = exists(absolute, err);
 
-	if (access(absolute, F_OK) == 0)
-		return tide_mem_strdup(absolute, err);
-	if (!relative)
-		return NULL;
+	*place = NULL;
+	if (rc > 0)
+		*place = tide_mem_strdup(absolute, err);
+	if (rc || !relative)
+		return rc < 0 || (rc > 0 && !*place) ? -1 : rc;
 	moved = from_record(relative, record, err);
-	if (!moved || access(moved, F_OK) < 0)
-		return NULL;
-	found = moved;
-	moved = NULL;
-	return found;
+	rc = moved ? exists(moved, err) : -1;
+	if (rc > 0) {
+		*place = moved;
+		moved = NULL;
+	}
+	return rc;
 }
 
 /* A directory where a file may be, and the file's name in it. */
@@ -104,14 +121,21 @@ static const char *base_of(const char *path)
 	return slash ? slash + 1 : path;
 }
 
-static int open_dir_of(const char *path)
+/* *dir: -1 if there is no such directory. */
+static int open_dir_of(const char *path, int *dir, struct tide_error *err)
 {
-	TIDE_AUTOFREE char *dir = tide_mem_strndup(path, (size_t)(base_of(path) - path), NULL);
+	TIDE_AUTOFREE char *name = tide_mem_strndup(path, (size_t)(base_of(path) - path), err);
 
-	return dir ? open(*dir ? dir : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+	*dir = -1;
+	if (!name)
+		return -1;
+	*dir = open(*name ? name : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (*dir >= 0 || is_absence(errno))
+		return 0;
+	return tide_error_set_sys(err, errno, "Could not open the directory '%s'", name);
 }
 
-enum state { MISSING, STAGED, DONE };
+enum state { FAILED, MISSING, STAGED, DONE };
 
 static enum state look(const struct tide_commit_change *change, const struct place *place)
 {
@@ -122,22 +146,29 @@ static enum state look(const struct tide_commit_change *change, const struct pla
 	return tide_commit_identity_is(&change->file, place->dir, place->base, false) ? DONE : MISSING;
 }
 
-/* Looks where the file was to go, then in the same place from the record.  place->dir stays the caller's to close. */
-static enum state find(const struct tide_commit_change *change, const char *record, struct place *place)
+static enum state look_in(const struct tide_commit_change *change, const char *path, struct place *place,
+                          struct tide_error *err)
 {
+	tide_sysio_close(place->dir);
+	return open_dir_of(path, &place->dir, err) < 0 ? FAILED : look(change, place);
+}
+
+/*
+ * Looks where the file was to go, then in the same place from the record.  place->dir stays the caller's to close.
+ * FAILED: with an error; where the file is cannot be known.
+ */
+static enum state find(const struct tide_commit_change *change, const char *record, struct place *place,
+                       struct tide_error *err)
+{
+	TIDE_AUTOFREE char *moved = NULL;
 	enum state state;
 
-	*place = (struct place){ open_dir_of(change->path), base_of(change->path) };
-	state = look(change, place);
-	if (state == MISSING && change->relative) {
-		TIDE_AUTOFREE char *moved = from_record(change->relative, record, NULL);
-		int dir = moved ? open_dir_of(moved) : -1;
-
-		tide_sysio_close(place->dir);
-		place->dir = dir;
-		state = look(change, place);
-	}
-	return state;
+	*place = (struct place){ -1, base_of(change->path) };
+	state = look_in(change, change->path, place, err);
+	if (state != MISSING || !change->relative)
+		return state;
+	moved = from_record(change->relative, record, err);
+	return moved ? look_in(change, moved, place, err) : FAILED;
 }
 
 char *tide_commit_recover_find_staged(const struct tide_commit_record *record, const char *path, const char *file,
@@ -150,7 +181,7 @@ char *tide_commit_recover_find_staged(const struct tide_commit_record *record, c
 		TIDE_AUTOFREE char *dir = NULL;
 
 		if (change->kind != TIDE_COMMIT_RENAME || strcmp(base_of(change->path), base_of(file)) != 0 ||
-		    find(change, path, &place) != STAGED)
+		    find(change, path, &place, NULL) != STAGED)
 			continue;
 		dir = tide_mem_strndup(file, (size_t)(base_of(file) - file), err);
 		if (!dir)
@@ -164,31 +195,35 @@ char *tide_commit_recover_find_staged(const struct tide_commit_record *record, c
 
 /* ---- following a pointer ----------------------------------------------------------- */
 
-static bool is_that_directory(const char *record, const struct tide_commit_identity *id)
+/* 1, 0, -1 */
+static int is_that_directory(const char *record, const struct tide_commit_identity *id, struct tide_error *err)
 {
 	struct tide_commit_identity now;
-	int dir = open_dir_of(record);
-	bool is = dir >= 0 && tide_commit_identity_take(dir, &now, NULL) == 0 && tide_commit_identity_equals(&now, id);
+	int dir, rc = open_dir_of(record, &dir, err);
 
+	if (rc == 0 && dir >= 0)
+		rc = tide_commit_identity_take(dir, &now, err) < 0 ? -1 : tide_commit_identity_equals(&now, id);
 	tide_sysio_close(dir);
-	return is;
+	return rc;
 }
 
 int tide_commit_recover_follow(const struct tide_commit_record *pointer, const char *path, char **record,
                                struct tide_error *err)
 {
 	TIDE_AUTOFREE char *moved = pointer->relative ? from_record(pointer->relative, path, err) : NULL;
+	int rc, same;
 
 	if (pointer->relative && !moved)
 		return -1;
-	*record = tide_commit_recover_place(pointer->record, pointer->relative, path, err);
-	if (*record)
-		return 1;
-	if (pointer->is_old)
-		return 0;
+	rc = tide_commit_recover_place(pointer->record, pointer->relative, path, record, err);
+	if (rc || pointer->is_old)
+		return rc;
 	/* The directory exists without the record: it was never written, or all that it decided is done. */
-	if (is_that_directory(pointer->record, &pointer->record_dir) || is_that_directory(moved, &pointer->record_dir))
-		return 0;
+	same = is_that_directory(pointer->record, &pointer->record_dir, err);
+	if (same == 0)
+		same = is_that_directory(moved, &pointer->record_dir, err);
+	if (same)
+		return same < 0 ? -1 : 0;
 	tide_error_set(err, TIDE_E_REFUSED, "The record of an interrupted transaction, '%s', cannot be reached",
 	               pointer->record);
 	return tide_error_hint(err,
@@ -201,9 +236,12 @@ int tide_commit_recover_follow(const struct tide_commit_record *pointer, const c
 
 static int say_missing(const struct tide_commit_change *change, const char *record, struct tide_error *err)
 {
-	int dir = open_dir_of(change->path);
-	bool has_dir = dir >= 0;
+	bool has_dir;
+	int dir;
 
+	if (open_dir_of(change->path, &dir, err) < 0)
+		return -1;
+	has_dir = dir >= 0;
 	tide_sysio_close(dir);
 	tide_error_set(err, TIDE_E_REFUSED,
 	               has_dir ? "An interrupted transaction cannot be completed: its file for '%s' is missing"
@@ -250,9 +288,11 @@ static int check_change(const struct tide_commit_change *change, const char *rec
                         struct tide_error *err)
 {
 	struct place place AUTOPLACE = { -1, NULL };
-	enum state state = find(change, record, &place);
+	enum state state = find(change, record, &place, err);
 	struct stat st;
 
+	if (state == FAILED)
+		return -1;
 	if (state == MISSING)
 		return say_missing(change, record, err);
 	if (state == DONE)
@@ -273,10 +313,12 @@ static int check_change(const struct tide_commit_change *change, const char *rec
 static int make_change(const struct tide_commit_change *change, const char *record, uid_t owner, struct tide_error *err)
 {
 	struct place place AUTOPLACE = { -1, NULL };
-	enum state state = find(change, record, &place);
+	enum state state = find(change, record, &place, err);
 	unsigned flags = change->exclusive ? RENAME_NOREPLACE : 0;
 	int rc = 0;
 
+	if (state == FAILED)
+		return -1;
 	if (state == MISSING)
 		return say_missing(change, record, err);
 	if (state == STAGED && check_owner(change, &place, record, owner, err) < 0)

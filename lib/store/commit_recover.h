@@ -43,10 +43,11 @@ char *tide_commit_recover_find_staged(const struct tide_commit_record *record, c
                                       struct tide_error *err);
 
 /*
- * Where a path of a record is now: where it was, or else in the same place from the record.  The caller frees it; NULL
- * without an error: there is nothing in either place.
+ * Where a path of a record is now: where it was, or else in the same place from the record.  1: *place, which the
+ * caller frees; 0: there is nothing in either place; -1: it cannot be known.
  */
-char *tide_commit_recover_place(const char *absolute, const char *relative, const char *record, struct tide_error *err);
+int tide_commit_recover_place(const char *absolute, const char *relative, const char *record, char **place,
+                              struct tide_error *err);
 
 /*
  * The record that a pointer leads to.  1: *path, which the caller frees; 0: it is gone, so nothing was decided or all
