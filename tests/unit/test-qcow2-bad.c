@@ -453,7 +453,6 @@ static void test_extended_entries(void)
 		struct sample s;
 		int rc;
 
-		/* Zeroes with such a cluster can be read, but a write would extend the file over it. */
 		if (i % 2 && !text && p[0].value == (COPIED | 0x60000))
 			text = "The image refers to 393216, which is past the end of its file at 393216: the file was "
 			       "cut";
