@@ -63,51 +63,68 @@ static const struct {
 /* Returns the formats that have these uses as "a|b|c", to be freed; NULL without memory. */
 static char *list_formats(unsigned uses)
 {
-	char *list = strdup("");
 	const char *name;
+	size_t size = 1;
+	char *list, *end;
 
-	for (size_t i = 0; list && (name = tide_image_format(i)); i++) {
-		char *longer;
-
+	for (size_t i = 0; (name = tide_image_format(i)); i++)
+		size += strlen(name) + 1;
+	list = end = malloc(size);
+	if (!list)
+		return NULL;
+	*end = '\0';
+	for (size_t i = 0; (name = tide_image_format(i)); i++) {
 		if ((tide_image_format_uses(name) & uses) != uses)
 			continue;
-		if (asprintf(&longer, "%s%s%s", list, *list ? "|" : "", name) < 0)
-			longer = NULL;
-		free(list);
-		list = longer;
+		if (end != list)
+			*end++ = '|';
+		end = stpcpy(end, name);
 	}
 	return list;
 }
 
-/* Returns the list of formats that replaces a description, or the description itself. */
-static const char *describe_argument(struct opt_line *line, const char *description)
+/* Returns the list of formats that replaces a description; NULL for the description itself. */
+static const char *find_formats(struct opt_line *line, const char *description)
 {
 	for (size_t i = 0; description && i < CMD_ARRAY_SIZE(format_lists); i++) {
 		if (strcmp(description, format_lists[i].description) != 0)
 			continue;
 		if (!line->formats[i])
 			line->formats[i] = list_formats(format_lists[i].uses);
-		return line->formats[i] ? line->formats[i] : description;
+		return line->formats[i];
 	}
-	return description;
+	return NULL;
 }
 
-/* Returns a copy of the table with its lists of formats, or, without memory, the table itself. */
+/* Returns a copy of a table of n options, including the end. */
+static struct poptOption *copy_table(const struct poptOption *table, size_t n)
+{
+	struct poptOption *copy = calloc(n, sizeof(*copy));
+
+	return copy ? memcpy(copy, table, n * sizeof(*copy)) : NULL;
+}
+
+/* Returns the table, or a copy with its lists of formats where it has any; without memory, the table itself. */
 static const struct poptOption *with_formats(struct opt_line *line, size_t n, const struct poptOption *table)
 {
-	struct poptOption *copy;
+	struct poptOption *copy = NULL;
 	size_t count = 0;
 
 	while (!opt_is_end(&table[count]))
 		count++;
-	copy = calloc(count + 1, sizeof(*copy));
-	if (!copy)
-		return table;
-	memcpy(copy, table, count * sizeof(*copy));
-	for (size_t i = 0; i < count; i++)
-		copy[i].argDescrip = describe_argument(line, table[i].argDescrip);
+	for (size_t i = 0; i < count; i++) {
+		const char *formats = find_formats(line, table[i].argDescrip);
+
+		if (!formats)
+			continue;
+		if (!copy)
+			copy = copy_table(table, count + 1);
+		if (!copy)
+			return table;
+		copy[i].argDescrip = formats;
+	}
 	line->copies[n] = copy;
-	return copy;
+	return copy ? copy : table;
 }
 
 static void include(struct opt_line *line, size_t *n, const struct poptOption *table, const char *title)
