@@ -199,6 +199,7 @@ void complete_words(const struct command *cmd, int argc, const char **argv)
 	int popt_error = opt_line_parse(&line, cmd, before + 1, argv - 1, &bad);
 	CMD_AUTOFREE char *name = strndup(t.word, equals ? (size_t)(equals - t.word) : 0);
 
+	opt_list_formats(&line);
 	if (popt_error == POPT_ERROR_NOARG) {
 		char short_name[] = { '-', bad[strlen(bad) - 1], '\0' };
 

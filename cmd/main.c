@@ -261,6 +261,8 @@ static int run(struct cmd *c, struct tide_error *err)
 /* Answers an option that needs no session.  -1: no such option was given. */
 static int answer(struct opt_line *line)
 {
+	if (opt_has(line, OPT_HELP) || opt_has(line, OPT_USAGE) || opt_has(line, OPT_COMPLETE_VALUES))
+		opt_list_formats(line);
 	if (opt_has(line, OPT_HELP)) {
 		opt_print_help(line);
 	} else if (opt_has(line, OPT_USAGE)) {

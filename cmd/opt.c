@@ -127,9 +127,16 @@ static const struct poptOption *with_formats(struct opt_line *line, size_t n, co
 	return copy ? copy : table;
 }
 
+void opt_list_formats(struct opt_line *line)
+{
+	for (size_t i = 0; !opt_is_end(&line->tables[i]); i++) {
+		if (!line->copies[i])
+			line->tables[i].arg = (void *)with_formats(line, i, line->tables[i].arg);
+	}
+}
+
 static void include(struct opt_line *line, size_t *n, const struct poptOption *table, const char *title)
 {
-	table = with_formats(line, *n, table);
 	line->tables[(*n)++] =
 	        (struct poptOption){ .argInfo = POPT_ARG_INCLUDE_TABLE, .arg = (void *)table, .descrip = title };
 }

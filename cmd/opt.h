@@ -83,6 +83,9 @@ struct opt_line {
 int opt_line_parse(struct opt_line *line, const struct command *command, int argc, const char **argv, const char **bad);
 void opt_line_release(struct opt_line *line);
 
+/* Puts the lists of formats into the tables, for help and completion; no other command has to make them. */
+void opt_list_formats(struct opt_line *line);
+
 /* Prints the text of --help (help.c). */
 void opt_print_help(struct opt_line *line);
 
