@@ -66,12 +66,22 @@ class Wander:
     def is_decided(self):
         return any(".commit" in n for place in "ab" for n in os.listdir(self.path(place)))
 
+    def waits(self):
+        """Is there a record of files that have no names yet in the directory of the targets?"""
+        names = os.listdir(self.path("t"))
+        for path in [os.path.join(self.path(p), n) for p in "ab" for n in os.listdir(self.path(p)) if ".commit" in n]:
+            with open(path, encoding="ascii") as f:
+                fields = [line.split(" ") for line in f]
+            if any(f[0] == "rename" and f[9] in names for f in fields):
+                return True
+        return False
+
     def wander(self):
         """After a command that may have died: the next ones come while a place is away."""
         name = self.rng.choice(PLACES + ("t",))
         is_mount = name == "t" and self.mount
         how = "unmount" if is_mount else self.rng.choice(("move", "empty", "copy"))
-        said = self.said
+        said, waits = self.said, name == "t" and self.waits()
         self.depart(name, how)
         for node in self.rng.sample(self.nodes, 2):
             image, gone = node.image, self.lives_in(node, name)
@@ -82,6 +92,8 @@ class Wander:
             self.status(["bitmap-list", "-q", image], (0,))
         self.come_back(name, how)
         self.said = f"{said}; then {how} {name}"
+        if waits and not self.waits():
+            self.wrong(f"{self.said}: the record is gone, and its targets have no names")
 
     def status(self, argv, allowed):
         status, _ = self.command(argv, allowed=allowed)
