@@ -7,7 +7,7 @@
 
 #include "cmd.h"
 
-enum { FORMAT = 1, OVERWRITE, IN_PLACE, COMPRESS, SETTINGS };
+enum { FORMAT = 1, OVERWRITE, IN_PLACE, COMPRESS, SETTINGS, SALVAGE };
 
 static const struct poptOption options[] = {
 	{ "format", 'F', POPT_ARG_STRING, NULL, FORMAT, "format of TARGET (default: raw)", OPT_NEW_FORMAT },
@@ -17,6 +17,7 @@ static const struct poptOption options[] = {
 	{ "settings", 'o', POPT_ARG_STRING, NULL, SETTINGS,
 	  "settings of a new TARGET's format: compression_type=zstd, cluster_size=64K, ...; may be repeated",
 	  "KEY=VALUE,..." },
+	{ "salvage", 0, POPT_ARG_NONE, NULL, SALVAGE, "write zeroes where damage makes the chain unreadable", NULL },
 	POPT_TABLEEND
 };
 
@@ -45,12 +46,17 @@ static int run(struct cmd *c, struct tide_error *err)
 		.written = &written,
 		.compress = opt_has(c->opt, COMPRESS),
 		.settings = settings,
+		.salvage = opt_has(c->opt, SALVAGE),
 	};
 
 	if (opt_has(c->opt, SETTINGS) && !settings)
 		return opt_fail(err, TIDE_E_NOMEM, "Out of memory");
 	if (args.overwrite && args.in_place)
 		return opt_usage(err, "--overwrite replaces the target, --in-place writes to it: use only one of them");
+	if (args.salvage && args.in_place)
+		return opt_usage(err,
+		                 "--salvage needs a new target or --overwrite: in place it would overwrite data with "
+		                 "zeroes");
 	if (cmd_add_image(c, err) || cmd_begin(c, err))
 		return -1;
 	args.device = c->node;

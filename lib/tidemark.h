@@ -347,6 +347,11 @@ struct tide_chain_restore {
 	uint64_t *written;    /* NULL, or gets the number of bytes that differed, if the target existed */
 	bool compress;        /* a new target only */
 	const char *settings; /* the same, as tide_image_create's; or NULL */
+	/*
+	 * Write zeroes where damage makes the chain unreadable; not with in_place.  If there are such ranges, the
+	 * transaction does all its work, its reply lists them, and it fails with TIDE_E_DAMAGED.
+	 */
+	bool salvage;
 };
 
 static inline int tide_txn_bitmap_add(struct tide_txn *txn, const struct tide_bitmap_add *args, struct tide_error *err);

@@ -116,6 +116,13 @@ static int open_image(int fd, const char *dir, unsigned flags, struct tide_drive
 	return 0;
 }
 
+static void salvage(void *state)
+{
+	struct tide_qcow2 *q = state;
+
+	q->salvage = !q->writable;
+}
+
 const struct tide_image_driver tide_qcow2_driver = {
 	.name = "qcow2",
 	.has_backing = true,
@@ -140,6 +147,7 @@ const struct tide_image_driver tide_qcow2_driver = {
 	.pack = tide_qcow2_pack_cluster,
 	.write_packed = tide_qcow2_pack_write,
 	.check = tide_qcow2_check,
+	.salvage = salvage,
 	.snapshots = tide_qcow2_snapshot_list,
 	.bitmap_reclaim = tide_qcow2_bitmap_reclaim,
 	.bitmap_read = tide_qcow2_bitmap_read,

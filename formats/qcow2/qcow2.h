@@ -203,6 +203,7 @@ struct tide_qcow2 {
 	bool writable, is_new;
 	bool late;      /* check whether it may be written only before the first change */
 	bool is_device; /* the file cannot grow */
+	bool salvage;   /* open for reading: ignore reserved bits, and read what a cut file has left */
 	struct tide_qcow2_header header;
 	unsigned cluster_bits;
 	uint64_t cluster_size;

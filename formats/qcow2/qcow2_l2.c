@@ -76,7 +76,8 @@ static int check_complete(const struct tide_qcow2 *q, const struct tide_qcow2_cl
 {
 	uint64_t file_size = q->has_data_file ? q->data_size : q->file_size, bytes = visible_bytes(q, c, off);
 
-	if (tide_range_is_within(c->host, bytes, file_size))
+	/* A rescue takes what is left: see qcow2_read.c. */
+	if (tide_range_is_within(c->host, bytes, file_size) || (q->salvage && c->host < file_size))
 		return 0;
 	return tide_error_set(err, TIDE_E_CORRUPT,
 	                      "L2 entry for the cluster at %" PRIu64 ": %" PRIu64 " bytes of data at %" PRIu64
@@ -135,17 +136,22 @@ static int decode_subclusters(struct tide_qcow2_cluster *out, uint64_t bitmap, b
 	return 0;
 }
 
+/* The bits that the entry of a standard cluster may have. */
+static uint64_t known_bits(const struct tide_qcow2 *q)
+{
+	return TIDE_QCOW2_ENTRY_COPIED | TIDE_QCOW2_ENTRY_OFFSET | (q->extended ? 0 : TIDE_QCOW2_ENTRY_ZERO);
+}
+
 /* Decodes standard clusters, zero or not. */
 static int decode_standard(const struct tide_qcow2 *q, struct tide_qcow2_entry entry, uint64_t off,
                            struct tide_qcow2_cluster *out, struct tide_error *err)
 {
-	uint64_t known = TIDE_QCOW2_ENTRY_COPIED | TIDE_QCOW2_ENTRY_OFFSET | (q->extended ? 0 : TIDE_QCOW2_ENTRY_ZERO);
 	bool zero = entry.word & TIDE_QCOW2_ENTRY_ZERO, has_host;
 
 	out->host = entry.word & TIDE_QCOW2_ENTRY_OFFSET;
 	out->copied = entry.word & TIDE_QCOW2_ENTRY_COPIED;
 	has_host = out->host || (q->has_data_file && out->copied);
-	if (entry.word & ~known)
+	if (entry.word & ~known_bits(q))
 		return tide_error_set(err, TIDE_E_CORRUPT,
 		                      "L2 entry for the cluster at %" PRIu64 ": reserved bits are set: %#018" PRIx64,
 		                      off, entry.word);
@@ -165,6 +171,8 @@ int tide_qcow2_l2_decode(const struct tide_qcow2 *q, struct tide_qcow2_entry ent
                          struct tide_qcow2_cluster *out, struct tide_error *err)
 {
 	*out = (struct tide_qcow2_cluster){ .kind = TIDE_QCOW2_HOLE };
+	if (q->salvage)
+		entry.word &= entry.word & TIDE_QCOW2_ENTRY_COMPRESSED ? ~TIDE_QCOW2_ENTRY_COPIED : known_bits(q);
 	if (!(entry.word & TIDE_QCOW2_ENTRY_COMPRESSED))
 		return entry.word || entry.bitmap ? decode_standard(q, entry, off, out, err) : 0;
 	if (entry.word & TIDE_QCOW2_ENTRY_COPIED)
@@ -218,7 +226,7 @@ static int check_l1_entry(const struct tide_qcow2 *q, uint64_t index, uint64_t e
 {
 	uint64_t host = entry & TIDE_QCOW2_ENTRY_OFFSET;
 
-	if (entry & ~(TIDE_QCOW2_ENTRY_COPIED | TIDE_QCOW2_ENTRY_OFFSET))
+	if ((entry & ~(TIDE_QCOW2_ENTRY_COPIED | TIDE_QCOW2_ENTRY_OFFSET)) && !q->salvage)
 		return tide_error_set(err, TIDE_E_CORRUPT, "L1 entry %" PRIu64 ": reserved bits are set: %#018" PRIx64,
 		                      index, entry);
 	if (host & (q->cluster_size - 1))

@@ -27,6 +27,20 @@ static enum tide_qcow2_kind narrow(const struct tide_qcow2 *q, const struct tide
 	return zero ? TIDE_QCOW2_ZEROES : TIDE_QCOW2_HOLE;
 }
 
+/* Ends a piece where a cut file does; only a rescue meets one. */
+static int end_with_file(const struct tide_qcow2 *q, struct tide_extent *piece, struct tide_error *err)
+{
+	uint64_t end = q->has_data_file ? q->data_size : q->file_size;
+
+	if (piece->map_off >= end)
+		return tide_error_set(err, TIDE_E_CORRUPT,
+		                      "The data of the cluster at %" PRIu64
+		                      " ends beyond the end of the file at %" PRIu64 ", which was cut",
+		                      piece->off, end);
+	piece->len = TIDE_MIN(piece->len, end - piece->map_off);
+	return 0;
+}
+
 /* Describes the piece from off to the end of its cluster, or less. */
 static int piece_at(const struct tide_qcow2 *q, struct tide_qcow2_entry entry, uint64_t off, struct tide_extent *out,
                     struct tide_error *err)
@@ -53,7 +67,7 @@ static int piece_at(const struct tide_qcow2 *q, struct tide_qcow2_entry entry, u
 		out->mapped = true;
 		out->map_fd = q->data_fd;
 		out->map_off = c.host + within;
-		break;
+		return q->salvage ? end_with_file(q, out, err) : 0;
 	}
 	return 0;
 }

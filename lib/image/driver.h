@@ -260,6 +260,9 @@ struct tide_image_driver {
 	 */
 	int (*check)(int fd, int data_fd, const struct tide_check *check, struct tide_error *err);
 
+	/* From now on reads what a damaged image, open for reading, has left: see image.h. NULL: no difference. */
+	void (*salvage)(void *state);
+
 	int (*snapshots)(void *state, struct tide_snapshot ***list, struct tide_error *err); /* NULL: it has none */
 
 	/* Reads the contents of persistent bitmap `index` into *out (new). NULL for formats without bitmaps. */

@@ -45,6 +45,7 @@ void tide_image_close(struct tide_image *image)
 		tide_driver_info_release(&image->info);
 		tide_error_release(&image->broken);
 		tide_image_watch_release(image);
+		tide_image_salvage_free(image->salvage);
 		if (image->own_fd)
 			tide_sysio_close(image->fd);
 		tide_sysio_close(image->data_fd);

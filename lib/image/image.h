@@ -111,6 +111,14 @@ bool tide_image_is_same_file(const struct tide_image *a, const struct tide_image
  */
 int tide_image_extent(struct tide_image *image, uint64_t off, uint64_t len, struct tide_extent *out,
                       struct tide_error *err);
+/*
+ * From now on a range of the chain that cannot be read because of damage reads as zeroes, and is recorded. The image
+ * is open for reading.
+ */
+int tide_image_salvage_begin(struct tide_image *image, struct tide_error *err);
+/* The recorded ranges, in sectors of the disk, and the error of the first one. */
+const struct tide_bitmap *tide_image_salvage_lost(const struct tide_image *image);
+const struct tide_error *tide_image_salvage_first(const struct tide_image *image);
 /* The extent at off in this image alone. */
 int tide_image_extent_top(struct tide_image *image, uint64_t off, uint64_t len, struct tide_extent *out,
                           struct tide_error *err);

@@ -51,6 +51,7 @@ struct tide_image {
 	bool probed;               /* the format was derived from the content */
 	pthread_mutex_t head_lock; /* held while the first sector of a probed raw image is written */
 	struct tide_image_watch watch;
+	struct tide_salvage *salvage; /* of the top image; NULL: damage is an error */
 };
 
 /* The stamp of all files of the image; *data: of its data file alone. */
@@ -63,5 +64,18 @@ int tide_image_check_recording(const struct tide_image *image, struct tide_error
 int tide_image_check_write(const struct tide_image *image, struct tide_error *err);
 int tide_image_check_range(const struct tide_image *image, uint64_t off, uint64_t len, bool write,
                            struct tide_error *err);
+/* Reads an extent of the image that owns it. */
+int tide_image_read_extent(struct tide_image *owner, const struct tide_extent *e, uint8_t *buf, struct tide_error *err);
+
+/* image_salvage.c; image: the top one. These calls consume cause, and fail with it if it is not damage. */
+void tide_image_salvage_free(struct tide_salvage *salvage);
+int tide_image_salvage_lose(const struct tide_image *image, uint64_t off, uint64_t len, struct tide_error *cause,
+                            struct tide_error *err);
+/* The extent that replaces the one at off, which cannot be found out because this image of the chain is damaged. */
+int tide_image_salvage_extent(const struct tide_image *image, const struct tide_image *link, uint64_t off, uint64_t len,
+                              struct tide_extent *out, struct tide_error *cause, struct tide_error *err);
+/* Reads what can be read of an extent that could not be read as a whole. */
+int tide_image_salvage_read(struct tide_image *image, struct tide_image *owner, const struct tide_extent *e,
+                            uint8_t *buf, struct tide_error *err);
 
 #endif

@@ -46,15 +46,23 @@ int tide_image_extent_top(struct tide_image *image, uint64_t off, uint64_t len, 
 static int find_extent(struct tide_image *image, uint64_t off, uint64_t len, struct tide_extent *out,
                        struct tide_image **owner, struct tide_error *err)
 {
+	struct tide_image *top = image;
 	unsigned depth = 0;
 
 	*owner = NULL;
 	for (; image; image = image->backing, depth++) {
+		struct tide_error cause = TIDE_ERROR_INIT;
+
 		if (off >= image->info.size) /* an overlay may be larger than its backing image */
 			break;
 		len = TIDE_MIN(len, image->info.size - off);
-		if (image->driver->extent(image->state, off, len, out, err) < 0)
-			return tide_error_wrap(err, "'%s'", image->path);
+		if (image->driver->extent(image->state, off, len, out, top->salvage ? &cause : err) < 0) {
+			if (!top->salvage)
+				return tide_error_wrap(err, "'%s'", image->path);
+			tide_error_wrap(&cause, "'%s'", image->path);
+			if (tide_image_salvage_extent(top, image, off, len, out, &cause, err) < 0)
+				return -1;
+		}
 		out->depth = depth;
 		len = out->len;
 		if (out->kind != TIDE_EXTENT_HOLE) {
@@ -76,7 +84,7 @@ int tide_image_extent(struct tide_image *image, uint64_t off, uint64_t len, stru
 	return find_extent(image, off, len, out, &owner, err);
 }
 
-static int read_extent(struct tide_image *owner, const struct tide_extent *e, uint8_t *buf, struct tide_error *err)
+int tide_image_read_extent(struct tide_image *owner, const struct tide_extent *e, uint8_t *buf, struct tide_error *err)
 {
 	int rc;
 
@@ -89,6 +97,15 @@ static int read_extent(struct tide_image *owner, const struct tide_extent *e, ui
 	else
 		rc = owner->driver->read(owner->state, buf, e->off, e->len, err);
 	return rc < 0 ? tide_error_wrap(err, "'%s'", owner->path) : 0;
+}
+
+static int read_extent(struct tide_image *image, struct tide_image *owner, const struct tide_extent *e, uint8_t *buf,
+                       struct tide_error *err)
+{
+	if (!image->salvage)
+		return tide_image_read_extent(owner, e, buf, err);
+	return tide_image_read_extent(owner, e, buf, NULL) == 0 ? 0
+	                                                        : tide_image_salvage_read(image, owner, e, buf, err);
 }
 
 int tide_image_read(struct tide_image *image, void *buf, uint64_t off, uint64_t len, struct tide_error *err)
@@ -107,7 +124,7 @@ int tide_image_read(struct tide_image *image, void *buf, uint64_t off, uint64_t 
 		struct tide_image *owner;
 		struct tide_extent e;
 
-		if (find_extent(image, off, len, &e, &owner, err) < 0 || read_extent(owner, &e, p, err) < 0)
+		if (find_extent(image, off, len, &e, &owner, err) < 0 || read_extent(image, owner, &e, p, err) < 0)
 			return -1;
 		p += e.len;
 		off += e.len;

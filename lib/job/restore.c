@@ -33,6 +33,7 @@ struct tide_restore {
 	struct tide_target target;
 	struct tide_copy copy;
 	uint64_t *written;
+	bool salvage;
 	uint64_t exact_size; /* of the disk */
 	/* For an existing target: */
 	bool existing, is_device; /* is_device: a block device, or an export, which is treated as one */
@@ -204,6 +205,14 @@ static int prepare(struct tide_restore *restore, const struct tide_chain_restore
 	struct tide_copy *copy = &restore->copy;
 	uint64_t size;
 
+	if (args->salvage && args->in_place)
+		return tide_error_set(
+		        err, TIDE_E_USAGE,
+		        "A rescue needs a new target, or one that is replaced: in place it would overwrite "
+		        "data with zeroes");
+	restore->salvage = args->salvage;
+	if (restore->salvage && tide_image_salvage_begin(source, err) < 0)
+		return -1;
 	restore->exact_size = tide_image_exact_size(source);
 	if (tide_image_check_format(source, restore->node->path, "-f", err) < 0)
 		return -1;
@@ -316,6 +325,30 @@ int tide_restore_run(struct tide_restore *restore, struct tide_error *err)
 	if (restore->existing)
 		return run_existing(restore, err);
 	return tide_copy_run(&restore->copy, err) < 0 ? -1 : tide_image_check_unchanged(restore->node->image, err);
+}
+
+const struct tide_bitmap *tide_restore_lost(const struct tide_restore *restore)
+{
+	return restore->salvage ? tide_image_salvage_lost(restore->node->image) : NULL;
+}
+
+int tide_restore_check_lost(struct tide_restore *restore, const char *target, struct tide_error *err)
+{
+	const char *path = restore->node->path;
+	const struct tide_bitmap *lost = tide_restore_lost(restore);
+	uint64_t off = 0, len, bytes = 0;
+
+	if (!lost || tide_bitmap_count(lost) == 0)
+		return 0;
+	tide_event_warning(restore->sink, path, "the first error: %s",
+	                   tide_image_salvage_first(restore->node->image)->msg);
+	for (; tide_bitmap_next_dirty(lost, off, UINT64_MAX, &off, &len); off += len, bytes += len)
+		tide_event_warning(restore->sink, path, "%" PRIu64 " bytes at %" PRIu64 " of the disk cannot be read",
+		                   len, off);
+	tide_error_set(err, TIDE_E_DAMAGED,
+	               "%" PRIu64 " bytes of the disk could not be read, and are zeroes in '%s'; the rest is restored",
+	               bytes, target);
+	return tide_error_hint(err, "restore these ranges from another backup");
 }
 
 struct tide_target *tide_restore_new_target(struct tide_restore *restore)

@@ -17,8 +17,9 @@
  *   member   says what takes part in the commit (job/commit.h) beside the bitmaps of the nodes: a new image's names.
  *   run      comes after the commit and before the reply: a tracked write.  Nothing can undo it, so it is a transaction
  *            of its own.
- *   job      returns the backup job that prepare made.  Its work comes after the reply, and it delivers its own events.
- *   clean    frees what the step holds, whatever became of the transaction.
+ *   result   comes after run: sets what the reply returns.  If it fails, the transaction has done its work, replies,
+ * and fails with that error. job      returns the backup job that prepare made.  Its work comes after the reply, and it
+ * delivers its own events. clean    frees what the step holds, whatever became of the transaction.
  *
  * An action has decide or prepare; all else may be NULL.  There is no abort: bitmaps change in nodes that are dropped
  * unless they are committed (node.h), and targets have no name until a commit gives them one.
@@ -59,6 +60,7 @@ struct tide_action {
 	int (*work)(struct tide_session *session, struct tide_step *step, struct tide_error *err);
 	bool (*member)(struct tide_step *step, struct tide_commit_member *member); /* false: it has none */
 	int (*run)(struct tide_session *session, struct tide_step *step, struct tide_error *err);
+	int (*result)(struct tide_txn *txn, const struct tide_step *step, struct tide_error *err);
 	struct tide_backup_job *(*job)(const struct tide_step *step);
 	void (*clean)(struct tide_step *step);
 };

@@ -31,6 +31,7 @@ static const struct tide_qmp_field restore_fields[] = {
 	TIDE_FIELD_RESULT("written", struct tide_chain_restore, written),
 	TIDE_FIELD_BOOL("compress", struct tide_chain_restore, compress),
 	TIDE_FIELD_STRING("settings", false, struct tide_chain_restore, settings),
+	TIDE_FIELD_BOOL("salvage", struct tide_chain_restore, salvage),
 	TIDE_FIELD_END,
 };
 
@@ -70,6 +71,35 @@ static bool restore_member(struct tide_step *step, struct tide_commit_member *me
 	return target != NULL;
 }
 
+/* After a rescue the reply lists the ranges that are lost. */
+static int restore_result(struct tide_txn *txn, const struct tide_step *step, struct tide_error *err)
+{
+	const struct tide_chain_restore *args = step->args;
+	struct tide_strbuf sb = TIDE_STRBUF_INIT;
+	struct tide_json_writer w = { &sb, false };
+	const struct tide_bitmap *lost = tide_restore_lost(step->state);
+	uint64_t off = 0, len;
+	char *answer;
+
+	if (!lost)
+		return 0;
+	tide_json_begin(&w, NULL, '{');
+	tide_json_begin(&w, "x-unreadable", '[');
+	for (; tide_bitmap_next_dirty(lost, off, UINT64_MAX, &off, &len); off += len) {
+		tide_json_begin(&w, NULL, '{');
+		tide_json_uint(&w, "start", off);
+		tide_json_uint(&w, "length", len);
+		tide_json_end(&w, '}');
+	}
+	tide_json_end(&w, ']');
+	tide_json_end(&w, '}');
+	answer = tide_strbuf_steal(&sb, err);
+	if (!answer)
+		return -1;
+	tide_txn_set_answer(txn, answer);
+	return tide_restore_check_lost(step->state, args->target, err);
+}
+
 static struct tide_image *restore_image(const struct tide_step *step)
 {
 	return tide_restore_target_image(step->state);
@@ -89,6 +119,7 @@ const struct tide_action tide_action_chain_restore = {
 	.prepare = restore_prepare,
 	.image = restore_image,
 	.work = restore_work,
+	.result = restore_result,
 	.member = restore_member,
 	.clean = restore_clean,
 };

@@ -404,6 +404,19 @@ static int run_steps(struct tide_txn *txn, struct tide_error *err)
 	return 0;
 }
 
+/* The first error of the steps that have done their work; the reply says so before it is returned. */
+static void collect_results(struct tide_txn *txn, struct tide_error *err)
+{
+	for (size_t i = 0; i < txn->n; i++) {
+		struct tide_step *step = &txn->steps[i];
+		struct tide_error own = TIDE_ERROR_INIT;
+
+		if (step->action->result && step->action->result(txn, step, &own) < 0 && err->code == TIDE_E_NONE)
+			tide_error_move(err, &own);
+		tide_error_release(&own);
+	}
+}
+
 static void reply(struct tide_txn *txn)
 {
 	if (txn->session->replied)
@@ -539,6 +552,8 @@ static void thaw_jobs(struct tide_txn *txn)
 
 static int run_txn(struct tide_txn *txn, struct tide_error *err)
 {
+	struct tide_error result = TIDE_ERROR_INIT;
+
 	if (prepare_all(txn, err) < 0 || refuse_completed(txn, err) < 0) {
 		drop_jobs(txn);
 		return -1;
@@ -554,7 +569,12 @@ static int run_txn(struct tide_txn *txn, struct tide_error *err)
 		drop_jobs(txn);
 		return -1;
 	}
-	return run_jobs(txn, err);
+	collect_results(txn, &result);
+	if (run_jobs(txn, err) < 0) {
+		tide_error_release(&result);
+		return -1;
+	}
+	return result.code ? tide_error_move(err, &result) : 0;
 }
 
 int tide_txn_run(struct tide_txn *txn, struct tide_error *err)

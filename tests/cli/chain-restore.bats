@@ -396,6 +396,152 @@ written_to() {
 	[[ $stderr != *'do not record'* ]] || fail "$stderr"
 }
 
+# ---- a rescue ----
+
+# entry FILE INDEX VALUE: sets an entry of the first L2 table; VALUE is an expression of the old one, e.
+entry() {
+	python3 - "$@" <<- 'PY'
+		import struct, sys
+		name, index, value = sys.argv[1:]
+		with open(name, "r+b") as f:
+		    def get(at):
+		        f.seek(at)
+		        return struct.unpack(">Q", f.read(8))[0]
+		    at = (get(get(40)) & 0xfffffffffffe00) + 8 * int(index)
+		    new = eval(value, {"e": get(at)})
+		    f.seek(at)
+		    f.write(struct.pack(">Q", new))
+	PY
+}
+
+# A base with damage of several kinds, and an overlay that hides a part of it.
+damaged_chain() {
+	qcow2_made base.qcow2 8M
+	qemu-io -f qcow2 -c 'write -q -P 1 0 4M' base.qcow2
+	qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 top.qcow2
+	qemu-io -f qcow2 -c 'write -q -P 2 1M 1M' top.qcow2
+	entry base.qcow2 3 'e | 0x400'                # not on a cluster
+	entry base.qcow2 5 '1 << 63 | 1 << 50'        # beyond the end
+	entry base.qcow2 7 'e | 2'                    # a reserved bit: QEMU reads the cluster
+	entry base.qcow2 17 '1 << 63 | 1 << 50'       # not visible
+	truncate -s -100000 base.qcow2                # within the last cluster but one
+}
+
+qcow2_made() {
+	qemu-img create -q -f qcow2 "$1" "$2"
+}
+
+# rescued RANGES CMD...: exit status 3, and the reply and the messages list exactly these ranges, START+LENGTH.
+rescued() {
+	local want=$1 r
+	shift
+	attempt "$@"
+	assert_equal "$status" 3
+	assert_equal "$(jq -r '.return."x-unreadable" | map("\(.start)+\(.length)") | join(" ")' <<< "$output")" "$want"
+	for r in $want; do
+		[[ $stderr == *"${r#*+} bytes at ${r%+*} of the disk cannot be read"* ]] || fail "$stderr"
+	done
+	[[ $stderr == *'bytes of the disk could not be read, and are zeroes in'* ]] || fail "$stderr"
+}
+
+@test "--salvage: what is sound, zeroes for the rest, as qemu-img reads it" {
+	damaged_chain
+	local lost='196608+65536 327680+65536 4093952+100352' way
+	unchanged refused_like 'L2 entry for the cluster at 196608' chain-restore top.qcow2 out.img
+	[ ! -e out.img ]
+	rescued "$lost" chain-restore --salvage top.qcow2 out.img
+	[[ $stderr == *"the first error: '$here/base.qcow2': L2 entry for the cluster at 196608"* ]] || fail "$stderr"
+	qemu-img convert -q --salvage -O raw top.qcow2 want.img 2> /dev/null
+	cmp want.img out.img
+	rescued "$lost" chain-restore --salvage -F qcow2 -c top.qcow2 out.qcow2
+	same qcow2 out.qcow2 raw want.img
+	clean out.qcow2
+	for way in reflink kernel rw direct; do
+		rescued "$lost" env TIDE_COPY=$way chain-restore --salvage --overwrite top.qcow2 out.img
+		cmp want.img out.img
+	done
+}
+
+@test "--salvage: compressed clusters, and an L2 table that is lost" {
+	noise 1M > disk.img
+	truncate -s 1G disk.img
+	noise 1M 2 | put disk.img $((768 << 20))
+	qemu-img convert -c -f raw -O qcow2 disk.img c.qcow2
+	printf 'compressible %.0s' {1..60000} | put disk.img 0
+	qemu-img convert -c -f raw -O qcow2 disk.img c.qcow2
+	break_cluster c.qcow2 131072
+	rescued '131072+65536' chain-restore --salvage c.qcow2 out.img
+	cp disk.img want.img
+	head -c 65536 /dev/zero | put want.img 131072
+	cmp want.img out.img
+	python3 - <<- 'PY'
+		import struct
+		with open("c.qcow2", "r+b") as f:
+		    f.seek(40)
+		    l1 = struct.unpack(">Q", f.read(8))[0]
+		    f.seek(l1 + 8)
+		    f.write(struct.pack(">Q", 1 << 63 | 1 << 50))
+	PY
+	rescued "131072+65536 $((512 << 20))+$((512 << 20))" chain-restore --salvage --overwrite c.qcow2 out.img
+	truncate -s 512M want.img
+	truncate -s 1G want.img
+	cmp want.img out.img
+}
+
+@test "--salvage: sectors of a bad disk" {
+	command -v dmsetup > /dev/null && dmsetup targets 2> /dev/null | grep -q '^error' || skip 'no device mapper'
+	noise 1M > disk.img
+	cp disk.img want.img
+	head -c 1024 /dev/zero | put want.img $((100 * 512))
+	loop disk.img
+	dmsetup create "tidemark-test-$$" <<- END || skip 'no device mapper'
+		0 100 linear $loop 0
+		100 2 error
+		102 1946 linear $loop 102
+	END
+	attempt chain-restore -f raw --salvage "/dev/mapper/tidemark-test-$$" out.img
+	dmsetup remove "tidemark-test-$$"
+	assert_equal "$status" 3
+	cmp want.img out.img
+	assert_equal "$output" '{"return": {"x-unreadable": [{"start": 51200, "length": 1024}]}}'
+}
+
+@test "--salvage: a disk that cannot be read, and an error that is not the disk's" {
+	noise 128K > disk.img
+	truncate -s 1M disk.img
+	noise 64K 2 | put disk.img $((768 << 10))
+	rescued '0+131072 786432+65536' env TIDE_COPY=rw strace -f -qq -o /dev/null -P "$here/disk.img" -e trace=pread64 \
+		-e inject=pread64:error=EIO "$BUILD/bin/chain-restore" -f raw --salvage disk.img out.img
+	cmp -n 1048576 /dev/zero out.img
+	rm out.img
+	TIDE_COPY=rw attempt strace -f -qq -o /dev/null -P "$here/disk.img" -e trace=pread64 \
+		-e inject=pread64:error=ENOMEM "$BUILD/bin/chain-restore" -f raw --salvage disk.img out.img
+	assert_equal "$status" 1
+	[ ! -e out.img ]
+}
+
+@test "--salvage of a sound chain is a restore" {
+	chain 1M
+	attempt chain-restore --salvage 2.qcow2 restored.img
+	assert_equal "$status" 0
+	assert_equal "$output" '{"return": {"x-unreadable": []}}'
+	cmp disk.img restored.img
+}
+
+@test "--salvage does not write in place, and a lack of the chain or the target is no damage" {
+	chain 1M
+	cp disk.img restored.img
+	unchanged usage chain-restore --salvage --in-place 2.qcow2 restored.img
+	[[ $stderr == *'in place it would overwrite data with zeroes'* ]] || fail "$stderr"
+	mv 1.qcow2 aside
+	unchanged refused_like '1\.qcow2.*No such file or directory' chain-restore --salvage 2.qcow2 out.img
+	mv aside 1.qcow2
+	tiny_fs tiny 200k
+	attempt chain-restore --salvage 2.qcow2 tiny/out.img
+	assert_equal "$status" 1
+	assert_equal "$(ls tiny)" ''
+}
+
 @test "--dry-run restores nothing" {
 	chain 1M
 	unchanged ok chain-restore --dry-run 2.qcow2 restored.img
