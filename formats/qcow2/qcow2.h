@@ -63,7 +63,8 @@ enum {
 
 /*
  * Tidemark's own autoclear flag: nothing has changed the disk since the birth record was written. A program that does
- * not know an autoclear flag clears it before it changes anything; QEMU does so when it opens the image for writing.
+ * not know an autoclear flag clears it before it changes anything; QEMU does so when it opens the image for writing,
+ * but not when it reopens it, as for a commit. So the flag alone proves nothing.
  */
 #define TIDE_QCOW2_AUTOCLEAR_INTACT (UINT64_C(1) << 62)
 
@@ -487,6 +488,8 @@ int tide_qcow2_flush_locked(struct tide_qcow2 *q, struct tide_error *err); /* lo
 int tide_qcow2_flush_prepare(struct tide_qcow2 *q, struct tide_error *err);
 /* The same before a change that leaves the disk as it is. */
 int tide_qcow2_flush_prepare_meta(struct tide_qcow2 *q, struct tide_error *err);
+/* Lock held: replaces a word of feature flags in the header, at this offset, and syncs; version 2 has none. */
+int tide_qcow2_flush_put_flags(struct tide_qcow2 *q, uint64_t at, uint64_t *flags, uint64_t to, struct tide_error *err);
 
 /* ---- qcow2_alloc.c: the same questions for in-place and new images; lock held ---- */
 

@@ -196,16 +196,9 @@ int tide_qcow2_ext_set_exact_size(void *state, uint64_t size, struct tide_driver
 
 static int set_intact(struct tide_qcow2 *q, struct tide_error *err)
 {
-	uint64_t flags = q->header.autoclear | TIDE_QCOW2_AUTOCLEAR_INTACT;
-	uint8_t buf[8];
+	uint64_t *flags = &q->header.autoclear;
 
-	if (q->header.version < 3)
-		return 0;
-	tide_put_be64(buf, flags);
-	if (write_synced(q, buf, sizeof(buf), TIDE_QCOW2_AT_AUTOCLEAR, err) < 0)
-		return -1;
-	q->header.autoclear = flags;
-	return 0;
+	return tide_qcow2_flush_put_flags(q, TIDE_QCOW2_AT_AUTOCLEAR, flags, *flags | TIDE_QCOW2_AUTOCLEAR_INTACT, err);
 }
 
 int tide_qcow2_ext_set_birth(void *state, const struct tide_birth *birth, struct tide_error *err)

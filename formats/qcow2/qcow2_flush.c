@@ -191,18 +191,23 @@ int tide_qcow2_flush_image(void *state, struct tide_error *err)
 	return rc;
 }
 
-static int keep_features(struct tide_qcow2 *q, uint64_t kept, struct tide_error *err)
+int tide_qcow2_flush_put_flags(struct tide_qcow2 *q, uint64_t at, uint64_t *flags, uint64_t to, struct tide_error *err)
 {
 	uint8_t buf[8];
 
-	if (q->header.version < 3 || kept == q->header.autoclear)
+	if (q->header.version < 3 || to == *flags)
 		return 0;
-	tide_put_be64(buf, kept);
-	if (tide_sysio_pwrite(q->fd, buf, sizeof(buf), TIDE_QCOW2_AT_AUTOCLEAR, err) < 0 ||
-	    tide_sysio_fdatasync(q->fd, err) < 0)
+	tide_put_be64(buf, to);
+	if (tide_sysio_pwrite(q->fd, buf, sizeof(buf), at, err) < 0 ||
+	    (!q->is_new && tide_sysio_fdatasync(q->fd, err) < 0))
 		return -1;
-	q->header.autoclear = kept;
+	*flags = to;
 	return 0;
+}
+
+static int keep_features(struct tide_qcow2 *q, uint64_t kept, struct tide_error *err)
+{
+	return tide_qcow2_flush_put_flags(q, TIDE_QCOW2_AT_AUTOCLEAR, &q->header.autoclear, kept, err);
 }
 
 /* A program must clear the autoclear flags of features it does not know before its first change. */

@@ -322,13 +322,7 @@ int tide_qcow2_guard_count(struct tide_qcow2 *q, uint16_t **times, uint64_t *n, 
 
 int tide_qcow2_guard_open(struct tide_qcow2 *q, struct tide_error *err)
 {
-	TIDE_CLEANUP(release)
-	struct guard g = {
-		.q = q,
-		.clusters = tide_qcow2_clusters(q, q->file_size),
-		.l1_left = L1_BYTES_MAX,
-		.cut = UINT64_MAX,
-	};
+	TIDE_CLEANUP(release) struct guard g = start(q);
 	bool yes, only_cuts;
 
 	if (q->guarded)

@@ -149,15 +149,10 @@ static int forget(struct tide_qcow2 *q, struct tide_error *err)
 
 static int clear_flag(struct tide_qcow2 *q, struct tide_error *err)
 {
-	uint64_t flags = q->header.incompatible & ~(uint64_t)TIDE_QCOW2_INCOMPAT_DIRTY;
-	uint8_t buf[8];
+	uint64_t *flags = &q->header.incompatible;
 
-	tide_put_be64(buf, flags);
-	if (tide_sysio_pwrite(q->fd, buf, sizeof(buf), TIDE_QCOW2_AT_INCOMPATIBLE, err) < 0 ||
-	    tide_sysio_fdatasync(q->fd, err) < 0)
-		return -1;
-	q->header.incompatible = flags;
-	return 0;
+	return tide_qcow2_flush_put_flags(q, TIDE_QCOW2_AT_INCOMPATIBLE, flags,
+	                                  *flags & ~(uint64_t)TIDE_QCOW2_INCOMPAT_DIRTY, err);
 }
 
 static int repair(struct tide_qcow2 *q, struct tide_error *err)

@@ -18,8 +18,9 @@
  *   run      comes after the commit and before the reply: a tracked write.  Nothing can undo it, so it is a transaction
  *            of its own.
  *   result   comes after run: sets what the reply returns.  If it fails, the transaction has done its work, replies,
- * and fails with that error. job      returns the backup job that prepare made.  Its work comes after the reply, and it
- * delivers its own events. clean    frees what the step holds, whatever became of the transaction.
+ *            and fails with that error.
+ *   job      returns the backup job that prepare made.  Its work comes after the reply, and it delivers its own events.
+ *   clean    frees what the step holds, whatever became of the transaction.
  *
  * An action has decide or prepare; all else may be NULL.  There is no abort: bitmaps change in nodes that are dropped
  * unless they are committed (node.h), and targets have no name until a commit gives them one.

@@ -295,15 +295,25 @@ static void test_again(void)
 
 /* ---- what changes at once ---- */
 
+/* Commits a node's member, whose own commit fails or not, and compares the trace of its calls. */
+static void commit_one(struct sample *s, struct tide_commit_member of_node, bool fails, const char *calls)
+{
+	struct tide_strbuf trace = TIDE_STRBUF_INIT;
+	struct tide_error err = TIDE_ERROR_INIT;
+	struct member self = { of_node, 'a', fails ? FAILS_COMMIT : NO_FAULT, false, &trace };
+	struct tide_commit_member member = { &ops, &self };
+
+	CHECK_EQ_I64(run(s, &member, 1, NULL, &err), fails ? -1 : 0);
+	CHECK_STR(sample_text(&trace), calls);
+	tide_error_release(&err);
+	tide_strbuf_release(&trace);
+}
+
 /* The sidecar and the image's own bitmaps are two changes of one member. */
 static void test_both_stores(void)
 {
 	for (int fails = 0; fails < 2; fails++) {
-		struct tide_strbuf trace = TIDE_STRBUF_INIT;
-		struct tide_error err = TIDE_ERROR_INIT;
-		struct tide_commit_member member;
 		struct tide_node *node;
-		struct member self;
 		struct sample s;
 
 		UNIT_ROW("%s", fails ? "fails" : "succeeds");
@@ -313,17 +323,11 @@ static void test_both_stores(void)
 		node = sample_open(&s, "a", TIDE_NODE_EDIT_BITMAPS);
 		sample_add(node, "one", BEFORE, TIDE_STORE_SIDECAR);
 		sample_add(node, "two", AFTER, TIDE_STORE_IMAGE);
-		self = (struct member){ tide_commit_node_member(node), 'a', fails ? FAILS_COMMIT : NO_FAULT, false,
-			                &trace };
-		member = (struct tide_commit_member){ &ops, &self };
-		CHECK_EQ_I64(run(&s, &member, 1, NULL, &err), fails ? -1 : 0);
-		CHECK_STR(sample_text(&trace), fails ? "Sa Aa Ra Ca Ua ua" : "Sa Aa Ra Ca ua");
-		tide_error_release(&err);
+		commit_one(&s, tide_commit_node_member(node), fails, fails ? "Sa Aa Ra Ca Ua ua" : "Sa Aa Ra Ca ua");
 		tide_node_close(node);
 		CHECK_EQ_U64(count_others(), 0);
 		CHECK_STR(sample_show("a", "one"), fails ? "none" : BEFORE);
 		CHECK_STR(sample_show("a", "two"), fails ? "none" : AFTER);
-		tide_strbuf_release(&trace);
 		sample_end(&s);
 	}
 }
@@ -333,11 +337,9 @@ static void test_both_stores(void)
 static void test_deferred(void)
 {
 	for (int fails = 0; fails < 2; fails++) {
-		struct tide_strbuf trace = TIDE_STRBUF_INIT;
 		struct tide_error err = TIDE_ERROR_INIT;
 		struct tide_commit_member member;
 		struct tide_node *node;
-		struct member self;
 		struct sample s;
 
 		UNIT_ROW("%s", fails ? "fails" : "succeeds");
@@ -349,18 +351,12 @@ static void test_deferred(void)
 		member = tide_commit_node_member(node);
 		CHECK_OK(run(&s, &member, 1, NULL, &err), &err);
 		CHECK_STR(sample_show("a", "b"), "x....... busy");
-		self = (struct member){ tide_commit_deferred_member(node), 'a', fails ? FAILS_COMMIT : NO_FAULT, false,
-			                &trace };
-		member = (struct tide_commit_member){ &ops, &self };
-		CHECK_EQ_I64(run(&s, &member, 1, NULL, &err), fails ? -1 : 0);
-		CHECK_STR(sample_text(&trace), "Sa Ca ua");
-		tide_error_release(&err);
+		commit_one(&s, tide_commit_deferred_member(node), fails, "Sa Ca ua");
 		if (fails)
 			tide_node_drop_deferred(node, &s.session->sink);
 		tide_node_close(node);
 		CHECK_EQ_U64(count_others(), 0);
 		CHECK_STR(show_completed(&s, "a"), fails ? BEFORE : AFTER);
-		tide_strbuf_release(&trace);
 		sample_end(&s);
 	}
 }
