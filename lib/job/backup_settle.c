@@ -134,6 +134,13 @@ static struct tide_node *member_node(void *member)
 	return job->node;
 }
 
+static struct tide_target *member_target(void *member)
+{
+	struct tide_backup_job *job = member;
+
+	return job->outcome == TIDE_BACKUP_FAILED ? NULL : &job->target;
+}
+
 static int stage(void *member, struct tide_sink *sink, struct tide_error *err)
 {
 	struct tide_backup_job *job = member;
@@ -220,6 +227,7 @@ struct tide_commit_member tide_backup_member(struct tide_backup_job *job)
 {
 	static const struct tide_commit_ops ops = {
 		.node = member_node,
+		.target = member_target,
 		.stage = stage,
 		.count = count,
 		.add_to_record = add_to_record,

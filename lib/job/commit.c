@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "base/error.h"
+#include "base/lock.h"
 #include "base/mem.h"
 #include "base/sysio.h"
 
@@ -74,6 +75,42 @@ static bool has_stake(const struct tide_node *node)
 	return tide_node_count_changes(node) > 0;
 }
 
+/* Where the record can be: beside the sidecar of a node, or that of a new image. */
+struct lead {
+	const struct tide_commit_member *member;
+	char *sidecar; /* NULL: no place */
+	struct tide_node *node;
+};
+
+static void release_lead(struct lead *lead)
+{
+	free(lead->sidecar);
+}
+
+#define AUTOLEAD TIDE_CLEANUP(release_lead)
+
+/* The new image that leads to the record because its node cannot. */
+static struct tide_target *target_of(const struct tide_commit_member *m)
+{
+	struct tide_node *node = node_of(m);
+	struct tide_target *target = m->ops->target ? m->ops->target(m->self) : NULL;
+
+	return target && target->staged.path && !(node && node->sidecar_path) ? target : NULL;
+}
+
+/* Each other new image leads to the record too; without a pointer it is completed with the others. */
+static void point_targets(const struct tide_commit *c, const struct lead *lead, const char *record)
+{
+	for (size_t i = 0; i < c->n; i++) {
+		struct tide_target *target = &c->members[i] == lead->member ? NULL : target_of(&c->members[i]);
+		struct tide_error ignored = TIDE_ERROR_INIT;
+
+		if (target)
+			tide_target_point(target, record, &ignored);
+		tide_error_release(&ignored);
+	}
+}
+
 /*
  * Each other image leads to the record.  An unchanged image may lack a pointer: it is a member only
  * because of the target of its backup.
@@ -99,6 +136,8 @@ static void unpoint_all(const struct tide_commit *c)
 	for (size_t i = 0; i < c->n; i++) {
 		if (node_of(&c->members[i]))
 			tide_node_unpoint(node_of(&c->members[i]));
+		if (target_of(&c->members[i]))
+			tide_target_unpoint(target_of(&c->members[i]));
 	}
 }
 
@@ -107,6 +146,8 @@ static void leave_pointers(const struct tide_commit *c)
 	for (size_t i = 0; i < c->n; i++) {
 		if (node_of(&c->members[i]))
 			tide_node_leave_pointer(node_of(&c->members[i]));
+		if (target_of(&c->members[i]))
+			tide_target_leave_pointer(target_of(&c->members[i]));
 	}
 }
 
@@ -119,7 +160,7 @@ static bool needs_record(const struct tide_commit *c)
 	for (size_t i = 0; i < c->n; i++) {
 		const struct tide_node *node = node_of(&c->members[i]);
 
-		has_place |= node && node->sidecar_path;
+		has_place |= (node && node->sidecar_path) || target_of(&c->members[i]);
 		changes += c->members[i].ops->count(c->members[i].self);
 	}
 	return has_place && changes > 1;
@@ -138,28 +179,33 @@ static int fill_record(const struct tide_commit *c, struct tide_commit_record *r
 }
 
 /* In this slot of the lead.  1: it is taken. */
-static int decide_at(const struct tide_commit *c, struct tide_node *lead, struct tide_commit_record *record,
+static int decide_at(const struct tide_commit *c, const struct lead *lead, struct tide_commit_record *record,
                      const char *slot, int *lock_fd, struct tide_error *err)
 {
 	int rc = access(slot, F_OK) == 0;
 
 	if (rc == 0)
-		rc = point_all(c, lead, slot, err);
+		point_targets(c, lead, slot);
 	if (rc == 0)
-		rc = tide_commit_record_write_at(record, slot, tide_image_fd(lead->image), lock_fd, err);
+		rc = point_all(c, lead->node, slot, err);
+	if (rc == 0)
+		rc = tide_commit_record_write_at(record, slot, lead->node ? tide_image_fd(lead->node->image) : -1,
+		                                 lock_fd, err);
 	if (rc)
 		unpoint_all(c);
 	return rc;
 }
 
 /* Beside the lead's sidecar.  *path: the record's, for the caller to free. */
-static int decide_with(const struct tide_commit *c, struct tide_node *lead, struct tide_commit_record *record,
+static int decide_with(const struct tide_commit *c, const struct lead *lead, struct tide_commit_record *record,
                        char **path, int *lock_fd, struct tide_error *err)
 {
-	if (tide_node_hold_token(lead, &record->token, err) < 0)
+	/* On a new image nobody can hold a token: only the lock on the record shows that the transaction runs. */
+	if ((lead->node ? tide_node_hold_token(lead->node, &record->token, err)
+	                : tide_lock_token_new(&record->token, err)) < 0)
 		return -1;
 	for (unsigned i = 0; i < TIDE_COMMIT_SLOTS; i++) {
-		TIDE_AUTOFREE char *slot = tide_commit_record_slot(lead->sidecar_path, i, err);
+		TIDE_AUTOFREE char *slot = tide_commit_record_slot(lead->sidecar, i, err);
 		int rc = slot ? decide_at(c, lead, record, slot, lock_fd, err) : -1;
 
 		if (rc > 0)
@@ -170,7 +216,25 @@ static int decide_with(const struct tide_commit *c, struct tide_node *lead, stru
 		}
 		return rc;
 	}
-	return tide_commit_record_refuse_full(lead->sidecar_path, err);
+	return tide_commit_record_refuse_full(lead->sidecar, err);
+}
+
+/* In the order in which they are tried. */
+enum turn { NODES_WITH_STAKE, OTHER_NODES, NEW_IMAGES, N_TURNS };
+
+static int find_lead(const struct tide_commit_member *m, enum turn turn, struct lead *lead, struct tide_error *err)
+{
+	struct tide_node *node = node_of(m);
+	struct tide_target *target = target_of(m);
+
+	*lead = (struct lead){ m, NULL, turn == NEW_IMAGES ? NULL : node };
+	if (turn == NEW_IMAGES && target)
+		lead->sidecar = tide_target_sidecar(target->staged.path, err);
+	else if (turn != NEW_IMAGES && node && node->sidecar_path && has_stake(node) == (turn == NODES_WITH_STAKE))
+		lead->sidecar = tide_mem_strdup(node->sidecar_path, err);
+	else
+		return 0;
+	return lead->sidecar ? 0 : -1;
 }
 
 /*
@@ -184,16 +248,18 @@ static int decide(const struct tide_commit *c, char **path, int *lock_fd, size_t
 
 	if (fill_record(c, &record, bad, err) < 0)
 		return -1;
-	for (int stake = 1; stake >= 0; stake--) {
+	for (enum turn turn = 0; turn < N_TURNS; turn++) {
 		for (size_t i = 0; i < c->n; i++) {
-			struct tide_node *node = node_of(&c->members[i]);
+			struct lead lead AUTOLEAD = { 0 };
 
-			if (!node || !node->sidecar_path || has_stake(node) != (bool)stake)
+			if (find_lead(&c->members[i], turn, &lead, err) < 0)
+				return -1;
+			if (!lead.sidecar)
 				continue;
 			tide_error_release(&why);
-			if (decide_with(c, node, &record, path, lock_fd, &why) == 0)
+			if (decide_with(c, &lead, &record, path, lock_fd, &why) == 0)
 				return 0;
-			if (stake)
+			if (turn == NODES_WITH_STAKE)
 				return tide_error_move(err, &why);
 		}
 	}
@@ -254,9 +320,17 @@ static int commit_plainly(const struct tide_commit *c, size_t *bad, struct tide_
 	return 0;
 }
 
+/* A job says itself that it has not succeeded.  A restore has no job. */
+static bool lacks_image(const struct tide_commit_member *m)
+{
+	const struct tide_target *target = m->ops->late || !m->ops->target ? NULL : m->ops->target(m->self);
+
+	return target && !target->staged.named;
+}
+
 static int commit_recorded(const struct tide_commit *c, const char *record, size_t *bad, struct tide_error *err)
 {
-	bool pending = false;
+	bool pending = false, lacks = false;
 
 	for (size_t i = 0; i < c->n; i++) {
 		const struct tide_commit_member *m = &c->members[i];
@@ -268,13 +342,16 @@ static int commit_recorded(const struct tide_commit *c, const char *record, size
 		if (!pending && take_back(c, record))
 			return tide_error_move(err, &why);
 		pending = true;
+		lacks |= lacks_image(m);
 		say_late(c, m,
 		         "the transaction is decided, and the next command that changes the image will complete it",
 		         &why);
 	}
 	if (pending) {
 		leave_pointers(c);
-		return 0;
+		return lacks ? tide_error_set(err, TIDE_E_PARTIAL,
+		                              "The transaction is decided, and could not be completed yet")
+		             : 0;
 	}
 	/* The record goes first: a pointer that leads nowhere is harmless, a record that nothing leads to stays for
 	 * ever. */
@@ -386,6 +463,13 @@ static struct tide_node *no_node(void *member)
 	return NULL;
 }
 
+static struct tide_target *member_target(void *member)
+{
+	struct tide_target *target = member;
+
+	return target->existing ? NULL : target;
+}
+
 static int stage_target(void *member, struct tide_sink *sink, struct tide_error *err)
 {
 	return tide_target_stage(member, err);
@@ -429,6 +513,7 @@ struct tide_commit_member tide_commit_target_member(struct tide_target *target)
 {
 	static const struct tide_commit_ops ops = {
 		.node = no_node,
+		.target = member_target,
 		.stage = stage_target,
 		.count = count_target,
 		.add_to_record = add_target,

@@ -28,6 +28,9 @@
 struct tide_commit_ops {
 	/* The node whose image leads to the record after a death; NULL: none. */
 	struct tide_node *(*node)(void *member);
+	/* The new image that the member names, beside which the record is if no node has a place for it; NULL: none.
+	 */
+	struct tide_target *(*target)(void *member);
 	/* Does everything that can be refused: locks the sidecar, makes all content durable.  The sink takes warnings.
 	 */
 	int (*stage)(void *member, struct tide_sink *sink, struct tide_error *err);
@@ -75,8 +78,8 @@ struct tide_commit_member tide_commit_target_member(struct tide_target *target);
 
 /*
  * 0: all members have taken effect, or will when the next opener completes the record; a warning says which could not.
- * -1: none has, except earlier ones of several new images that no disk leads to.  *bad (may be NULL): the member that
- * failed, 0 if no single one did.
+ * -1: none has.  With TIDE_E_PARTIAL the record stays, because a new image that no job answers for could not be put in
+ * place.  *bad (may be NULL): the member that failed, 0 if no single one did.
  */
 int tide_commit_run(const struct tide_commit *commit, size_t *bad, struct tide_error *err);
 

@@ -49,6 +49,7 @@ static int create_target(struct tide_restore *restore, const struct tide_chain_r
 	struct tide_image *source = restore->node->image;
 	struct tide_driver_create create = { .size = restore->exact_size, .settings = args->settings };
 
+	restore->target.dry_run = restore->node->want.dry_run;
 	if (tide_target_create(&restore->target, args->target,
 	                       args->format ? args->format : tide_image_raw_driver()->name, &create, source,
 	                       args->overwrite ? NULL : "write only the differences to it with --in-place", err) < 0)

@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -74,7 +75,7 @@ static int check_pinned(const char *path, const char *format, struct tide_error 
 	int rc = 0;
 
 	/* Also that of an image that was removed. A device never gets here. */
-	sidecar = tide_mem_printf(&ignored, "%s.bitmaps", path);
+	sidecar = tide_target_sidecar(path, &ignored);
 	if (sidecar && tide_store_load(sidecar, &sc, &ignored) == 0 && sc && strcmp(sc->format, format)) {
 		tide_error_set(err, TIDE_E_REFUSED,
 		               "Could not create '%s': its sidecar pins the format '%s', and the new image is '%s'",
@@ -279,8 +280,9 @@ int tide_target_create(struct tide_target *target, const char *path, const char 
 	if (options->backing && !driver->has_backing)
 		return tide_error_set(err, TIDE_E_REFUSED, "Backing file not supported for file format '%s'", format);
 	target->exclusive = in_place != NULL;
-	if (check_place(path, final, err) < 0 || check_pinned(final, format, err) < 0 ||
-	    check_not_reserved(final, err) < 0 || lock_old(target, final, in_place, err) < 0 ||
+	if (check_place(path, final, err) < 0 || tide_target_recover(final, target->dry_run, err) < 0 ||
+	    check_pinned(final, format, err) < 0 || check_not_reserved(final, err) < 0 ||
+	    lock_old(target, final, in_place, err) < 0 ||
 	    begin_data_file(target, driver, final, options->settings, like, err) < 0 ||
 	    tide_staged_begin(&target->staged, final, like ? 0600 : default_mode(), err) < 0)
 		return -1;
@@ -392,17 +394,31 @@ static int name_data_file(struct tide_target *target, struct tide_error *err)
 	return target->data.fd >= 0 ? tide_staged_commit(&target->data, true, err) : 0;
 }
 
+/* The data file gets its temporary name back, so that a transaction which nothing has begun can be taken back. */
+static void unname_data_file(struct tide_target *target, char **tmp)
+{
+	if (!*tmp || renameat2(AT_FDCWD, target->data.path, AT_FDCWD, *tmp, RENAME_NOREPLACE) < 0)
+		return;
+	target->data.named = false;
+	target->data.tmp = *tmp;
+	*tmp = NULL;
+}
+
 /* The data file first: it may exist without its image, but the image must not exist without it. */
 int tide_target_name(struct tide_target *target, struct tide_error *err)
 {
-	bool is_recorded = target->staged.kept;
+	TIDE_AUTOFREE char *tmp = target->data.tmp ? tide_mem_strdup(target->data.tmp, NULL) : NULL;
 
 	if (target->existing)
 		return 0;
 	if (name_data_file(target, err) == 0 && tide_staged_commit(&target->staged, target->exclusive, err) == 0)
 		return 0;
-	/* Both files have their names afterwards, or neither; a record completes them otherwise. */
-	if (!is_recorded && !target->staged.named && target->data.named) {
+	/* Both files have their names afterwards, or neither; if that fails, a record completes them. */
+	if (target->staged.named || !target->data.named)
+		return -1;
+	if (target->data.kept) {
+		unname_data_file(target, &tmp);
+	} else {
 		unlink(target->data.path);
 		target->data.named = false;
 	}
@@ -426,6 +442,7 @@ void tide_target_release(struct tide_target *target)
 	tide_staged_release(&target->staged);
 	tide_staged_release(&target->data);
 	tide_sysio_close(target->old_fd);
+	free(target->pointer);
 	*target = (struct tide_target)TIDE_TARGET_INIT;
 }
 

@@ -21,11 +21,13 @@ struct tide_target {
 	int old_fd;     /* the older file of the name, locked; or -1 */
 	bool existing;  /* it was opened, not created */
 	bool exclusive; /* it must not replace a file */
+	bool dry_run;   /* it will not be kept; set before it is created */
+	char *pointer;  /* the file that leads to the commit record, if there is one */
 };
 
-#define TIDE_TARGET_INIT                                                   \
-	{                                                                  \
-		TIDE_STAGED_INIT, TIDE_STAGED_INIT, NULL, -1, false, false \
+#define TIDE_TARGET_INIT                                                                \
+	{                                                                               \
+		TIDE_STAGED_INIT, TIDE_STAGED_INIT, NULL, -1, false, false, false, NULL \
 	}
 
 /*
@@ -40,6 +42,17 @@ bool tide_target_is_device(const char *path);
 /* allow: enum tide_allow, for the target's own chain.  cancel: as in image.h. */
 int tide_target_open(struct tide_target *target, const char *path, const char *format, unsigned allow,
                      const atomic_bool *cancel, struct tide_error *err);
+/*
+ * Completes the transaction that was to give a new image this name, if it was interrupted after its commit, and refuses
+ * the request then: it may be the one that was interrupted.  path: absolute, without symbolic links.
+ */
+int tide_target_recover(const char *path, bool dry_run, struct tide_error *err);
+/* The name of the sidecar that a new target would have, beside which a commit record may be; the caller frees it. */
+char *tide_target_sidecar(const char *path, struct tide_error *err);
+/* The pointer from the target to a commit record, written before the record and removed after it, or left. */
+int tide_target_point(struct tide_target *target, const char *record, struct tide_error *err);
+void tide_target_unpoint(struct tide_target *target);
+void tide_target_leave_pointer(struct tide_target *target);
 /* Warns if the backing image of a new target is in another directory, because opening it needs an option then. */
 void tide_target_warn_outside(const struct tide_target *target, struct tide_sink *sink, const char *path);
 /* Makes the target durable; only its renames are left for the commit. */

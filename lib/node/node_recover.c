@@ -171,6 +171,16 @@ static bool has_renames(const struct tide_commit_record *record)
 	return false;
 }
 
+/* The transaction may have made the image itself: then what is open is the one that had its name before. */
+static void close_replaced(struct tide_node *node)
+{
+	struct stat now, open;
+
+	if (node->image && tide_image_is_file(node->image) && fstat(tide_image_fd(node->image), &open) == 0 &&
+	    (stat(tide_image_path(node->image), &now) < 0 || now.st_dev != open.st_dev || now.st_ino != open.st_ino))
+		tide_node_image_close(node);
+}
+
 /* 1: done, and all has to be read again; 0: only switches of other images are left, and cannot be made now. */
 static int complete(struct tide_node *node, struct found *f, struct tide_sink *sink, struct tide_error *err)
 {
@@ -185,6 +195,8 @@ static int complete(struct tide_node *node, struct found *f, struct tide_sink *s
 	tide_commit_recover_names(&f->record, &node->group.completed);
 	if (make_switches(node, f, sink, err) < 0)
 		return -1;
+	if (had_renames)
+		close_replaced(node);
 	if (f->record.n && (had_renames || f->record.n < before) &&
 	    tide_commit_record_rewrite(&f->record, f->path, err) < 0)
 		return -1;

@@ -458,6 +458,135 @@ completed_group() {
 	done
 }
 
+@test "a restore with a data file that died between two names is completed by the same command" {
+	head -c 1M /dev/urandom > src.img
+	done_ backup-run -q -F qcow2 src.img base.qcow2
+	local call restore=(chain-restore -q -F qcow2 -o data_file=r.data base.qcow2 r.qcow2)
+	for call in renameat2:1 renameat2:2 unlink:1; do
+		inject "${call%:*}" KILL "${call#*:}" "${restore[@]}"
+		[ "$status" -eq 137 ]
+		[ -f r.qcow2.bitmaps.commit ]
+		refused_like 'was interrupted after its commit' chain-restore --dry-run "${restore[@]:1}"
+		[ -f r.qcow2.bitmaps.commit ]
+		refused_like 'has been completed now, and this request was not run' "${restore[@]}"
+		qemu-img compare -q src.img r.qcow2
+		[ ! -e r.qcow2.bitmaps.commit ]
+		rm -f r.qcow2 r.data .r.*
+		done_ "${restore[@]}"
+		qemu-img compare -q src.img r.qcow2
+		rm r.qcow2 r.data
+	done
+}
+
+@test "a new image with a data file that died between two names" {
+	inject renameat2 KILL 2 image-create -q -f qcow2 -o data_file=n.data n.qcow2 1M
+	[ "$status" -eq 137 ]
+	[ ! -e n.qcow2 ]
+	refused_like 'has been completed now' image-create -q -f qcow2 -o data_file=n.data n.qcow2 1M
+	qemu-img check -q n.qcow2
+	done_ image-create -q -f qcow2 n.qcow2 1M
+}
+
+@test "a restore that replaces an image, and died between two names, is completed for its bitmaps" {
+	disk src.img
+	done_ backup-run -q -F qcow2 src.img base.qcow2
+	qemu-img create -q -f qcow2 r.qcow2 1M
+	ok bitmap-add r.qcow2 old
+	inject rename KILL 1 chain-restore -q --overwrite -F qcow2 -o data_file=r.data base.qcow2 r.qcow2
+	[ "$status" -eq 137 ]
+	# The bitmap is one of the image that was replaced: nothing recorded what the restore wrote.
+	refused_like 'inconsistent|cannot be used' bitmap-clear r.qcow2 old
+	qemu-img compare -q src.img r.qcow2
+	ok bitmap-remove r.qcow2 old
+	ok bitmap-add r.qcow2 new
+	done_ image-write -q --pattern 1 r.qcow2 0 1
+	[ "$(bitmap-list -q --output=json r.qcow2 | jq '.return[0].count')" -eq 65536 ]
+	[ -z "$(find . -name '*.commit*')" ]
+}
+
+@test "a restore whose image cannot get its name is undone, or waits" {
+	head -c 1M /dev/urandom > src.img
+	done_ backup-run -q -F qcow2 src.img base.qcow2
+	local restore=(chain-restore -q -F qcow2 -o data_file=r.data base.qcow2 r.qcow2)
+	inject renameat2 EIO 2 "${restore[@]}"
+	[ "$status" -eq 1 ]
+	[ "$(ls -A)" = "$(printf 'base.qcow2\nsrc.img')" ]
+	# Not even the data file's name can be taken back.
+	inject renameat2 EIO 2+ "${restore[@]}"
+	[ "$status" -eq 3 ]
+	[[ $output$stderr == *"is decided, and could not be completed yet"* ]]
+	refused_like 'has been completed now' "${restore[@]}"
+	qemu-img compare -q src.img r.qcow2
+}
+
+@test "a restore that died, and whose file was removed since, says what is missing" {
+	head -c 1M /dev/urandom > src.img
+	done_ backup-run -q -F qcow2 src.img base.qcow2
+	local restore=(chain-restore -q -F qcow2 -o data_file=r.data base.qcow2 r.qcow2)
+	inject renameat2 KILL 2 "${restore[@]}"
+	rm r.data
+	refused_like "its file for '.*r.data' is missing" "${restore[@]}"
+	[[ $stderr == *"move '"*"r.qcow2.bitmaps.commit' away"* ]]
+	mv r.qcow2.bitmaps.commit away
+	done_ "${restore[@]}"
+	qemu-img compare -q src.img r.qcow2
+}
+
+@test "a stranger's record beside a new name does not forbid the name" {
+	head -c 1M /dev/urandom > src.img
+	echo nonsense > t.qcow2.bitmaps.commit
+	done_ backup-run -q -F qcow2 src.img t.qcow2
+	[ "$(cat t.qcow2.bitmaps.commit)" = nonsense ]
+	rm t.qcow2 t.qcow2.bitmaps.commit
+	done_ backup-run -q -F qcow2 src.img base.qcow2
+	inject renameat2 KILL 1 chain-restore -q -F qcow2 -o data_file=r.data base.qcow2 r.qcow2
+	[ "$status" -eq 137 ]
+	chmod 666 r.qcow2.bitmaps.commit
+	done_ chain-restore -q -F raw base.qcow2 r.qcow2
+	[ ! -e r.data ]
+}
+
+@test "two restores of one transaction: both have their names after a death, or neither" {
+	head -c 1M /dev/urandom > src.img
+	done_ backup-run -q -F qcow2 src.img full.qcow2
+	cat > prog.c <<- 'C'
+		#include "tidemark.h"
+		int main(void)
+		{
+			struct tide_session_options options = {0};
+			struct tide_session *s = tide_session_new(&options, NULL);
+			struct tide_drive f = {.id = "f", .path = "full.qcow2"};
+			struct tide_chain_restore one = {.device = "f", .target = "one.raw"};
+			struct tide_chain_restore two = {.device = "f", .target = "two.raw"};
+			struct tide_txn *txn;
+			int rc = tide_session_add_drive(s, &f, NULL, NULL);
+			txn = tide_txn_new(s, NULL);
+			rc = rc || tide_txn_chain_restore(txn, &one, NULL) || tide_txn_chain_restore(txn, &two, NULL);
+			rc = rc ? 3 : tide_txn_run(txn, NULL) != 0;
+			tide_txn_free(txn);
+			tide_session_free(s);
+			return rc;
+		}
+	C
+	${CC:-cc} -I"$ROOT/lib" -o prog prog.c -L"$BUILD/lib" -ltidemark "-Wl,-rpath,$BUILD/lib"
+	local n name
+	for n in 1 2; do
+		for name in one two; do
+			inject renameat2 KILL "$n" ./prog
+			[ "$status" -eq 137 ]
+			refused_like 'has been completed now' chain-restore -q full.qcow2 "$name.raw"
+			cmp src.img one.raw
+			cmp src.img two.raw
+			rm one.raw two.raw
+			# A pointer that leads nowhere any more forbids nothing.
+			done_ chain-restore -q full.qcow2 one.raw
+			done_ chain-restore -q full.qcow2 two.raw
+			rm one.raw two.raw
+			[ -z "$(find . -name '*.commit*')" ]
+		done
+	done
+}
+
 @test "the first bitmap of an image after a recovery" {
 	head -c 1M /dev/urandom > n.img
 	inject renameat2 KILL 1 backup-run -q -F qcow2 -o data_file=r.data n.img r.qcow2

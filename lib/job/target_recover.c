@@ -1,0 +1,181 @@
+/*
+ * A new image in a commit record: the record or the pointer beside it, and what a later command for the same name does
+ * with them after a death.
+ *
+ * A transaction that changes bitmaps has its record beside the sidecar of an image, which leads to it (node_recover.c).
+ * A restore into an image with a data file, or into several images, has no such image.  Its record is beside the first
+ * new image, and the next command that would create this image completes it.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "base/lock.h"
+#include "base/mem.h"
+#include "store/commit_recover.h"
+#include "target.h"
+
+char *tide_target_sidecar(const char *path, struct tide_error *err)
+{
+	return tide_mem_printf(err, "%s.bitmaps", path);
+}
+
+/* ---- the pointer ------------------------------------------------------------------- */
+
+int tide_target_point(struct tide_target *target, const char *record, struct tide_error *err)
+{
+	TIDE_AUTOCOMMITRECORD struct tide_commit_record pointer = TIDE_COMMIT_RECORD_INIT;
+	TIDE_AUTOFREE char *sidecar = tide_target_sidecar(target->staged.path, err);
+
+	if (!sidecar || target->pointer)
+		return sidecar ? 0 : -1;
+	if (tide_lock_token_new(&pointer.token, err) < 0 || tide_commit_record_point(&pointer, record, err) < 0)
+		return -1;
+	return tide_commit_record_write(&pointer, sidecar, -1, &target->pointer, err);
+}
+
+void tide_target_unpoint(struct tide_target *target)
+{
+	if (target->pointer)
+		unlink(target->pointer);
+	tide_target_leave_pointer(target);
+}
+
+void tide_target_leave_pointer(struct tide_target *target)
+{
+	free(target->pointer);
+	target->pointer = NULL;
+}
+
+/* ---- recovery ---------------------------------------------------------------------- */
+
+/* A record that was found for a name. */
+struct found {
+	char *slot; /* the file beside the new image: the record, or the pointer that led to it */
+	char *path; /* the record's */
+	int fd;
+	struct tide_commit_record record;
+};
+
+static void release_found(struct found *f)
+{
+	free(f->slot);
+	free(f->path);
+	tide_sysio_close(f->fd);
+	tide_commit_record_release(&f->record);
+}
+
+#define AUTOFOUND TIDE_CLEANUP(release_found)
+
+/* A new image is not refused because of a file that is damaged or a stranger's. */
+static bool read_trusted(const char *path, int old_fd, struct tide_commit_record *record, int *fd)
+{
+	struct tide_error ignored = TIDE_ERROR_INIT;
+	bool ok = tide_commit_record_read(path, record, fd, &ignored) > 0 &&
+	          tide_commit_recover_check_trust(*fd, path, old_fd, &ignored) == 0;
+
+	tide_error_release(&ignored);
+	return ok;
+}
+
+/* 1: found; 0: there is none; -1. */
+static int find(struct found *f, int old_fd, bool dry_run, struct tide_error *err)
+{
+	TIDE_AUTOCOMMITRECORD struct tide_commit_record first = TIDE_COMMIT_RECORD_INIT;
+	int fd TIDE_AUTOCLOSE = -1, rc;
+
+	if (!read_trusted(f->slot, old_fd, &first, &fd) ||
+	    (old_fd >= 0 && tide_lock_token_is_held(old_fd, first.token, NULL)))
+		return 0;
+	if (!first.record) {
+		f->path = tide_mem_strdup(f->slot, err);
+		f->fd = fd;
+		f->record = first;
+		fd = -1;
+		first = (struct tide_commit_record)TIDE_COMMIT_RECORD_INIT;
+		return f->path ? 1 : -1;
+	}
+	rc = tide_commit_recover_follow(&first, f->slot, &f->path, err);
+	if (rc == 0 && !dry_run)
+		unlink(f->slot);
+	return rc <= 0 ? rc : read_trusted(f->path, old_fd, &f->record, &f->fd);
+}
+
+/* Does the record bring an image of this name, and nothing but files? */
+static int brings(const struct found *f, const char *name, struct tide_error *err)
+{
+	bool is_named = false;
+
+	for (size_t i = 0; i < f->record.n; i++) {
+		if (f->record.changes[i].kind != TIDE_COMMIT_RENAME)
+			return 0;
+		is_named |= !strcmp(f->record.changes[i].path, name);
+	}
+	if (!is_named) {
+		TIDE_AUTOFREE char *staged = tide_commit_recover_find_staged(&f->record, f->path, name, err);
+
+		is_named = staged;
+	}
+	return is_named;
+}
+
+static int say_completed(const char *name, struct tide_error *err)
+{
+	tide_error_set(err, TIDE_E_REFUSED,
+	               "A transaction that makes '%s' was interrupted after its commit; it has been completed now, "
+	               "and this request was not run",
+	               name);
+	return tide_error_hint(err, "if it was this one, do not repeat it");
+}
+
+static int complete(const struct found *f, const char *name, struct tide_error *err)
+{
+	int rc = tide_commit_recover_lock(f->fd, f->path, err);
+
+	if (rc <= 0) /* 0: it has ended meanwhile */
+		return rc;
+	if (tide_commit_recover_renames(&f->record, f->path, f->fd, err) < 0 ||
+	    tide_commit_record_finish(f->path, f->record.is_old, err) < 0)
+		return -1;
+	if (strcmp(f->slot, f->path) != 0 && unlink(f->slot) < 0 && errno != ENOENT)
+		return tide_error_set_sys(err, errno, "Could not remove '%s'", f->slot);
+	return say_completed(name, err);
+}
+
+static int recover(const char *name, const char *sidecar, unsigned i, bool dry_run, struct tide_error *err)
+{
+	struct found f AUTOFOUND = { .fd = -1, .record = TIDE_COMMIT_RECORD_INIT };
+	int old_fd TIDE_AUTOCLOSE = -1, rc;
+
+	f.slot = tide_commit_record_slot(sidecar, i, err);
+	if (!f.slot)
+		return -1;
+	if (access(f.slot, F_OK) < 0)
+		return 0;
+	old_fd = open(name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	rc = find(&f, old_fd, dry_run, err);
+	if (rc > 0)
+		rc = brings(&f, name, err);
+	if (rc <= 0)
+		return rc;
+	if (!dry_run)
+		return complete(&f, name, err);
+	tide_error_set(err, TIDE_E_REFUSED, "A transaction that makes '%s' was interrupted after its commit", name);
+	return tide_error_hint(err, "the same request without a dry run completes it");
+}
+
+int tide_target_recover(const char *path, bool dry_run, struct tide_error *err)
+{
+	TIDE_AUTOFREE char *sidecar = tide_target_sidecar(path, err);
+
+	if (!sidecar)
+		return -1;
+	for (unsigned i = 0; i < TIDE_COMMIT_SLOTS; i++) {
+		if (recover(path, sidecar, i, dry_run, err) < 0)
+			return -1;
+	}
+	return 0;
+}
