@@ -7,8 +7,7 @@
  * are in refcount blocks of one cluster each, to which the refcount table points.
  *
  * Extended L2 entries have 128 bits. Their second half describes each 32nd part of the cluster, a
- * subcluster, as allocated, zero, or neither. They are read subcluster by subcluster; a write turns them
- * into whole clusters.
+ * subcluster, as allocated, zero, or neither. They are read and written subcluster by subcluster.
  *
  * With an external data file the disk's bytes are in that file, at the same offsets as on the disk; the
  * tables above describe only the rest. The data file has no reference counts.
@@ -374,6 +373,9 @@ int tide_qcow2_compressed_read(void *state, void *buf, uint64_t off, uint64_t le
 int tide_qcow2_compressed_unpack(struct libdeflate_decompressor **inflate, unsigned compression, void *out,
                                  size_t cluster_size, const void *in, size_t len, struct tide_error *err);
 void tide_qcow2_compressed_release(struct libdeflate_decompressor *inflate);
+/* Lock held: reads a whole compressed cluster. */
+int tide_qcow2_compressed_get(struct tide_qcow2 *q, const struct tide_qcow2_cluster *c, void *buf,
+                              struct tide_error *err);
 /* Lock held: refuses a compressed cluster that the end of the file cuts, if zeroes after that end would hide it. */
 int tide_qcow2_compressed_check(struct tide_qcow2 *q, const struct tide_qcow2_cluster *c, struct tide_error *err);
 int tide_qcow2_bitmap_open(struct tide_qcow2 *q, struct tide_error *err);
@@ -472,6 +474,21 @@ int tide_qcow2_pack_new(void *state, void **packer, struct tide_error *err);
 void tide_qcow2_pack_free(void *packer);
 int tide_qcow2_pack_cluster(void *packer, const void *cluster, void *out, size_t *len, struct tide_error *err);
 int tide_qcow2_pack_write(void *state, const struct tide_packed *clusters, size_t n, struct tide_error *err);
+
+/* ---- qcow2_subcluster.c ---- */
+
+/* The least that can be written alone: a cluster, unless L2 entries are extended. */
+uint64_t tide_qcow2_subcluster_size(const struct tide_qcow2 *q);
+/* The subclusters that the bytes [from, to) of a cluster touch, as a bitmap. */
+uint32_t tide_qcow2_subcluster_mask(const struct tide_qcow2 *q, uint64_t from, uint64_t to);
+struct tide_qcow2_entry tide_qcow2_subcluster_entry(uint64_t host, bool copied, uint32_t alloc, uint32_t zero);
+/*
+ * Lock held. write_begin for a part of one cluster, a prefix of the range: sets len and map_off. zero: of whole
+ * subclusters of one cluster; 1: it is compressed, so zeroes must be written.
+ */
+int tide_qcow2_subcluster_begin(struct tide_qcow2 *q, uint64_t off, uint64_t len, struct tide_extent *out,
+                                struct tide_error *err);
+int tide_qcow2_subcluster_zero(struct tide_qcow2 *q, uint64_t off, uint64_t len, struct tide_error *err);
 
 /* ---- qcow2_zero.c ---- */
 

@@ -141,6 +141,19 @@ static int read_cluster(struct reader *r, const struct tide_qcow2_cluster *c, ui
 	return tide_error_wrap(err, "The compressed cluster at %" PRIu64 " cannot be read", off - within);
 }
 
+int tide_qcow2_compressed_get(struct tide_qcow2 *q, const struct tide_qcow2_cluster *c, void *buf,
+                              struct tide_error *err)
+{
+	TIDE_CLEANUP(reader_release) struct reader r = { .q = q, .file_size = q->file_size };
+
+	if (fetch(&r, c, 1, err) < 0)
+		return -1;
+	if (unpack(&r, buf, c, err) < 0)
+		return tide_error_wrap(err, "The compressed cluster at %" PRIu64 " of the file cannot be read",
+		                       c->host);
+	return 0;
+}
+
 int tide_qcow2_compressed_check(struct tide_qcow2 *q, const struct tide_qcow2_cluster *c, struct tide_error *err)
 {
 	TIDE_CLEANUP(reader_release) struct reader r = { .q = q, .file_size = q->file_size };

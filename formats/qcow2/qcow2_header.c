@@ -553,6 +553,8 @@ int tide_qcow2_header_info(const struct tide_qcow2_header *h, struct tide_driver
 	info->size = h->size;
 	info->exact_size = h->exact_size;
 	info->cluster_size = UINT64_C(1) << h->cluster_bits;
+	if (h->incompatible & TIDE_QCOW2_INCOMPAT_EXTENDED_L2)
+		info->subcluster_size = info->cluster_size >> TIDE_QCOW2_SUBCLUSTER_BITS;
 	info->dirty = h->incompatible & TIDE_QCOW2_INCOMPAT_DIRTY;
 	info->corrupt = h->incompatible & TIDE_QCOW2_INCOMPAT_CORRUPT;
 	info->bitmaps_lost = h->bitmaps_lost;

@@ -1,7 +1,8 @@
 /*
  * Writes to the disk: reserves clusters for a range, and enters them into the L2 tables once the
  * caller has written the data. A cluster is overwritten in place only if this image alone refers to
- * it; otherwise the data goes to a preallocated or a new cluster, and the old one is dropped.
+ * it; otherwise the data goes to a preallocated or a new cluster, and the old one is dropped. With extended L2
+ * entries, less than a cluster is written by qcow2_subcluster.c.
  */
 #include <inttypes.h>
 #include <string.h>
@@ -147,7 +148,7 @@ static int begin(struct tide_qcow2 *q, uint64_t off, uint64_t len, struct tide_e
 		return 0;
 	}
 	if (whole == 0)
-		return 1;
+		return q->extended ? tide_qcow2_subcluster_begin(q, off, len, out, err) : 1;
 	if (count_same(q, off, whole, how, host, &n, err) < 0 || reserve_whole(q, off, n, how, &host, out, err) < 0)
 		return -1;
 	out->map_off = host;
@@ -165,8 +166,46 @@ int tide_qcow2_write_begin(void *state, uint64_t off, uint64_t len, struct tide_
 	return rc;
 }
 
+/* The subclusters of the cluster of the disk at off that the place covers; only with extended L2 entries. */
+static uint32_t covered(const struct tide_qcow2 *q, const struct tide_extent *place, uint64_t off)
+{
+	uint64_t from = TIDE_MAX(place->off, off), to = TIDE_MIN(place->off + place->len, off + q->cluster_size);
+
+	return tide_qcow2_subcluster_mask(q, from - off, to - off);
+}
+
+/* Does the entry c lead to the cluster at host, of which the place may be a part? */
+static bool leads_to(const struct tide_qcow2 *q, const struct tide_qcow2_cluster *c, uint64_t host)
+{
+	return q->has_data_file || (c->kind != TIDE_QCOW2_COMPRESSED && c->host == host);
+}
+
+/* Checks, before any change, that the entry c can be set to the cluster at host. */
+static int check_entry(const struct tide_qcow2 *q, const struct tide_qcow2_cluster *c, uint64_t host,
+                       const struct tide_extent *place, struct tide_error *err)
+{
+	uint64_t mask = q->cluster_size - 1, end = place->off + place->len;
+
+	if (!leads_to(q, c, host) && ((place->off & mask) || ((end & mask) && end != q->size)))
+		return tide_error_set(err, TIDE_E_IO, "The cluster at %" PRIu64 " has moved during a write",
+		                      place->off & ~mask);
+	return tide_qcow2_alloc_check_drop(q, c, err);
+}
+
+static struct tide_qcow2_entry new_entry(const struct tide_qcow2 *q, const struct tide_qcow2_cluster *c, uint64_t off,
+                                         uint64_t host, const struct tide_extent *place)
+{
+	uint32_t mask;
+
+	if (!q->extended || !leads_to(q, c, host))
+		return tide_qcow2_l2_data_entry(q, host);
+	mask = covered(q, place, off);
+	return tide_qcow2_subcluster_entry(host, true, c->alloc | mask, c->zero & ~mask);
+}
+
 /* Sets the entries of n clusters of one L2 table, from off on, to the clusters from host on. */
-static int set_entries(struct tide_qcow2 *q, uint64_t off, uint64_t n, uint64_t host, struct tide_error *err)
+static int set_entries(struct tide_qcow2 *q, uint64_t off, uint64_t n, uint64_t host, const struct tide_extent *place,
+                       struct tide_error *err)
 {
 	struct tide_qcow2_table *t;
 	struct tide_qcow2_cluster c;
@@ -175,10 +214,10 @@ static int set_entries(struct tide_qcow2 *q, uint64_t off, uint64_t n, uint64_t 
 	    tide_qcow2_alloc_reserve(q, n, err) < 0)
 		return -1;
 	for (uint64_t i = 0; i < n; i++) {
-		uint64_t at = off + (i << q->cluster_bits);
+		uint64_t at = off + (i << q->cluster_bits), here = host + (i << q->cluster_bits);
 
 		if (tide_qcow2_l2_decode(q, tide_qcow2_l2_get(q, t, at), at, &c, err) < 0 ||
-		    tide_qcow2_alloc_check_drop(q, &c, err) < 0)
+		    check_entry(q, &c, here, place, err) < 0)
 			return -1;
 	}
 	for (uint64_t i = 0; i < n; i++) {
@@ -186,22 +225,27 @@ static int set_entries(struct tide_qcow2 *q, uint64_t off, uint64_t n, uint64_t 
 
 		if (tide_qcow2_l2_decode(q, tide_qcow2_l2_get(q, t, at), at, &c, err) < 0)
 			return -1;
-		if (c.host != here || c.kind == TIDE_QCOW2_COMPRESSED)
+		if (!leads_to(q, &c, here))
 			tide_qcow2_alloc_drop_cluster(q, &c, false);
-		tide_qcow2_l2_set(q, t, at, tide_qcow2_l2_data_entry(q, here));
+		tide_qcow2_l2_set(q, t, at, new_entry(q, &c, at, here, place));
 	}
 	return 0;
 }
 
-/* Is the cluster at off stored at host already? */
-static int is_placed(struct tide_qcow2 *q, uint64_t off, uint64_t host, bool *yes, struct tide_error *err)
+/* Is the place, whose first cluster is stored at host, part of the disk already? */
+static int is_placed(struct tide_qcow2 *q, const struct tide_extent *place, uint64_t host, bool *yes,
+                     struct tide_error *err)
 {
+	uint64_t off = place->off & ~(q->cluster_size - 1);
 	struct tide_qcow2_cluster c;
 
 	*yes = false;
 	if (tide_qcow2_l2_lookup(q, off, &c, err) < 0)
 		return -1;
-	*yes = c.kind == TIDE_QCOW2_DATA && c.host == host;
+	if (c.kind == TIDE_QCOW2_MIXED && place->off + place->len <= off + q->cluster_size)
+		*yes = c.host == host && (covered(q, place, off) & ~c.alloc) == 0;
+	else
+		*yes = c.kind == TIDE_QCOW2_DATA && c.host == host;
 	return 0;
 }
 
@@ -212,12 +256,12 @@ static int commit(struct tide_qcow2 *q, const struct tide_extent *place, struct 
 	bool placed;
 
 	/* All clusters of a reservation are of one kind, so the first one decides. */
-	if (tide_qcow2_flush_prepare(q, err) < 0 || is_placed(q, off, host, &placed, err) < 0)
+	if (tide_qcow2_flush_prepare(q, err) < 0 || is_placed(q, place, host, &placed, err) < 0)
 		return -1;
 	while (!placed && left) {
 		uint64_t n = TIDE_MIN(left, (UINT64_C(1) << q->l2_bits) - tide_qcow2_l2_index(q, off));
 
-		if (set_entries(q, off, n, host, err) < 0)
+		if (set_entries(q, off, n, host, place, err) < 0)
 			return -1;
 		left -= n;
 		off += n << q->cluster_bits;

@@ -143,6 +143,25 @@ static int reads_as_zeroes(struct tide_qcow2 *q, uint64_t off, uint64_t end, boo
 	return 0;
 }
 
+/* Is the range a part of one cluster, in whole subclusters? */
+static bool is_part(const struct tide_qcow2 *q, uint64_t off, uint64_t end)
+{
+	uint64_t mask = q->cluster_size - 1, start = off & ~mask, size = tide_qcow2_subcluster_size(q);
+
+	if (!q->extended || off >= end || end > start + q->cluster_size)
+		return false;
+	if (off == start && (end == start + q->cluster_size || end == q->size))
+		return false;
+	return !(off & (size - 1)) && (!(end & (size - 1)) || end == q->size);
+}
+
+static int zero_part(struct tide_qcow2 *q, uint64_t off, uint64_t len, bool may_unmap, struct tide_error *err)
+{
+	if (tide_qcow2_data_zero(q, off, len, may_unmap, err) < 0)
+		return -1;
+	return tide_qcow2_subcluster_zero(q, off, len, err);
+}
+
 int tide_qcow2_zero_range(void *state, uint64_t off, uint64_t len, bool may_unmap, struct tide_error *err)
 {
 	struct tide_qcow2 *q = state;
@@ -157,6 +176,8 @@ int tide_qcow2_zero_range(void *state, uint64_t off, uint64_t len, bool may_unma
 	pthread_mutex_lock(&q->lock);
 	if (tide_qcow2_data_check(q, err) < 0) {
 		rc = -1;
+	} else if (is_part(q, off, end)) {
+		rc = zero_part(q, off, len, may_unmap, err);
 	} else if ((off & mask) || ((end & mask) && end != q->size)) {
 		rc = reads_as_zeroes(q, off, end, &zeroes, err);
 		rc = rc < 0 ? -1 : !zeroes;

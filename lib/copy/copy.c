@@ -259,7 +259,7 @@ int tide_copy_run(struct tide_copy *copy, struct tide_error *err)
 		          .device = copy->device,
 		          .offset = &copy->offset },
 		.copy = copy,
-		.align = TIDE_MAX(tide_image_info(copy->target)->cluster_size, 4096),
+		.align = TIDE_MAX(tide_copy_unit_min(copy->target, copy->compress), 4096),
 		.batch = copy->speed || copy->compress ? 1 : TIDE_COPY_BATCH,
 		.start_ns = tide_work_now_ns(),
 		.broken = UINT64_MAX,

@@ -50,7 +50,7 @@ enum tide_copy_way {
 struct tide_copy {
 	/* What to do. */
 	struct tide_image *source, *target;
-	uint64_t unit;                 /* bytes, a power of two, at least the target's cluster size */
+	uint64_t unit;                 /* bytes, a power of two, at least tide_copy_unit_min */
 	struct tide_bitmap *todo;      /* over the target's disk, granularity `unit`; each unit is reset once copied */
 	bool target_reads_zero;        /* what is not written reads as zeroes */
 	uint64_t speed;                /* bytes a second; 0: no limit */
@@ -77,6 +77,9 @@ struct tide_copy {
 
 /* The way that the environment variable TIDE_COPY asks for. */
 int tide_copy_way_wanted(enum tide_copy_way *way, struct tide_error *err);
+
+/* The smallest unit for this target: compressed data needs whole clusters. 0: any unit. */
+uint64_t tide_copy_unit_min(const struct tide_image *target, bool compress);
 
 /* The units of [0, size) that a bitmap of any granularity touches; all of them when dirty is NULL. */
 struct tide_bitmap *tide_copy_plan(uint64_t size, uint64_t unit, const struct tide_bitmap *dirty,

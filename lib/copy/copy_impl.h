@@ -16,9 +16,9 @@
  * that a file is opened once more.
  *
  * Claims.  A worker owns each piece that it has taken from the plan, and its range of the disk, until it ends the
- * piece; pieces never overlap.  Pieces consist of whole copy units, and a unit is no smaller than a cluster of the
- * target, so two workers never write to the same cluster.  A unit is reset in `todo` only after its data has been
- * handed to the target.
+ * piece; pieces never overlap.  Pieces consist of whole copy units, and a unit is no smaller than what the target can
+ * write alone, so two workers never write to the same cluster, or subcluster.  A unit is reset in `todo` only after its
+ * data has been handed to the target.
  */
 #ifndef TIDE_COPY_IMPL_H
 #define TIDE_COPY_IMPL_H

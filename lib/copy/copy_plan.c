@@ -68,6 +68,11 @@ struct tide_bitmap *tide_copy_plan(uint64_t size, uint64_t unit, const struct ti
 	return result;
 }
 
+uint64_t tide_copy_unit_min(const struct tide_image *target, bool compress)
+{
+	return compress ? tide_image_info(target)->cluster_size : tide_image_write_unit(target);
+}
+
 uint64_t tide_copy_plan_piece(const struct tide_copy *c, uint64_t most)
 {
 	uint64_t piece = most;

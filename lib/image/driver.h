@@ -21,7 +21,8 @@
  *               of [out->off, out->off + out->len), a non-empty prefix of the range. Returns 1,
  *               and reserves nothing, when the bytes cannot be written without their neighbours
  *               (part of a cluster that this image does not hold alone): the dispatcher then
- *               reads the whole cluster through the chain and calls again with an aligned range.
+ *               reads the whole cluster, or with info->subcluster_size the whole subcluster, through the
+ *               chain and calls again with an aligned range.
  *               For a range that starts on a cluster and covers whole clusters, the last one up
  *               to the end of the disk, write_begin never returns 1.
  *   write       replaces the three write_ calls, for images in which others cannot place bytes:
@@ -130,6 +131,7 @@ struct tide_driver_info {
 	uint64_t size;                        /* of the disk, bytes */
 	uint64_t exact_size;                  /* of the disk it was made for, where the format rounds up; 0: unknown */
 	uint64_t cluster_size;                /* 0: none */
+	uint64_t subcluster_size;             /* parts of a cluster that can be written alone; 0: none */
 	char *backing;                        /* as written in the image, or NULL */
 	char *backing_format;                 /* or NULL */
 	char *data_file;                      /* external data file with the disk's bytes, as written, or NULL */

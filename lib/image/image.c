@@ -208,6 +208,11 @@ int tide_image_set_birth(struct tide_image *image, const struct tide_birth *birt
 	return 0;
 }
 
+uint64_t tide_image_write_unit(const struct tide_image *image)
+{
+	return image->info.subcluster_size ? image->info.subcluster_size : image->info.cluster_size;
+}
+
 const struct tide_driver_info *tide_image_info(const struct tide_image *image)
 {
 	return &image->info;

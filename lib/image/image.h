@@ -16,7 +16,7 @@
  * images and requests smaller than a cluster are handled here for all drivers.
  *
  * Offsets and lengths are bytes of the disk. Threads: extent, read, write, zero and the write_ calls may
- * run at the same time on ranges that share no cluster.
+ * run at the same time on ranges that share no write unit.
  */
 #ifndef TIDE_IMAGE_H
 #define TIDE_IMAGE_H
@@ -98,6 +98,8 @@ int tide_image_set_exact_size(struct tide_image *image, uint64_t size, struct ti
  */
 int tide_image_set_birth(struct tide_image *image, const struct tide_birth *birth, struct tide_error *err);
 const struct tide_driver_info *tide_image_info(const struct tide_image *image);
+/* The least that is written without its neighbours: a cluster, or a subcluster; 0: any number of bytes. */
+uint64_t tide_image_write_unit(const struct tide_image *image);
 struct tide_image *tide_image_backing(const struct tide_image *image);
 /* Does it name a backing image outside its directory? If so, others need TIDE_ALLOW_OUTSIDE to open it. */
 bool tide_image_is_backing_outside(const struct tide_image *image);

@@ -1,7 +1,7 @@
 /*
  * Checked requests to images: extents, reads, writes, zeroing and discarding, through the whole
  * chain. Each request is checked once, here, against the disk's size and the opener's rights.
- * Requests smaller than a cluster, which a driver may decline, become requests for whole clusters.
+ * Requests smaller than a cluster, or a subcluster, which a driver may decline, become requests for whole ones.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -195,16 +195,16 @@ static int write_whole(struct tide_image *image, const uint8_t *buf, uint64_t of
 }
 
 /*
- * Writes part of the cluster at off by rewriting the whole cluster; *done is the number of bytes of the request
- * that this wrote.
+ * Writes part of the cluster, or subcluster, at off by rewriting all of it; *done is the number of bytes of the
+ * request that this wrote.
  */
 static int write_part(struct tide_image *image, const void *buf, uint64_t off, uint64_t len, uint64_t *done,
                       struct tide_error *err)
 {
-	uint64_t cluster = image->info.cluster_size;
-	uint64_t start = tide_range_align_down(off, cluster);
-	uint64_t whole = TIDE_MIN(cluster, image->info.size - start);
-	TIDE_AUTOFREE uint8_t *bounce = tide_mem_aligned(4096, cluster, err);
+	uint64_t unit = tide_image_write_unit(image);
+	uint64_t start = tide_range_align_down(off, unit);
+	uint64_t whole = TIDE_MIN(unit, image->info.size - start);
+	TIDE_AUTOFREE uint8_t *bounce = tide_mem_aligned(4096, unit, err);
 
 	if (!bounce)
 		return -1;
@@ -311,15 +311,50 @@ static int zero_part(struct tide_image *image, uint64_t off, uint64_t len, struc
 	return zeroes ? write_range(image, zeroes, off, len, err) : -1;
 }
 
-/* The whole clusters of a range: [*start, *end); empty when it holds none. */
-static void whole_clusters(const struct tide_image *image, uint64_t off, uint64_t len, uint64_t *start, uint64_t *end)
+/* The whole units, a power of two or 0, of a range: [*start, *end); empty when it holds none. */
+static void whole_units(const struct tide_image *image, uint64_t unit, uint64_t off, uint64_t len, uint64_t *start,
+                        uint64_t *end)
 {
-	uint64_t cluster = TIDE_MAX(image->info.cluster_size, 1);
-
-	*start = tide_range_align_up(off, cluster);
-	*end = off + len == image->info.size ? off + len : tide_range_align_down(off + len, cluster);
+	unit = TIDE_MAX(unit, 1);
+	*start = tide_range_align_up(off, unit);
+	*end = off + len == image->info.size ? off + len : tide_range_align_down(off + len, unit);
 	if (*start > *end)
 		*start = *end = off + len;
+}
+
+/* Zeroes part of one cluster: its whole subclusters as the driver can, the rest by writing zero bytes. */
+static int zero_subclusters(struct tide_image *image, uint64_t off, uint64_t len, bool may_unmap,
+                            struct tide_error *err)
+{
+	uint64_t start, end;
+	int rc = 1;
+
+	whole_units(image, image->info.subcluster_size, off, len, &start, &end);
+	/* In this order, because data in the first part makes a compressed cluster one with subclusters. */
+	if (zero_part(image, off, start - off, err) < 0)
+		return -1;
+	if (start < end)
+		rc = image->driver->zero(image->state, start, end - start, may_unmap, err);
+	if (rc < 0)
+		return tide_error_wrap(err, "'%s'", image->path);
+	if (rc > 0 && zero_part(image, start, end - start, err) < 0)
+		return -1;
+	return zero_part(image, end, off + len - end, err);
+}
+
+/* Zeroes a range that contains no whole cluster. */
+static int zero_edge(struct tide_image *image, uint64_t off, uint64_t len, bool may_unmap, struct tide_error *err)
+{
+	uint64_t cluster = image->info.cluster_size, n;
+
+	if (!image->info.subcluster_size)
+		return zero_part(image, off, len, err);
+	for (; len; off += n, len -= n) {
+		n = TIDE_MIN(len, tide_range_align_down(off, cluster) + cluster - off);
+		if (zero_subclusters(image, off, n, may_unmap, err) < 0)
+			return -1;
+	}
+	return 0;
 }
 
 static int zero_range(struct tide_image *image, uint64_t off, uint64_t len, bool may_unmap, struct tide_error *err)
@@ -331,8 +366,8 @@ static int zero_range(struct tide_image *image, uint64_t off, uint64_t len, bool
 		return -1;
 	if (len == 0)
 		return 0;
-	whole_clusters(image, off, len, &start, &end);
-	if (zero_part(image, off, TIDE_MIN(start, off + len) - off, err) < 0)
+	whole_units(image, image->info.cluster_size, off, len, &start, &end);
+	if (zero_edge(image, off, start - off, may_unmap, err) < 0)
 		return -1;
 	if (start < end) {
 		rc = image->driver->zero(image->state, start, end - start, may_unmap, err);
@@ -343,7 +378,7 @@ static int zero_range(struct tide_image *image, uint64_t off, uint64_t len, bool
 		if (rc < 0)
 			return tide_error_wrap(err, "'%s'", image->path);
 	}
-	return zero_part(image, end, off + len - end, err);
+	return zero_edge(image, end, off + len - end, may_unmap, err);
 }
 
 int tide_image_zero(struct tide_image *image, uint64_t off, uint64_t len, bool may_unmap, struct tide_error *err)
@@ -381,7 +416,7 @@ static int discard_range(struct tide_image *image, uint64_t off, uint64_t len, s
 		return image->driver->discard(image->state, off, len, err) < 0
 		               ? tide_error_wrap(err, "'%s'", image->path)
 		               : 0;
-	whole_clusters(image, off, len, &start, &end);
+	whole_units(image, image->info.cluster_size, off, len, &start, &end);
 	return start < end ? zero_range(image, start, end - start, true, err) : 0;
 }
 

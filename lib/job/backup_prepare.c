@@ -344,11 +344,16 @@ static struct tide_bitmap *plan_dirty(struct tide_backup_job *job, struct tide_s
 	return tide_copy_plan(size, job->copy.unit, all, err);
 }
 
+static uint64_t copy_unit(const struct tide_backup_job *job)
+{
+	return TIDE_MAX(UNIT_MIN, tide_copy_unit_min(job->target.image, job->copy.compress));
+}
+
 static int plan(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry, struct tide_error *err)
 {
 	uint64_t size = tide_image_can_resize(job->target.image) ? job->exact_size : tide_image_size(job->target.image);
 
-	job->copy.unit = TIDE_MAX(UNIT_MIN, tide_image_info(job->target.image)->cluster_size);
+	job->copy.unit = copy_unit(job);
 	if (job->sync == TIDE_SYNC_TOP) {
 		job->copy.todo = plan_top(job, size, err);
 	} else if (job->sync == TIDE_SYNC_FULL) {
@@ -421,7 +426,7 @@ static int check_perf(const struct tide_backup *args, struct tide_error *err)
 
 static int check_chunk(const struct tide_backup_job *job, const struct tide_backup *args, struct tide_error *err)
 {
-	long long unit = (long long)TIDE_MAX(UNIT_MIN, tide_image_info(job->target.image)->cluster_size);
+	long long unit = (long long)copy_unit(job);
 
 	if (args->max_chunk > 0 && args->max_chunk < unit)
 		return tide_error_set(err, TIDE_E_REFUSED,

@@ -221,7 +221,7 @@ static int prepare(struct tide_restore *restore, const struct tide_chain_restore
 		return -1;
 	copy->source = source;
 	copy->target = restore->target.image;
-	copy->unit = TIDE_MAX(UNIT_MIN, tide_image_info(copy->target)->cluster_size);
+	copy->unit = TIDE_MAX(UNIT_MIN, tide_copy_unit_min(copy->target, copy->compress));
 	copy->device = restore->node->id;
 	size = restore->is_device ? TIDE_MIN(restore->exact_size, tide_image_size(copy->target))
 	                          : tide_image_size(copy->target);

@@ -297,6 +297,22 @@ same_start() {
 	done
 }
 
+@test "with extended L2 entries a small write takes the space of a subcluster" {
+	local i used
+	qemu-img create -q -f qcow2 -o extended_l2=on,cluster_size=2M e.qcow2 64M
+	used=$(du -k e.qcow2 | cut -f 1)
+	ok image-write --pattern 1 e.qcow2 0 512
+	for i in 8 16 24 32; do
+		ok image-write --pattern 1 e.qcow2 ${i}M 512
+		ok image-write --zero e.qcow2 $((i * 1024 + 64))K 64K
+	done
+	# A cluster for the table of entries, and five subclusters.
+	[ $(($(du -k e.qcow2 | cut -f 1) - used)) -le $((2048 + 5 * 64 + 64)) ]
+	clean e.qcow2
+	run -0 qemu-img map --output=json -f qcow2 e.qcow2
+	jq -e '[.[] | select(.data) | [.start, .length]] == [0, 8, 16, 24, 32 | [. * 1048576, 65536]]' <<< "$output"
+}
+
 # crashed FILE OPTIONS: an image with lazy refcounts and a snapshot, whose writer died; its counts are out of date.
 crashed() {
 	qemu-img create -q -f qcow2 -o "lazy_refcounts=on$2" "$1" 64M

@@ -201,7 +201,7 @@ static inline int sample_put(struct sample *s, const uint8_t *buf, uint64_t off,
 static inline int sample_write(struct sample *s, const uint8_t *buf, uint64_t off, uint64_t len, struct tide_error *err)
 {
 	while (len) {
-		uint64_t cluster = s->info.cluster_size, done = 0;
+		uint64_t cluster = s->info.subcluster_size ? s->info.subcluster_size : s->info.cluster_size, done = 0;
 		int rc = sample_put(s, buf, off, len, &done, err);
 
 		if (rc == 1) {

@@ -85,7 +85,8 @@ static bool check_cut(const char *name, const uint8_t *base, const struct cut *c
 static void run_op(struct sample *s, unsigned stretch, uint64_t *seed)
 {
 	struct tide_error err = TIDE_ERROR_INIT;
-	uint64_t unit = rnd(seed) % 3 ? s->info.cluster_size : SECTOR, size = s->info.size;
+	uint64_t kind = rnd(seed) % 3, size = s->info.size, subcluster = s->info.subcluster_size;
+	uint64_t unit = kind == 0 ? SECTOR : kind == 1 && subcluster ? subcluster : s->info.cluster_size;
 	bool packs = rnd(seed) % 3 == 0 && s->data_fd < 0; /* a data file holds nothing compressed */
 	unsigned n_plain = 0;
 	struct op *op = &ops[n_ops];
@@ -232,6 +233,9 @@ static void test_survives_power_cuts(void)
 		{ "-o cluster_size=65536", true, true, 1 * M + 512, 1 },
 		{ "-o cluster_size=16384,extended_l2=on", false, true, 600 * K, 1 },
 		{ "-o cluster_size=16384,extended_l2=on", true, true, 600 * K + 512, 1 },
+		{ "-o cluster_size=65536,extended_l2=on", false, false, 2 * M, 1 },
+		{ "-o cluster_size=131072,extended_l2=on", false, true, 2 * M + 512, 1 },
+		{ "-o cluster_size=131072,extended_l2=on", true, true, 2 * M + 512, 1 },
 	};
 	uint64_t seed = 99;
 
