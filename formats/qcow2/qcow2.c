@@ -60,7 +60,7 @@ int tide_qcow2_check_writable(const struct tide_qcow2 *q, struct tide_error *err
 		return tide_error_set(err, TIDE_E_UNSUPPORTED,
 		                      "The image has internal snapshots and an external data file, which cannot hold "
 		                      "them: it cannot be written");
-	return 0;
+	return tide_qcow2_refcount_check_table(q, err);
 }
 
 /* A new image grows from the end of its L1 table. */

@@ -533,6 +533,14 @@ int tide_qcow2_runs_reserve(struct tide_qcow2_runs *runs, size_t more, struct ti
 /* ---- qcow2_refcount.c: in place ---- */
 
 int tide_qcow2_refcount_open(struct tide_qcow2 *q, struct tide_error *err);
+/*
+ * Before a change: the refcount table must lie within the file, and the header must be counted, which it is not if the
+ * table or the first block is lost. Such an image can be read.
+ */
+int tide_qcow2_refcount_check_table(const struct tide_qcow2 *q, struct tide_error *err);
+int tide_qcow2_refcount_check_header(const struct tide_qcow2 *q, struct tide_error *err);
+/* Adds a hint to an error that reports lost counts; returns -1. */
+int tide_qcow2_refcount_hint(struct tide_error *err);
 int tide_qcow2_refcount_get(struct tide_qcow2 *q, uint64_t cluster, uint64_t *count, struct tide_error *err);
 int tide_qcow2_refcount_alloc(struct tide_qcow2 *q, uint64_t want, uint64_t *first, uint64_t *got,
                               struct tide_error *err);

@@ -126,10 +126,11 @@ int tide_qcow2_alloc_is_exclusive(struct tide_qcow2 *q, uint64_t host, bool *exc
 		                      host, what);
 	if (tide_qcow2_refcount_get(q, cluster, &count, err) < 0)
 		return -1;
-	if (count == 0)
-		return tide_error_set(err, TIDE_E_CORRUPT,
-		                      "The data cluster at %" PRIu64 " has the reference count 0, expected at least 1",
-		                      host);
+	if (count == 0) {
+		tide_error_set(err, TIDE_E_CORRUPT,
+		               "The data cluster at %" PRIu64 " has the reference count 0, expected at least 1", host);
+		return tide_qcow2_refcount_hint(err);
+	}
 	*exclusive = count == 1;
 	return 0;
 }

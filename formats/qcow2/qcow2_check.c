@@ -705,7 +705,7 @@ static int load_table(struct state *s, uint64_t **out, struct tide_error *err)
 	uint64_t n = (s->h.reftable_clusters << s->bits) / 8;
 
 	*out = tide_mem_alloc(n, sizeof(**out), err);
-	if (!*out || tide_sysio_pread(s->fd, *out, n * 8, s->h.reftable_offset, false, err) < 0)
+	if (!*out || tide_sysio_pread(s->fd, *out, n * 8, s->h.reftable_offset, true, err) < 0)
 		return -1;
 	for (uint64_t i = 0; i < n; i++)
 		(*out)[i] = tide_get_be64(*out + i);

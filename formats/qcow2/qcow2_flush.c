@@ -223,7 +223,8 @@ static int clear_unknown(struct tide_qcow2 *q, struct tide_error *err)
 static int make_ready(struct tide_qcow2 *q, struct tide_error *err)
 {
 	if ((q->late && tide_qcow2_check_writable(q, err) < 0) || tide_qcow2_meta_open(q, err) < 0 ||
-	    tide_qcow2_ends_check(q, err) < 0 || tide_qcow2_repair(q, err) < 0 || clear_unknown(q, err) < 0)
+	    tide_qcow2_ends_check(q, err) < 0 || tide_qcow2_repair(q, err) < 0 ||
+	    tide_qcow2_refcount_check_header(q, err) < 0 || clear_unknown(q, err) < 0)
 		return -1;
 	if (!q->is_device) {
 		q->file_size = tide_qcow2_clusters(q, q->file_size) << q->cluster_bits;

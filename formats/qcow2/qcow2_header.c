@@ -138,14 +138,20 @@ static int check_subclusters(const struct tide_qcow2_header *h, struct tide_erro
 	return 0;
 }
 
+static int check_aligned(const struct tide_qcow2_header *h, uint64_t off, const char *what, struct tide_error *err)
+{
+	if ((off & ((UINT64_C(1) << h->cluster_bits) - 1)) == 0)
+		return 0;
+	return tide_error_set(err, TIDE_E_CORRUPT,
+	                      "%s offset invalid: expected a multiple of the cluster size, found %" PRIu64, what, off);
+}
+
 /* Checks that a table of `bytes` at off begins on a cluster and lies within the file. */
 static int check_table(const struct tide_qcow2_header *h, const struct raw *raw, uint64_t off, uint64_t bytes,
                        const char *what, struct tide_error *err)
 {
-	if (off & ((UINT64_C(1) << h->cluster_bits) - 1))
-		return tide_error_set(err, TIDE_E_CORRUPT,
-		                      "%s offset invalid: expected a multiple of the cluster size, found %" PRIu64,
-		                      what, off);
+	if (check_aligned(h, off, what, err) < 0)
+		return -1;
 	if (!tide_range_is_within(off, bytes, raw->file_size))
 		return tide_error_set(err, TIDE_E_CORRUPT,
 		                      "%s offset invalid: %" PRIu64 " bytes at %" PRIu64
@@ -176,6 +182,7 @@ static int read_l1(const struct raw *raw, struct tide_qcow2_header *h, struct ti
 	return check_table(h, raw, h->l1_offset, h->l1_entries * 8, "Active L1 table", err);
 }
 
+/* A table that the file lacks forbids only writing: see tide_qcow2_refcount_check_table. */
 static int read_reftable(const struct raw *raw, struct tide_qcow2_header *h, struct tide_error *err)
 {
 	uint64_t bytes;
@@ -190,7 +197,10 @@ static int read_reftable(const struct raw *raw, struct tide_qcow2_header *h, str
 		                      "Reference count table too large: expected at most %" PRIu64
 		                      " bytes, found %" PRIu64,
 		                      TIDE_QCOW2_REFTABLE_BYTES_MAX, bytes);
-	return check_table(h, raw, h->reftable_offset, bytes, "Reference count table", err);
+	if (h->reftable_offset > INT64_MAX - bytes)
+		return tide_error_set(err, TIDE_E_CORRUPT, "Reference count table offset invalid: %" PRIu64,
+		                      h->reftable_offset);
+	return check_aligned(h, h->reftable_offset, "Reference count table", err);
 }
 
 static int read_snapshots(const struct raw *raw, struct tide_qcow2_header *h, struct tide_error *err)

@@ -343,10 +343,11 @@ static int is_own_table(struct tide_qcow2 *q, const struct tide_qcow2_table *t, 
 	if (tide_qcow2_l1_get(q, t->index, &entry, err) < 0 ||
 	    tide_qcow2_refcount_get(q, t->host >> q->cluster_bits, &count, err) < 0)
 		return -1;
-	if (count == 0)
-		return tide_error_set(err, TIDE_E_CORRUPT,
-		                      "The L2 table at %" PRIu64 " has the reference count 0, expected at least 1",
-		                      t->host);
+	if (count == 0) {
+		tide_error_set(err, TIDE_E_CORRUPT,
+		               "The L2 table at %" PRIu64 " has the reference count 0, expected at least 1", t->host);
+		return tide_qcow2_refcount_hint(err);
+	}
 	*own = count == 1 && (entry & TIDE_QCOW2_ENTRY_COPIED);
 	return 0;
 }

@@ -284,9 +284,11 @@ static int add_table(struct tide_qcow2 *q, uint64_t off, const char *what, struc
 {
 	const char *other = off == 0 ? "header" : tide_qcow2_meta_find(q, off >> q->cluster_bits, 1);
 
-	if (other)
-		return tide_error_set(err, TIDE_E_CORRUPT, "The %s at %" PRIu64 " overlaps with the image's %s", what,
-		                      off, other);
+	if (other) {
+		tide_error_set(err, TIDE_E_CORRUPT, "The %s at %" PRIu64 " overlaps with the image's %s", what, off,
+		               other);
+		return tide_qcow2_refcount_hint(err);
+	}
 	/* A table that was cut would read as zeroes once the file is extended; others fail when they are used. */
 	if (off < q->file_size && q->file_size - off < q->cluster_size && !(off & (q->cluster_size - 1)))
 		return check_place(q, off, q->cluster_size, what, err);
@@ -330,11 +332,11 @@ static int check_reftable(const struct tide_qcow2 *q, struct tide_error *err)
 	const char *other =
 	        find_area(&q->meta, q->reftable_offset >> q->cluster_bits, q->reftable_entries * 8 >> q->cluster_bits);
 
-	if (other)
-		return tide_error_set(err, TIDE_E_CORRUPT,
-		                      "The refcount table at %" PRIu64 " overlaps with the image's %s",
-		                      q->reftable_offset, other);
-	return 0;
+	if (!other)
+		return 0;
+	tide_error_set(err, TIDE_E_CORRUPT, "The refcount table at %" PRIu64 " overlaps with the image's %s",
+	               q->reftable_offset, other);
+	return tide_qcow2_refcount_hint(err);
 }
 
 int tide_qcow2_meta_open(struct tide_qcow2 *q, struct tide_error *err)

@@ -69,6 +69,24 @@ void tide_qcow2_refcount_set_entry(unsigned order, uint8_t *block, uint64_t inde
 	}
 }
 
+int tide_qcow2_refcount_hint(struct tide_error *err)
+{
+	return tide_error_hint(err, "the image can still be read; to repair it: qemu-img check -r all IMAGE");
+}
+
+int tide_qcow2_refcount_check_table(const struct tide_qcow2 *q, struct tide_error *err)
+{
+	uint64_t bytes = q->header.reftable_clusters << q->cluster_bits;
+
+	if (tide_range_is_within(q->header.reftable_offset, bytes, q->file_size))
+		return 0;
+	tide_error_set(err, TIDE_E_CORRUPT,
+	               "Reference count table offset invalid: %" PRIu64 " bytes at %" PRIu64
+	               " do not lie within the file of %" PRIu64 " bytes",
+	               bytes, q->header.reftable_offset, q->file_size);
+	return tide_qcow2_refcount_hint(err);
+}
+
 int tide_qcow2_refcount_open(struct tide_qcow2 *q, struct tide_error *err)
 {
 	uint64_t n = q->header.reftable_clusters << q->cluster_bits >> 3;
@@ -78,6 +96,8 @@ int tide_qcow2_refcount_open(struct tide_qcow2 *q, struct tide_error *err)
 	if (!q->reftable || tide_qcow2_cache_init(&q->blocks, n, q->cluster_size, err) < 0)
 		return -1;
 	q->reftable_entries = n;
+	if (q->late && tide_qcow2_refcount_check_table(q, NULL) < 0)
+		return 0;
 	if (tide_sysio_pread(q->fd, q->reftable, n * 8, q->reftable_offset, false, err) < 0)
 		return tide_error_wrap(err, "Could not read the refcount table");
 	for (uint64_t i = 0; i < n; i++)
@@ -100,16 +120,32 @@ static int check_block(const struct tide_qcow2 *q, uint64_t index, struct tide_e
 	uint64_t off = q->reftable[index];
 
 	if (off & (q->cluster_size - 1))
-		return tide_error_set(err, TIDE_E_CORRUPT,
-		                      "Refcount table entry %" PRIu64 ": the offset %" PRIu64
-		                      " is not a multiple of the cluster size",
-		                      index, off);
-	if (!tide_range_is_within(off, q->cluster_size, q->file_size))
-		return tide_error_set(err, TIDE_E_CORRUPT,
-		                      "Refcount table entry %" PRIu64 ": the refcount block at %" PRIu64
-		                      " does not lie within the file of %" PRIu64 " bytes",
-		                      index, off, q->file_size);
-	return 0;
+		tide_error_set(err, TIDE_E_CORRUPT,
+		               "Refcount table entry %" PRIu64 ": the offset %" PRIu64
+		               " is not a multiple of the cluster size",
+		               index, off);
+	else if (!tide_range_is_within(off, q->cluster_size, q->file_size))
+		tide_error_set(err, TIDE_E_CORRUPT,
+		               "Refcount table entry %" PRIu64 ": the refcount block at %" PRIu64
+		               " does not lie within the file of %" PRIu64 " bytes",
+		               index, off, q->file_size);
+	else
+		return 0;
+	return tide_qcow2_refcount_hint(err);
+}
+
+int tide_qcow2_refcount_check_header(const struct tide_qcow2 *q, struct tide_error *err)
+{
+	uint8_t first[8] = { 0 };
+
+	if (q->reftable[0] && (check_block(q, 0, err) < 0 ||
+	                       tide_sysio_pread(q->fd, first, sizeof(first), q->reftable[0], false, err) < 0))
+		return -1;
+	if (tide_qcow2_refcount_entry(q->header.refcount_order, first, 0) != 0)
+		return 0;
+	tide_error_set(err, TIDE_E_CORRUPT,
+	               "The header has the reference count 0, expected 1: the image's reference counts are lost");
+	return tide_qcow2_refcount_hint(err);
 }
 
 /* Loads block `index`, which exists. */

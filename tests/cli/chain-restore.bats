@@ -444,6 +444,68 @@ rescued() {
 	[[ $stderr == *'bytes of the disk could not be read, and are zeroes in'* ]] || fail "$stderr"
 }
 
+# ---- reference counts that are lost ----
+
+# word FILE OFFSET BYTES VALUE: VALUE is an expression of the place of the refcount table, t, and of its first block, b.
+word() {
+	python3 - "$@" <<- 'PY'
+		import struct, sys
+		name, at, n, value = sys.argv[1:]
+		with open(name, "r+b") as f:
+		    def get(off):
+		        f.seek(off)
+		        return struct.unpack(">Q", f.read(8))[0]
+		    names = {"t": get(48), "b": get(get(48)), "l": get(40)}
+		    f.seek(eval(at, names))
+		    f.write(eval(value, names).to_bytes(int(n), "big"))
+	PY
+}
+
+# readable IMAGE RAW: all that only reads it works, as in QEMU, and what would change it is refused.
+readable() {
+	qemu-img convert -f qcow2 -O raw "$1" want.img
+	cmp want.img "$2"
+	ok chain-restore --overwrite "$1" out.img
+	cmp "$2" out.img
+	unchanged done_ image-info "$1"
+	unchanged done_ bitmap-list "$1"
+	ok bitmap-add --ignore-stamp "$1" new
+	rm -f backup.qcow2
+	done_ backup-run --sync full "$1" backup.qcow2
+	same raw "$2" qcow2 backup.qcow2
+	cp "$1" before
+	for target in "image-write --pattern 1 $1 0 512" "bitmap-add --store image $1 inside" \
+		"backup-run --mode existing -F qcow2 -f raw --sync full $2 $1"; do
+		attempt $target
+		assert_equal "$status" 1
+		[[ $stderr == *'the image can still be read; to repair it: qemu-img check -r all IMAGE'* ]] || fail "$stderr"
+		cmp before "$1"
+	done
+	attempt chain-verify "$1"
+	assert_equal "$status" 3
+}
+
+@test "an image whose reference counts are lost can be read, not written" {
+	local damage
+	noise 200K > disk.img
+	truncate -s 4M disk.img
+	noise 100K 2 | put disk.img 3M
+	qemu-img convert -f raw -O qcow2 disk.img sound.qcow2
+	for damage in '48 8 0' '48 8 1<<40' '48 8 l' '48 8 100*65536' '56 4 2' '56 4 128' 't 8 0' 't 8 b+512' 't 8 1<<40' \
+		't 65536 int("5a"*65536,16)' 'b 65536 0'; do
+		cp sound.qcow2 lost.qcow2
+		# shellcheck disable=SC2086 # three words
+		word lost.qcow2 $damage
+		echo "# $damage"
+		readable lost.qcow2 disk.img
+		rm -f lost.qcow2*
+	done
+	qemu-img create -q -f qcow2 -o cluster_size=4096,extended_l2=off -b sound.qcow2 -F qcow2 top.qcow2
+	word sound.qcow2 48 8 '1<<40'
+	ok chain-restore --overwrite top.qcow2 out.img
+	cmp disk.img out.img
+}
+
 @test "--salvage: what is sound, zeroes for the rest, as qemu-img reads it" {
 	damaged_chain
 	local lost='196608+65536 327680+65536 4093952+100352' way
