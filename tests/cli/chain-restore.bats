@@ -492,7 +492,7 @@ readable() {
 	noise 100K 2 | put disk.img 3M
 	qemu-img convert -f raw -O qcow2 disk.img sound.qcow2
 	for damage in '48 8 0' '48 8 1<<40' '48 8 l' '48 8 100*65536' '56 4 2' '56 4 128' 't 8 0' 't 8 b+512' 't 8 1<<40' \
-		't 65536 int("5a"*65536,16)' 'b 65536 0'; do
+		't 65536 0x5a*((1<<524288)-1)//255' 'b 65536 0'; do
 		cp sound.qcow2 lost.qcow2
 		# shellcheck disable=SC2086 # three words
 		word lost.qcow2 $damage
