@@ -22,6 +22,7 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include "base/device.h"
 #include "base/error.h"
 #include "base/lock.h"
 #include "base/mem.h"
@@ -74,26 +75,6 @@ unsigned tide_write_log_shift(uint64_t disk_size, unsigned wanted)
 
 /* ---- where and when it was written ---- */
 
-/* All zeroes when the boot id cannot be read. */
-static void boot_id(uint8_t out[16])
-{
-	TIDE_AUTOCLOSE int fd = tide_sysio_open("/proc/sys/kernel/random/boot_id", O_RDONLY, NULL);
-	char text[40] = "";
-	unsigned n = 0;
-
-	memset(out, 0, 16);
-	if (fd < 0 || tide_sysio_read(fd, text, sizeof(text) - 1, NULL) < 0)
-		return;
-	for (const char *p = text; *p && n < 32; p++) {
-		const char *digits = "0123456789abcdef", *d = strchr(digits, *p);
-
-		if (!d)
-			continue;
-		out[n / 2] |= (uint8_t)((d - digits) << (n % 2 ? 0 : 4));
-		n++;
-	}
-}
-
 /* Since Linux 6.8; earlier kernels give the number of a mount again after it has ended. */
 #ifndef STATX_MNT_ID_UNIQUE
 #define STATX_MNT_ID_UNIQUE 0x4000u
@@ -105,7 +86,7 @@ static int find_place(int fd, struct tide_write_log_state *state, struct tide_er
 
 	if (statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_MNT_ID_UNIQUE, &stx) < 0)
 		return tide_error_set_sys(err, errno, "Could not get its place");
-	boot_id(state->boot);
+	tide_device_boot(state->boot);
 	state->mount = stx.stx_mask & STATX_MNT_ID_UNIQUE ? stx.stx_mnt_id : 0;
 	state->device = makedev(stx.stx_dev_major, stx.stx_dev_minor);
 	state->inode = stx.stx_ino;
