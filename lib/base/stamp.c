@@ -30,31 +30,42 @@ int tide_stamp_take(int fd, struct tide_stamp *stamp, struct tide_error *err)
 	if (fstat(fd, &st) < 0)
 		return tide_error_set_sys(err, errno, "Could not get the image's times");
 	*stamp = (struct tide_stamp){ .valid = S_ISREG(st.st_mode) };
-	if (!stamp->valid)
+	if (!stamp->valid) {
+		tide_device_count(fd, &stamp->counter);
 		return 0;
+	}
 	stamp->size = (uint64_t)st.st_size;
 	stamp->mtime_sec = st.st_mtim.tv_sec;
 	stamp->mtime_nsec = (uint32_t)st.st_mtim.tv_nsec;
 	return 0;
 }
 
-void tide_stamp_add(struct tide_stamp *stamp, const struct tide_stamp *other)
+static void add_times(struct tide_stamp *stamp, const struct tide_stamp *other)
 {
 	uint64_t nsec = (uint64_t)stamp->mtime_nsec + other->mtime_nsec;
 
-	if (!other->valid)
-		return;
-	if (!stamp->valid) {
-		*stamp = *other;
-		return;
-	}
 	stamp->size += other->size;
 	stamp->mtime_sec = (int64_t)((uint64_t)stamp->mtime_sec + (uint64_t)other->mtime_sec + nsec / 1000000000u);
 	stamp->mtime_nsec = (uint32_t)(nsec % 1000000000u);
 }
 
+void tide_stamp_add(struct tide_stamp *stamp, const struct tide_stamp *other)
+{
+	struct tide_counter counter = stamp->counter;
+
+	tide_device_add_counter(&counter, &other->counter);
+	if (other->valid && !stamp->valid)
+		*stamp = *other;
+	else if (other->valid)
+		add_times(stamp, other);
+	stamp->counter = counter;
+}
+
 bool tide_stamp_is_equal(const struct tide_stamp *a, const struct tide_stamp *b)
 {
+	if (a->counter.state == TIDE_COUNTER_KNOWN && b->counter.state == TIDE_COUNTER_KNOWN &&
+	    a->counter.own != b->counter.own)
+		return false;
 	if (!a->valid || !b->valid)
 		return true;
 	return a->size == b->size && a->mtime_sec == b->mtime_sec && a->mtime_nsec == b->mtime_nsec;
@@ -98,7 +109,10 @@ static enum fs_kind kind_of(int fd, uint64_t *unit_ns)
 bool tide_stamp_is_local(int fd)
 {
 	uint64_t unit_ns;
+	struct stat st;
 
+	if (fstat(fd, &st) == 0 && S_ISBLK(st.st_mode))
+		return false;
 	return kind_of(fd, &unit_ns) != FS_OTHER;
 }
 

@@ -342,6 +342,11 @@ int tide_image_settle_chain(const struct tide_image *image, struct tide_error *e
 	return 0;
 }
 
+const struct tide_device *tide_image_device(const struct tide_image *image)
+{
+	return &image->device;
+}
+
 const struct tide_stamp *tide_image_stamp(const struct tide_image *image)
 {
 	return &image->stamp;

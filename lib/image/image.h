@@ -202,14 +202,19 @@ void tide_image_abort_bitmaps(struct tide_image *image);
 /* After a flush: makes the files' times durable, too. */
 int tide_image_sync_times(struct tide_image *image, struct tide_error *err);
 
+/* The block devices of the top image and its data file, without their counter, which is in the stamp. */
+const struct tide_device *tide_image_device(const struct tide_image *image);
 /* The stamp of the top image when it was locked; after a flush of our own writes, the stamp after that flush. */
 const struct tide_stamp *tide_image_stamp(const struct tide_image *image);
 /*
  * From now on the image notices changes by other programs; called while its stamp is the one after our last change.
  * change_begin and change_end enclose each change that is not a call of this header; a change ends as flushed if
- * nothing of it is left to be written.  others_wrote: has another program changed the image?
+ * nothing of it is left to be written.  watch_closely: each change of a block device is written out at its end, so that
+ * changes of others are noticed between any two of ours, and not only after a flush.  others_wrote: has another program
+ * changed the image?
  */
 void tide_image_watch(struct tide_image *image);
+void tide_image_watch_closely(struct tide_image *image);
 void tide_image_change_begin(struct tide_image *image, bool is_flush);
 void tide_image_change_end(struct tide_image *image, bool is_flushed);
 bool tide_image_others_wrote(const struct tide_image *image);

@@ -43,6 +43,7 @@ struct tide_image {
 	dev_t dev;
 	ino_t ino;
 	struct tide_stamp stamp, data_stamp; /* stamp: of image and data file together */
+	struct tide_device device;           /* the same of the block devices among them, without counter */
 	bool write_later, records_bitmaps, locks;
 	bool write_locked;           /* write_later: lock_write has locked it */
 	pthread_mutex_t change_lock; /* for write_locked, and for stamp while that is false */

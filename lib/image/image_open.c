@@ -230,9 +230,13 @@ static int open_data_file(struct tide_image *image, const struct tide_image_opti
 /* Adds the data file's stamp, taken once it is locked, to the image's own. */
 static int add_data_file(struct tide_image *image, const struct tide_image_options *options, struct tide_error *err)
 {
+	struct tide_device device;
+
 	if (open_data_file(image, options, err) < 0 || tide_stamp_take(image->data_fd, &image->data_stamp, err) < 0)
 		return -1;
 	tide_stamp_add(&image->stamp, &image->data_stamp);
+	tide_device_identify(image->data_fd, &device);
+	tide_device_add(&image->device, &device);
 	return 0;
 }
 
@@ -341,6 +345,8 @@ static int open_checked(struct tide_image *image, const struct tide_image_option
 	/* The stamp that counts is taken now that the lock keeps other writers out. */
 	if (tide_stamp_take(image->fd, &image->stamp, err) < 0)
 		return -1;
+	if (!image->stamp.valid)
+		tide_device_identify(image->fd, &image->device);
 	image->probed = !options->format;
 	image->driver = choose_driver(image, options->format, err);
 	if (!image->driver || open_driver(image, err) < 0)

@@ -4,8 +4,8 @@
  *
  * Changes of ours may run at the same time; only the first to begin looks, and only the last to end takes the stamp.
  * A write of another program while one of ours is under way is therefore not noticed, nor one in the same tick of the
- * clock.  On a network file system our own data may reach the server, and change the times, later: there
- * the stamp is taken when a flush has left nothing to be written.
+ * clock.  On a network file system our own data may reach the server, and change the times, later, as it may reach a
+ * block device and its counter: there the stamp is taken when a flush has left nothing to be written.
  */
 #include "image_impl.h"
 
@@ -19,6 +19,12 @@ void tide_image_watch(struct tide_image *image)
 	image->watch.on = image->watch.is_known = true;
 	image->watch.times_are_local =
 	        tide_stamp_is_local(image->fd) && (image->data_fd < 0 || tide_stamp_is_local(image->data_fd));
+}
+
+/* Taking the stamp of a device writes it out. */
+void tide_image_watch_closely(struct tide_image *image)
+{
+	image->watch.times_are_local |= image->device.is_one;
 }
 
 void tide_image_watch_release(struct tide_image *image)

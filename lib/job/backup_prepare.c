@@ -359,6 +359,7 @@ static int plan(struct tide_backup_job *job, struct tide_sidecar_bitmap *entry, 
 	} else if (job->sync == TIDE_SYNC_FULL) {
 		job->copy.todo = tide_copy_plan(size, job->copy.unit, NULL, err);
 	} else {
+		tide_node_warn_unchecked(job->node, entry, job->sink);
 		job->copy.todo = plan_dirty(job, entry, size, err);
 	}
 	if (!job->copy.todo || plan_tail(job, size, err) < 0)

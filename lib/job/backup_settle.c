@@ -62,6 +62,7 @@ static struct tide_bitmap *contents(struct tide_backup_job *job, struct tide_sid
 {
 	if (ok && job->reset_bitmap)
 		return reset(job, entry, err);
+	entry->unchecked &= !(ok && clears && job->sync == TIDE_SYNC_FULL);
 	if (clears)
 		return tide_node_bitmap_clear(job->node, entry, err);
 	return job->in_image ? tide_node_bitmap(job->node, entry, err)

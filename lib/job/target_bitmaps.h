@@ -1,9 +1,9 @@
 /*
  * The bitmaps of an existing target, which do not record the writes of the job.
  *
- * The bitmaps of a regular file become inconsistent, durably, before the first write.  A device has no
- * stamp that would reveal unrecorded writes later, so a bitmap of it that records is a reason
- * to refuse.  (An image that contains bitmaps is refused when it is opened for writing.)
+ * They become inconsistent, durably, before the first write.  A bitmap of a device that records is a reason to refuse,
+ * because nothing may reveal unrecorded writes later.  (An image that contains bitmaps is refused when it is opened for
+ * writing.)
  *
  * Their sidecar also decides the format of the target, by the one that is pinned in it.
  */
@@ -15,7 +15,7 @@
 
 struct tide_target_bitmaps {
 	char *sidecar;    /* its path, whether it exists or not; NULL: the target has none */
-	bool is_device;   /* a block device or an export: no stamp reveals writes */
+	bool is_device;   /* a block device or an export: perhaps nothing reveals writes */
 	bool is_nameless; /* a device without a default sidecar */
 };
 

@@ -2,8 +2,8 @@
  * One tracked write: of input data, a pattern, zeroes or holes.
  *
  * The order holds throughout: record a range durably, then write it, and only after the data and the file's times are
- * durable, close the log cleanly with the new stamp.  The write runs in the caller's thread; a cancel ends it between
- * two pieces.
+ * durable, close the log cleanly with the new stamp, or add it to the sidecar of a block device.  The write runs in the
+ * caller's thread; a cancel ends it between two pieces.
  */
 #include "tracked_write.h"
 
@@ -133,8 +133,8 @@ static int prepare(struct tide_tracked_write *w, struct tide_error *err)
 	if (w->args.has_length && w->args.length == 0)
 		return 0;
 	if (node->untracked) {
-		tide_event_warning(w->sink, node->path,
-		                   "the image was changed without being tracked; its bitmaps stay inconsistent");
+		tide_event_warning(w->sink, node->path, "the image %s; its bitmaps stay inconsistent",
+		                   tide_node_why_untracked(node));
 		node->in_sidecar.is_dirty = true; /* must be on disk before the write changes the stamp */
 	}
 	w->logged = node->has_sidecar && node->in_sidecar.list->n > 0;
@@ -215,6 +215,7 @@ static int begin(struct tide_tracked_write *w, struct tide_error *err)
 
 	if (w->in_image && copy_in_image(w, err) < 0)
 		return -1;
+	tide_image_watch_closely(w->node->image);
 	if (w->logged) {
 		if (tide_node_log_begin(w->node, true, false, err) < 0)
 			return -1;
@@ -358,7 +359,9 @@ static int end(struct tide_tracked_write *w, struct tide_error *err)
 	if (!w->logged)
 		return 0;
 	unset_unwritten(w);
-	return tide_node_log_clean(w->node, err);
+	/* A clean log has the times of a file; only the sidecar describes a device. */
+	return tide_image_device(w->node->image)->is_one ? tide_node_log_end(w->node, w->sink, err)
+	                                                 : tide_node_log_clean(w->node, err);
 }
 
 int tide_tracked_write_run(struct tide_tracked_write *w, struct tide_error *err)

@@ -72,8 +72,8 @@ static int begin(struct tide_tracker *t, const struct tide_tracker_options *opti
 	bool durable = options->durability == TIDE_DURABILITY_POWER;
 
 	if (node->untracked)
-		tide_event_warning(&t->sink, node->path,
-		                   "the image was changed without being tracked; its bitmaps stay inconsistent");
+		tide_event_warning(&t->sink, node->path, "the image %s; its bitmaps stay inconsistent",
+		                   tide_node_why_untracked(node));
 	if (commit_repairs(node, err) < 0)
 		return -1;
 	tide_node_unlock_store(node);

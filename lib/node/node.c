@@ -144,25 +144,61 @@ struct tide_sidecar_bitmap *tide_node_find(struct tide_node *node, const char *n
 	return NULL;
 }
 
+const char *tide_node_why_untracked(const struct tide_node *node)
+{
+	switch (node->in_sidecar.list->device.doubt) {
+	case TIDE_DEVICE_OTHER:
+		return "is another disk than the one that the bitmaps were kept for";
+	case TIDE_DEVICE_ATTACHED:
+		return "was detached and attached again, and may have been changed meanwhile";
+	case TIDE_DEVICE_NEW:
+		return "is another disk than the one that the bitmaps were kept for, or was attached again";
+	default:
+		return "was changed without being tracked";
+	}
+}
+
+const char *tide_node_why_unchecked(const struct tide_node *node, const struct tide_sidecar_bitmap *entry)
+{
+	if (entry->in_image || node->ignore_stamp)
+		return NULL;
+	if (!tide_image_is_file(node->image))
+		return "its server does not report what others write";
+	return entry->unchecked ? tide_device_gap_text(node->in_sidecar.list->device.gap) : NULL;
+}
+
+void tide_node_warn_unchecked(const struct tide_node *node, const struct tide_sidecar_bitmap *entry,
+                              struct tide_sink *sink)
+{
+	const char *why = tide_node_why_unchecked(node, entry);
+
+	if (why && tide_image_is_file(node->image))
+		tide_event_warning(sink, node->path,
+		                   "the device is unchecked: %s; a write that was not recorded is not in the backup",
+		                   why);
+}
+
 static int check_inconsistent(struct tide_node *node, struct tide_sidecar_bitmap *entry, unsigned flags,
                               struct tide_error *err)
 {
 	if (entry->untracked && node->ignore_stamp) {
-		entry->untracked = false; /* the user vouches for this one */
+		entry->untracked = entry->unchecked = false; /* the user vouches for this one */
 		node->in_sidecar.is_dirty = true;
 	}
 	if ((flags & TIDE_BITMAP_ALLOW_INCONSISTENT) || (!entry->untracked && !entry->in_use))
 		return 0;
 	tide_error_set(err, TIDE_E_REFUSED, "Bitmap '%s' is inconsistent and cannot be used", entry->name);
 	if (entry->untracked) {
-		bool lost = node->sidecar_path && node->log.state == TIDE_NODE_LOG_ABSENT;
+		/* A device keeps no clean log. */
+		bool lost = node->sidecar_path && node->log.state == TIDE_NODE_LOG_ABSENT &&
+		            !tide_image_device(node->image)->is_one && !node->in_sidecar.list->device.doubt;
 		return tide_error_hint(
 		        err,
-		        "'%s' was changed without being tracked%s%s%s; mark the written ranges with bitmap-mark, "
+		        "'%s' %s%s%s%s; mark the written ranges with bitmap-mark, "
 		        "compare it with the last backup (bitmap-rescan), or, if its content did not change, "
 		        "use --ignore-stamp",
-		        node->path, lost ? ", or was renamed without its log, '" : "", lost ? node->sidecar_path : "",
-		        lost ? ".log'" : "");
+		        node->path, tide_node_why_untracked(node), lost ? ", or was renamed without its log, '" : "",
+		        lost ? node->sidecar_path : "", lost ? ".log'" : "");
 	}
 	return tide_error_hint(
 	        err, "a program died while it used the bitmap; bitmap-rescan against the last backup makes it "
@@ -233,7 +269,7 @@ void tide_node_replace_bitmap(struct tide_node *node, struct tide_sidecar_bitmap
 	entry->bitmap = bm;
 	entry->encoded = NULL;
 	entry->encoded_len = 0;
-	entry->in_use = false;
+	entry->in_use = entry->unchecked = false;
 	entry->changed = true;
 	tide_node_mark_changed(node, entry);
 }

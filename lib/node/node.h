@@ -20,6 +20,7 @@
  *     interrupted, so a new stamp is taken.
  *   - a stamp that does not match the image: a program wrote to it without recording, and every
  *     bitmap is `untracked` (inconsistent) until its writes are marked or the user vouches for it.
+ *     The same is done if the image is another disk than the sidecar says.
  *   - a different disk size: the bitmaps are resized, and the part that was added is dirty.
  */
 #ifndef TIDE_NODE_H
@@ -121,7 +122,8 @@ struct tide_node {
 	struct tide_image *image;
 	int lock_fd;      /* of a URI: SIDECAR.lock, or -1 */
 	bool lock_made;   /* this node created SIDECAR.lock, and removes it if no sidecar is committed */
-	bool untracked;   /* the stamp did not match: a program wrote without recording */
+	bool untracked;   /* the stamp did not match: a program wrote without recording, or it is another disk */
+	bool has_gap;     /* nothing is known of unrecorded writes to a block device since the sidecar was stored */
 	bool has_changes; /* actions have changed bitmaps; repairs and frozen bitmaps, which the next opener rolls back
 	                     or repeats, do not count */
 
@@ -173,6 +175,14 @@ enum {
 /* Finds the bitmap, and refuses it with QEMU's texts in QEMU's order: busy, readonly, inconsistent. */
 struct tide_sidecar_bitmap *tide_node_find_usable(struct tide_node *node, const char *name, unsigned flags,
                                                   struct tide_error *err);
+
+/* Why bitmaps in the sidecar are inconsistent, as a clause about the image. */
+const char *tide_node_why_untracked(const struct tide_node *node);
+/* Why it is unknown whether this bitmap has recorded everything, as a clause; NULL: it has. */
+const char *tide_node_why_unchecked(const struct tide_node *node, const struct tide_sidecar_bitmap *entry);
+/* The same as a warning, before the bitmap of a block device decides what is copied. */
+void tide_node_warn_unchecked(const struct tide_node *node, const struct tide_sidecar_bitmap *entry,
+                              struct tide_sink *sink);
 
 /* Can only an NBD server change this bitmap? */
 bool tide_node_is_owned_by_server(const struct tide_node *node, const struct tide_sidecar_bitmap *entry);

@@ -204,12 +204,16 @@ static int rewrite_mark(struct tide_node *node, uint64_t writer, struct tide_err
 	/* The new stamp will match the image, so a mismatch that was found must be stored in the bitmaps. */
 	for (size_t i = 0; writer && node->untracked && i < now->n; i++)
 		now->items[i]->untracked = true;
+	for (size_t i = 0; writer && node->has_gap && i < now->n; i++) {
+		now->items[i]->unchecked = true;
+		now->device.gap = node->in_sidecar.list->device.gap;
+	}
 	for (size_t i = 0; tide_image_others_wrote(node->image) && i < now->n; i++)
 		now->items[i]->untracked = true;
 	now->writer = writer;
 	now->generation++;
 	if (!writer)
-		now->stamp = *tide_image_stamp(node->image);
+		tide_node_put_stamp(node, now);
 	if (writer || tide_image_settle(node->image, err) == 0)
 		rc = tide_store_stage(&node->store, now, tide_image_fd(node->image), err);
 	if (rc == 0)

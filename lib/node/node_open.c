@@ -102,7 +102,7 @@ static int open_image(struct tide_node *node, struct tide_sink *sink, struct tid
 static void trust(struct tide_node *node)
 {
 	for (size_t i = 0; i < node->in_sidecar.list->n; i++)
-		node->in_sidecar.list->items[i]->untracked = false;
+		node->in_sidecar.list->items[i]->untracked = node->in_sidecar.list->items[i]->unchecked = false;
 	node->in_sidecar.is_dirty = true;
 	node->untracked = false;
 }
@@ -115,12 +115,57 @@ static int distrust(struct tide_node *node)
 	return 0;
 }
 
+/* Is the image another disk, or an image of another kind, than the sidecar was stored for? */
+static enum tide_device_verdict compare_device(const struct tide_node *node, struct tide_device *now)
+{
+	const struct tide_sidecar *sc = node->in_sidecar.list;
+	const struct tide_stamp *stamp = tide_image_stamp(node->image);
+
+	*now = *tide_image_device(node->image);
+	if (!tide_image_is_file(node->image))
+		return TIDE_DEVICE_UNCHANGED;
+	if (now->is_one ? sc->stamp.valid && !stamp->valid : sc->device.is_one) {
+		now->doubt = TIDE_DEVICE_OTHER;
+		return TIDE_DEVICE_REPLACED;
+	}
+	if (!now->is_one)
+		return TIDE_DEVICE_UNCHANGED;
+	now->counter = stamp->counter;
+	return tide_device_compare(&sc->device, now);
+}
+
+/* Compares the device with its description; true: it was written. */
+static bool check_device(struct tide_node *node)
+{
+	struct tide_sidecar *sc = node->in_sidecar.list;
+	struct tide_device now;
+
+	switch (compare_device(node, &now)) {
+	case TIDE_DEVICE_REPLACED:
+		sc->device.doubt = now.doubt;
+		distrust(node);
+		return false;
+	case TIDE_DEVICE_UNCHECKED:
+		sc->device.gap = now.gap;
+		node->has_gap = true;
+		for (size_t i = 0; i < sc->n; i++)
+			sc->items[i]->unchecked = true;
+		return false;
+	case TIDE_DEVICE_WRITTEN:
+		return true;
+	default:
+		return false;
+	}
+}
+
 static int compare_stamp(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
 {
+	bool is_written;
 	int held;
 
 	if (!node->has_sidecar)
 		return 0;
+	is_written = check_device(node);
 	if (node->log.untracked)
 		return distrust(node);
 	if (node->log.vouches)
@@ -138,7 +183,7 @@ static int compare_stamp(struct tide_node *node, struct tide_sink *sink, struct 
 		}
 		return 0;
 	}
-	if (tide_stamp_is_equal(tide_image_stamp(node->image), &node->in_sidecar.list->stamp))
+	if (!is_written && tide_stamp_is_equal(tide_image_stamp(node->image), &node->in_sidecar.list->stamp))
 		return 0;
 	return distrust(node);
 }

@@ -16,6 +16,7 @@ void tide_node_drop_sidecar(struct tide_node *node)
 	tide_sidecar_free(node->in_sidecar.list);
 	node->in_sidecar.list = NULL;
 	node->in_sidecar.is_dirty = node->in_sidecar.is_staged = false;
+	node->has_gap = false;
 	node->has_changes = node->untracked = node->has_sidecar = node->group.is_shown = false;
 }
 
@@ -83,6 +84,23 @@ static struct tide_bitmap *clear(struct tide_node *node, struct tide_sidecar_bit
 	return tide_sidecar_bitmap_clear(node->in_sidecar.list, entry, err);
 }
 
+/* The reasons stay as long as a bitmap is inconsistent or unchecked. */
+void tide_node_put_stamp(const struct tide_node *node, struct tide_sidecar *sc)
+{
+	struct tide_device device = *tide_image_device(node->image);
+
+	sc->stamp = *tide_image_stamp(node->image);
+	device.counter = sc->stamp.counter;
+	for (size_t i = 0; i < sc->n; i++) {
+		sc->items[i]->unchecked &= device.is_one;
+		if (sc->items[i]->untracked)
+			device.doubt = sc->device.doubt;
+		if (sc->items[i]->unchecked)
+			device.gap = sc->device.gap;
+	}
+	sc->device = device.is_one ? device : (struct tide_device){ 0 };
+}
+
 static int stage(struct tide_node *node, struct tide_error *err)
 {
 	struct tide_sidecar *sc = node->in_sidecar.list;
@@ -98,7 +116,7 @@ static int stage(struct tide_node *node, struct tide_error *err)
 		for (size_t i = 0; i < sc->n; i++)
 			sc->items[i]->untracked = true;
 	}
-	sc->stamp = *tide_image_stamp(node->image);
+	tide_node_put_stamp(node, sc);
 	sc->generation++;
 	if (tide_store_stage(&node->store, sc, tide_image_fd(node->image), err) < 0)
 		return -1;

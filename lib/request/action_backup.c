@@ -2,6 +2,7 @@
  * The actions that start a backup: drive-backup and blockdev-backup, and the one that decides between a full and an
  * incremental drive-backup.
  */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -274,8 +275,11 @@ static bool can_unite(const struct tide_node *node, const char *name, struct tid
 	return can;
 }
 
-/* The reason against an incremental backup, or NULL. */
-static const char *doubt(const struct tide_node *node, const struct tide_sidecar_bitmap *bitmap, struct tide_sink *sink)
+#define REASON_MAX 256
+
+/* The reason against an incremental backup, or NULL.  text: room for it. */
+static const char *doubt(const struct tide_node *node, const struct tide_sidecar_bitmap *bitmap, struct tide_sink *sink,
+                         char text[REASON_MAX])
 {
 	if (!bitmap)
 		return "there was no such bitmap";
@@ -283,23 +287,37 @@ static const char *doubt(const struct tide_node *node, const struct tide_sidecar
 		return NULL;
 	if (bitmap->in_use)
 		return "the bitmap was inconsistent: a program died while it used it";
-	if (bitmap->untracked && !node->ignore_stamp)
-		return "the bitmap was inconsistent: the image was changed without being tracked";
+	if (bitmap->untracked && !node->ignore_stamp) {
+		snprintf(text, REASON_MAX, "the bitmap was inconsistent: the image %s", tide_node_why_untracked(node));
+		return text;
+	}
 	if (!bitmap->enabled)
 		return "the bitmap was disabled, and did not record what was written";
 	return can_unite(node, bitmap->name, sink) ? NULL
 	                                           : "a bitmap of the same name in a backing image could not be used";
 }
 
-static int set_answer(struct tide_txn *txn, const char *reason, struct tide_error *err)
+/* The reason for an incremental backup. */
+static const char *trust(const struct tide_node *node, const struct tide_sidecar_bitmap *bitmap, char text[REASON_MAX])
+{
+	const char *unchecked = bitmap->token ? NULL : tide_node_why_unchecked(node, bitmap);
+
+	if (!unchecked)
+		return "the bitmap has recorded what was written";
+	snprintf(text, REASON_MAX, "the bitmap can be used, but the %s is unchecked: %s",
+	         tide_image_is_file(node->image) ? "device" : "export", unchecked);
+	return text;
+}
+
+static int set_answer(struct tide_txn *txn, bool full, const char *reason, struct tide_error *err)
 {
 	struct tide_strbuf sb = TIDE_STRBUF_INIT;
 	struct tide_json_writer w = { &sb, false };
 	char *answer;
 
 	tide_json_begin(&w, NULL, '{');
-	tide_json_string(&w, "sync", reason ? "full" : "incremental");
-	tide_json_string(&w, "reason", reason ? reason : "the bitmap has recorded what was written");
+	tide_json_string(&w, "sync", full ? "full" : "incremental");
+	tide_json_string(&w, "reason", reason);
 	tide_json_end(&w, '}');
 	answer = tide_strbuf_steal(&sb, err);
 	if (!answer)
@@ -353,6 +371,7 @@ static int auto_decide(struct tide_txn *txn, const struct tide_step *step, struc
 	struct tide_backup args = *(const struct tide_backup *)step->args;
 	struct tide_node *node = tide_session_find(tide_txn_session(txn), args.device);
 	struct tide_sidecar_bitmap *bitmap = NULL;
+	char text[REASON_MAX];
 	const char *reason;
 
 	if (!node)
@@ -365,8 +384,8 @@ static int auto_decide(struct tide_txn *txn, const struct tide_step *step, struc
 		if (!bitmap)
 			return -1;
 	}
-	reason = doubt(node, bitmap, &tide_txn_session(txn)->sink);
-	if (set_answer(txn, reason, err) < 0)
+	reason = doubt(node, bitmap, &tide_txn_session(txn)->sink, text);
+	if (set_answer(txn, reason != NULL, reason ? reason : trust(node, bitmap, text), err) < 0)
 		return -1;
 	if (!reason)
 		return add_incremental(txn, node->path, &args, err);

@@ -179,7 +179,10 @@ static int clear_prepare(struct tide_session *session, struct tide_step *step, s
 	struct tide_node *node;
 	struct tide_sidecar_bitmap *entry = find_edited(session, step, 0, &node, err);
 
-	return entry && tide_node_bitmap_clear(node, entry, err) ? 0 : -1;
+	if (!entry || !tide_node_bitmap_clear(node, entry, err))
+		return -1;
+	entry->unchecked = false;
+	return 0;
 }
 
 const struct tide_action tide_action_bitmap_clear = {
@@ -267,12 +270,16 @@ static int find_source(struct tide_session *session, struct tide_node *target_no
 	return tide_node_find(*node, ref->name, err) ? 0 : -1;
 }
 
-static int merge_source(struct tide_node *node, const char *name, struct tide_bitmap *into, struct tide_error *err)
+static int merge_source(struct tide_node *node, const char *name, struct tide_sidecar_bitmap *target,
+                        struct tide_bitmap *into, struct tide_error *err)
 {
 	struct tide_sidecar_bitmap *entry = tide_node_find_usable(node, name, 0, err);
 	struct tide_bitmap *source = entry ? tide_node_bitmap(node, entry, err) : NULL;
 
-	return source ? tide_bitmap_merge(into, source, err) : -1;
+	if (!source)
+		return -1;
+	target->unchecked |= entry->unchecked;
+	return tide_bitmap_merge(into, source, err);
 }
 
 /* QEMU's order: the target's name; then for each source its name, the target's state, the source's. */
@@ -280,7 +287,7 @@ static int merge_prepare(struct tide_session *session, struct tide_step *step, s
 {
 	const struct tide_bitmap_merge *args = step->args;
 	struct tide_node *node = open_node(session, args->node, false, err), *other;
-	struct tide_sidecar_bitmap *entry;
+	struct tide_sidecar_bitmap *entry = NULL;
 	struct tide_bitmap *target = NULL;
 
 	if (!node || !tide_node_find(node, args->target, err))
@@ -294,7 +301,7 @@ static int merge_prepare(struct tide_session *session, struct tide_step *step, s
 			entry = tide_node_find_usable(node, args->target, TIDE_BITMAP_WILL_WRITE, err);
 			target = entry ? tide_node_bitmap_for_change(node, entry, err) : NULL;
 		}
-		if (!target || merge_source(other, ref->name, target, err) < 0)
+		if (!target || merge_source(other, ref->name, entry, target, err) < 0)
 			return -1;
 	}
 	if (target)
@@ -360,6 +367,7 @@ static int mark_range(struct tide_bitmap *bm, const struct tide_range *r, const 
  */
 static void trust_again(struct tide_session *session, struct tide_node *node, struct tide_sidecar_bitmap *entry)
 {
+	entry->unchecked = false;
 	if (!entry->untracked)
 		return;
 	entry->untracked = false;

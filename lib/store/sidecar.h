@@ -22,6 +22,7 @@ struct tide_sidecar_bitmap {
 	char *name;             /* 1..1023 bytes and a NUL; NULL for a successor */
 	bool enabled;           /* records */
 	bool untracked;         /* the image was written without tracking: shown as inconsistent */
+	bool unchecked;         /* it may have been, and nobody knows: a block device, whose gap says why */
 	uint64_t token;         /* not 0: busy, owned by the job that holds this lock token */
 	char *group;            /* busy in a group: the absolute path of the group's record (group.h); else NULL */
 	struct tide_base *base; /* the backup that it counts from; NULL: unknown, and for a successor */
@@ -49,7 +50,8 @@ struct tide_sidecar {
 	uint64_t generation;                      /* counts the replacements */
 	uint64_t disk_size;                       /* bytes */
 	char format[TIDE_SIDECAR_FORMAT_MAX + 1]; /* of the image, recorded so that it is never probed */
-	struct tide_stamp stamp;
+	struct tide_stamp stamp;                  /* without a device's counter, which is in `device` */
+	struct tide_device device;                /* of a block device: which one, and its counter; else zero */
 	uint64_t log;                     /* identity of the write log whose bits were added last (write_log.h), or 0 */
 	uint32_t checksum;                /* of the header it was decoded from; 0: not on disk */
 	uint64_t writer;                  /* not 0: a tracked write is running, by the holder of this lock token */

@@ -68,6 +68,7 @@ static int check_header(const struct decoder *d, struct tide_error *err)
 	const uint8_t *p = d->data;
 	uint32_t version = tide_get_le32(p + TIDE_SIDECAR_AT_VERSION);
 	uint32_t header_len = tide_get_le32(p + TIDE_SIDECAR_AT_HEADER_LEN);
+	uint64_t features = tide_get_le64(p + TIDE_SIDECAR_AT_INCOMPATIBLE);
 
 	if (version != TIDE_SIDECAR_VERSION)
 		return tide_error_set(err, TIDE_E_UNSUPPORTED,
@@ -80,8 +81,8 @@ static int check_header(const struct decoder *d, struct tide_error *err)
 	                                  tide_checksum_crc32c(0, p, TIDE_SIDECAR_AT_HEADER_CRC),
 	                                  tide_get_le32(p + TIDE_SIDECAR_AT_HEADER_CRC)) < 0)
 		return -1;
-	if (tide_get_le64(p + TIDE_SIDECAR_AT_INCOMPATIBLE) & ~TIDE_SIDECAR_LINEAGE)
-		return refuse_features(tide_get_le64(p + TIDE_SIDECAR_AT_INCOMPATIBLE) & ~TIDE_SIDECAR_LINEAGE, err);
+	if (features & ~TIDE_SIDECAR_FEATURES)
+		return refuse_features(features & ~TIDE_SIDECAR_FEATURES, err);
 	if (tide_get_le64(p + TIDE_SIDECAR_AT_FILE_LEN) != d->len)
 		return tide_error_set(err, TIDE_E_CORRUPT,
 		                      "sidecar: expected %" PRIu64 " bytes according to byte %d, found %zu",
@@ -242,6 +243,8 @@ static int check_flags(const struct decoder *d, unsigned flags, uint64_t token,
 {
 	unsigned allowed = TIDE_SIDECAR_FLAGS_ALL;
 
+	if (tide_get_le64(d->data + TIDE_SIDECAR_AT_INCOMPATIBLE) & TIDE_SIDECAR_DEVICE)
+		allowed |= TIDE_SIDECAR_UNCHECKED;
 	if (parent)
 		allowed = TIDE_SIDECAR_ENABLED | TIDE_SIDECAR_UNTRACKED;
 	else if (!(flags & TIDE_SIDECAR_BUSY))
@@ -312,6 +315,7 @@ static int get_fields(struct decoder *d, struct tide_sidecar_bitmap *e, const st
 		return -1;
 	e->enabled = *flags & TIDE_SIDECAR_ENABLED;
 	e->untracked = *flags & TIDE_SIDECAR_UNTRACKED;
+	e->unchecked = *flags & TIDE_SIDECAR_UNCHECKED;
 	if (!parent && !(e->name = tide_mem_strndup((const char *)p + TIDE_SIDECAR_ENTRY_NAME, name_len, err)))
 		return -1;
 	if (group_len &&
@@ -374,6 +378,17 @@ static int get_directory(struct decoder *d, struct tide_error *err)
 	                      TIDE_SIDECAR_HEADER_LEN, twice);
 }
 
+/* The bit lets older versions refuse the file before they find the record. */
+static int check_device_bit(const struct decoder *d, struct tide_error *err)
+{
+	bool bit = tide_get_le64(d->data + TIDE_SIDECAR_AT_INCOMPATIBLE) & TIDE_SIDECAR_DEVICE;
+
+	return bit == d->sc->device.is_one
+	               ? 0
+	               : tide_sidecar_format_bad(err, "sidecar feature bit of a device", TIDE_SIDECAR_AT_INCOMPATIBLE,
+	                                         d->sc->device.is_one, bit);
+}
+
 static struct tide_sidecar *decode(struct decoder *d, struct tide_error *err)
 {
 	if (check_magic(d, err) < 0 || check_header(d, err) < 0)
@@ -382,7 +397,9 @@ static struct tide_sidecar *decode(struct decoder *d, struct tide_error *err)
 	if (!d->sc)
 		return NULL;
 	if (get_header(d, err) == 0 && get_directory(d, err) == 0 &&
-	    (!d->area_len || tide_sidecar_lineage_get(d->sc, d->data + d->dir_end, d->area_len, d->dir_end, err) == 0))
+	    (!d->area_len ||
+	     tide_sidecar_lineage_get(d->sc, d->data + d->dir_end, d->area_len, d->dir_end, err) == 0) &&
+	    check_device_bit(d, err) == 0)
 		return d->sc;
 	tide_sidecar_free(d->sc);
 	return NULL;

@@ -155,7 +155,7 @@ static unsigned entry_flags(const struct tide_sidecar_bitmap *e)
 {
 	return (e->enabled ? TIDE_SIDECAR_ENABLED : 0) | (e->untracked ? TIDE_SIDECAR_UNTRACKED : 0) |
 	       (e->token ? TIDE_SIDECAR_BUSY : 0) | (e->group ? TIDE_SIDECAR_GROUP : 0) |
-	       (e->successor ? TIDE_SIDECAR_SUCCESSOR : 0);
+	       (e->successor ? TIDE_SIDECAR_SUCCESSOR : 0) | (e->unchecked ? TIDE_SIDECAR_UNCHECKED : 0);
 }
 
 static size_t group_length(const struct tide_sidecar_bitmap *e)
@@ -192,6 +192,11 @@ static int put_entry(struct encoder *enc, const struct tide_sidecar_bitmap *e, s
 	return e->successor ? put_entry(enc, e->successor, err) : 0;
 }
 
+static uint64_t features(const struct encoder *enc, const struct tide_sidecar *sc)
+{
+	return (enc->area ? TIDE_SIDECAR_LINEAGE : 0) | (sc->device.is_one ? TIDE_SIDECAR_DEVICE : 0);
+}
+
 static void put_header(const struct encoder *enc, const struct tide_sidecar *sc)
 {
 	uint8_t *p = (uint8_t *)enc->out->buf + enc->base;
@@ -200,7 +205,7 @@ static void put_header(const struct encoder *enc, const struct tide_sidecar *sc)
 	memcpy(p + TIDE_SIDECAR_AT_MAGIC, TIDE_SIDECAR_MAGIC, 8);
 	tide_put_le32(p + TIDE_SIDECAR_AT_VERSION, TIDE_SIDECAR_VERSION);
 	tide_put_le32(p + TIDE_SIDECAR_AT_HEADER_LEN, TIDE_SIDECAR_HEADER_LEN);
-	tide_put_le64(p + TIDE_SIDECAR_AT_INCOMPATIBLE, enc->area ? TIDE_SIDECAR_LINEAGE : 0);
+	tide_put_le64(p + TIDE_SIDECAR_AT_INCOMPATIBLE, features(enc, sc));
 	tide_put_le64(p + TIDE_SIDECAR_AT_COMPATIBLE, sc->compatible);
 	tide_put_le64(p + TIDE_SIDECAR_AT_GENERATION, sc->generation);
 	tide_put_le64(p + TIDE_SIDECAR_AT_FILE_LEN, length(enc));

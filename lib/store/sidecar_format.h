@@ -1,7 +1,7 @@
 /*
  * The layout of a sidecar, as man/tidemark-sidecar.5 specifies it: byte offsets, bits and
  * kinds.  Internal to the codec: sidecar_decode.c, sidecar_encode.c, sidecar_chunk.c,
- * sidecar_lineage.c.
+ * sidecar_lineage.c, sidecar_device.c.
  *
  * Header, directory (one entry a bitmap, a successor after its parent), with a feature bit the lineage area, then each
  * entry's chunk records in the directory's order, without gaps.
@@ -43,8 +43,10 @@ enum tide_sidecar_header {
 
 #define TIDE_SIDECAR_STAMP_VALID 0x1u
 
-/* The incompatible feature: the lineage area follows the directory. */
-#define TIDE_SIDECAR_LINEAGE UINT64_C(0x1)
+/* The incompatible features: the lineage area follows the directory, and it describes a block device. */
+#define TIDE_SIDECAR_LINEAGE  UINT64_C(0x1)
+#define TIDE_SIDECAR_DEVICE   UINT64_C(0x2)
+#define TIDE_SIDECAR_FEATURES (TIDE_SIDECAR_LINEAGE | TIDE_SIDECAR_DEVICE)
 
 enum tide_sidecar_entry {
 	TIDE_SIDECAR_ENTRY_LEN = 0,
@@ -64,6 +66,7 @@ enum tide_sidecar_entry {
 #define TIDE_SIDECAR_GROUP     0x08u /* after the name: u16 length, absolute path of the group's record */
 #define TIDE_SIDECAR_SUCCESSOR 0x10u /* the next entry is this one's successor */
 #define TIDE_SIDECAR_FLAGS_ALL 0x1fu
+#define TIDE_SIDECAR_UNCHECKED 0x20u /* only beside the description of a block device */
 
 #define TIDE_SIDECAR_NAME_MAX  1023u
 #define TIDE_SIDECAR_GROUP_MAX 4095u
@@ -161,5 +164,11 @@ size_t tide_sidecar_lineage_len(const struct tide_sidecar *sc);
 void tide_sidecar_lineage_put(const struct tide_sidecar *sc, uint8_t *out);
 int tide_sidecar_lineage_get(struct tide_sidecar *sc, const uint8_t *data, size_t len, uint64_t at,
                              struct tide_error *err);
+
+/* The payload of the record of a block device there (sidecar_device.c), with the same meaning. */
+size_t tide_sidecar_device_len(const struct tide_device *device);
+void tide_sidecar_device_put(const struct tide_device *device, uint8_t *out);
+int tide_sidecar_device_get(struct tide_device *device, const uint8_t *data, size_t len, uint64_t at,
+                            struct tide_error *err);
 
 #endif

@@ -1,7 +1,7 @@
 /*
- * The lineage area of a sidecar: the disk's identifier, the bases of the bitmaps, the last full backup, and the birth
- * record of an image that is itself a backup. man/tidemark-sidecar.5 specifies it. As everywhere in the codec, each
- * field is checked before it is used.
+ * The lineage area of a sidecar: the disk's identifier, the bases of the bitmaps, the last full backup, the birth
+ * record of an image that is itself a backup, and the block device (sidecar_device.c). man/tidemark-sidecar.5 specifies
+ * it. As everywhere in the codec, each field is checked before it is used.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,7 +13,7 @@
 #include "base/range.h"
 #include "sidecar_format.h"
 
-enum record { BASE = 1, LAST_FULL = 2, BIRTH = 3 };
+enum record { BASE = 1, LAST_FULL = 2, BIRTH = 3, DEVICE = 4 };
 
 /* A record's head: its kind, zeroes, the length of its payload. */
 enum { RECORD_KIND = 0, RECORD_LEN = 4, RECORD_PAYLOAD = 8 };
@@ -36,7 +36,7 @@ enum { STAMP_SIZE = 0, STAMP_SEC = 8, STAMP_NSEC = 16, STAMP_VALID = 20, STAMP_B
 
 bool tide_sidecar_lineage_is_needed(const struct tide_sidecar *sc)
 {
-	if (tide_id_is_set(&sc->disk) || sc->birth || sc->last_full)
+	if (tide_id_is_set(&sc->disk) || sc->birth || sc->last_full || sc->device.is_one)
 		return true;
 	for (size_t i = 0; i < sc->n; i++) {
 		if (sc->items[i]->base)
@@ -66,6 +66,8 @@ size_t tide_sidecar_lineage_len(const struct tide_sidecar *sc)
 	}
 	if (sc->last_full)
 		len += record_len(STAMP_BYTES + base_len(&sc->last_full->base));
+	if (sc->device.is_one)
+		len += record_len(tide_sidecar_device_len(&sc->device));
 	return len + (sc->birth ? record_len(tide_birth_encode(sc->birth, birth)) : 0);
 }
 
@@ -140,7 +142,10 @@ void tide_sidecar_lineage_put(const struct tide_sidecar *sc, uint8_t *out)
 		size_t n = tide_birth_encode(sc->birth, birth);
 
 		memcpy(put_head(p, BIRTH, n), birth, n);
+		p += record_len(n);
 	}
+	if (sc->device.is_one)
+		tide_sidecar_device_put(&sc->device, put_head(p, DEVICE, tide_sidecar_device_len(&sc->device)));
 	tide_put_le32(out + TIDE_SIDECAR_AREA_LEN, (uint32_t)len);
 	tide_put_le32(out + TIDE_SIDECAR_AREA_CRC,
 	              tide_checksum_crc32c(0, out + TIDE_SIDECAR_AREA_DISK, len - TIDE_SIDECAR_AREA_DISK));
@@ -254,6 +259,8 @@ static int get_record(struct tide_sidecar *sc, const uint8_t *p, size_t len, uin
 		return get_last_full(sc, p + RECORD_PAYLOAD, len, at, err);
 	case BIRTH:
 		return get_birth(sc, p + RECORD_PAYLOAD, len, at, err);
+	case DEVICE:
+		return tide_sidecar_device_get(&sc->device, p + RECORD_PAYLOAD, len, at, err);
 	default:
 		return tide_error_set(err, TIDE_E_UNSUPPORTED, "lineage record at byte %" PRIu64 ": unknown kind %u",
 		                      at - RECORD_PAYLOAD, kind);

@@ -96,7 +96,7 @@ static inline struct tide_sidecar *make_sample(void)
 	sc->compatible = UINT64_C(0x8000000000000002);
 	sc->generation = 41;
 	sc->writer = 99;
-	sc->stamp = (struct tide_stamp){ true, 2621439900, -5, 999999999 };
+	sc->stamp = (struct tide_stamp){ true, 2621439900, -5, 999999999, { 0 } };
 	e->token = 77;
 	set_bits(e, 0, CHUNK);
 	set_bits(e, CHUNK + 5, 1);

@@ -125,8 +125,9 @@ static const struct lie lies[] = {
 	{ 'h', 0, 0, 12, 4, UINT64_C(0xffffffff), TIDE_E_CORRUPT,
 	  "sidecar header length at byte 12: expected 128, found 4294967295" },
 	{ 'h', 0, 0, 16, 8, 1, TIDE_E_CORRUPT, NULL }, /* no lineage area follows */
-	{ 'h', 0, 0, 16, 8, 2, TIDE_E_UNSUPPORTED,
-	  "sidecar incompatible features at byte 16: expected none, found 0x2 (bit 1)" },
+	{ 'h', 0, 0, 16, 8, 2, TIDE_E_CORRUPT, "sidecar feature bit of a device at byte 16: expected 0, found 1" },
+	{ 'h', 0, 0, 16, 8, 4, TIDE_E_UNSUPPORTED,
+	  "sidecar incompatible features at byte 16: expected none, found 0x4 (bit 2)" },
 	{ 'h', 0, 0, 16, 8, UINT64_C(0x800000000000000c), TIDE_E_UNSUPPORTED,
 	  "sidecar incompatible features at byte 16: expected none, found 0x800000000000000c (bit 2, 3, 63)" },
 	{ 'h', 0, 0, 16, 8, UINT64_MAX, TIDE_E_UNSUPPORTED, NULL },

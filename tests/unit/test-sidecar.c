@@ -163,10 +163,10 @@ static struct tide_sidecar *make_lineage(void)
 	put_base(&sc->items[0]->base, 7, "/backups/one.qcow2");
 	put_base(&sc->items[2]->base, 8, "/b");
 	memset(sc->items[2]->base->fingerprint, 'a', 64);
-	sc->items[2]->base->paused = (struct tide_stamp){ true, 5, -6, 7 };
+	sc->items[2]->base->paused = (struct tide_stamp){ true, 5, -6, 7, { 0 } };
 	sc->birth = tide_birth_copy(&birth, &err);
 	sc->last_full = tide_mem_alloc(1, sizeof(*sc->last_full), &err);
-	sc->last_full->stamp = (struct tide_stamp){ true, 1, 2, 3 };
+	sc->last_full->stamp = (struct tide_stamp){ true, 1, 2, 3, { 0 } };
 	sc->last_full->base = (struct tide_base){ .id = { { 9 } }, .time = 10, .path = strdup("/full.img") };
 	return sc;
 }
@@ -201,6 +201,85 @@ static void test_round_trip_lineage(void)
 	check_same_base(&sc->last_full->base, &copy->last_full->base);
 	CHECK(tide_stamp_is_equal(&sc->last_full->stamp, &copy->last_full->stamp));
 	CHECK(copy->birth && tide_id_is_same(&sc->birth->id, &copy->birth->id));
+}
+
+/* A sidecar of a block device. */
+static struct tide_sidecar *make_device(void)
+{
+	struct tide_sidecar *sc = make_sample();
+
+	sc->stamp = (struct tide_stamp){ 0 };
+	sc->device = (struct tide_device){
+		.is_one = true,
+		.size = 3 * G,
+		.start = 2048,
+		.diskseq = 77,
+		.boot = { 1, 2, 3 },
+		.serial = "naa.5000c500a1b2c3d4",
+		.counter = { TIDE_COUNTER_KNOWN, 123456, 234567 },
+		.doubt = TIDE_DEVICE_ATTACHED,
+		.gap = TIDE_DEVICE_NOT_COUNTED,
+	};
+	sc->items[1]->unchecked = true;
+	return sc;
+}
+
+static void test_round_trip_device(void)
+{
+	for (int i = 0; i < 3; i++) {
+		AUTOSIDECAR struct tide_sidecar *sc = make_device();
+		AUTOSTRBUF struct tide_strbuf bytes = TIDE_STRBUF_INIT;
+
+		if (i > 0)
+			sc->device.counter = (struct tide_counter){ .state = TIDE_COUNTER_UNKNOWN };
+		memset(sc->device.serial, i > 1 ? 0 : 's', i ? TIDE_DEVICE_SERIAL_MAX : 1);
+		check_round_trip(sc);
+		encode(sc, &bytes);
+		AUTOSIDECAR struct tide_sidecar *back = decode(&bytes);
+		CHECK_EQ_U64(tide_get_le64((uint8_t *)bytes.buf + 16), 3);
+		CHECK(back->device.is_one);
+		CHECK_EQ_U64(back->device.size, 3 * G);
+		CHECK_EQ_U64(back->device.start, 2048);
+		CHECK_EQ_U64(back->device.diskseq, 77);
+		CHECK_MEM(back->device.boot, sc->device.boot, TIDE_DEVICE_BOOT_BYTES);
+		CHECK_STR(back->device.serial, sc->device.serial);
+		CHECK_EQ_U64(back->device.counter.state, sc->device.counter.state);
+		CHECK_EQ_U64(back->device.counter.own, sc->device.counter.own);
+		CHECK_EQ_U64(back->device.counter.whole, sc->device.counter.whole);
+		CHECK_EQ_U64(back->device.doubt, TIDE_DEVICE_ATTACHED);
+		CHECK_EQ_U64(back->device.gap, TIDE_DEVICE_NOT_COUNTED);
+		CHECK(!back->items[0]->unchecked && back->items[1]->unchecked);
+	}
+}
+
+static void test_device_fields(void)
+{
+	static const struct {
+		size_t at; /* in the payload */
+		unsigned len;
+		uint64_t value;
+		const char *error;
+	} rows[] = {
+		{ -4, 4, 63, "length of the device at byte 344: expected 64 to 263, found 63" },
+		{ 56, 4, 2, "device counter's flag at byte 400: expected 0 to 1, found 2" },
+		{ 60, 2, 4, "device's doubt at byte 404: expected 0 to 3, found 4" },
+		{ 62, 2, 6, "device's gap at byte 406: expected 0 to 5, found 6" },
+		{ 66, 1, 0, "device's serial number at byte 408: expected no NUL, found one" },
+	};
+
+	for (size_t i = 0; i < TIDE_ARRAY_SIZE(rows); i++) {
+		AUTOSIDECAR struct tide_sidecar *sc = make_device();
+		AUTOSTRBUF struct tide_strbuf bytes = TIDE_STRBUF_INIT;
+		uint8_t *area;
+
+		encode(sc, &bytes);
+		area = (uint8_t *)bytes.buf + HEADER + tide_get_le32((uint8_t *)bytes.buf + 104);
+		for (unsigned b = 0; b < rows[i].len; b++)
+			area[32 + rows[i].at + b] = (uint8_t)(rows[i].value >> 8 * b);
+		tide_put_le32(area + 4, tide_checksum_crc32c(0, area + 8, tide_get_le32(area) - 8));
+		UNIT_ROW("%s", rows[i].error);
+		check_refused(bytes.buf, bytes.len, TIDE_E_CORRUPT, rows[i].error);
+	}
 }
 
 /* No byte of the area can change, and no byte of the file can be missing. */
@@ -373,7 +452,7 @@ static void test_bytes_of_manual(void)
 	struct tide_sidecar_bitmap *e = add(sc, "b0", 64 * K);
 
 	sc->generation = 2;
-	sc->stamp = (struct tide_stamp){ true, 3 * G, 1700000000, 5 };
+	sc->stamp = (struct tide_stamp){ true, 3 * G, 1700000000, 5, { 0 } };
 	set_bits(e, 0, 1);
 	set_bits(e, 3, 1);
 	set_bits(e, CHUNK, 16384);
@@ -765,6 +844,8 @@ int main(void)
 	UNIT_RUN(test_round_trip_names);
 	UNIT_RUN(test_round_trip_many);
 	UNIT_RUN(test_round_trip_lineage);
+	UNIT_RUN(test_round_trip_device);
+	UNIT_RUN(test_device_fields);
 	UNIT_RUN(test_lineage_damage);
 	UNIT_RUN(test_lineage_fields);
 	UNIT_RUN(test_round_trip_densities);
