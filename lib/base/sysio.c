@@ -224,6 +224,12 @@ int tide_sysio_real_dir(const char *path, char **real, struct tide_error *err)
 	return dir ? tide_sysio_real_path(dir, real, err) : -1;
 }
 
+/* No file has a name that is longer than the file system permits; but a path that is too long may lead to a file. */
+bool tide_sysio_is_absent(const char *path, int sys)
+{
+	return sys == ENOENT || (sys == ENAMETOOLONG && strlen(path) < PATH_MAX);
+}
+
 int tide_sysio_fsync_dir(const char *path, struct tide_error *err)
 {
 	char *dir TIDE_AUTOFREE = tide_sysio_dir_name(path, err);

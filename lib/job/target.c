@@ -49,7 +49,7 @@ static int check_not_reserved(const char *path, struct tide_error *err)
 	if (!tide_store_is_reserved(path))
 		return 0;
 	tide_error_set(err, TIDE_E_REFUSED, "Could not create '%s': the name is one of the bitmaps of an image", path);
-	return tide_error_hint(err, "choose a name without '.bitmaps'");
+	return tide_error_hint(err, "choose a name without '.bitmaps', and another beginning than '.tidemark-'");
 }
 
 /* Refuses to replace a sidecar or a write log: a mistyped name must not destroy the bitmaps of an image. */

@@ -154,7 +154,10 @@ static int recover(const char *name, const char *sidecar, unsigned i, bool dry_r
 	if (!f.slot)
 		return -1;
 	if (access(f.slot, F_OK) < 0)
-		return 0;
+		return tide_sysio_is_absent(f.slot, errno)
+		               ? 0
+		               : tide_error_set_sys(err, errno, "Could not look for '%s', the record of a transaction",
+		                                    f.slot);
 	old_fd = open(name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
 	rc = find(&f, old_fd, dry_run, err);
 	if (rc > 0)

@@ -24,7 +24,7 @@
 
 static char *log_path(const struct tide_node *node, struct tide_error *err)
 {
-	return tide_mem_printf(err, "%s.log", node->sidecar_path);
+	return tide_store_beside(node->sidecar_path, ".log", err);
 }
 
 void tide_node_log_release(struct tide_node *node)

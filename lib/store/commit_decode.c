@@ -313,7 +313,7 @@ int tide_commit_record_read(const char *path, struct tide_commit_record *record,
 {
 	int fd TIDE_AUTOCLOSE = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
 
-	if (fd < 0 && (errno == ENOENT || errno == ENAMETOOLONG))
+	if (fd < 0 && tide_sysio_is_absent(path, errno))
 		return 0;
 	if (fd < 0 && (errno == EACCES || errno == EROFS || errno == EPERM))
 		fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);

@@ -30,8 +30,6 @@
 #include "commit_text.h"
 #include "store.h"
 
-#define NAME_BYTES 255u /* of a file, in one directory */
-
 static void release_change(struct tide_commit_change *change)
 {
 	free(change->path);
@@ -173,27 +171,12 @@ int tide_commit_record_sync_names(const struct tide_commit_record *record, struc
 
 char *tide_commit_record_slot(const char *sidecar, unsigned i, struct tide_error *err)
 {
-	const char *slash = strrchr(sidecar, '/'), *base = slash ? slash + 1 : sidecar;
-	char suffix[] = ".commit-1", hex[65];
-	struct tide_sha256 sha;
+	char suffix[] = ".commit-1";
 
 	suffix[sizeof(suffix) - 2] = (char)('1' + i);
 	if (i == 0)
 		suffix[strlen(".commit")] = '\0';
-	if (strlen(base) + strlen(suffix) <= NAME_BYTES) {
-		/* Each command looks for these names: no formatted print. */
-		size_t n = strlen(sidecar);
-		char *slot = tide_mem_alloc(n + sizeof(suffix), 1, err);
-
-		if (slot)
-			memcpy((char *)memcpy(slot, sidecar, n) + n, suffix, sizeof(suffix));
-		return slot;
-	}
-	/* The name has no room for it: another one is made of it. */
-	tide_checksum_sha256_init(&sha);
-	tide_checksum_sha256_update(&sha, base, strlen(base));
-	tide_checksum_sha256_final(&sha, hex);
-	return tide_mem_printf(err, "%.*s.tidemark-%.32s%s", (int)(base - sidecar), sidecar, hex, suffix);
+	return tide_store_beside(sidecar, suffix, err);
 }
 
 /* ---- encoding ---------------------------------------------------------------------- */

@@ -18,6 +18,7 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include "base/checksum.h"
 #include "base/error.h"
 #include "base/lock.h"
 #include "base/mem.h"
@@ -29,6 +30,17 @@
 /* The content of a claim.  The next program that locks it takes over a claim whose maker died. */
 #define CLAIM      "tidemark sidecar to come\n"
 #define DEVICE_DIR "/var/lib/tidemark"
+/* How names begin that are made of a hash. */
+#define HASHED ".tidemark-"
+
+#define NAME_BYTES 255u /* of a file, in one directory */
+
+static const char *base_name(const char *path)
+{
+	const char *slash = strrchr(path, '/');
+
+	return slash ? slash + 1 : path;
+}
 
 /* The name that device-mapper has for a block device, or NULL. */
 static char *mapper_name(dev_t rdev, struct tide_error *err)
@@ -75,9 +87,11 @@ static char *by_id_name(dev_t rdev, struct tide_error *err)
 
 bool tide_store_is_reserved(const char *path)
 {
-	static const char *const ends[] = { "", ".log", ".lock", ".group" };
-	const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path, *at;
+	static const char *const ends[] = { "", ".log", ".lock", ".group", ".commit" };
+	const char *name = base_name(path), *at;
 
+	if (!strncmp(name, HASHED, strlen(HASHED)))
+		return true;
 	for (at = name; (at = strstr(at, ".bitmaps")); at++) {
 		const char *end = at + strlen(".bitmaps");
 
@@ -85,10 +99,30 @@ bool tide_store_is_reserved(const char *path)
 			if (!strcmp(end, ends[i]))
 				return true;
 		}
-		if (at > name && !strncmp(end, ".group-", 7))
+		if (at > name && (!strncmp(end, ".group-", 7) || !strncmp(end, ".commit-", 8)))
 			return true;
 	}
 	return false;
+}
+
+char *tide_store_beside(const char *sidecar, const char *suffix, struct tide_error *err)
+{
+	const char *base = base_name(sidecar);
+	size_t n = strlen(sidecar), m = strlen(suffix);
+	struct tide_sha256 sha;
+	char hex[65], *path;
+
+	if (strlen(base) + m <= NAME_BYTES) {
+		/* Each command looks for these names: no formatted print. */
+		path = tide_mem_alloc(n + m + 1, 1, err);
+		if (path)
+			memcpy((char *)memcpy(path, sidecar, n) + n, suffix, m + 1);
+		return path;
+	}
+	tide_checksum_sha256_init(&sha);
+	tide_checksum_sha256_update(&sha, base, strlen(base));
+	tide_checksum_sha256_final(&sha, hex);
+	return tide_mem_printf(err, "%.*s" HASHED "%.32s%s", (int)(base - sidecar), sidecar, hex, suffix);
 }
 
 char *tide_store_path(const char *image_path, const char *override, bool *nameless, struct tide_error *err)
@@ -131,8 +165,14 @@ static bool is_claim(const void *data, uint64_t len)
 /* A link may be somebody else's, in a directory that others can write to: it is not followed. */
 static int open_failed(const char *path, struct tide_error *err)
 {
-	if (errno != ELOOP)
-		return tide_error_set_sys(err, errno, "Could not open '%s'", path);
+	bool is_long = errno == ENAMETOOLONG;
+
+	if (errno != ELOOP) {
+		tide_error_set_sys(err, errno, "Could not open '%s'", path);
+		if (is_long)
+			tide_error_hint(err, "say where its bitmaps belong, under a shorter name: --sidecar PATH");
+		return -1;
+	}
 	tide_error_set(err, TIDE_E_REFUSED, "The sidecar '%s' is a symbolic link", path);
 	return tide_error_hint(err, "links are not followed here; say where the bitmaps are with --sidecar PATH");
 }
@@ -176,7 +216,7 @@ int tide_store_load(const char *path, struct tide_sidecar **sc, struct tide_erro
 
 	*sc = NULL;
 	fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK | O_NOFOLLOW);
-	if (fd < 0 && errno == ENOENT)
+	if (fd < 0 && tide_sysio_is_absent(path, errno))
 		return 0;
 	if (fd < 0)
 		return open_failed(path, err);
@@ -190,7 +230,7 @@ int tide_store_is_current(const char *path, const struct tide_sidecar *sc, bool 
 
 	*current = !sc;
 	if (fd < 0)
-		return errno == ENOENT ? 0 : tide_error_set_sys(err, errno, "Could not open '%s'", path);
+		return tide_sysio_is_absent(path, errno) ? 0 : open_failed(path, err);
 	if (tide_sysio_pread(fd, head, sizeof(head), 0, true, err) < 0)
 		return tide_error_wrap(err, "Could not read '%s'", path);
 	*current = (sc ? sc->checksum : 0) == tide_sidecar_checksum(head, sizeof(head));
@@ -226,7 +266,7 @@ static int lock_once(struct tide_store *store, bool create, bool *again, struct 
 	int fd = open(store->path, O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK | O_NOFOLLOW);
 
 	*again = false;
-	if (fd < 0 && errno == ENOENT && !create)
+	if (fd < 0 && !create && tide_sysio_is_absent(store->path, errno))
 		return 0;
 	if (fd < 0 && errno == ENOENT)
 		return make_claim(store, again, err);

@@ -33,6 +33,12 @@ struct tide_store {
  */
 char *tide_store_path(const char *image_path, const char *override, bool *nameless, struct tide_error *err);
 
+/*
+ * The name of another file of these bitmaps: the sidecar's name and the suffix. If that is too long for a file, it is
+ * .tidemark-HASH and the suffix, in the same directory.
+ */
+char *tide_store_beside(const char *sidecar, const char *suffix, struct tide_error *err);
+
 /* Does the name belong to the bitmaps of an image: IMAGE.bitmaps, its log, its lock file, or one of a transaction? */
 bool tide_store_is_reserved(const char *path);
 

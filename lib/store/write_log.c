@@ -203,7 +203,8 @@ int tide_write_log_open(const char *path, struct tide_write_log **out, struct ti
 	if (log->fd < 0 && (errno == EACCES || errno == EROFS))
 		log->fd = open(path, O_RDONLY | flags);
 	if (log->fd < 0)
-		return errno == ENOENT ? 0 : tide_error_set_sys(err, errno, "Could not open '%s'", path);
+		return tide_sysio_is_absent(path, errno) ? 0
+		                                         : tide_error_set_sys(err, errno, "Could not open '%s'", path);
 	foreign = read_head(log, err);
 	if (foreign < 0)
 		return tide_error_wrap(err, "The write log '%s'", path);

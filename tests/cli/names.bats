@@ -107,6 +107,91 @@ reads() {
 	[ ! -e /dev/tidemark-no-such-device ]
 }
 
+# chained IMAGE FORMAT STORE: all commands work on it, and the last backup restores to it.
+chained() {
+	local to
+	ok bitmap-add --store "$3" "$1" b
+	ok bitmap-add --store "$3" "$1" c
+	ok image-write --pattern 0x11 "$1" 0 64K
+	ok bitmap-merge "$1" c b
+	ok bitmap-clear "$1" b
+	done_ backup-run -q --sync auto --store "$3" --bitmap a -F qcow2 "$1" t0.qcow2
+	ok image-write --pattern 0x12 "$1" 64K 64K
+	done_ backup-run -q --sync auto --store "$3" --bitmap a -F qcow2 --backing t0.qcow2 "$1" t1.qcow2
+	cat > group.json <<- J
+		{"properties": {"completion-mode": "grouped"}, "actions": [
+		 {"type": "block-dirty-bitmap-clear", "data": {"node": "d", "name": "c"}},
+		 {"type": "block-dirty-bitmap-clear", "data": {"node": "e", "name": "b"}},
+		 {"type": "drive-backup", "data": {"device": "d", "sync": "bitmap", "bitmap": "b", "bitmap-mode": "on-success",
+		  "format": "qcow2", "target": "t2.qcow2", "x-backing": {"path": "t1.qcow2"}}}]}
+	J
+	[ -e other.img ] || { raw other.img 1M && ok bitmap-add other.img b; }
+	done_ txn-apply -q --drive "d=$1" --drive e=other.img group.json
+	to=$(printf 'z%.0s' {1..249}).qcow2
+	done_ chain-restore -q -F "$2" t2.qcow2 "$to"
+	done_ qemu-img compare -f "$2" -F "$2" "$1" "$to"
+	done_ chain-info "$to"
+	ok bitmap-disable "$1" c
+	ok bitmap-remove "$1" c
+	rm -f t?.qcow2 "$to"
+}
+
+@test "names as long as the file system permits" {
+	local n name
+	for n in 230 239 240 241 243 244 247; do
+		name=$(printf "%0$((n - 4))d" 0).img
+		raw "$name" 1M
+		chained "$name" raw sidecar
+		rm "$name"*
+		assert_equal "$(find . -name '.tidemark-*' | wc -l)" 0
+	done
+	# No room for the sidecar's name: what needs none works, and the rest changes nothing.
+	for n in 248 255; do
+		name=$(printf "%0$((n - 4))d" 0).img
+		raw "$name" 1M
+		unchanged refused_like 'File name too long' bitmap-add "$name" b
+		[[ $stderr == *'--sidecar PATH'* ]]
+		unchanged refused_like 'File name too long' backup-run --sync auto --bitmap b -F qcow2 "$name" t.qcow2
+		unchanged refused "Dirty bitmap 'b' not found" bitmap-clear "$name" b
+		done_ bitmap-list "$name"
+		done_ image-info "$name"
+		ok image-write --pattern 0x11 "$name" 0 64K
+		done_ backup-run -q -F qcow2 "$name" t.qcow2
+		done_ chain-restore -q -F raw --in-place t.qcow2 "$name"
+		ok bitmap-add --sidecar short "$name" b
+		ok image-write --sidecar short --pattern 0x12 "$name" 0 64K
+		list_with --sidecar short
+		bitmap "$name" b '.count == 65536'
+		rm "$name" short* t.qcow2
+		list_with
+		name=${name%.img}.qcow2
+		name=${name#00}
+		qemu-img create -q -f qcow2 "$name" 1M
+		chained "$name" qcow2 image
+		rm "$name"*
+	done
+}
+
+@test "a long name and a death between the log and the bitmaps" {
+	local name n died=0
+	name=$(printf '%0240d' 0).img
+	for n in {1..9}; do
+		rm -f "$name"* .tidemark-*
+		raw "$name" 1M
+		ok bitmap-add "$name" b
+		cp "$name" before
+		run strace -qq -o /dev/null -e trace=pwrite64 -e "inject=pwrite64:signal=KILL:when=$n" \
+			image-write --pattern 1 "$name" 0 64K
+		[ "$status" -eq 137 ] && compgen -G '.tidemark-*.log' > /dev/null || continue
+		died=$((died + 1))
+		cmp -s before "$name" || bitmap "$name" b '.count == 65536'
+		ok bitmap-enable "$name" b
+		cmp -s before "$name" || bitmap "$name" b '.count == 65536'
+		compgen -G '.tidemark-*.log' && fail 'the log has not been added'
+	done
+	[ $died -gt 0 ]
+}
+
 @test "a name whose sidecar pins another format" {
 	noise 1M > disk.img
 	noise 1M 2 > target.img

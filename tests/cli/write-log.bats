@@ -168,7 +168,8 @@ foreign() {
 @test "no target has a name of the bitmaps" {
 	raw disk.img 1M
 	local name
-	for name in other.bitmaps disk.img.bitmaps.log other.bitmaps.lock d/x.bitmaps.group disk.img.bitmaps.group-1a2b; do
+	for name in other.bitmaps disk.img.bitmaps.log other.bitmaps.lock d/x.bitmaps.group disk.img.bitmaps.group-1a2b \
+		disk.img.bitmaps.commit disk.img.bitmaps.commit-2 d/.tidemark-0123456789abcdef0123456789abcdef.log; do
 		mkdir -p d
 		refused_like "Could not create '.*$name': the name is one of the bitmaps" backup-run -F qcow2 disk.img $name
 		refused_like 'the name is one of the bitmaps' image-create -f raw $name 1M
