@@ -4,6 +4,7 @@
  */
 #include <inttypes.h>
 #include <stdio.h>
+#include <sys/stat.h>
 
 #include "cmd.h"
 
@@ -34,6 +35,14 @@ static void say_how_much(struct cmd *c, uint64_t written)
 	ui_note(&c->ui, text);
 }
 
+/* Is the target, and not TOP, the image of --sidecar? */
+static bool is_targets(const struct tide_chain_restore *args)
+{
+	struct stat st;
+
+	return args->in_place || (args->overwrite && stat(args->target, &st) == 0 && S_ISBLK(st.st_mode));
+}
+
 static int run(struct cmd *c, struct tide_error *err)
 {
 	CMD_AUTOFREE char *settings = opt_join(c->opt, SETTINGS);
@@ -57,6 +66,9 @@ static int run(struct cmd *c, struct tide_error *err)
 		return opt_usage(err,
 		                 "--salvage needs a new target or --overwrite: in place it would overwrite data with "
 		                 "zeroes");
+	c->other_sidecar = is_targets(&args);
+	if (c->other_sidecar)
+		args.sidecar = opt_text(c->opt, OPT_SIDECAR);
 	if (cmd_add_image(c, err) || cmd_begin(c, err))
 		return -1;
 	args.device = c->node;

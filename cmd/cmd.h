@@ -44,6 +44,7 @@ struct cmd {
 	struct tide_txn *txn; /* from cmd_begin */
 	const char *node;     /* from cmd_add_image */
 	unsigned allow;       /* enum tide_allow, for every image that the command opens */
+	bool other_sidecar;   /* --sidecar is not of the first argument */
 	struct ui ui;
 	int out_errno; /* why standard output could not be written, or 0 */
 };

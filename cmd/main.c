@@ -182,7 +182,7 @@ int cmd_add_image(struct cmd *c, struct tide_error *err)
 		.id = opt_text(c->opt, OPT_DEVICE),
 		.path = c->args[0],
 		.format = opt_text(c->opt, OPT_IMAGE_FORMAT),
-		.sidecar = opt_text(c->opt, OPT_SIDECAR),
+		.sidecar = c->other_sidecar ? NULL : opt_text(c->opt, OPT_SIDECAR),
 		.ignore_stamp = opt_has(c->opt, OPT_IGNORE_STAMP),
 		.force_share = opt_has(c->opt, OPT_FORCE_SHARE),
 		.allow = c->allow,

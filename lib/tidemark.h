@@ -352,6 +352,9 @@ struct tide_chain_restore {
 	 * transaction does all its work, its reply lists them, and it fails with TIDE_E_DAMAGED.
 	 */
 	bool salvage;
+	/* The sidecar of an existing target, whose bitmaps record what is written; NULL: its bitmaps do not record it.
+	 */
+	const char *sidecar;
 };
 
 static inline int tide_txn_bitmap_add(struct tide_txn *txn, const struct tide_bitmap_add *args, struct tide_error *err);

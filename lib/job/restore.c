@@ -24,6 +24,7 @@
 #include "image/compare.h"
 #include "target.h"
 #include "target_bitmaps.h"
+#include "target_node.h"
 
 #define UNIT_MIN 65536u
 
@@ -40,6 +41,7 @@ struct tide_restore {
 	bool is_uri;
 	bool overwrites; /* all of it is written, without a comparison */
 	struct tide_target_bitmaps bitmaps;
+	struct tide_node *into; /* the target, if its bitmaps record the restore; else NULL */
 };
 
 /* ---- a new target ------------------------------------------------------------------ */
@@ -49,6 +51,10 @@ static int create_target(struct tide_restore *restore, const struct tide_chain_r
 	struct tide_image *source = restore->node->image;
 	struct tide_driver_create create = { .size = restore->exact_size, .settings = args->settings };
 
+	if (args->sidecar) {
+		tide_error_set(err, TIDE_E_REFUSED, "A new target has no bitmaps that could record the restore");
+		return tide_error_hint(err, "--sidecar of the target needs --in-place, or a device to overwrite");
+	}
 	restore->target.dry_run = restore->node->want.dry_run;
 	if (tide_target_create(&restore->target, args->target,
 	                       args->format ? args->format : tide_image_raw_driver()->name, &create, source,
@@ -120,6 +126,13 @@ static int open_existing(struct tide_restore *restore, const struct tide_chain_r
 {
 	const char *format = args->format;
 
+	if (args->sidecar) {
+		if (tide_target_node_open(&restore->target, args->target, format, args->sidecar, restore->node,
+		                          restore->sink, &restore->into, err) < 0)
+			return -1;
+		tide_target_bitmaps_except(&restore->bitmaps, restore->into->sidecar_path);
+		return 0;
+	}
 	if (tide_target_bitmaps_format(&restore->bitmaps, args->target, &format, err) < 0 ||
 	    tide_target_open(&restore->target, args->target, format, restore->node->allow, &restore->sink->cancelled,
 	                     err) < 0)
@@ -262,6 +275,7 @@ void tide_restore_free(struct tide_restore *restore)
 		return;
 	tide_bitmap_free(restore->copy.todo);
 	tide_target_release(&restore->target);
+	tide_node_free(restore->into);
 	tide_target_bitmaps_release(&restore->bitmaps);
 	free(restore);
 }
@@ -302,20 +316,44 @@ static bool has_other_size(const struct tide_restore *restore)
 	return tide_image_info(target)->cluster_size && tide_image_exact_size(target) != restore->exact_size;
 }
 
-static int run_existing(struct tide_restore *restore, struct tide_error *err)
+static int write_existing(struct tide_restore *restore, struct tide_error *err)
 {
-	if (!restore->overwrites && find_differences(restore, err) < 0)
-		return -1;
-	if (tide_bitmap_count(restore->copy.todo) == 0 && !has_other_size(restore))
-		return 0;
-	if (tide_target_bitmaps_distrust(&restore->bitmaps, restore->copy.target, "a restore", restore->sink, err) < 0)
-		return -1;
 	if (has_other_size(restore) && tide_image_set_exact_size(restore->copy.target, restore->exact_size, err) < 0)
 		return -1;
 	if (tide_copy_run(&restore->copy, err) == 0 && tide_image_check_unchanged(restore->node->image, err) == 0 &&
 	    tide_target_stage(&restore->target, err) == 0)
 		return 0;
 	return tide_error_wrap(err, "'%s' is partly written now", tide_image_path(restore->target.image));
+}
+
+/* The same with the target's bitmaps.  The ranges are dirty there also after a failure. */
+static int write_recorded(struct tide_restore *restore, struct tide_error *err)
+{
+	struct tide_error late = TIDE_ERROR_INIT;
+	int rc;
+
+	if (tide_target_node_record(restore->into, restore->copy.todo, err) < 0)
+		return -1;
+	rc = write_existing(restore, err);
+	if (tide_target_node_end(restore->into, restore->sink, &late) == 0)
+		return rc;
+	if (rc == 0)
+		return tide_error_move(err, &late);
+	tide_error_release(&late);
+	return -1;
+}
+
+static int run_existing(struct tide_restore *restore, struct tide_error *err)
+{
+	if (restore->into && tide_target_node_begin(restore->into, restore->sink, err) < 0)
+		return -1;
+	if (!restore->overwrites && find_differences(restore, err) < 0)
+		return -1;
+	if (tide_bitmap_count(restore->copy.todo) == 0 && !has_other_size(restore))
+		return 0;
+	if (tide_target_bitmaps_distrust(&restore->bitmaps, restore->copy.target, "a restore", restore->sink, err) < 0)
+		return -1;
+	return restore->into ? write_recorded(restore, err) : write_existing(restore, err);
 }
 
 int tide_restore_run(struct tide_restore *restore, struct tide_error *err)

@@ -8,7 +8,7 @@
  * error says that the target is partly written.
  *
  * An existing target must not be part of the chain, and its bitmaps must not miss the writes:
- * see target_bitmaps.h.
+ * see target_bitmaps.h, and target_node.h for those that record them.
  */
 #ifndef TIDE_RESTORE_H
 #define TIDE_RESTORE_H

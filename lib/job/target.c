@@ -299,6 +299,15 @@ int tide_target_create(struct tide_target *target, const char *path, const char 
 	return 0;
 }
 
+static int check_opened(const struct tide_target *target, const char *path, struct tide_error *err)
+{
+	if (!tide_image_is_file(target->image))
+		return 0;
+	return check_no_sidecar(tide_image_fd(target->image), path, err) < 0
+	               ? -1
+	               : check_not_reserved(tide_image_path(target->image), err);
+}
+
 int tide_target_open(struct tide_target *target, const char *path, const char *format, unsigned allow,
                      const atomic_bool *cancel, struct tide_error *err)
 {
@@ -313,13 +322,14 @@ int tide_target_open(struct tide_target *target, const char *path, const char *f
 	if (format && !tide_image_find_driver(format))
 		return tide_error_set(err, TIDE_E_REFUSED, "Unknown file format '%s'", format);
 	target->existing = true;
-	if (tide_image_open(&options, &target->image, err) < 0)
-		return -1;
-	if (!tide_image_is_file(target->image))
-		return 0;
-	return check_no_sidecar(tide_image_fd(target->image), path, err) < 0
-	               ? -1
-	               : check_not_reserved(tide_image_path(target->image), err);
+	return tide_image_open(&options, &target->image, err) < 0 ? -1 : check_opened(target, path, err);
+}
+
+int tide_target_adopt(struct tide_target *target, struct tide_image *image, const char *path, struct tide_error *err)
+{
+	target->existing = target->adopted = true;
+	target->image = image;
+	return check_opened(target, path, err);
 }
 
 /* Fails if the name leads to a different file than at the start: another program may have created one meanwhile. */
@@ -438,7 +448,8 @@ bool tide_target_collides(const struct tide_target *a, const struct tide_target 
 
 void tide_target_release(struct tide_target *target)
 {
-	tide_image_close(target->image);
+	if (!target->adopted)
+		tide_image_close(target->image);
 	tide_staged_release(&target->staged);
 	tide_staged_release(&target->data);
 	tide_sysio_close(target->old_fd);

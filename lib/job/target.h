@@ -20,14 +20,15 @@ struct tide_target {
 	struct tide_image *image;
 	int old_fd;     /* the older file of the name, locked; or -1 */
 	bool existing;  /* it was opened, not created */
+	bool adopted;   /* the image is not closed with it */
 	bool exclusive; /* it must not replace a file */
 	bool dry_run;   /* it will not be kept; set before it is created */
 	char *pointer;  /* the file that leads to the commit record, if there is one */
 };
 
-#define TIDE_TARGET_INIT                                                                \
-	{                                                                               \
-		TIDE_STAGED_INIT, TIDE_STAGED_INIT, NULL, -1, false, false, false, NULL \
+#define TIDE_TARGET_INIT                                                                       \
+	{                                                                                      \
+		TIDE_STAGED_INIT, TIDE_STAGED_INIT, NULL, -1, false, false, false, false, NULL \
 	}
 
 /*
@@ -42,6 +43,8 @@ bool tide_target_is_device(const char *path);
 /* allow: enum tide_allow, for the target's own chain.  cancel: as in image.h. */
 int tide_target_open(struct tide_target *target, const char *path, const char *format, unsigned allow,
                      const atomic_bool *cancel, struct tide_error *err);
+/* Makes an open image the target, which does not own it: the caller releases the target before the image. */
+int tide_target_adopt(struct tide_target *target, struct tide_image *image, const char *path, struct tide_error *err);
 /*
  * Completes the transaction that was to give a new image this name, if it was interrupted after its commit, and refuses
  * the request then: it may be the one that was interrupted.  path: absolute, without symbolic links.

@@ -122,6 +122,18 @@ int tide_target_bitmaps_distrust(const struct tide_target_bitmaps *tb, const str
 	return rc;
 }
 
+void tide_target_bitmaps_except(struct tide_target_bitmaps *tb, const char *sidecar)
+{
+	struct stat own, other;
+
+	tb->is_nameless = false;
+	if (!tb->sidecar || stat(tb->sidecar, &own) < 0 || stat(sidecar, &other) < 0 || own.st_dev != other.st_dev ||
+	    own.st_ino != other.st_ino)
+		return;
+	free(tb->sidecar);
+	tb->sidecar = NULL;
+}
+
 void tide_target_bitmaps_release(struct tide_target_bitmaps *tb)
 {
 	free(tb->sidecar);

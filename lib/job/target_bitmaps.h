@@ -39,6 +39,8 @@ int tide_target_bitmaps_check(const struct tide_target_bitmaps *tb, const char *
  * article, for the warning. */
 int tide_target_bitmaps_distrust(const struct tide_target_bitmaps *tb, const struct tide_image *target, const char *job,
                                  struct tide_sink *sink, struct tide_error *err);
+/* Leaves the bitmaps of this sidecar out: they record the job. */
+void tide_target_bitmaps_except(struct tide_target_bitmaps *tb, const char *sidecar);
 void tide_target_bitmaps_release(struct tide_target_bitmaps *tb);
 
 /* The same in one call, for an image that is only read: *format becomes the pinned one if the image has a sidecar. */

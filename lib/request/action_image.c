@@ -32,6 +32,7 @@ static const struct tide_qmp_field restore_fields[] = {
 	TIDE_FIELD_BOOL("compress", struct tide_chain_restore, compress),
 	TIDE_FIELD_STRING("settings", false, struct tide_chain_restore, settings),
 	TIDE_FIELD_BOOL("salvage", struct tide_chain_restore, salvage),
+	TIDE_FIELD_STRING("sidecar", false, struct tide_chain_restore, sidecar),
 	TIDE_FIELD_END,
 };
 

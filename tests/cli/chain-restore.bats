@@ -396,6 +396,119 @@ written_to() {
 	[[ $stderr != *'do not record'* ]] || fail "$stderr"
 }
 
+# ---- the bitmaps of the target ----
+
+# recorded TARGET SIDECAR: the bitmap b counts from full.qcow2, and an increment from it restores to the target.
+recorded() {
+	rm -f inc.qcow2 now.img
+	bitmap "$1" b '(.inconsistent | not) and .recording'
+	done_ backup-run -q --sidecar "$2" --sync bitmap --bitmap-mode never --bitmap b -F qcow2 --backing full.qcow2 "$1" inc.qcow2
+	restored chain-restore inc.qcow2 now.img
+	cmp now.img "$1"
+}
+
+# kept TARGET: it has the bitmaps b, which counts from full.qcow2, and d, which is disabled, in the sidecar s.
+kept() {
+	list_with --sidecar s
+	done_ backup-run -q --sidecar s --sync auto --bitmap b -F qcow2 "$1" full.qcow2
+	ok bitmap-add --sidecar s --disabled "$1" d
+}
+
+@test "--sidecar of a device: what a restore in place writes is recorded" {
+	chain 4M
+	cp disk.img dev.img
+	loop dev.img
+	kept "$loop"
+	restored chain-restore --in-place --sidecar s 0.qcow2 "$loop"
+	[[ $stderr != *'do not record'* ]] || fail "$stderr"
+	cmp disk.0 "$loop"
+	[ ! -e s.log ]
+	bitmap "$loop" b '.count > 0 and .count < 4194304'
+	bitmap "$loop" d '.count == 0 and (.inconsistent | not)'
+	recorded "$loop" s
+	restored chain-restore --in-place --sidecar s 0.qcow2 "$loop"
+	[[ $stderr == *'nothing differed'* ]]
+	restored chain-restore --overwrite --sidecar s 2.qcow2 "$loop"
+	cmp disk.img "$loop"
+	bitmap "$loop" b '.count == 4194304'
+	recorded "$loop" s
+}
+
+@test "--sidecar of a file: one elsewhere, or the usual one; the others are inconsistent" {
+	chain 4M
+	cp disk.img t.img
+	kept t.img
+	ok bitmap-add t.img own
+	restored chain-restore --in-place --sidecar s -F raw 0.qcow2 t.img
+	cmp disk.0 t.img
+	recorded t.img s
+	list_with
+	bitmap t.img own .inconsistent
+	done_ bitmap-rescan -q --against 0.qcow2 t.img own
+	ok bitmap-clear t.img own
+	restored chain-restore --in-place --sidecar t.img.bitmaps 2.qcow2 t.img
+	cmp disk.img t.img
+	bitmap t.img own '(.inconsistent | not) and .count > 0'
+	list_with --sidecar s
+	bitmap t.img b .inconsistent
+}
+
+@test "--sidecar of a target: bitmaps inside a qcow2 record, too" {
+	chain 4M
+	qemu-img convert -O qcow2 disk.img t.qcow2
+	list_with --sidecar s
+	ok bitmap-add -f qcow2 --sidecar s t.qcow2 b
+	ok bitmap-add --sidecar s --store image t.qcow2 m
+	restored chain-restore --in-place --sidecar s 0.qcow2 t.qcow2
+	qemu-img compare -q -f raw -F qcow2 disk.0 t.qcow2
+	bitmap t.qcow2 b '(.inconsistent | not) and .count > 0'
+	bitmap t.qcow2 m '(.inconsistent | not) and .count > 0'
+	qemu-img check -q t.qcow2
+}
+
+@test "--sidecar of a target: refused, or nothing to record" {
+	chain 4M
+	cp disk.img t.img
+	unchanged refused "'t.img' has no bitmaps in 'nosuch'" chain-restore --in-place --sidecar nosuch 0.qcow2 t.img
+	[[ $stderr == *'omit --sidecar'* ]]
+	kept t.img
+	unchanged refused "The format of 't.img' is pinned as 'raw', not 'qcow2'" \
+		chain-restore --in-place -F qcow2 --sidecar s 0.qcow2 t.img
+	unchanged restored chain-restore --dry-run --in-place --sidecar s 0.qcow2 t.img
+	# Otherwise it is that of TOP.
+	restored chain-restore --sidecar s t.img new.img
+	cmp t.img new.img
+	# Writes that were not recorded before stay so.
+	echo x | put t.img 0
+	restored chain-restore --in-place --sidecar s 0.qcow2 t.img
+	[[ $stderr == *'was changed without being tracked; its bitmaps stay inconsistent'* ]] || fail "$stderr"
+	bitmap t.img b .inconsistent
+}
+
+@test "--sidecar of a target: a failure or death leaves the written ranges dirty" {
+	strace -f -o trace true 2> strace.err || skip 'no strace'
+	export TIDE_COPY=rw ASAN_OPTIONS="detect_leaks=0:$ASAN_OPTIONS"
+	chain 4M
+	cp disk.0 dev.img
+	loop dev.img
+	kept "$loop"
+	local call
+	attempt strace -f -qq -o trace -P "$loop" -e trace=pwrite64 -e inject=pwrite64:error=EIO \
+		chain-restore --in-place --sidecar s 2.qcow2 "$loop"
+	assert_equal "$status" 1
+	[[ $stderr == *'is partly written now'* ]] || fail "$stderr"
+	recorded "$loop" s
+	for call in pwrite64 fsync,fdatasync; do
+		restored chain-restore --in-place --sidecar s 0.qcow2 "$loop"
+		ok bitmap-clear --sidecar s "$loop" b
+		run strace -f -qq -o trace -P "$loop" -e trace=$call -e inject=$call:signal=KILL:when=1 \
+			"$BUILD/bin/chain-restore" --in-place --sidecar s 2.qcow2 "$loop"
+		[ "$status" -eq 137 ]
+		[ -e s.log ]
+		recorded "$loop" s
+	done
+}
+
 # ---- a rescue ----
 
 # entry FILE INDEX VALUE: sets an entry of the first L2 table; VALUE is an expression of the old one, e.
