@@ -182,6 +182,15 @@ static int pause_after(int fd, struct tide_error *err)
 	return 0;
 }
 
+static void wait_until(uint64_t at)
+{
+	for (uint64_t now = clock_ns(); now < at; now = clock_ns()) {
+		uint64_t left = at - now + 1;
+
+		sleep_ns(TIDE_MIN(left, CENTI_NS));
+	}
+}
+
 static int settle(int fd, struct tide_error *err)
 {
 	uint64_t second_ns, before, at;
@@ -206,8 +215,8 @@ static int settle(int fd, struct tide_error *err)
 		/* A time far ahead of the clock is not given again soon. */
 		if (before >= at || at - before > WAIT_MAX_NS)
 			return 0;
-		while (round == 0 && clock_ns() < at)
-			sleep_ns(TIDE_MIN(at - TIDE_MIN(clock_ns(), at) + 1, CENTI_NS));
+		if (round == 0)
+			wait_until(at);
 	}
 	return 0;
 }
