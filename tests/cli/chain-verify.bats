@@ -597,3 +597,14 @@ lost() {
 	ok bitmap-rescan --against copy.img disk.img c
 	bitmap disk.img c '.count == 0'
 }
+
+@test "QEMU does not write the padding at the end of a snapshot table" {
+	qemu-img create -q -f qcow2 snap.qcow2 4M
+	qemu-io -f qcow2 -c 'write -q 0 1M' snap.qcow2
+	qemu-img snapshot -c s snap.qcow2
+	assert_equal $(($(stat -c %s snap.qcow2) % 8)) 2
+	verdict 0 whole snap.qcow2
+	# A table that was cut is damage.
+	truncate -s -4 snap.qcow2
+	verdict 3 damaged snap.qcow2
+}
