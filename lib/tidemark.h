@@ -348,8 +348,9 @@ struct tide_chain_restore {
 	bool compress;        /* a new target only */
 	const char *settings; /* the same, as tide_image_create's; or NULL */
 	/*
-	 * Write zeroes where damage makes the chain unreadable; not with in_place.  If there are such ranges, the
-	 * transaction does all its work, its reply lists them, and it fails with TIDE_E_DAMAGED.
+	 * Write zeroes where damage, or a missing image, makes the chain unreadable; not with in_place, and as the only
+	 * action of its transaction.  If there are such ranges, the transaction does all its work, its reply lists
+	 * them, and it fails with TIDE_E_DAMAGED.
 	 */
 	bool salvage;
 	/* The sidecar of an existing target, whose bitmaps record what is written; NULL: its bitmaps do not record it.

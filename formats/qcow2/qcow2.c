@@ -71,9 +71,21 @@ static void start_new(struct tide_qcow2 *q)
 	q->touched = true;
 }
 
+/* A rescue of the disk does without bitmaps that are damaged. */
+static int open_bitmaps(struct tide_qcow2 *q, struct tide_error *err)
+{
+	if (!q->salvage)
+		return tide_qcow2_bitmap_open(q, err);
+	if (tide_qcow2_bitmap_open(q, NULL) < 0) {
+		tide_qcow2_bitmap_release(q);
+		q->header.n_bitmaps = 0;
+	}
+	return 0;
+}
+
 static int open_state(struct tide_qcow2 *q, struct tide_error *err)
 {
-	if (measure_file(q, err) < 0 || tide_qcow2_header_read(q->fd, q->file_size, &q->header, err) < 0)
+	if (measure_file(q, err) < 0 || tide_qcow2_header_read(q->fd, q->file_size, q->salvage, &q->header, err) < 0)
 		return -1;
 	q->cluster_bits = q->header.cluster_bits;
 	q->cluster_size = UINT64_C(1) << q->cluster_bits;
@@ -85,7 +97,7 @@ static int open_state(struct tide_qcow2 *q, struct tide_error *err)
 	q->has_data_file = q->header.data_file != NULL;
 	q->data_is_raw = q->has_data_file && (q->header.autoclear & TIDE_QCOW2_AUTOCLEAR_DATA_FILE_RAW);
 	q->data_fd = q->has_data_file ? -1 : q->fd;
-	if (tide_qcow2_bitmap_open(q, err) < 0 || (q->writable && !q->late && tide_qcow2_check_writable(q, err) < 0) ||
+	if (open_bitmaps(q, err) < 0 || (q->writable && !q->late && tide_qcow2_check_writable(q, err) < 0) ||
 	    tide_qcow2_l1_open(q, err) < 0 ||
 	    tide_qcow2_cache_init(&q->l2, q->header.l1_entries, q->cluster_size, err) < 0)
 		return -1;
@@ -107,6 +119,7 @@ static int open_image(int fd, const char *dir, unsigned flags, struct tide_drive
 	q->is_new = flags & TIDE_OPEN_NEW;
 	q->writable = q->is_new || (flags & TIDE_OPEN_WRITE);
 	q->late = flags & TIDE_OPEN_LATER;
+	q->salvage = (flags & TIDE_OPEN_SALVAGE) && !q->writable;
 	pthread_mutex_init(&q->lock, NULL);
 	if (open_state(q, err) < 0 || tide_qcow2_header_info(&q->header, info, err) < 0 ||
 	    tide_qcow2_bitmap_info(q, info, err) < 0)
@@ -114,13 +127,6 @@ static int open_image(int fd, const char *dir, unsigned flags, struct tide_drive
 	*state = q;
 	q = NULL;
 	return 0;
-}
-
-static void salvage(void *state)
-{
-	struct tide_qcow2 *q = state;
-
-	q->salvage = !q->writable;
 }
 
 const struct tide_image_driver tide_qcow2_driver = {
@@ -147,7 +153,6 @@ const struct tide_image_driver tide_qcow2_driver = {
 	.pack = tide_qcow2_pack_cluster,
 	.write_packed = tide_qcow2_pack_write,
 	.check = tide_qcow2_check,
-	.salvage = salvage,
 	.snapshots = tide_qcow2_snapshot_list,
 	.bitmap_reclaim = tide_qcow2_bitmap_reclaim,
 	.bitmap_read = tide_qcow2_bitmap_read,

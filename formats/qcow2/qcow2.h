@@ -203,7 +203,7 @@ struct tide_qcow2 {
 	bool writable, is_new;
 	bool late;      /* check whether it may be written only before the first change */
 	bool is_device; /* the file cannot grow */
-	bool salvage;   /* open for reading: ignore reserved bits, and read what a cut file has left */
+	bool salvage;   /* open for reading: ignore reserved bits, and read what cut or missing files have left */
 	struct tide_qcow2_header header;
 	unsigned cluster_bits;
 	uint64_t cluster_size;
@@ -259,8 +259,12 @@ int tide_qcow2_check_writable(const struct tide_qcow2 *q, struct tide_error *err
 /* ---- qcow2_header.c ---- */
 
 bool tide_qcow2_header_probe(const uint8_t *head, size_t len);
-/* Reads and checks the header and its extensions. Call release after a failure, too. */
-int tide_qcow2_header_read(int fd, uint64_t file_size, struct tide_qcow2_header *h, struct tide_error *err);
+/*
+ * Reads and checks the header and its extensions. Call release after a failure, too. salvage: errors in what the disk's
+ * bytes do not depend on, which are reference counts, snapshots and bitmaps, leave the image without these.
+ */
+int tide_qcow2_header_read(int fd, uint64_t file_size, bool salvage, struct tide_qcow2_header *h,
+                           struct tide_error *err);
 void tide_qcow2_header_release(struct tide_qcow2_header *h);
 int tide_qcow2_header_info(const struct tide_qcow2_header *h, struct tide_driver_info *info, struct tide_error *err);
 

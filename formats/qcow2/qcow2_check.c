@@ -749,7 +749,7 @@ static int check_all(struct state *s, struct tide_error *err)
 static int prepare(struct state *s, int data_fd, struct tide_error *err)
 {
 	if (tide_sysio_size(s->fd, &s->file_size, err) < 0 ||
-	    tide_qcow2_header_read(s->fd, s->file_size, &s->h, err) < 0)
+	    tide_qcow2_header_read(s->fd, s->file_size, false, &s->h, err) < 0)
 		return -1;
 	s->bits = s->h.cluster_bits;
 	s->cluster = UINT64_C(1) << s->bits;

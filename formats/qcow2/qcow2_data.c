@@ -34,7 +34,7 @@ int tide_qcow2_data_set_file(void *state, int fd, struct tide_error *err)
 	if (tide_sysio_size(fd, &q->data_size, err) < 0)
 		return -1;
 	q->data_fd = fd;
-	if (q->data_is_raw && !q->is_new && q->data_size < q->size)
+	if (q->data_is_raw && !q->is_new && !q->salvage && q->data_size < q->size)
 		return tide_error_set(err, TIDE_E_CORRUPT,
 		                      "The external data file '%s' was cut: it has %" PRIu64
 		                      " bytes, fewer than the disk's %" PRIu64,
@@ -44,7 +44,7 @@ int tide_qcow2_data_set_file(void *state, int fd, struct tide_error *err)
 
 int tide_qcow2_data_check(const struct tide_qcow2 *q, struct tide_error *err)
 {
-	if (q->data_fd < 0)
+	if (q->data_fd < 0 && !q->salvage)
 		return tide_error_set(err, TIDE_E_REFUSED, "The external data file '%s' is not open",
 		                      q->header.data_file);
 	return 0;

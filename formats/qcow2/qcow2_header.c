@@ -24,6 +24,7 @@ struct raw {
 	uint64_t len;
 	uint64_t file_size;
 	uint64_t header_length;
+	bool salvage;
 };
 
 bool tide_qcow2_header_probe(const uint8_t *head, size_t len)
@@ -411,6 +412,16 @@ static void read_birth(const uint8_t *data, uint32_t len, struct tide_qcow2_head
 	memcpy(h->birth, data, h->birth_len);
 }
 
+static int try_bitmaps(const uint8_t *data, uint32_t len, const struct raw *raw, struct tide_qcow2_header *h,
+                       struct tide_error *err)
+{
+	if (!raw->salvage)
+		return read_bitmaps(data, len, raw, h, err);
+	if (read_bitmaps(data, len, raw, h, NULL) < 0)
+		h->n_bitmaps = 0;
+	return 0;
+}
+
 static int read_extensions(const struct raw *raw, struct tide_qcow2_header *h, struct tide_error *err)
 {
 	uint64_t off = raw->header_length;
@@ -422,7 +433,7 @@ static int read_extensions(const struct raw *raw, struct tide_qcow2_header *h, s
 		if (type == (uint32_t)TIDE_QCOW2_EXT_BACKING_FORMAT)
 			rc = read_backing_format(data, len, h, err);
 		else if (type == TIDE_QCOW2_EXT_BITMAPS)
-			rc = read_bitmaps(data, len, raw, h, err);
+			rc = try_bitmaps(data, len, raw, h, err);
 		else if (type == TIDE_QCOW2_EXT_DATA_FILE)
 			rc = read_data_file(data, len, h, err);
 		else if (type == TIDE_QCOW2_EXT_EXACT_SIZE)
@@ -465,6 +476,17 @@ static int read_header_length(struct raw *raw, const struct tide_qcow2_header *h
 	return 0;
 }
 
+/* Reference counts and snapshots. */
+static int read_counts(const struct raw *raw, struct tide_qcow2_header *h, struct tide_error *err)
+{
+	if (!raw->salvage)
+		return read_reftable(raw, h, err) < 0 || read_snapshots(raw, h, err) < 0 ? -1 : 0;
+	(void)!read_reftable(raw, h, NULL);
+	if (read_snapshots(raw, h, NULL) < 0)
+		h->snapshots = 0;
+	return 0;
+}
+
 static int read_all(struct raw *raw, struct tide_qcow2_header *h, struct tide_error *err)
 {
 	h->refcount_order = 4;
@@ -472,7 +494,7 @@ static int read_all(struct raw *raw, struct tide_qcow2_header *h, struct tide_er
 	    check_features(raw, h, err) < 0 || check_compression(h, err) < 0 || check_subclusters(h, err) < 0 ||
 	    check_encryption(tide_get_be32(raw->data + 32), err) < 0)
 		return -1;
-	if (read_l1(raw, h, err) < 0 || read_reftable(raw, h, err) < 0 || read_snapshots(raw, h, err) < 0)
+	if (read_l1(raw, h, err) < 0 || read_counts(raw, h, err) < 0)
 		return -1;
 	if (read_extensions(raw, h, err) < 0 || check_data_file(h, err) < 0)
 		return -1;
@@ -505,11 +527,12 @@ static int read_raw(int fd, struct raw *raw, uint8_t *data, struct tide_error *e
 	return tide_sysio_pread(fd, data + have, raw->len - have, have, false, err);
 }
 
-int tide_qcow2_header_read(int fd, uint64_t file_size, struct tide_qcow2_header *h, struct tide_error *err)
+int tide_qcow2_header_read(int fd, uint64_t file_size, bool salvage, struct tide_qcow2_header *h,
+                           struct tide_error *err)
 {
 	uint8_t base[TIDE_QCOW2_HEADER_V2];
 	TIDE_AUTOFREE uint8_t *data = NULL;
-	struct raw raw = { .file_size = file_size };
+	struct raw raw = { .file_size = file_size, .salvage = salvage };
 
 	if (tide_sysio_pread(fd, base, sizeof(base), 0, true, err) < 0 || check_base(base, file_size, h, err) < 0)
 		return -1;

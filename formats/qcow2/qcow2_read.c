@@ -64,6 +64,11 @@ static int piece_at(const struct tide_qcow2 *q, struct tide_qcow2_entry entry, u
 	case TIDE_QCOW2_COMPRESSED:
 		break;
 	case TIDE_QCOW2_DATA:
+		if (q->data_fd < 0) /* only in a rescue */
+			return tide_error_set(err, TIDE_E_CORRUPT,
+			                      "The data of the cluster at %" PRIu64
+			                      " is in the external data file, which cannot be read",
+			                      off);
 		out->mapped = true;
 		out->map_fd = q->data_fd;
 		out->map_off = c.host + within;

@@ -83,6 +83,7 @@ enum {
 	TIDE_OPEN_NEW = 1 << 1,   /* just created by this driver, not visible to other programs yet; implies WRITE */
 	TIDE_OPEN_LATER = 1 << 2, /* with WRITE: a reason not to write is an error of the first change, not of open */
 	TIDE_OPEN_UNTRUSTED = 1 << 3, /* open_uri: an image, not a person, gave the URI */
+	TIDE_OPEN_SALVAGE = 1 << 4,   /* for reading: read what a damaged image has left; see image.h */
 };
 
 /* A persistent bitmap inside the image. */
@@ -261,9 +262,6 @@ struct tide_image_driver {
 	 * data file, or -1. -1: it could not check. NULL: nothing to check.
 	 */
 	int (*check)(int fd, int data_fd, const struct tide_check *check, struct tide_error *err);
-
-	/* From now on reads what a damaged image, open for reading, has left: see image.h. NULL: no difference. */
-	void (*salvage)(void *state);
 
 	int (*snapshots)(void *state, struct tide_snapshot ***list, struct tide_error *err); /* NULL: it has none */
 

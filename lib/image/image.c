@@ -44,6 +44,7 @@ void tide_image_close(struct tide_image *image)
 			image->driver->close(image->state);
 		tide_driver_info_release(&image->info);
 		tide_error_release(&image->broken);
+		tide_error_release(&image->data_broken);
 		tide_image_watch_release(image);
 		tide_image_salvage_free(image->salvage);
 		if (image->own_fd)
@@ -231,6 +232,11 @@ bool tide_image_is_backing_outside(const struct tide_image *image)
 const struct tide_error *tide_image_broken(const struct tide_image *image)
 {
 	return image->broken.code ? &image->broken : NULL;
+}
+
+const struct tide_error *tide_image_data_broken(const struct tide_image *image)
+{
+	return image->data_broken.code ? &image->data_broken : NULL;
 }
 
 bool tide_image_is_same_file(const struct tide_image *a, const struct tide_image *b)

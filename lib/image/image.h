@@ -42,6 +42,11 @@ struct tide_image_options {
 	int lock_fd;               /* URIs: a file locked in the image's place, if has_lock_fd; stays the caller's */
 	bool has_lock_fd;
 	bool partial; /* if a backing image cannot be opened, end the chain there; tide_image_broken has the reason */
+	/*
+	 * For tide_image_salvage_begin: the same if it is missing or damaged, and read what damaged images have left;
+	 * an external data file may be missing, too. Only for reading.
+	 */
+	bool salvage;
 };
 
 /* The error names the path, as QEMU's does: Could not open 'PATH': … */
@@ -103,8 +108,10 @@ uint64_t tide_image_write_unit(const struct tide_image *image);
 struct tide_image *tide_image_backing(const struct tide_image *image);
 /* Does it name a backing image outside its directory? If so, others need TIDE_ALLOW_OUTSIDE to open it. */
 bool tide_image_is_backing_outside(const struct tide_image *image);
-/* The reason why the chain could be opened only partly (options.partial); NULL: it is complete. */
+/* The reason why the chain could be opened only partly (options.partial, salvage); NULL: it is complete. */
 const struct tide_error *tide_image_broken(const struct tide_image *image);
+/* The reason why the external data file could not be opened (options.salvage), or NULL. */
+const struct tide_error *tide_image_data_broken(const struct tide_image *image);
 bool tide_image_is_same_file(const struct tide_image *a, const struct tide_image *b);
 
 /*
@@ -114,8 +121,8 @@ bool tide_image_is_same_file(const struct tide_image *a, const struct tide_image
 int tide_image_extent(struct tide_image *image, uint64_t off, uint64_t len, struct tide_extent *out,
                       struct tide_error *err);
 /*
- * From now on a range of the chain that cannot be read because of damage reads as zeroes, and is recorded. The image
- * is open for reading.
+ * From now on a range of the chain that cannot be read because of damage, or because the image that may hold it is
+ * missing, reads as zeroes, and is recorded. The image is open for reading, with options.salvage.
  */
 int tide_image_salvage_begin(struct tide_image *image, struct tide_error *err);
 /* The recorded ranges, in sectors of the disk, and the error of the first one. */

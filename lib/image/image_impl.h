@@ -39,7 +39,9 @@ struct tide_image {
 	struct tide_driver_info info;
 	struct tide_image *backing;
 	bool backing_outside;
-	struct tide_error broken; /* why the backing image could not be opened (partial) */
+	struct tide_error broken;      /* why the backing image could not be opened (partial, salvage) */
+	struct tide_error data_broken; /* the same of the external data file (salvage) */
+	uint64_t uncut_size;           /* of the disk, before its file was cut (salvage); 0: it was not */
 	dev_t dev;
 	ino_t ino;
 	struct tide_stamp stamp, data_stamp; /* stamp: of image and data file together */
@@ -68,6 +70,17 @@ int tide_image_check_range(const struct tide_image *image, uint64_t off, uint64_
 /* Reads an extent of the image that owns it. */
 int tide_image_read_extent(struct tide_image *owner, const struct tide_extent *e, uint8_t *buf, struct tide_error *err);
 
+/* Is the cause that an image is damaged or missing? */
+bool tide_image_salvage_may(const struct tide_error *cause);
+/*
+ * Finds out whether the range at off, a hole in this image of the chain, is lost because the images below cannot be
+ * read: 1, and *len is cut to what is; 0: the hole is sound.
+ */
+int tide_image_salvage_below(const struct tide_image *image, const struct tide_image *link, uint64_t off, uint64_t *len,
+                             struct tide_error *err);
+/* The same for the range at off past the end of this image. */
+int tide_image_salvage_end(const struct tide_image *image, const struct tide_image *link, uint64_t off, uint64_t *len,
+                           struct tide_error *err);
 /* image_salvage.c; image: the top one. These calls consume cause, and fail with it if it is not damage. */
 void tide_image_salvage_free(struct tide_salvage *salvage);
 int tide_image_salvage_lose(const struct tide_image *image, uint64_t off, uint64_t len, struct tide_error *cause,

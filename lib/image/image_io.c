@@ -53,8 +53,11 @@ static int find_extent(struct tide_image *image, uint64_t off, uint64_t len, str
 	for (; image; image = image->backing, depth++) {
 		struct tide_error cause = TIDE_ERROR_INIT;
 
-		if (off >= image->info.size) /* an overlay may be larger than its backing image */
+		if (off >= image->info.size) { /* an overlay may be larger than its backing image */
+			if (top->salvage && tide_image_salvage_end(top, image, off, &len, err) < 0)
+				return -1;
 			break;
+		}
 		len = TIDE_MIN(len, image->info.size - off);
 		if (image->driver->extent(image->state, off, len, out, top->salvage ? &cause : err) < 0) {
 			if (!top->salvage)
@@ -69,6 +72,8 @@ static int find_extent(struct tide_image *image, uint64_t off, uint64_t len, str
 			*owner = image;
 			return 0;
 		}
+		if (top->salvage && tide_image_salvage_below(top, image, off, &len, err) < 0)
+			return -1;
 	}
 	*out = (struct tide_extent){ .off = off, .len = len, .kind = TIDE_EXTENT_HOLE, .depth = depth ? depth - 1 : 0 };
 	return 0;

@@ -227,12 +227,25 @@ static int open_data_file(struct tide_image *image, const struct tide_image_opti
 	return image->driver->set_data_file(image->state, image->data_fd, err);
 }
 
+/* A rescue can do without the data file: the tables tell which ranges it held. */
+static int do_without_data_file(struct tide_image *image, const struct tide_image_options *options,
+                                struct tide_error *why, struct tide_error *err)
+{
+	if (!options->salvage || image->data_fd >= 0 || !tide_image_salvage_may(why))
+		return tide_error_move(err, why);
+	tide_error_move(&image->data_broken, why);
+	return 0;
+}
+
 /* Adds the data file's stamp, taken once it is locked, to the image's own. */
 static int add_data_file(struct tide_image *image, const struct tide_image_options *options, struct tide_error *err)
 {
+	struct tide_error why = TIDE_ERROR_INIT;
 	struct tide_device device;
 
-	if (open_data_file(image, options, err) < 0 || tide_stamp_take(image->data_fd, &image->data_stamp, err) < 0)
+	if (open_data_file(image, options, &why) < 0)
+		return do_without_data_file(image, options, &why, err);
+	if (tide_stamp_take(image->data_fd, &image->data_stamp, err) < 0)
 		return -1;
 	tide_stamp_add(&image->stamp, &image->data_stamp);
 	tide_device_identify(image->data_fd, &device);
@@ -297,6 +310,7 @@ static int open_backing(struct tide_image *image, const struct tide_image_option
 	struct tide_image_options below = {
 		.force_share = options->force_share,
 		.partial = options->partial,
+		.salvage = options->salvage,
 		.allow = options->allow,
 		.cancel = options->cancel,
 	};
@@ -322,6 +336,10 @@ static int open_backing(struct tide_image *image, const struct tide_image_option
 		return here.depth > NAMED_MAX ? -1 : tide_error_wrap(err, "Could not open backing file");
 	if (check_uncut(image, err) == 0)
 		return 0;
+	if (options->salvage) { /* what it has left can be read */
+		image->backing->uncut_size = image->info.fingerprint->stamp.size;
+		return -1;
+	}
 	tide_image_close(image->backing);
 	image->backing = NULL;
 	return -1;
@@ -391,7 +409,7 @@ static int open_file(const struct tide_image_options *options, const char *real,
 	if (image->fd < 0)
 		return -1;
 	image->own_fd = true;
-	image->flags = writes ? TIDE_OPEN_WRITE : 0;
+	image->flags = writes ? TIDE_OPEN_WRITE : options->salvage ? TIDE_OPEN_SALVAGE : 0;
 	image->write_later = options->write_later && !options->write;
 	if (image->write_later)
 		image->flags |= TIDE_OPEN_LATER;
@@ -423,10 +441,12 @@ static int open_link(const struct tide_image_options *options, const char *real,
 	} else if (open_file(options, real, above, image, err) < 0) {
 		return -1;
 	}
-	if (open_backing(image, options, above, false, options->partial ? &image->broken : err) < 0 &&
-	    !options->partial)
+	if (open_backing(image, options, above, false, &image->broken) < 0 && !options->partial &&
+	    !(options->salvage && tide_image_salvage_may(&image->broken))) {
+		tide_error_move(err, &image->broken);
 		return above && above->depth >= NAMED_MAX ? -1
 		                                          : tide_error_wrap(err, "Could not open '%s'", options->path);
+	}
 	*out = image;
 	image = NULL;
 	return 0;

@@ -1,6 +1,7 @@
 /*
  * Reading a damaged chain for rescue: a range that damage or a bad disk makes unreadable reads as zeroes, and is
- * recorded. Errors with another cause, such as a lack of memory or a server that has gone, remain errors.
+ * recorded. So is a range that only an image that is missing, or those below it, can hold: what they held, and whether
+ * they did, is unknown. Errors with another cause, such as a lack of memory or a server that has gone, remain errors.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -33,10 +34,6 @@ int tide_image_salvage_begin(struct tide_image *image, struct tide_error *err)
 	}
 	pthread_mutex_init(&s->lock, NULL);
 	image->salvage = s;
-	for (struct tide_image *link = image; link; link = link->backing) {
-		if (link->driver->salvage)
-			link->driver->salvage(link->state);
-	}
 	return 0;
 }
 
@@ -75,6 +72,11 @@ static bool is_damage(const struct tide_error *cause)
 	}
 }
 
+bool tide_image_salvage_may(const struct tide_error *cause)
+{
+	return is_damage(cause) || cause->sys == ENOENT || cause->sys == ENOTDIR;
+}
+
 int tide_image_salvage_lose(const struct tide_image *image, uint64_t off, uint64_t len, struct tide_error *cause,
                             struct tide_error *err)
 {
@@ -92,6 +94,50 @@ int tide_image_salvage_lose(const struct tide_image *image, uint64_t off, uint64
 	pthread_mutex_unlock(&s->lock);
 	tide_error_release(cause);
 	return 0;
+}
+
+/* Loses a range for a reason that was found when the chain was opened. */
+static int lose(const struct tide_image *image, uint64_t off, uint64_t len, const struct tide_error *why,
+                struct tide_error *err)
+{
+	struct tide_error cause = TIDE_ERROR_INIT;
+
+	tide_error_set(&cause, TIDE_E_CORRUPT, "%s", why->msg);
+	return tide_image_salvage_lose(image, off, len, &cause, err) < 0 ? -1 : 1;
+}
+
+/* The size of the image below that could not be opened, if it is known: only a raw file's is. */
+static uint64_t size_below(const struct tide_image *link)
+{
+	const struct tide_fingerprint *made_on = link->info.fingerprint;
+	const char *format = link->info.backing_format;
+
+	return made_on && made_on->has_file && format && tide_image_is_raw_format(format) ? made_on->stamp.size
+	                                                                                  : UINT64_MAX;
+}
+
+int tide_image_salvage_below(const struct tide_image *image, const struct tide_image *link, uint64_t off, uint64_t *len,
+                             struct tide_error *err)
+{
+	uint64_t end = size_below(link);
+
+	if (link->backing || !link->broken.code || off >= end)
+		return 0;
+	*len = TIDE_MIN(*len, end - off);
+	return lose(image, off, *len, &link->broken, err);
+}
+
+int tide_image_salvage_end(const struct tide_image *image, const struct tide_image *link, uint64_t off, uint64_t *len,
+                           struct tide_error *err)
+{
+	const struct tide_image *above = image;
+
+	if (off >= link->uncut_size)
+		return 0;
+	while (above->backing != link)
+		above = above->backing;
+	*len = TIDE_MIN(*len, link->uncut_size - off);
+	return lose(image, off, *len, &above->broken, err);
 }
 
 int tide_image_salvage_extent(const struct tide_image *image, const struct tide_image *link, uint64_t off, uint64_t len,

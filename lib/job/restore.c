@@ -189,6 +189,75 @@ static int use_target(struct tide_restore *restore, const struct tide_chain_rest
 	               : tide_target_bitmaps_check(&restore->bitmaps, args->target, err);
 }
 
+/* ---- a rescue ---------------------------------------------------------------------- */
+
+/* Do both paths name one file, which need not exist? */
+static int is_same_name(const char *a, const char *b, bool *yes, struct tide_error *err)
+{
+	const char *name_a = strrchr(a, '/'), *name_b = strrchr(b, '/');
+	TIDE_AUTOFREE char *dir_a = tide_sysio_dir_name(a, err);
+	TIDE_AUTOFREE char *dir_b = tide_sysio_dir_name(b, err);
+	struct stat st_a, st_b;
+
+	if (!dir_a || !dir_b)
+		return -1;
+	*yes = !strcmp(name_a ? name_a + 1 : a, name_b ? name_b + 1 : b) && stat(dir_a, &st_a) == 0 &&
+	       stat(dir_b, &st_b) == 0 && st_a.st_dev == st_b.st_dev && st_a.st_ino == st_b.st_ino;
+	return 0;
+}
+
+/* The chain would find the target, with its zeroes, in the place of the file that it lacks. */
+static int check_is_other(const char *missing, const char *target, struct tide_error *err)
+{
+	bool yes;
+
+	if (!missing || is_same_name(missing, target, &yes, err) < 0)
+		return -1;
+	if (!yes)
+		return 0;
+	tide_error_set(err, TIDE_E_REFUSED, "'%s' is a file of the chain, which is missing or damaged", target);
+	return tide_error_hint(err, "restore to another name");
+}
+
+/* Warns about an image of the chain that cannot be opened, and refuses it as target. */
+static int check_break(const struct tide_restore *restore, const struct tide_image *link, const char *target,
+                       struct tide_error *err)
+{
+	const struct tide_error *why = tide_image_broken(link), *why_data = tide_image_data_broken(link);
+	const struct tide_driver_info *info = tide_image_info(link);
+	const char *path = tide_image_path(link);
+	TIDE_AUTOFREE char *missing = NULL, *data = NULL;
+
+	if (why)
+		tide_event_warning(
+		        restore->sink, path, "%s%s", why->msg,
+		        tide_image_backing(link) ? "" : "; data that only it, or images below it, can hold is lost");
+	if (why && !tide_image_backing(link)) {
+		missing = tide_image_resolve(path, info->backing, err);
+		if (check_is_other(missing, target, err) < 0)
+			return -1;
+	}
+	if (!why_data)
+		return 0;
+	tide_event_warning(restore->sink, path, "%s; data in the external data file is lost", why_data->msg);
+	data = tide_image_find_data_file(path, info->data_file, TIDE_ALLOW_ANY, err);
+	return check_is_other(data, target, err);
+}
+
+static int begin_salvage(struct tide_restore *restore, const struct tide_chain_restore *args, struct tide_error *err)
+{
+	struct tide_image *source = restore->node->image;
+
+	if (!args->salvage)
+		return 0;
+	restore->salvage = true;
+	for (const struct tide_image *link = source; link; link = tide_image_backing(link)) {
+		if (check_break(restore, link, args->target, err) < 0)
+			return -1;
+	}
+	return tide_image_salvage_begin(source, err);
+}
+
 /* ---- preparing --------------------------------------------------------------------- */
 
 static int find_target(struct tide_restore *restore, const struct tide_chain_restore *args, struct tide_error *err)
@@ -224,8 +293,7 @@ static int prepare(struct tide_restore *restore, const struct tide_chain_restore
 		        err, TIDE_E_USAGE,
 		        "A rescue needs a new target, or one that is replaced: in place it would overwrite "
 		        "data with zeroes");
-	restore->salvage = args->salvage;
-	if (restore->salvage && tide_image_salvage_begin(source, err) < 0)
+	if (begin_salvage(restore, args, err) < 0)
 		return -1;
 	restore->exact_size = tide_image_exact_size(source);
 	if (tide_image_check_format(source, restore->node->path, "-f", err) < 0)

@@ -55,6 +55,7 @@ struct tide_node_want {
 	bool create;   /* a sidecar may be made */
 	bool in_image; /* and a bitmap inside the image */
 	bool chain;    /* the disk is read, so its backing images are opened, too */
+	bool salvage;  /* what is damaged or missing is read as far as possible */
 	bool repair;   /* complete an interrupted transaction although the mode is for reading */
 	bool certain;  /* refuse when such a transaction is in doubt, rather than warn */
 	bool dry_run;  /* complete nothing */
@@ -152,6 +153,8 @@ void tide_node_want_bitmaps(struct tide_node *node, enum tide_node_mode mode, bo
 void tide_node_want_in_doubt(struct tide_node *node, enum tide_node_mode mode, bool create);
 /* The transaction will create a bitmap inside the image. */
 void tide_node_want_in_image(struct tide_node *node);
+/* The chain is read for a rescue, and for nothing else. */
+void tide_node_want_salvage(struct tide_node *node);
 
 /* Does nothing if the node is already open in a sufficient mode.  create: the sidecar may be created (bitmap-add). */
 int tide_node_open(struct tide_node *node, enum tide_node_mode mode, bool create, struct tide_sink *sink,

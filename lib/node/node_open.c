@@ -69,6 +69,7 @@ static int open_image(struct tide_node *node, struct tide_sink *sink, struct tid
 		.force_share = node->force_share && node->mode == TIDE_NODE_READ,
 		.allow = node->allow,
 		.partial = node->partial && node->mode == TIDE_NODE_READ,
+		.salvage = node->want.salvage && node->mode == TIDE_NODE_READ,
 		.no_backing = !node->want.chain,
 		.cancel = sink ? &sink->cancelled : NULL,
 	};
@@ -326,6 +327,11 @@ void tide_node_want(struct tide_node *node, enum tide_node_mode mode, bool creat
 {
 	tide_node_want_bitmaps(node, mode, create);
 	node->want.chain = true;
+}
+
+void tide_node_want_salvage(struct tide_node *node)
+{
+	node->want.salvage = true;
 }
 
 void tide_node_want_in_image(struct tide_node *node)

@@ -60,6 +60,9 @@ struct tide_action {
 	struct tide_image *(*image)(const struct tide_step *step);
 	int (*work)(struct tide_session *session, struct tide_step *step, struct tide_error *err);
 	bool (*member)(struct tide_step *step, struct tide_commit_member *member); /* false: it has none */
+	/* If the step must be the only one of its transaction, returns its name for a message; else NULL.  NULL: never.
+	 */
+	const char *(*alone)(const struct tide_step *step);
 	int (*run)(struct tide_session *session, struct tide_step *step, struct tide_error *err);
 	int (*result)(struct tide_txn *txn, const struct tide_step *step, struct tide_error *err);
 	struct tide_backup_job *(*job)(const struct tide_step *step);

@@ -41,8 +41,19 @@ static void restore_declare(struct tide_session *session, const struct tide_step
 	const struct tide_chain_restore *args = step->args;
 	struct tide_node *node = tide_session_find(session, args->device);
 
-	if (node)
-		tide_node_want(node, TIDE_NODE_READ, false);
+	if (!node)
+		return;
+	tide_node_want(node, TIDE_NODE_READ, false);
+	if (args->salvage)
+		tide_node_want_salvage(node);
+}
+
+/* Another job would take the zeroes in place of what is lost for the disk's content. */
+static const char *restore_alone(const struct tide_step *step)
+{
+	const struct tide_chain_restore *args = step->args;
+
+	return args->salvage ? "A rescue of a chain" : NULL;
 }
 
 static int restore_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
@@ -117,6 +128,7 @@ const struct tide_action tide_action_chain_restore = {
 	.fields = restore_fields,
 	.args_size = sizeof(struct tide_chain_restore),
 	.declare = restore_declare,
+	.alone = restore_alone,
 	.prepare = restore_prepare,
 	.image = restore_image,
 	.work = restore_work,
@@ -222,11 +234,19 @@ static void write_clean(struct tide_step *step)
 	step->state = NULL;
 }
 
+/* A write cannot be undone if another action fails. */
+static const char *write_alone(const struct tide_step *step)
+{
+	(void)step;
+	return "A write to an image";
+}
+
 const struct tide_action tide_action_image_write = {
 	.name = "x-image-write",
 	.fields = write_fields,
 	.args_size = sizeof(struct tide_image_write),
 	.prepare = write_prepare,
+	.alone = write_alone,
 	.run = write_run,
 	.clean = write_clean,
 };

@@ -287,13 +287,15 @@ static int decide(struct tide_txn *txn, struct tide_error *err)
 	return 0;
 }
 
-/* A write cannot be undone if another action fails, so it must be alone. */
 static int check_alone(const struct tide_txn *txn, struct tide_error *err)
 {
-	for (size_t i = 0; i < txn->n; i++) {
-		if (txn->steps[i].action->run && txn->n > 1)
-			return tide_error_set(err, TIDE_E_REFUSED,
-			                      "A write to an image must be the only action of its transaction");
+	for (size_t i = 0; i < txn->n && txn->n > 1; i++) {
+		const struct tide_step *step = &txn->steps[i];
+		const char *what = step->action->alone ? step->action->alone(step) : NULL;
+
+		if (what)
+			return tide_error_set(err, TIDE_E_REFUSED, "%s must be the only action of its transaction",
+			                      what);
 	}
 	return 0;
 }

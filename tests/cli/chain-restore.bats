@@ -703,14 +703,134 @@ readable() {
 	cmp disk.img restored.img
 }
 
-@test "--salvage does not write in place, and a lack of the chain or the target is no damage" {
+# three: top.qcow2 with data at 1M, middle.qcow2 at 2M, base.qcow2 or base.raw from 0 to 4M of 8M; and want.img.
+three() {
+	noise 4M > base.raw
+	truncate -s 8M base.raw
+	if [ "$1" = raw ]; then
+		image-create -q -f qcow2 -b base.raw -F raw middle.qcow2
+	else
+		qemu-img convert -f raw -O qcow2 base.raw base.qcow2
+		image-create -q -f qcow2 -b base.qcow2 -F qcow2 middle.qcow2
+	fi
+	image-create -q -f qcow2 -b middle.qcow2 -F qcow2 top.qcow2
+	qemu-io -f qcow2 -c 'write -q -P 2 2M 1M' middle.qcow2
+	qemu-io -f qcow2 -c 'write -q -P 1 1M 512k' -c 'write -q -z 3M 64k' top.qcow2
+	qemu-img convert -f qcow2 -O raw top.qcow2 want.img
+}
+
+# lost OFFSET LENGTH: zeroes in what is wanted.
+lost() {
+	head -c "$2" /dev/zero | put want.img "$1"
+}
+
+@test "--salvage: an image of the chain is missing, or its header is damaged" {
+	local damage
+	three qcow2
+	cp want.img whole.img
+	for damage in 'mv middle.qcow2 aside' 'put middle.qcow2 0' 'truncate -s 50 middle.qcow2'; do
+		cp middle.qcow2 keep
+		head -c 4096 /dev/zero | $damage
+		# What the present images hold is restored; what the others may have held is listed.
+		refused_like 'middle\.qcow2' chain-restore top.qcow2 out.img
+		lost 0 1M && lost 1572864 1572864 && lost 3211264 5177344
+		rescued '0+1048576 1572864+1572864 3211264+5177344' chain-restore --salvage --overwrite top.qcow2 out.img
+		cmp want.img out.img
+		[[ $stderr == *"middle.qcow2'"*'; data that only it, or images below it, can hold is lost'* ]] || fail "$stderr"
+		rm -f middle.qcow2
+		mv keep middle.qcow2
+	done
+	mv base.qcow2 aside
+	cp whole.img want.img
+	lost 0 1M && lost 1572864 524288 && lost 3211264 5177344
+	rescued '0+1048576 1572864+524288 3211264+5177344' chain-restore --salvage --overwrite top.qcow2 out.img
+	cmp want.img out.img
+	# An image that defines all of the disk lacks nothing.
+	qemu-img create -q -f qcow2 -b aside -F qcow2 all.qcow2
+	qemu-io -f qcow2 -c 'write -q -P 9 0 8M' all.qcow2
+	qemu-img rebase -u -f qcow2 -b nosuch.qcow2 -F qcow2 all.qcow2
+	attempt chain-restore --salvage --overwrite all.qcow2 out.img
+	assert_equal "$status" 0
+	assert_equal "$output" '{"return": {"x-unreadable": []}}'
+	run -0 qemu-io -f raw -c 'read -P 9 0 8M' out.img
+}
+
+@test "--salvage: a raw backing image is missing, or was cut" {
+	three raw
+	cp want.img whole.img
+	cp base.raw keep
+	truncate -s 3500000 base.raw
+	refused_like 'was cut' chain-restore top.qcow2 out.img
+	lost 3500000 4888608
+	rescued '3499520+4889088' chain-restore --salvage top.qcow2 out.img
+	cmp want.img out.img
+	[[ $stderr == *"The backing file '$here/base.raw' was cut"* ]] || fail "$stderr"
+	# An overlay that is larger: what follows the end of the backing image was never in it.
+	cp keep base.raw
+	qemu-img resize -q top.qcow2 12M
+	mv base.raw aside
+	cp whole.img want.img
+	truncate -s 12M want.img
+	lost 0 1M && lost 1572864 524288 && lost 3211264 5177344
+	rescued '0+1048576 1572864+524288 3211264+5177344' chain-restore --salvage --overwrite top.qcow2 out.img
+	cmp want.img out.img
+}
+
+@test "--salvage: an external data file is missing, or was cut" {
+	local settings lost_data
+	for settings in '' ,data_file_raw=on ,extended_l2=on; do
+		rm -f d.* top.qcow2 want.img out.img
+		qemu-img create -q -f qcow2 -o "data_file=d.data$settings" d.qcow2 4M
+		qemu-io -f qcow2 -c 'write -q -P 3 0 1M' -c 'write -q -P 4 3M 1M' d.qcow2
+		qemu-img create -q -f qcow2 -b d.qcow2 -F qcow2 top.qcow2
+		qemu-io -f qcow2 -c 'write -q -P 5 512k 64k' top.qcow2
+		qemu-img convert -f qcow2 -O raw top.qcow2 want.img
+		cp d.data keep
+		truncate -s 3700000 d.data
+		refused_like 'was cut' chain-restore top.qcow2 out.img
+		lost 3700000 494304
+		rescued '3699712+494592' chain-restore --salvage top.qcow2 out.img
+		cmp want.img out.img
+		rm d.data out.img
+		refused_like 'd\.data' chain-restore top.qcow2 out.img
+		# A raw data file holds the whole disk.
+		[ "$settings" = ,data_file_raw=on ] && lost_data='0+524288 589824+3604480' || lost_data='0+524288 589824+458752 3145728+1048576'
+		lost 0 524288 && lost 589824 3604480
+		rescued "$lost_data" chain-restore --salvage top.qcow2 out.img
+		cmp want.img out.img
+		[[ $stderr == *"d.data'"*'; data in the external data file is lost'* ]] || fail "$stderr"
+	done
+}
+
+@test "--salvage: a header whose damage is not the disk's" {
+	three qcow2
+	word middle.qcow2 48 8 t+512  # the refcount table is not on a cluster
+	word base.qcow2 64 8 512      # nor is the snapshot table
+	refused_like 'offset invalid' chain-restore top.qcow2 out.img
+	attempt chain-restore --salvage top.qcow2 out.img
+	assert_equal "$status" 0
+	cmp want.img out.img
+}
+
+@test "--salvage: a missing image is not made by the rescue, and a name that may not be followed stays an error" {
+	three qcow2
+	mv middle.qcow2 aside
+	unchanged refused "'middle.qcow2' is a file of the chain, which is missing or damaged" \
+		chain-restore --salvage top.qcow2 middle.qcow2
+	unchanged refused "'../here/middle.qcow2' is a file of the chain, which is missing or damaged" \
+		chain-restore --salvage top.qcow2 ../here/middle.qcow2
+	qemu-img rebase -u -f qcow2 -b ../elsewhere/middle.qcow2 -F qcow2 top.qcow2
+	unchanged refused_like 'lies outside the directory' chain-restore --salvage top.qcow2 out.img
+}
+
+@test "--salvage does not write in place, and a lack of the top or the target is no damage" {
 	chain 1M
 	cp disk.img restored.img
 	unchanged usage chain-restore --salvage --in-place 2.qcow2 restored.img
 	[[ $stderr == *'in place it would overwrite data with zeroes'* ]] || fail "$stderr"
-	mv 1.qcow2 aside
-	unchanged refused_like '1\.qcow2.*No such file or directory' chain-restore --salvage 2.qcow2 out.img
-	mv aside 1.qcow2
+	mv 2.qcow2 aside
+	unchanged refused_like '2\.qcow2.*No such file or directory' chain-restore --salvage 2.qcow2 out.img
+	mv aside 2.qcow2
 	tiny_fs tiny 200k
 	attempt chain-restore --salvage 2.qcow2 tiny/out.img
 	assert_equal "$status" 1

@@ -73,7 +73,14 @@ static void add_write(struct run *r, const char *node)
 	CHECK_OK(tide_txn_image_write(r->txn, &args, &r->err), &r->err);
 }
 
-/* n: new bitmap, c: clear, r: remove, f: full backup, i: incremental, u: auto, w: write, x: abort */
+static void add_rescue(struct run *r, const char *node)
+{
+	struct tide_chain_restore args = { .device = node, .target = unit_path("rescued"), .salvage = true };
+
+	CHECK_OK(tide_txn_chain_restore(r->txn, &args, &r->err), &r->err);
+}
+
+/* n: new bitmap, c: clear, r: remove, f: full backup, i: incremental, u: auto, w: write, s: rescue, x: abort */
 static void add(struct run *r, const char *actions)
 {
 	for (; *actions; actions++) {
@@ -102,6 +109,9 @@ static void add(struct run *r, const char *actions)
 			break;
 		case 'w':
 			add_write(r, node);
+			break;
+		case 's':
+			add_rescue(r, node);
 			break;
 		default:
 			CHECK_OK(tide_txn_abort(r->txn, &r->err), &r->err);
@@ -230,6 +240,9 @@ static void test_alone(void)
 		{ "wn", "A write to an image must be the only action of its transaction" },
 		{ "NW", "A write to an image must be the only action of its transaction" },
 		{ "wW", "A write to an image must be the only action of its transaction" },
+		{ "s", NULL },
+		{ "sf", "A rescue of a chain must be the only action of its transaction" },
+		{ "Cs", "A rescue of a chain must be the only action of its transaction" },
 		{ "u", NULL },
 		{ "uC", "A backup of sync mode 'auto' must be the only action of its transaction" },
 		{ "Cu", "A backup of sync mode 'auto' must be the only action of its transaction" },
