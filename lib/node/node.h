@@ -100,7 +100,8 @@ struct tide_node_group {
 	struct tide_strbuf completed; /* the final names in the record of an interrupted transaction that opening has
 	                                 completed; each ends with a zero byte */
 	bool is_pending;              /* a record stays, and the next opener completes it */
-	bool is_shown; /* the list is not the sidecar on disk, but what an interrupted transaction has decided */
+	bool is_shown;   /* the list is not the sidecar on disk, but what an interrupted transaction has decided */
+	bool is_foreign; /* another program changed the image since a transaction was interrupted */
 };
 
 struct tide_node {

@@ -408,7 +408,7 @@ static int check_switch_owner(int fd, const char *path, uid_t owner, struct tide
 }
 
 int tide_node_image_switch(const char *path, const struct tide_commit_change *change, uid_t owner,
-                           struct tide_sink *sink, struct tide_error *err)
+                           struct tide_error *err)
 {
 	const struct tide_driver_switch *sw = &change->sw;
 	TIDE_AUTOCLOSE int fd = tide_sysio_open(path, O_RDWR | O_NOFOLLOW | O_NONBLOCK, err);
@@ -420,15 +420,18 @@ int tide_node_image_switch(const char *path, const struct tide_commit_change *ch
 		rc = compare_switch(fd, sw, &change->stamp, err);
 	if (rc < 0)
 		return tide_error_wrap(err, "Could not complete an interrupted transaction on '%s'", path);
-	if (rc == 0)
-		tide_event_warning(sink, path,
-		                   "another program changed the image after a transaction had been interrupted; the "
-		                   "bitmaps inside it are those of before the transaction");
 	if (rc != 1)
-		return 0;
+		return rc == 0;
 	if (tide_sysio_pwrite(fd, sw->after, sw->len, sw->offset, err) < 0)
 		return -1;
 	return fsync(fd) < 0 ? tide_error_set_sys(err, errno, "Could not flush '%s'", path) : 0;
+}
+
+bool tide_node_image_is_foreign(const char *path, const struct tide_commit_change *change)
+{
+	TIDE_AUTOCLOSE int fd = tide_sysio_open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, NULL);
+
+	return fd >= 0 && compare_switch(fd, &change->sw, &change->stamp, NULL) == 0;
 }
 
 void tide_node_image_close(struct tide_node *node)

@@ -49,11 +49,13 @@ void tide_node_image_abort(struct tide_node *node);
 void tide_node_image_end(struct tide_node *node, bool is_pending);
 
 /*
- * Makes a switch that a transaction had decided on before it died, in any image that nobody uses.  When another program
- * has changed the image since, it warns, and the bitmaps stay those of before the transaction.
+ * Makes a switch that a transaction had decided on before it died, in any image that nobody uses.  1: another program
+ * has changed the image since, so the bitmaps inside it stay those of before the transaction.
  */
 int tide_node_image_switch(const char *path, const struct tide_commit_change *change, uid_t owner,
-                           struct tide_sink *sink, struct tide_error *err);
+                           struct tide_error *err);
+/* Would it be 1? */
+bool tide_node_image_is_foreign(const char *path, const struct tide_commit_change *change);
 /* Closes the node's image, whose locks would be in the way; it is opened again with the next read. */
 void tide_node_image_close(struct tide_node *node);
 

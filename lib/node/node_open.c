@@ -167,7 +167,7 @@ static int compare_stamp(struct tide_node *node, struct tide_sink *sink, struct 
 	if (!node->has_sidecar)
 		return 0;
 	is_written = check_device(node);
-	if (node->log.untracked)
+	if (node->log.untracked || node->group.is_foreign)
 		return distrust(node);
 	if (node->log.vouches)
 		return 0;

@@ -101,6 +101,28 @@ static int find_record(const struct tide_node *node, const char *slot, struct fo
 	return rc;
 }
 
+static bool is_own(const struct tide_node *node, const char *image)
+{
+	return image && !strcmp(image, tide_image_path(node->image));
+}
+
+/* Has another program changed the node's image since its switch was staged? */
+static int find_foreign(struct tide_node *node, const struct found *f, struct tide_error *err)
+{
+	for (size_t i = 0; i < f->record.n; i++) {
+		const struct tide_commit_change *change = &f->record.changes[i];
+		TIDE_AUTOFREE char *image = NULL;
+
+		if (change->kind != TIDE_COMMIT_SWITCH)
+			continue;
+		if (tide_commit_recover_place(change->path, change->relative, f->path, &image, err) < 0)
+			return -1;
+		if (is_own(node, image) && tide_node_image_is_foreign(image, change))
+			node->group.is_foreign = true;
+	}
+	return 0;
+}
+
 /* Shows the bitmaps as the transaction has decided them, to commands that only look. */
 static int show_decided(struct tide_node *node, const struct found *f, struct tide_sink *sink, struct tide_error *err)
 {
@@ -111,6 +133,8 @@ static int show_decided(struct tide_node *node, const struct found *f, struct ti
 	        sink, node->path,
 	        "a transaction was interrupted after its commit; the next command that changes something will "
 	        "complete it");
+	if (find_foreign(node, f, err) < 0)
+		return -1;
 	if (!staged || tide_store_load(staged, &decided, err) < 0 || !decided)
 		return staged ? -1 : 0;
 	tide_sidecar_free(node->in_sidecar.list);
@@ -119,38 +143,62 @@ static int show_decided(struct tide_node *node, const struct found *f, struct ti
 	return 0;
 }
 
-/* The switches of images that are in use now stay in the record. */
-static int make_switches(struct tide_node *node, struct found *f, struct tide_sink *sink, struct tide_error *err)
+/*
+ * Another program changed the node's image, and the bitmaps in its sidecar did not record that.  This is stored before
+ * the record is removed.  2: later, because the sidecar was replaced just now.
+ */
+static int give_up_switch(struct tide_node *node, bool had_renames, struct tide_sink *sink, struct tide_error *err)
+{
+	if (had_renames)
+		return 2;
+	tide_event_warning(sink, node->path,
+	                   "another program changed the image after a transaction had been interrupted; the bitmaps "
+	                   "inside it are those of before the transaction, and those in its sidecar are inconsistent");
+	return node->has_sidecar ? tide_node_store_distrust(node, err) : 0;
+}
+
+/* 1: the switch stays in the record; 2: so does the node's own. */
+static int make_switch(struct tide_node *node, const struct found *f, const struct tide_commit_change *change,
+                       uid_t owner, const char *own, bool had_renames, struct tide_sink *sink, struct tide_error *err)
+{
+	TIDE_AUTOFREE char *image = NULL;
+	struct tide_error why = TIDE_ERROR_INIT;
+	int rc;
+
+	if (change->kind != TIDE_COMMIT_SWITCH)
+		return 0;
+	if (tide_commit_recover_place(change->path, change->relative, f->path, &image, err) < 0)
+		return -1;
+	if (image && !strcmp(image, own)) {
+		tide_node_image_close(node);
+		rc = tide_node_image_switch(image, change, owner, err);
+		return rc > 0 ? give_up_switch(node, had_renames, sink, err) : rc;
+	}
+	rc = image ? tide_node_image_switch(image, change, owner, &why) : -1;
+	tide_error_release(&why);
+	return rc != 0;
+}
+
+/* The switches of other images stay in the record if they are in use now, or if another program has changed them. */
+static int make_switches(struct tide_node *node, struct found *f, bool had_renames, bool *keeps_own,
+                         struct tide_sink *sink, struct tide_error *err)
 {
 	TIDE_AUTOFREE char *own = tide_mem_strdup(tide_image_path(node->image), err);
 	struct stat st;
 	size_t left = 0;
-	uid_t owner;
 
 	if (!own)
 		return -1;
 	if (fstat(f->fd, &st) < 0)
 		return tide_error_set_sys(err, errno, "Could not access '%s'", f->path);
-	owner = st.st_uid;
 	for (size_t i = 0; i < f->record.n; i++) {
 		struct tide_commit_change *change = &f->record.changes[i], kept;
-		TIDE_AUTOFREE char *image = NULL;
-		struct tide_error why = TIDE_ERROR_INIT;
-		bool is_own;
-		int rc;
+		int rc = make_switch(node, f, change, st.st_uid, own, had_renames, sink, err);
 
-		if (change->kind != TIDE_COMMIT_SWITCH)
-			continue;
-		if (tide_commit_recover_place(change->path, change->relative, f->path, &image, err) < 0)
+		if (rc < 0)
 			return -1;
-		is_own = image && !strcmp(image, own);
-		if (is_own)
-			tide_node_image_close(node);
-		rc = image ? tide_node_image_switch(image, change, owner, sink, &why) : -1;
-		if (rc < 0 && is_own)
-			return tide_error_move(err, &why);
-		tide_error_release(&why);
-		if (rc < 0) {
+		*keeps_own |= rc == 2;
+		if (rc > 0) {
 			kept = f->record.changes[left];
 			f->record.changes[left++] = *change;
 			*change = kept;
@@ -184,7 +232,7 @@ static void close_replaced(struct tide_node *node)
 /* 1: done, and all has to be read again; 0: only switches of other images are left, and cannot be made now. */
 static int complete(struct tide_node *node, struct found *f, struct tide_sink *sink, struct tide_error *err)
 {
-	bool had_renames = has_renames(&f->record);
+	bool had_renames = has_renames(&f->record), keeps_own = false;
 	size_t before = f->record.n;
 	int rc = tide_commit_recover_lock(f->fd, f->path, err);
 
@@ -193,7 +241,7 @@ static int complete(struct tide_node *node, struct found *f, struct tide_sink *s
 	if (tide_commit_recover_renames(&f->record, f->path, f->fd, err) < 0)
 		return -1;
 	tide_commit_recover_names(&f->record, &node->group.completed);
-	if (make_switches(node, f, sink, err) < 0)
+	if (make_switches(node, f, had_renames, &keeps_own, sink, err) < 0)
 		return -1;
 	if (had_renames)
 		close_replaced(node);
@@ -202,7 +250,7 @@ static int complete(struct tide_node *node, struct found *f, struct tide_sink *s
 		return -1;
 	if (!f->record.n && tide_commit_record_finish(f->path, f->record.is_old, err) < 0)
 		return -1;
-	if (strcmp(f->slot, f->path) != 0 && unlink(f->slot) < 0 && errno != ENOENT)
+	if (!keeps_own && strcmp(f->slot, f->path) != 0 && unlink(f->slot) < 0 && errno != ENOENT)
 		return tide_error_set_sys(err, errno, "Could not remove '%s'", f->slot);
 	return had_renames || f->record.n < before;
 }

@@ -4,6 +4,7 @@
  * Every replacement ends the lock, which is on the file that was replaced.  A job holds no lock while it copies; it
  * locks and reads the sidecar again when it settles.
  */
+#include <fcntl.h>
 #include <stdlib.h>
 
 #include "base/error.h"
@@ -18,6 +19,7 @@ void tide_node_drop_sidecar(struct tide_node *node)
 	node->in_sidecar.is_dirty = node->in_sidecar.is_staged = false;
 	node->has_gap = false;
 	node->has_changes = node->untracked = node->has_sidecar = node->group.is_shown = false;
+	node->group.is_foreign = false;
 }
 
 int tide_node_load_sidecar(struct tide_node *node, struct tide_error *err)
@@ -30,6 +32,26 @@ int tide_node_load_sidecar(struct tide_node *node, struct tide_error *err)
 	node->disk_writer = sc ? sc->writer : 0;
 	node->in_sidecar.list = sc ? sc : tide_sidecar_new(err);
 	return node->in_sidecar.list ? 0 : -1;
+}
+
+int tide_node_store_distrust(struct tide_node *node, struct tide_error *err)
+{
+	TIDE_AUTOCLOSE int fd = tide_sysio_open(node->path, O_RDONLY | O_NONBLOCK, err);
+	struct tide_sidecar *now = NULL;
+	int rc = -1;
+
+	if (fd < 0 || (node->store.lock_fd < 0 && tide_store_lock(&node->store, node->sidecar_path, false, err) < 0) ||
+	    tide_store_load(node->sidecar_path, &now, err) < 0)
+		return -1;
+	if (!now)
+		return 0;
+	for (size_t i = 0; i < now->n; i++)
+		now->items[i]->untracked = true;
+	now->generation++;
+	if (tide_store_stage(&node->store, now, fd, err) == 0)
+		rc = tide_store_commit(&node->store, err);
+	tide_sidecar_free(now);
+	return rc;
 }
 
 void tide_node_unlock_store(struct tide_node *node)

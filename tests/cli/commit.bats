@@ -595,8 +595,10 @@ completed_group() {
 	qemu-img compare -q n.img r.qcow2
 }
 
-@test "a switch of an image that is in use waits in the record" {
+# A group of two images with bitmaps inside them, a.qcow2 and b.qcow2, dies at the first rename after its decision.
+switches() {
 	local n
+	rm -f ./*.qcow2*
 	for n in a b; do
 		qemu-img create -q -f qcow2 $n.qcow2 8M
 		ok bitmap-add --store image $n.qcow2 m
@@ -610,6 +612,31 @@ completed_group() {
 	J
 	inject renameat2 KILL 1 txn-apply --drive a=a.qcow2 --drive b=b.qcow2 g.json
 	[ "$status" -eq 137 ]
+}
+
+@test "another program changes an image between a death and the recovery" {
+	local by
+	for by in a b look; do
+		switches
+		qemu-io -f qcow2 -c 'write -P 9 1M 64K' a.qcow2
+		# The program recorded its write in the bitmap inside the image, not in that of the sidecar.
+		bitmap a.qcow2 s '.inconsistent'
+		[ $by = look ] || ok bitmap-add $by.qcow2 z
+		refused_like 'No such bitmap|not found' bitmap-clear a.qcow2 none
+		if [ $by != a ]; then
+			[[ $stderr == *"those in its sidecar are inconsistent"* ]]
+		fi
+		[ ! -e a.qcow2.bitmaps.commit ]
+		bitmap a.qcow2 s '.inconsistent'
+		bitmap a.qcow2 m '.count == 131072 and (.inconsistent | not)'
+		refused_like 'inconsistent' backup-run --sync incremental --bitmap s -F qcow2 a.qcow2 lost.qcow2
+		[ -e ta.qcow2 ]
+		[ -e tb.qcow2 ]
+	done
+}
+
+@test "a switch of an image that is in use waits in the record" {
+	switches
 	qemu-io -r -c 'sleep 100000' b.qcow2 3>&- > /dev/null &
 	bg_pids+=("$!")
 	until [ -n "$(find "/proc/$!/fd" -lname '*b.qcow2')" ]; do sleep 0.05; done
