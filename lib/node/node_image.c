@@ -221,6 +221,7 @@ static int rewrite_mark(struct tide_node *node, uint64_t writer, struct tide_err
 	if (rc == 0) {
 		node->in_sidecar.list->generation = now->generation;
 		node->disk_writer = writer;
+		node->store.staged.named = false; /* the mark is not the change: is_untouched must not count it */
 	}
 	tide_sidecar_free(now);
 	return rc;

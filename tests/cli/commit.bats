@@ -649,3 +649,21 @@ switches() {
 	ok bitmap-enable b.qcow2 m
 	bitmap b.qcow2 m '.count == 0'
 }
+
+@test "a switch that fails is not reported as done" {
+	local n failed=0
+	for n in {1..14}; do
+		rm -f q.qcow2*
+		qemu-img create -q -f qcow2 q.qcow2 8M
+		ok bitmap-add q.qcow2 s
+		ok bitmap-add --store image --disabled q.qcow2 m
+		inject pwrite64 EIO "$n" bitmap-enable q.qcow2 m
+		if [ "$status" -eq 0 ]; then
+			ok bitmap-disable q.qcow2 s
+			bitmap q.qcow2 m '.recording'
+		elif [[ $stderr == *"switch to the new bitmaps"* ]]; then
+			failed=$((failed + 1))
+		fi
+	done
+	[ $failed -gt 0 ]
+}
