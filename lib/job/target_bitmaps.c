@@ -101,7 +101,8 @@ int tide_target_bitmaps_distrust(const struct tide_target_bitmaps *tb, const str
 		        "bitmaps of this device that --sidecar keeps do not record %s; compare it with a backup "
 		        "(bitmap-rescan) before you use them",
 		        job);
-	if (!tb->sidecar)
+	/* The enabled bitmaps of an export are a reason to refuse, and the others do not record. */
+	if (!tb->sidecar || !tide_image_is_file(target))
 		return 0;
 	rc = tide_store_lock(&store, tb->sidecar, false, err);
 	if (rc == 0)
