@@ -123,24 +123,6 @@ shown() {
 	exec 8>&-
 }
 
-@test "another program's write while a command holds the device" {
-	kept
-	mkfifo input
-	image-write --sidecar s "$loop" 0 5M < input > bg.out 2> bg.err 3>&- &
-	bg=$!
-	bg_pids+=("$bg")
-	exec 7> input
-	noise 4M >&7
-	eventually test -e s.log
-	dd if=dev.img of="$loop" bs=4K count=1 seek=1800 oflag=direct conv=notrunc status=none
-	noise 1M >&7
-	exec 7>&-
-	finish
-	assert_equal "$status" 0
-	[[ $stderr == *'another program wrote to the image meanwhile'* ]] || fail "$stderr"
-	inconsistent 'was changed without being tracked'
-}
-
 @test "a device that changes while it is backed up is no backup" {
 	kept
 	strace -f -o trace true 2> strace.err || skip 'no strace'
