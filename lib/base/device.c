@@ -51,16 +51,13 @@ void tide_device_boot(uint8_t boot[TIDE_DEVICE_BOOT_BYTES])
 /* Reads an attribute of the device, without blanks around it; false: it does not exist, or is empty. */
 static bool read_attribute(dev_t dev, const char *name, char text[TEXT_MAX])
 {
+	TIDE_AUTOCLOSE int fd = -1;
 	char path[128];
 	ssize_t n;
-	int fd;
 
 	snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/%s", major(dev), minor(dev), name);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return false;
-	n = read(fd, text, TEXT_MAX - 1);
-	close(fd);
+	fd = tide_sysio_open(path, O_RDONLY, NULL);
+	n = fd < 0 ? -1 : tide_sysio_read(fd, text, TEXT_MAX - 1, NULL);
 	while (n > 0 && (text[n - 1] == '\n' || text[n - 1] == ' '))
 		n--;
 	text[n > 0 ? n : 0] = '\0';
@@ -157,6 +154,7 @@ static bool write_out(int fd)
 void tide_device_count(int fd, struct tide_counter *counter)
 {
 	struct stat st;
+	bool is_part;
 
 	*counter = (struct tide_counter){ 0 };
 	if (fd < 0 || fstat(fd, &st) < 0 || !S_ISBLK(st.st_mode))
@@ -165,7 +163,7 @@ void tide_device_count(int fd, struct tide_counter *counter)
 	/* The disk's counter includes those of its partitions.  Read first, it differs later if this one grows now. */
 	if (!write_out(fd) || !is_counting(st.st_rdev))
 		return;
-	bool is_part = read_count(st.st_rdev, "../stat", &counter->whole);
+	is_part = read_count(st.st_rdev, "../stat", &counter->whole);
 	if (!read_count(st.st_rdev, "stat", &counter->own))
 		return;
 	if (!is_part)

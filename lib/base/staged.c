@@ -20,17 +20,10 @@ enum { TEMP_TRIES = 100, TEMP_SUFFIX = 6, TEMP_STEM = 240 };
 
 static const char letters[] = "abcdefghijklmnopqrstuvwxyz0123456789";
 
-static const char *base_name(const char *path)
-{
-	const char *slash = strrchr(path, '/');
-
-	return slash ? slash + 1 : path;
-}
-
 /* The length of the directory part, without the slashes at its end. */
 static size_t parent_len(const char *path)
 {
-	size_t n = (size_t)(base_name(path) - path);
+	size_t n = (size_t)(tide_sysio_base_name(path) - path);
 
 	while (n > 0 && path[n - 1] == '/')
 		n--;
@@ -39,7 +32,7 @@ static size_t parent_len(const char *path)
 
 bool tide_staged_is_temp(const char *tmp, const char *path)
 {
-	const char *name = base_name(tmp), *base = base_name(path);
+	const char *name = tide_sysio_base_name(tmp), *base = tide_sysio_base_name(path);
 	size_t n = parent_len(tmp), stem = strnlen(base, TEMP_STEM);
 
 	return n == parent_len(path) && !memcmp(tmp, path, n) && stem > 0 && strlen(name) == stem + 2 + TEMP_SUFFIX &&
@@ -59,7 +52,7 @@ static char *temp_name(const struct tide_staged *st, struct tide_error *err)
 	}
 	for (size_t i = 0; i < TEMP_SUFFIX; i++)
 		suffix[i] = letters[raw[i] % (sizeof(letters) - 1)];
-	return tide_mem_printf(err, "%s/.%.*s.%s", st->dir, TEMP_STEM, base_name(st->path), suffix);
+	return tide_mem_printf(err, "%s/.%.*s.%s", st->dir, TEMP_STEM, tide_sysio_base_name(st->path), suffix);
 }
 
 static int cannot_create(const struct tide_staged *st, int sys, struct tide_error *err)
@@ -127,7 +120,7 @@ static int check_final_name(const struct tide_staged *st, struct tide_error *err
 {
 	struct stat sb;
 
-	if (*base_name(st->path) == '\0')
+	if (*tide_sysio_base_name(st->path) == '\0')
 		return cannot_create(st, *st->path ? EISDIR : ENOENT, err);
 	if (lstat(st->path, &sb) < 0)
 		return errno == ENOENT ? 0 : cannot_create(st, errno, err);
@@ -156,7 +149,7 @@ static int begin(struct tide_staged *st, mode_t mode, struct tide_error *err)
 
 int tide_staged_begin(struct tide_staged *st, const char *path, mode_t mode, struct tide_error *err)
 {
-	size_t dir_len = (size_t)(base_name(path) - path);
+	size_t dir_len = (size_t)(tide_sysio_base_name(path) - path);
 
 	*st = (struct tide_staged)TIDE_STAGED_INIT;
 	st->path = tide_mem_strdup(path, err);

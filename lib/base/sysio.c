@@ -224,6 +224,13 @@ int tide_sysio_real_dir(const char *path, char **real, struct tide_error *err)
 	return dir ? tide_sysio_real_path(dir, real, err) : -1;
 }
 
+const char *tide_sysio_base_name(const char *path)
+{
+	const char *slash = strrchr(path, '/');
+
+	return slash ? slash + 1 : path;
+}
+
 /* No file has a name that is longer than the file system permits; but a path that is too long may lead to a file. */
 bool tide_sysio_is_absent(const char *path, int sys)
 {

@@ -40,6 +40,8 @@ ssize_t tide_sysio_read(int fd, void *buf, size_t len, struct tide_error *err);
 int tide_sysio_fdatasync(int fd, struct tide_error *err);
 int tide_sysio_fsync_dir(const char *path, struct tide_error *err); /* the directory that holds path */
 
+/* The last part of a path, in the path itself. */
+const char *tide_sysio_base_name(const char *path);
 /* The name of the directory that holds path; the caller frees it. */
 char *tide_sysio_dir_name(const char *path, struct tide_error *err) TIDE_MUST_CHECK;
 /*

@@ -22,6 +22,7 @@
 #include "base/range.h"
 #include "copy/copy.h"
 #include "image/compare.h"
+#include "node/node_log.h"
 #include "target.h"
 #include "target_bitmaps.h"
 #include "target_node.h"
@@ -191,29 +192,15 @@ static int use_target(struct tide_restore *restore, const struct tide_chain_rest
 
 /* ---- a rescue ---------------------------------------------------------------------- */
 
-/* Do both paths name one file, which need not exist? */
-static int is_same_name(const char *a, const char *b, bool *yes, struct tide_error *err)
-{
-	const char *name_a = strrchr(a, '/'), *name_b = strrchr(b, '/');
-	TIDE_AUTOFREE char *dir_a = tide_sysio_dir_name(a, err);
-	TIDE_AUTOFREE char *dir_b = tide_sysio_dir_name(b, err);
-	struct stat st_a, st_b;
-
-	if (!dir_a || !dir_b)
-		return -1;
-	*yes = !strcmp(name_a ? name_a + 1 : a, name_b ? name_b + 1 : b) && stat(dir_a, &st_a) == 0 &&
-	       stat(dir_b, &st_b) == 0 && st_a.st_dev == st_b.st_dev && st_a.st_ino == st_b.st_ino;
-	return 0;
-}
-
 /* The chain would find the target, with its zeroes, in the place of the file that it lacks. */
 static int check_is_other(const char *missing, const char *target, struct tide_error *err)
 {
-	bool yes;
+	TIDE_AUTOFREE char *a = missing ? tide_target_final_path(missing, err) : NULL;
+	TIDE_AUTOFREE char *b = a ? tide_target_final_path(target, err) : NULL;
 
-	if (!missing || is_same_name(missing, target, &yes, err) < 0)
+	if (!b)
 		return -1;
-	if (!yes)
+	if (strcmp(a, b) != 0)
 		return 0;
 	tide_error_set(err, TIDE_E_REFUSED, "'%s' is a file of the chain, which is missing or damaged", target);
 	return tide_error_hint(err, "restore to another name");
@@ -413,7 +400,7 @@ static int write_recorded(struct tide_restore *restore, struct tide_error *err)
 
 static int run_existing(struct tide_restore *restore, struct tide_error *err)
 {
-	if (restore->into && tide_target_node_begin(restore->into, restore->sink, err) < 0)
+	if (restore->into && tide_node_log_prepare(restore->into, restore->sink, err) < 0)
 		return -1;
 	if (!restore->overwrites && find_differences(restore, err) < 0)
 		return -1;

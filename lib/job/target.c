@@ -25,10 +25,8 @@
 #include "store/store.h"
 #include "store/write_log.h"
 
-/* The absolute path that the name leads to, through symbolic links; the name itself if its directory does not exist. */
-static char *final_path(const char *path, struct tide_error *err)
+char *tide_target_final_path(const char *path, struct tide_error *err)
 {
-	const char *slash = strrchr(path, '/');
 	TIDE_AUTOFREE char *dir = NULL;
 	char *real;
 
@@ -40,7 +38,7 @@ static char *final_path(const char *path, struct tide_error *err)
 		return NULL;
 	if (!dir)
 		return tide_mem_strdup(path, err);
-	return tide_mem_printf(err, "%s%s%s", dir, strcmp(dir, "/") ? "/" : "", slash ? slash + 1 : path);
+	return tide_mem_printf(err, "%s%s%s", dir, strcmp(dir, "/") ? "/" : "", tide_sysio_base_name(path));
 }
 
 /* An image of such a name would be taken for the bitmaps of another image, or would be in their way. */
@@ -204,7 +202,7 @@ static int begin_data_file(struct tide_target *target, const struct tide_image_d
 	if (!*name)
 		return tide_error_set_sys(err, ENOENT, "Could not create ''");
 	found = tide_image_find_data_file(path, name, TIDE_ALLOW_ANY, err);
-	where = found ? final_path(found, err) : NULL;
+	where = found ? tide_target_final_path(found, err) : NULL;
 	if (!where)
 		return -1;
 	if (!strcmp(where, path))
@@ -267,7 +265,7 @@ int tide_target_create(struct tide_target *target, const char *path, const char 
                        struct tide_error *err)
 {
 	const struct tide_image_driver *driver = tide_image_find_driver(format);
-	TIDE_AUTOFREE char *final = final_path(path, err);
+	TIDE_AUTOFREE char *final = tide_target_final_path(path, err);
 	struct tide_driver_create full = *options;
 	struct tide_fingerprint fingerprint;
 

@@ -71,6 +71,8 @@ void tide_target_unrecorded(struct tide_target *target);
 /* Is neither file renamed yet? */
 bool tide_target_is_untouched(const struct tide_target *target);
 int tide_target_name(struct tide_target *target, struct tide_error *err);
+/* The absolute path that a name leads to, through symbolic links; the name itself if its directory does not exist. */
+char *tide_target_final_path(const char *path, struct tide_error *err);
 void tide_target_release(struct tide_target *target);
 /* Would two new targets get the same name, as images or as data files? */
 bool tide_target_collides(const struct tide_target *a, const struct tide_target *b);

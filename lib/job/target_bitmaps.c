@@ -92,7 +92,7 @@ int tide_target_bitmaps_distrust(const struct tide_target_bitmaps *tb, const str
                                  struct tide_sink *sink, struct tide_error *err)
 {
 	struct tide_store store = TIDE_STORE_INIT;
-	struct tide_sidecar *sc = NULL;
+	bool any = false;
 	int rc;
 
 	if (tb->is_nameless)
@@ -106,19 +106,10 @@ int tide_target_bitmaps_distrust(const struct tide_target_bitmaps *tb, const str
 		return 0;
 	rc = tide_store_lock(&store, tb->sidecar, false, err);
 	if (rc == 0)
-		rc = tide_store_load(tb->sidecar, &sc, err);
-	for (size_t i = 0; rc == 0 && sc && i < sc->n; i++)
-		sc->items[i]->untracked = true;
-	if (rc == 0 && sc && sc->n) {
-		sc->generation++;
-		rc = tide_store_stage(&store, sc, tide_image_fd(target), err);
-		if (rc == 0)
-			rc = tide_store_commit(&store, err);
-		if (rc == 0)
-			tide_event_warning(sink, tide_image_path(target),
-			                   "its bitmaps do not record %s and are inconsistent now", job);
-	}
-	tide_sidecar_free(sc);
+		rc = tide_store_distrust(&store, tb->sidecar, tide_image_fd(target), &any, err);
+	if (rc == 0 && any)
+		tide_event_warning(sink, tide_image_path(target),
+		                   "its bitmaps do not record %s and are inconsistent now", job);
 	tide_store_release(&store);
 	return rc;
 }

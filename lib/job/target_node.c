@@ -44,34 +44,12 @@ int tide_target_node_open(struct tide_target *target, const char *path, const ch
 	return 0;
 }
 
-int tide_target_node_begin(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
-{
-	if (node->untracked)
-		tide_event_warning(sink, node->path, "the image %s; its bitmaps stay inconsistent",
-		                   tide_node_why_untracked(node));
-	/* The stamp will match again, so the sidecar must store that unrecorded writes came before. */
-	node->in_sidecar.is_dirty |= node->untracked;
-	if (tide_node_stage(node, err) < 0 || tide_node_commit(node, err) < 0)
-		return -1;
-	tide_node_unlock_store(node);
-	return 0;
-}
-
-static bool has_enabled_inside(const struct tide_node *node)
-{
-	for (size_t i = 0; i < node->in_image.list->n; i++) {
-		if (node->in_image.list->items[i]->enabled && !node->in_image.list->items[i]->in_use)
-			return true;
-	}
-	return false;
-}
-
 /* One sync for all ranges. */
 int tide_target_node_record(struct tide_node *node, const struct tide_bitmap *todo, struct tide_error *err)
 {
 	uint64_t off = 0, len;
 
-	if (tide_node_log_begin(node, false, has_enabled_inside(node), err) < 0)
+	if (tide_node_log_begin(node, false, tide_sidecar_records(node->in_image.list), err) < 0)
 		return -1;
 	for (; tide_bitmap_next_dirty(todo, off, UINT64_MAX, &off, &len); off += len) {
 		if (tide_write_log_set(node->log.file, off, len, NULL, err) < 0)
@@ -89,7 +67,6 @@ int tide_target_node_end(struct tide_node *node, struct tide_sink *sink, struct 
 	if (tide_image_flush(node->image, err) < 0 || tide_image_sync_times(node->image, err) < 0)
 		return -1;
 	if (tide_image_others_wrote(node->image))
-		tide_event_warning(sink, node->path,
-		                   "another program wrote to the image meanwhile; its bitmaps are inconsistent now");
+		tide_node_log_warn_others(node, sink);
 	return tide_node_log_end(node, sink, err);
 }

@@ -18,9 +18,7 @@
 int tide_target_node_open(struct tide_target *target, const char *path, const char *format, const char *sidecar,
                           const struct tide_node *source, struct tide_sink *sink, struct tide_node **node,
                           struct tide_error *err);
-/* Commits what opening has repaired, and unlocks the sidecar: the lock of the image is enough from now on. */
-int tide_target_node_begin(struct tide_node *node, struct tide_sink *sink, struct tide_error *err);
-/* Records what is going to be written; to be followed by end, also if the write fails. */
+/* Records what is going to be written, after tide_node_log_prepare; to be followed by end, also if the write fails. */
 int tide_target_node_record(struct tide_node *node, const struct tide_bitmap *todo, struct tide_error *err);
 /* Makes the target durable, and adds what was recorded to the bitmaps. */
 int tide_target_node_end(struct tide_node *node, struct tide_sink *sink, struct tide_error *err);

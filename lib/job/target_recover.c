@@ -55,17 +55,13 @@ void tide_target_leave_pointer(struct tide_target *target)
 /* A record that was found for a name. */
 struct found {
 	char *slot; /* the file beside the new image: the record, or the pointer that led to it */
-	char *path; /* the record's */
-	int fd;
-	struct tide_commit_record record;
+	struct tide_commit_found at;
 };
 
 static void release_found(struct found *f)
 {
 	free(f->slot);
-	free(f->path);
-	tide_sysio_close(f->fd);
-	tide_commit_record_release(&f->record);
+	tide_commit_found_release(&f->at);
 }
 
 #define AUTOFOUND TIDE_CLEANUP(release_found)
@@ -90,18 +86,12 @@ static int find(struct found *f, int old_fd, bool dry_run, struct tide_error *er
 	if (!read_trusted(f->slot, old_fd, &first, &fd) ||
 	    (old_fd >= 0 && tide_lock_token_is_held(old_fd, first.token, NULL)))
 		return 0;
-	if (!first.record) {
-		f->path = tide_mem_strdup(f->slot, err);
-		f->fd = fd;
-		f->record = first;
-		fd = -1;
-		first = (struct tide_commit_record)TIDE_COMMIT_RECORD_INIT;
-		return f->path ? 1 : -1;
-	}
-	rc = tide_commit_recover_follow(&first, f->slot, &f->path, err);
+	rc = tide_commit_recover_resolve(&first, &fd, f->slot, &f->at, err);
+	if (rc > 1)
+		return read_trusted(f->at.path, old_fd, &f->at.record, &f->at.fd);
 	if (rc == 0 && !dry_run)
 		unlink(f->slot);
-	return rc <= 0 ? rc : read_trusted(f->path, old_fd, &f->record, &f->fd);
+	return rc;
 }
 
 /* Does the record bring an image of this name, and nothing but files? */
@@ -109,13 +99,13 @@ static int brings(const struct found *f, const char *name, struct tide_error *er
 {
 	bool is_named = false;
 
-	for (size_t i = 0; i < f->record.n; i++) {
-		if (f->record.changes[i].kind != TIDE_COMMIT_RENAME)
+	for (size_t i = 0; i < f->at.record.n; i++) {
+		if (f->at.record.changes[i].kind != TIDE_COMMIT_RENAME)
 			return 0;
-		is_named |= !strcmp(f->record.changes[i].path, name);
+		is_named |= !strcmp(f->at.record.changes[i].path, name);
 	}
 	if (!is_named) {
-		TIDE_AUTOFREE char *staged = tide_commit_recover_find_staged(&f->record, f->path, name, err);
+		TIDE_AUTOFREE char *staged = tide_commit_recover_find_staged(&f->at.record, f->at.path, name, err);
 
 		is_named = staged;
 	}
@@ -133,21 +123,21 @@ static int say_completed(const char *name, struct tide_error *err)
 
 static int complete(const struct found *f, const char *name, struct tide_error *err)
 {
-	int rc = tide_commit_recover_lock(f->fd, f->path, err);
+	int rc = tide_commit_recover_lock(f->at.fd, f->at.path, err);
 
 	if (rc <= 0) /* 0: it has ended meanwhile */
 		return rc;
-	if (tide_commit_recover_renames(&f->record, f->path, f->fd, err) < 0 ||
-	    tide_commit_record_finish(f->path, f->record.is_old, err) < 0)
+	if (tide_commit_recover_renames(&f->at.record, f->at.path, f->at.fd, err) < 0 ||
+	    tide_commit_record_finish(f->at.path, f->at.record.is_old, err) < 0)
 		return -1;
-	if (strcmp(f->slot, f->path) != 0 && unlink(f->slot) < 0 && errno != ENOENT)
+	if (strcmp(f->slot, f->at.path) != 0 && unlink(f->slot) < 0 && errno != ENOENT)
 		return tide_error_set_sys(err, errno, "Could not remove '%s'", f->slot);
 	return say_completed(name, err);
 }
 
 static int recover(const char *name, const char *sidecar, unsigned i, bool dry_run, struct tide_error *err)
 {
-	struct found f AUTOFOUND = { .fd = -1, .record = TIDE_COMMIT_RECORD_INIT };
+	struct found f AUTOFOUND = { .at = TIDE_COMMIT_FOUND_INIT };
 	int old_fd TIDE_AUTOCLOSE = -1, rc;
 
 	f.slot = tide_commit_record_slot(sidecar, i, err);

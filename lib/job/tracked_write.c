@@ -119,11 +119,6 @@ static int check(struct tide_tracked_write *w, struct tide_error *err)
 	return w->ready > size - w->args.offset ? beyond(w, err) : 0;
 }
 
-static bool records(const struct tide_sidecar_bitmap *entry)
-{
-	return entry->enabled && !entry->in_use;
-}
-
 static int prepare(struct tide_tracked_write *w, struct tide_error *err)
 {
 	struct tide_node *node = w->node;
@@ -132,14 +127,9 @@ static int prepare(struct tide_tracked_write *w, struct tide_error *err)
 		return -1;
 	if (w->args.has_length && w->args.length == 0)
 		return 0;
-	if (node->untracked) {
-		tide_event_warning(w->sink, node->path, "the image %s; its bitmaps stay inconsistent",
-		                   tide_node_why_untracked(node));
-		node->in_sidecar.is_dirty = true; /* must be on disk before the write changes the stamp */
-	}
+	tide_node_log_keep_untracked(node, w->sink);
 	w->logged = node->has_sidecar && node->in_sidecar.list->n > 0;
-	for (size_t i = 0; i < node->in_image.list->n; i++)
-		w->in_image |= records(node->in_image.list->items[i]);
+	w->in_image = tide_sidecar_records(node->in_image.list);
 	return 0;
 }
 
@@ -179,7 +169,8 @@ static int copy_in_image(struct tide_tracked_write *w, struct tide_error *err)
 	struct tide_sidecar *bitmaps = w->node->in_image.list;
 
 	for (size_t i = 0; i < bitmaps->n; i++) {
-		if (records(bitmaps->items[i]) && !tide_node_bitmap(w->node, bitmaps->items[i], err))
+		if (tide_sidecar_bitmap_records(bitmaps->items[i]) &&
+		    !tide_node_bitmap(w->node, bitmaps->items[i], err))
 			return -1;
 	}
 	w->image_before = tide_sidecar_copy(bitmaps, err);
@@ -337,10 +328,9 @@ static int distrust(struct tide_tracked_write *w, struct tide_error *err)
 {
 	struct tide_node *node = w->node;
 
-	tide_event_warning(w->sink, node->path,
-	                   "another program wrote to the image meanwhile; its bitmaps are inconsistent now");
+	tide_node_log_warn_others(node, w->sink);
 	for (size_t i = 0; w->in_image && i < node->in_image.list->n; i++) {
-		node->in_image.list->items[i]->in_use |= records(node->in_image.list->items[i]);
+		node->in_image.list->items[i]->in_use |= tide_sidecar_bitmap_records(node->in_image.list->items[i]);
 		node->in_image.is_dirty = true;
 	}
 	return w->in_image ? commit_image(node, err) : 0;

@@ -38,32 +38,12 @@ struct tide_tracker {
 
 static bool has_bitmaps(const struct tide_node *node)
 {
-	bool any = node->has_sidecar && node->in_sidecar.list->n > 0;
-
-	for (size_t i = 0; i < node->in_image.list->n; i++)
-		any |= node->in_image.list->items[i]->enabled && !node->in_image.list->items[i]->in_use;
-	return any;
+	return (node->has_sidecar && node->in_sidecar.list->n > 0) || tide_sidecar_records(node->in_image.list);
 }
 
 static bool records(const struct tide_node *node)
 {
-	const struct tide_sidecar *stores[] = { node->in_sidecar.list, node->in_image.list };
-
-	for (size_t s = 0; s < TIDE_ARRAY_SIZE(stores); s++) {
-		for (size_t i = 0; i < stores[s]->n; i++) {
-			if (stores[s]->items[i]->enabled && !stores[s]->items[i]->in_use)
-				return true;
-		}
-	}
-	return false;
-}
-
-/* Commits the repairs of opening, so that they are on disk before the log begins. */
-static int commit_repairs(struct tide_node *node, struct tide_error *err)
-{
-	/* The stamp will match again, so the sidecar must store that unrecorded writes came before. */
-	node->in_sidecar.is_dirty |= node->untracked;
-	return tide_node_stage(node, err) < 0 || tide_node_commit(node, err) < 0 ? -1 : 0;
+	return tide_sidecar_records(node->in_sidecar.list) || tide_sidecar_records(node->in_image.list);
 }
 
 static int begin(struct tide_tracker *t, const struct tide_tracker_options *options, struct tide_error *err)
@@ -71,12 +51,8 @@ static int begin(struct tide_tracker *t, const struct tide_tracker_options *opti
 	struct tide_node *node = t->node;
 	bool durable = options->durability == TIDE_DURABILITY_POWER;
 
-	if (node->untracked)
-		tide_event_warning(&t->sink, node->path, "the image %s; its bitmaps stay inconsistent",
-		                   tide_node_why_untracked(node));
-	if (commit_repairs(node, err) < 0)
+	if (tide_node_log_prepare(node, &t->sink, err) < 0)
 		return -1;
-	tide_node_unlock_store(node);
 	if (!records(node))
 		tide_event_warning(&t->sink, node->path, "no bitmap records the writes");
 	if (!has_bitmaps(node))

@@ -21,8 +21,7 @@ static char *default_id(const char *path, struct tide_error *err)
 	if (tide_image_is_uri(path))
 		return tide_node_uri_id(path, err);
 
-	const char *slash = strrchr(path, '/');
-	const char *base = slash ? slash + 1 : path;
+	const char *base = tide_sysio_base_name(path);
 	size_t n = strcspn(base, ".");
 
 	return tide_mem_strndup(base, n ? n : strlen(base), err);

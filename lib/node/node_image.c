@@ -202,14 +202,12 @@ static int rewrite_mark(struct tide_node *node, uint64_t writer, struct tide_err
 	if (!now)
 		return tide_error_set(err, TIDE_E_CORRUPT, "The sidecar '%s' has vanished", node->sidecar_path);
 	/* The new stamp will match the image, so a mismatch that was found must be stored in the bitmaps. */
-	for (size_t i = 0; writer && node->untracked && i < now->n; i++)
-		now->items[i]->untracked = true;
+	if ((writer && node->untracked) || tide_image_others_wrote(node->image))
+		tide_sidecar_distrust(now);
 	for (size_t i = 0; writer && node->has_gap && i < now->n; i++) {
 		now->items[i]->unchecked = true;
 		now->device.gap = node->in_sidecar.list->device.gap;
 	}
-	for (size_t i = 0; tide_image_others_wrote(node->image) && i < now->n; i++)
-		now->items[i]->untracked = true;
 	now->writer = writer;
 	now->generation++;
 	if (!writer)

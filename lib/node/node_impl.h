@@ -30,6 +30,8 @@ extern const struct tide_bitmap_set_ops tide_node_sidecar_ops, tide_node_image_o
 /* drop: forgets the sidecar in memory with all changes.  load: reads it from disk. */
 void tide_node_drop_sidecar(struct tide_node *node);
 int tide_node_load_sidecar(struct tide_node *node, struct tide_error *err);
+/* Something was written that the bitmaps did not record: those of the sidecar, in memory, become inconsistent. */
+void tide_node_distrust(struct tide_node *node);
 /* Marks all bitmaps of the sidecar on disk as inconsistent; it has to be read again. */
 int tide_node_store_distrust(struct tide_node *node, struct tide_error *err);
 /* Stores the image's stamp and block device in a sidecar of the node. */

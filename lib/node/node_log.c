@@ -443,13 +443,35 @@ int tide_node_log_begin(struct tide_node *node, bool durable, bool with_image, s
 	return with_image ? check_out(node, err) : 0;
 }
 
+void tide_node_log_keep_untracked(struct tide_node *node, struct tide_sink *sink)
+{
+	if (!node->untracked)
+		return;
+	tide_event_warning(sink, node->path, "the image %s; its bitmaps stay inconsistent",
+	                   tide_node_why_untracked(node));
+	node->in_sidecar.is_dirty = true; /* the stamp will match again */
+}
+
+int tide_node_log_prepare(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
+{
+	tide_node_log_keep_untracked(node, sink);
+	if (tide_node_stage(node, err) < 0 || tide_node_commit(node, err) < 0)
+		return -1;
+	tide_node_unlock_store(node);
+	return 0;
+}
+
+void tide_node_log_warn_others(const struct tide_node *node, struct tide_sink *sink)
+{
+	tide_event_warning(sink, node->path,
+	                   "another program wrote to the image meanwhile; its bitmaps are inconsistent now");
+}
+
 int tide_node_log_distrust(struct tide_node *node, struct tide_error *err)
 {
 	if (tide_write_log_header(node->log.file)->state.untracked)
 		return 0;
-	for (size_t i = 0; i < node->in_sidecar.list->n; i++)
-		node->in_sidecar.list->items[i]->untracked = true;
-	node->untracked = true;
+	tide_node_distrust(node);
 	return tide_write_log_distrust(node->log.file, err);
 }
 
@@ -486,9 +508,7 @@ static int lock_for_end(struct tide_node *node, struct tide_sink *sink, struct t
 		return -1;
 	if (!node->has_sidecar)
 		return tide_error_set(err, TIDE_E_CORRUPT, "The sidecar '%s' has vanished", node->sidecar_path);
-	node->untracked = true;
-	for (size_t i = 0; i < node->in_sidecar.list->n; i++)
-		node->in_sidecar.list->items[i]->untracked = true;
+	tide_node_distrust(node);
 	return take(node, false, true, false, err);
 }
 

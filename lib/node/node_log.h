@@ -34,6 +34,10 @@ void tide_node_log_remove(struct tide_node *node);
 /* Does another program record in the node's log now?  Then the node can be opened for reading beside it. */
 bool tide_node_log_is_live(const struct tide_node *node);
 
+/* Writes that nothing recorded came before this node's: warns, and the sidecar stores that with its next commit. */
+void tide_node_log_keep_untracked(struct tide_node *node, struct tide_sink *sink);
+/* Before begin: stores what opening the node has found and repaired, and unlocks the sidecar. */
+int tide_node_log_prepare(struct tide_node *node, struct tide_sink *sink, struct tide_error *err);
 /*
  * From now on the log records the writes of this node.  with_image: also for the enabled bitmaps inside the image,
  * which are marked there as in use.  All other changes of the node have been committed.
@@ -41,6 +45,7 @@ bool tide_node_log_is_live(const struct tide_node *node);
 int tide_node_log_begin(struct tide_node *node, bool durable, bool with_image, struct tide_error *err);
 /* Another program has written to the image: the bitmaps are inconsistent, and the log says so too. */
 int tide_node_log_distrust(struct tide_node *node, struct tide_error *err);
+void tide_node_log_warn_others(const struct tide_node *node, struct tide_sink *sink);
 /* Called after a write that is durable, with its times: closes the log cleanly, so that the next write can continue it.
  */
 int tide_node_log_clean(struct tide_node *node, struct tide_error *err);

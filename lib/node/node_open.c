@@ -108,14 +108,6 @@ static void trust(struct tide_node *node)
 	node->untracked = false;
 }
 
-static int distrust(struct tide_node *node)
-{
-	node->untracked = true;
-	for (size_t i = 0; i < node->in_sidecar.list->n; i++)
-		node->in_sidecar.list->items[i]->untracked = true;
-	return 0;
-}
-
 /* Is the image another disk, or an image of another kind, than the sidecar was stored for? */
 static enum tide_device_verdict compare_device(const struct tide_node *node, struct tide_device *now)
 {
@@ -144,7 +136,7 @@ static bool check_device(struct tide_node *node)
 	switch (compare_device(node, &now)) {
 	case TIDE_DEVICE_REPLACED:
 		sc->device.doubt = now.doubt;
-		distrust(node);
+		tide_node_distrust(node);
 		return false;
 	case TIDE_DEVICE_UNCHECKED:
 		sc->device.gap = now.gap;
@@ -167,8 +159,10 @@ static int compare_stamp(struct tide_node *node, struct tide_sink *sink, struct 
 	if (!node->has_sidecar)
 		return 0;
 	is_written = check_device(node);
-	if (node->log.untracked || node->group.is_foreign)
-		return distrust(node);
+	if (node->log.untracked || node->group.is_foreign) {
+		tide_node_distrust(node);
+		return 0;
+	}
 	if (node->log.vouches)
 		return 0;
 	if (node->in_sidecar.list->writer) {
@@ -184,9 +178,9 @@ static int compare_stamp(struct tide_node *node, struct tide_sink *sink, struct 
 		}
 		return 0;
 	}
-	if (!is_written && tide_stamp_is_equal(tide_image_stamp(node->image), &node->in_sidecar.list->stamp))
-		return 0;
-	return distrust(node);
+	if (is_written || !tide_stamp_is_equal(tide_image_stamp(node->image), &node->in_sidecar.list->stamp))
+		tide_node_distrust(node);
+	return 0;
 }
 
 static int check_stamp(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)

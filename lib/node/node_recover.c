@@ -43,16 +43,12 @@ int tide_node_roll_back(struct tide_node *node, struct tide_sidecar_bitmap *entr
 /* A record that was found for the node. */
 struct found {
 	const char *slot; /* the file beside the node's sidecar: the record, or the pointer that led to it */
-	char *path;       /* the record's */
-	int fd;
-	struct tide_commit_record record;
+	struct tide_commit_found at;
 };
 
 static void release_found(struct found *f)
 {
-	free(f->path);
-	tide_sysio_close(f->fd);
-	tide_commit_record_release(&f->record);
+	tide_commit_found_release(&f->at);
 }
 
 #define AUTOFOUND TIDE_CLEANUP(release_found)
@@ -86,17 +82,9 @@ static int find_record(const struct tide_node *node, const char *slot, struct fo
 	if (rc <= 0 || alive)
 		return rc < 0 || alive < 0 ? -1 : 0;
 	f->slot = slot;
-	if (!first.record) {
-		f->path = tide_mem_strdup(slot, err);
-		f->fd = fd;
-		f->record = first;
-		fd = -1;
-		first = (struct tide_commit_record)TIDE_COMMIT_RECORD_INIT;
-		return f->path ? 1 : -1;
-	}
-	rc = tide_commit_recover_follow(&first, slot, &f->path, err);
-	if (rc > 0)
-		rc = read_trusted(node, f->path, &f->record, &f->fd, err);
+	rc = tide_commit_recover_resolve(&first, &fd, slot, &f->at, err);
+	if (rc > 1)
+		rc = read_trusted(node, f->at.path, &f->at.record, &f->at.fd, err);
 	*gone = rc == 0;
 	return rc;
 }
@@ -109,13 +97,13 @@ static bool is_own(const struct tide_node *node, const char *image)
 /* Has another program changed the node's image since its switch was staged? */
 static int find_foreign(struct tide_node *node, const struct found *f, struct tide_error *err)
 {
-	for (size_t i = 0; i < f->record.n; i++) {
-		const struct tide_commit_change *change = &f->record.changes[i];
+	for (size_t i = 0; i < f->at.record.n; i++) {
+		const struct tide_commit_change *change = &f->at.record.changes[i];
 		TIDE_AUTOFREE char *image = NULL;
 
 		if (change->kind != TIDE_COMMIT_SWITCH)
 			continue;
-		if (tide_commit_recover_place(change->path, change->relative, f->path, &image, err) < 0)
+		if (tide_commit_recover_place(change->path, change->relative, f->at.path, &image, err) < 0)
 			return -1;
 		if (is_own(node, image) && tide_node_image_is_foreign(image, change))
 			node->group.is_foreign = true;
@@ -126,7 +114,8 @@ static int find_foreign(struct tide_node *node, const struct found *f, struct ti
 /* Shows the bitmaps as the transaction has decided them, to commands that only look. */
 static int show_decided(struct tide_node *node, const struct found *f, struct tide_sink *sink, struct tide_error *err)
 {
-	TIDE_AUTOFREE char *staged = tide_commit_recover_find_staged(&f->record, f->path, node->sidecar_path, err);
+	TIDE_AUTOFREE char *staged =
+	        tide_commit_recover_find_staged(&f->at.record, f->at.path, node->sidecar_path, err);
 	struct tide_sidecar *decided = NULL;
 
 	tide_event_warning(
@@ -167,7 +156,7 @@ static int make_switch(struct tide_node *node, const struct found *f, const stru
 
 	if (change->kind != TIDE_COMMIT_SWITCH)
 		return 0;
-	if (tide_commit_recover_place(change->path, change->relative, f->path, &image, err) < 0)
+	if (tide_commit_recover_place(change->path, change->relative, f->at.path, &image, err) < 0)
 		return -1;
 	if (image && !strcmp(image, own)) {
 		tide_node_image_close(node);
@@ -189,24 +178,24 @@ static int make_switches(struct tide_node *node, struct found *f, bool had_renam
 
 	if (!own)
 		return -1;
-	if (fstat(f->fd, &st) < 0)
-		return tide_error_set_sys(err, errno, "Could not access '%s'", f->path);
-	for (size_t i = 0; i < f->record.n; i++) {
-		struct tide_commit_change *change = &f->record.changes[i], kept;
+	if (fstat(f->at.fd, &st) < 0)
+		return tide_error_set_sys(err, errno, "Could not access '%s'", f->at.path);
+	for (size_t i = 0; i < f->at.record.n; i++) {
+		struct tide_commit_change *change = &f->at.record.changes[i], kept;
 		int rc = make_switch(node, f, change, st.st_uid, own, had_renames, sink, err);
 
 		if (rc < 0)
 			return -1;
 		*keeps_own |= rc == 2;
 		if (rc > 0) {
-			kept = f->record.changes[left];
-			f->record.changes[left++] = *change;
+			kept = f->at.record.changes[left];
+			f->at.record.changes[left++] = *change;
 			*change = kept;
 		}
 	}
 	/* The changes that were made are at the end of the list. */
-	while (f->record.n > left)
-		tide_commit_record_drop(&f->record, left);
+	while (f->at.record.n > left)
+		tide_commit_record_drop(&f->at.record, left);
 	return 0;
 }
 
@@ -232,27 +221,27 @@ static void close_replaced(struct tide_node *node)
 /* 1: done, and all has to be read again; 0: only switches of other images are left, and cannot be made now. */
 static int complete(struct tide_node *node, struct found *f, struct tide_sink *sink, struct tide_error *err)
 {
-	bool had_renames = has_renames(&f->record), keeps_own = false;
-	size_t before = f->record.n;
-	int rc = tide_commit_recover_lock(f->fd, f->path, err);
+	bool had_renames = has_renames(&f->at.record), keeps_own = false;
+	size_t before = f->at.record.n;
+	int rc = tide_commit_recover_lock(f->at.fd, f->at.path, err);
 
 	if (rc <= 0)
 		return rc < 0 ? -1 : 1;
-	if (tide_commit_recover_renames(&f->record, f->path, f->fd, err) < 0)
+	if (tide_commit_recover_renames(&f->at.record, f->at.path, f->at.fd, err) < 0)
 		return -1;
-	tide_commit_recover_names(&f->record, &node->group.completed);
+	tide_commit_recover_names(&f->at.record, &node->group.completed);
 	if (make_switches(node, f, had_renames, &keeps_own, sink, err) < 0)
 		return -1;
 	if (had_renames)
 		close_replaced(node);
-	if (f->record.n && (had_renames || f->record.n < before) &&
-	    tide_commit_record_rewrite(&f->record, f->path, err) < 0)
+	if (f->at.record.n && (had_renames || f->at.record.n < before) &&
+	    tide_commit_record_rewrite(&f->at.record, f->at.path, err) < 0)
 		return -1;
-	if (!f->record.n && tide_commit_record_finish(f->path, f->record.is_old, err) < 0)
+	if (!f->at.record.n && tide_commit_record_finish(f->at.path, f->at.record.is_old, err) < 0)
 		return -1;
-	if (!keeps_own && strcmp(f->slot, f->path) != 0 && unlink(f->slot) < 0 && errno != ENOENT)
+	if (!keeps_own && strcmp(f->slot, f->at.path) != 0 && unlink(f->slot) < 0 && errno != ENOENT)
 		return tide_error_set_sys(err, errno, "Could not remove '%s'", f->slot);
-	return had_renames || f->record.n < before;
+	return had_renames || f->at.record.n < before;
 }
 
 /* A pointer without a record: nothing was decided, or another program has completed it meanwhile. */
@@ -270,7 +259,7 @@ static int end_pointer(struct tide_node *node, const char *slot, struct tide_err
 
 static int recover_slot(struct tide_node *node, const char *slot, struct tide_sink *sink, struct tide_error *err)
 {
-	AUTOFOUND struct found f = { .fd = -1, .record = TIDE_COMMIT_RECORD_INIT };
+	AUTOFOUND struct found f = { .at = TIDE_COMMIT_FOUND_INIT };
 	bool gone = false;
 	int rc = find_record(node, slot, &f, &gone, err);
 

@@ -34,24 +34,20 @@ int tide_node_load_sidecar(struct tide_node *node, struct tide_error *err)
 	return node->in_sidecar.list ? 0 : -1;
 }
 
+void tide_node_distrust(struct tide_node *node)
+{
+	node->untracked = true;
+	tide_sidecar_distrust(node->in_sidecar.list);
+}
+
 int tide_node_store_distrust(struct tide_node *node, struct tide_error *err)
 {
 	TIDE_AUTOCLOSE int fd = tide_sysio_open(node->path, O_RDONLY | O_NONBLOCK, err);
-	struct tide_sidecar *now = NULL;
-	int rc = -1;
+	bool any;
 
-	if (fd < 0 || (node->store.lock_fd < 0 && tide_store_lock(&node->store, node->sidecar_path, false, err) < 0) ||
-	    tide_store_load(node->sidecar_path, &now, err) < 0)
+	if (fd < 0 || (node->store.lock_fd < 0 && tide_store_lock(&node->store, node->sidecar_path, false, err) < 0))
 		return -1;
-	if (!now)
-		return 0;
-	for (size_t i = 0; i < now->n; i++)
-		now->items[i]->untracked = true;
-	now->generation++;
-	if (tide_store_stage(&node->store, now, fd, err) == 0)
-		rc = tide_store_commit(&node->store, err);
-	tide_sidecar_free(now);
-	return rc;
+	return tide_store_distrust(&node->store, node->sidecar_path, fd, &any, err);
 }
 
 void tide_node_unlock_store(struct tide_node *node)
@@ -133,11 +129,8 @@ static int stage(struct tide_node *node, struct tide_error *err)
 	 */
 	if (tide_image_settle(node->image, err) < 0)
 		return -1;
-	if (tide_image_others_wrote(node->image)) {
-		node->untracked = true;
-		for (size_t i = 0; i < sc->n; i++)
-			sc->items[i]->untracked = true;
-	}
+	if (tide_image_others_wrote(node->image))
+		tide_node_distrust(node);
 	tide_node_put_stamp(node, sc);
 	sc->generation++;
 	if (tide_store_stage(&node->store, sc, tide_image_fd(node->image), err) < 0)

@@ -114,17 +114,10 @@ static void close_place(struct place *place)
 
 #define AUTOPLACE TIDE_CLEANUP(close_place)
 
-static const char *base_of(const char *path)
-{
-	const char *slash = strrchr(path, '/');
-
-	return slash ? slash + 1 : path;
-}
-
 /* *dir: -1 if there is no such directory. */
 static int open_dir_of(const char *path, int *dir, struct tide_error *err)
 {
-	TIDE_AUTOFREE char *name = tide_mem_strndup(path, (size_t)(base_of(path) - path), err);
+	TIDE_AUTOFREE char *name = tide_mem_strndup(path, (size_t)(tide_sysio_base_name(path) - path), err);
 
 	*dir = -1;
 	if (!name)
@@ -163,7 +156,7 @@ static enum state find(const struct tide_commit_change *change, const char *reco
 	TIDE_AUTOFREE char *moved = NULL;
 	enum state state;
 
-	*place = (struct place){ -1, base_of(change->path) };
+	*place = (struct place){ -1, tide_sysio_base_name(change->path) };
 	state = look_in(change, change->path, place, err);
 	if (state != MISSING || !change->relative)
 		return state;
@@ -180,10 +173,11 @@ char *tide_commit_recover_find_staged(const struct tide_commit_record *record, c
 		struct stat a, b;
 		TIDE_AUTOFREE char *dir = NULL;
 
-		if (change->kind != TIDE_COMMIT_RENAME || strcmp(base_of(change->path), base_of(file)) != 0 ||
+		if (change->kind != TIDE_COMMIT_RENAME ||
+		    strcmp(tide_sysio_base_name(change->path), tide_sysio_base_name(file)) != 0 ||
 		    find(change, path, &place, NULL) != STAGED)
 			continue;
-		dir = tide_mem_strndup(file, (size_t)(base_of(file) - file), err);
+		dir = tide_mem_strndup(file, (size_t)(tide_sysio_base_name(file) - file), err);
 		if (!dir)
 			return NULL;
 		if (fstat(place.dir, &a) == 0 && stat(*dir ? dir : ".", &b) == 0 && a.st_dev == b.st_dev &&
@@ -355,4 +349,28 @@ int tide_commit_recover_renames(const struct tide_commit_record *record, const c
 			return -1;
 	}
 	return 0;
+}
+
+void tide_commit_found_release(struct tide_commit_found *found)
+{
+	free(found->path);
+	tide_sysio_close(found->fd);
+	tide_commit_record_release(&found->record);
+}
+
+int tide_commit_recover_resolve(struct tide_commit_record *first, int *fd, const char *slot,
+                                struct tide_commit_found *found, struct tide_error *err)
+{
+	int rc;
+
+	if (first->record) {
+		rc = tide_commit_recover_follow(first, slot, &found->path, err);
+		return rc > 0 ? 2 : rc;
+	}
+	found->path = tide_mem_strdup(slot, err);
+	found->fd = *fd;
+	found->record = *first;
+	*fd = -1;
+	*first = (struct tide_commit_record)TIDE_COMMIT_RECORD_INIT;
+	return found->path ? 1 : -1;
 }

@@ -19,6 +19,26 @@
 /* Is the open file one that may be followed?  image_fd: -1, or the image beside which it was found. */
 int tide_commit_recover_check_trust(int fd, const char *path, int image_fd, struct tide_error *err);
 
+/* A record that was found beside an image, and is open. */
+struct tide_commit_found {
+	char *path; /* the record's */
+	int fd;
+	struct tide_commit_record record;
+};
+
+#define TIDE_COMMIT_FOUND_INIT                    \
+	{                                         \
+		NULL, -1, TIDE_COMMIT_RECORD_INIT \
+	}
+
+void tide_commit_found_release(struct tide_commit_found *found);
+/*
+ * *first was read from slot, with its descriptor.  1: it is the record, and moves to *found.  2: it is a pointer, and
+ * found->path the record that is still to be read.  0: that is gone; -1: as for follow.
+ */
+int tide_commit_recover_resolve(struct tide_commit_record *first, int *fd, const char *slot,
+                                struct tide_commit_found *found, struct tide_error *err);
+
 /*
  * Locks the record, which was opened for writing, unless it is no longer the file of that name: 0, and the caller looks
  * again.  1: locked, until fd is closed.

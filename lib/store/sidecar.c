@@ -73,6 +73,26 @@ struct tide_sidecar *tide_sidecar_new(struct tide_error *err)
 	return tide_mem_alloc(1, sizeof(struct tide_sidecar), err);
 }
 
+bool tide_sidecar_bitmap_records(const struct tide_sidecar_bitmap *entry)
+{
+	return entry->enabled && !entry->in_use;
+}
+
+bool tide_sidecar_records(const struct tide_sidecar *sc)
+{
+	for (size_t i = 0; i < sc->n; i++) {
+		if (tide_sidecar_bitmap_records(sc->items[i]))
+			return true;
+	}
+	return false;
+}
+
+void tide_sidecar_distrust(struct tide_sidecar *sc)
+{
+	for (size_t i = 0; i < sc->n; i++)
+		sc->items[i]->untracked = true;
+}
+
 void tide_sidecar_free(struct tide_sidecar *sc)
 {
 	if (!sc)

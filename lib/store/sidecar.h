@@ -107,6 +107,12 @@ uint32_t tide_sidecar_checksum(const void *head, size_t len);
 /* Does a file begin like a sidecar? */
 bool tide_sidecar_is_one(const void *head, size_t len);
 
+/* Does a write have to be recorded in this bitmap, or in one of these? */
+bool tide_sidecar_bitmap_records(const struct tide_sidecar_bitmap *entry);
+bool tide_sidecar_records(const struct tide_sidecar *sc);
+/* All bitmaps become inconsistent: something was written that they did not record. */
+void tide_sidecar_distrust(struct tide_sidecar *sc);
+
 /* A file read or written in parts, at byte offsets. Each call transfers all of buf or returns -1. */
 struct tide_sidecar_reader {
 	int (*read)(void *ctx, void *buf, size_t len, uint64_t off, struct tide_error *err);

@@ -35,13 +35,6 @@
 
 #define NAME_BYTES 255u /* of a file, in one directory */
 
-static const char *base_name(const char *path)
-{
-	const char *slash = strrchr(path, '/');
-
-	return slash ? slash + 1 : path;
-}
-
 /* The name that device-mapper has for a block device, or NULL. */
 static char *mapper_name(dev_t rdev, struct tide_error *err)
 {
@@ -88,7 +81,7 @@ static char *by_id_name(dev_t rdev, struct tide_error *err)
 bool tide_store_is_reserved(const char *path)
 {
 	static const char *const ends[] = { "", ".log", ".lock", ".group", ".commit" };
-	const char *name = base_name(path), *at;
+	const char *name = tide_sysio_base_name(path), *at;
 
 	if (!strncmp(name, HASHED, strlen(HASHED)))
 		return true;
@@ -107,7 +100,7 @@ bool tide_store_is_reserved(const char *path)
 
 char *tide_store_beside(const char *sidecar, const char *suffix, struct tide_error *err)
 {
-	const char *base = base_name(sidecar);
+	const char *base = tide_sysio_base_name(sidecar);
 	size_t n = strlen(sidecar), m = strlen(suffix);
 	struct tide_sha256 sha;
 	char hex[65], *path;
@@ -379,4 +372,21 @@ void tide_store_release(struct tide_store *store)
 	tide_sysio_close(store->lock_fd);
 	free(store->path);
 	*store = (struct tide_store)TIDE_STORE_INIT;
+}
+
+int tide_store_distrust(struct tide_store *store, const char *path, int image_fd, bool *any, struct tide_error *err)
+{
+	struct tide_sidecar *sc = NULL;
+	int rc = tide_store_load(path, &sc, err);
+
+	*any = rc == 0 && sc && sc->n > 0;
+	if (*any) {
+		tide_sidecar_distrust(sc);
+		sc->generation++;
+		rc = tide_store_stage(store, sc, image_fd, err);
+		if (rc == 0)
+			rc = tide_store_commit(store, err);
+	}
+	tide_sidecar_free(sc);
+	return rc;
 }

@@ -48,6 +48,10 @@ int tide_store_load(const char *path, struct tide_sidecar **sc, struct tide_erro
 /* create: make a claim if no sidecar exists.  Without it and without a sidecar nothing is locked, and the call
  * succeeds. */
 int tide_store_lock(struct tide_store *store, const char *path, bool create, struct tide_error *err);
+/*
+ * Makes the bitmaps of the locked sidecar on disk inconsistent, durably.  *any: it has bitmaps.  image_fd: as in stage.
+ */
+int tide_store_distrust(struct tide_store *store, const char *path, int image_fd, bool *any, struct tide_error *err);
 /* Writes the new content, durably, without its name.  Owner and mode become those of image_fd, never wider. */
 int tide_store_stage(struct tide_store *store, const struct tide_sidecar *sc, int image_fd, struct tide_error *err);
 int tide_store_commit(struct tide_store *store, struct tide_error *err);
