@@ -110,23 +110,22 @@ completed_group() {
 	done
 }
 
-@test "a restore that fails leaves the bitmaps of its transaction alone" {
-	disk a.img
-	done_ backup-run -F qcow2 a.img full.qcow2
-	cat > prog.c <<- 'C'
-		#include <stdio.h>
+# txn_prog DECLARATIONS ACTIONS: builds ./prog, which runs these actions on the declared `drives` in one transaction of
+# the library: 0, 1 if it fails, 3 if it cannot be made.
+txn_prog() {
+	cat > prog.c <<- C
 		#include "tidemark.h"
 		int main(void)
 		{
 			struct tide_session_options options = {0};
 			struct tide_session *s = tide_session_new(&options, NULL);
-			struct tide_drive a = {.id = "a", .path = "a.img"}, f = {.id = "f", .path = "full.qcow2"};
-			struct tide_bitmap_edit clear = {.node = "a", .name = "b"};
-			struct tide_chain_restore restore = {.device = "f", .target = "full/disk.raw"};
+			$1
 			struct tide_txn *txn;
-			int rc = tide_session_add_drive(s, &a, NULL, NULL) || tide_session_add_drive(s, &f, NULL, NULL);
+			int rc = 0;
+			for (size_t i = 0; i < sizeof(drives) / sizeof(drives[0]); i++)
+				rc = rc || tide_session_add_drive(s, &drives[i], NULL, NULL);
 			txn = tide_txn_new(s, NULL);
-			rc = rc || tide_txn_bitmap_clear(txn, &clear, NULL) || tide_txn_chain_restore(txn, &restore, NULL);
+			rc = rc || $2;
 			rc = rc ? 3 : tide_txn_run(txn, NULL) != 0;
 			tide_txn_free(txn);
 			tide_session_free(s);
@@ -134,6 +133,15 @@ completed_group() {
 		}
 	C
 	${CC:-cc} -I"$ROOT/lib" -o prog prog.c -L"$BUILD/lib" -ltidemark "-Wl,-rpath,$BUILD/lib"
+}
+
+@test "a restore that fails leaves the bitmaps of its transaction alone" {
+	disk a.img
+	done_ backup-run -F qcow2 a.img full.qcow2
+	txn_prog 'struct tide_drive drives[] = {{.id = "a", .path = "a.img"}, {.id = "f", .path = "full.qcow2"}};
+		struct tide_bitmap_edit clear = {.node = "a", .name = "b"};
+		struct tide_chain_restore restore = {.device = "f", .target = "full/disk.raw"};' \
+		'tide_txn_bitmap_clear(txn, &clear, NULL) || tide_txn_chain_restore(txn, &restore, NULL)'
 	mkdir full
 	mount -t tmpfs -o size=1M none full || skip "a file system cannot be mounted here"
 	mounts+=("$PWD/full")
@@ -145,26 +153,10 @@ completed_group() {
 
 @test "a write to an image is a transaction of its own" {
 	disk a.img
-	cat > prog.c <<- 'C'
-		#include "tidemark.h"
-		int main(void)
-		{
-			struct tide_session_options options = {0};
-			struct tide_session *s = tide_session_new(&options, NULL);
-			struct tide_drive a = {.id = "a", .path = "a.img"};
-			struct tide_bitmap_edit clear = {.node = "a", .name = "b"};
-			struct tide_image_write write = {.node = "a", .kind = TIDE_WRITE_PATTERN, .has_length = true, .length = 9};
-			struct tide_txn *txn;
-			int rc = tide_session_add_drive(s, &a, NULL, NULL);
-			txn = tide_txn_new(s, NULL);
-			rc = rc || tide_txn_bitmap_clear(txn, &clear, NULL) || tide_txn_image_write(txn, &write, NULL);
-			rc = rc ? 3 : tide_txn_run(txn, NULL) != 0;
-			tide_txn_free(txn);
-			tide_session_free(s);
-			return rc;
-		}
-	C
-	${CC:-cc} -I"$ROOT/lib" -o prog prog.c -L"$BUILD/lib" -ltidemark "-Wl,-rpath,$BUILD/lib"
+	txn_prog 'struct tide_drive drives[] = {{.id = "a", .path = "a.img"}};
+		struct tide_bitmap_edit clear = {.node = "a", .name = "b"};
+		struct tide_image_write write = {.node = "a", .kind = TIDE_WRITE_PATTERN, .has_length = true, .length = 9};' \
+		'tide_txn_bitmap_clear(txn, &clear, NULL) || tide_txn_image_write(txn, &write, NULL)'
 	run ./prog
 	[ "$status" -eq 1 ]
 	[ "$(dirty a.img)" -eq 262144 ]
@@ -549,26 +541,10 @@ completed_group() {
 @test "two restores of one transaction: both have their names after a death, or neither" {
 	head -c 1M /dev/urandom > src.img
 	done_ backup-run -q -F qcow2 src.img full.qcow2
-	cat > prog.c <<- 'C'
-		#include "tidemark.h"
-		int main(void)
-		{
-			struct tide_session_options options = {0};
-			struct tide_session *s = tide_session_new(&options, NULL);
-			struct tide_drive f = {.id = "f", .path = "full.qcow2"};
-			struct tide_chain_restore one = {.device = "f", .target = "one.raw"};
-			struct tide_chain_restore two = {.device = "f", .target = "two.raw"};
-			struct tide_txn *txn;
-			int rc = tide_session_add_drive(s, &f, NULL, NULL);
-			txn = tide_txn_new(s, NULL);
-			rc = rc || tide_txn_chain_restore(txn, &one, NULL) || tide_txn_chain_restore(txn, &two, NULL);
-			rc = rc ? 3 : tide_txn_run(txn, NULL) != 0;
-			tide_txn_free(txn);
-			tide_session_free(s);
-			return rc;
-		}
-	C
-	${CC:-cc} -I"$ROOT/lib" -o prog prog.c -L"$BUILD/lib" -ltidemark "-Wl,-rpath,$BUILD/lib"
+	txn_prog 'struct tide_drive drives[] = {{.id = "f", .path = "full.qcow2"}};
+		struct tide_chain_restore one = {.device = "f", .target = "one.raw"};
+		struct tide_chain_restore two = {.device = "f", .target = "two.raw"};' \
+		'tide_txn_chain_restore(txn, &one, NULL) || tide_txn_chain_restore(txn, &two, NULL)'
 	local n name
 	for n in 1 2; do
 		for name in one two; do

@@ -123,6 +123,31 @@ shown() {
 	exec 8>&-
 }
 
+# is_starved PID FD: it has read all that came through this pipe, and waits for more.
+is_starved() {
+	python3 -c 'import fcntl, struct, sys, termios
+sys.exit(struct.unpack("i", fcntl.ioctl(int(sys.argv[1]), termios.FIONREAD, bytes(4)))[0] != 0)' "$2" && grep -q poll "/proc/$1/wchan"
+}
+
+@test "another program's write while a command holds the device" {
+	kept
+	mkfifo input
+	image-write --sidecar s "$loop" 0 5M < input > bg.out 2> bg.err 3>&- &
+	bg=$!
+	bg_pids+=("$bg")
+	exec 7> input
+	noise 4M >&7
+	# Not during one of its own writes: it has made the first, and waits for the data of the second.
+	eventually is_starved "$bg" 7
+	dd if=dev.img of="$loop" bs=4K count=1 seek=1800 oflag=direct conv=notrunc status=none
+	noise 1M >&7
+	exec 7>&-
+	finish
+	assert_equal "$status" 0
+	[[ $stderr == *'another program wrote to the image meanwhile'* ]] || fail "$stderr"
+	inconsistent 'was changed without being tracked'
+}
+
 @test "a device that changes while it is backed up is no backup" {
 	kept
 	strace -f -o trace true 2> strace.err || skip 'no strace'
@@ -305,12 +330,17 @@ shown() {
 	auto incremental 'the device is unchecked: the kernel does not count its writes' j.qcow2 --backing i.qcow2
 }
 
-@test "a qcow2 in a device, and the data file of a qcow2" {
+# qcow2_in_device: in $loop, with a bitmap in the sidecar s.
+qcow2_in_device() {
 	truncate -s 16M dev.img
 	loop dev.img
 	qemu-img create -q -f qcow2 "$loop" 8M
 	list_with --sidecar s
 	ok bitmap-add -f qcow2 --sidecar s "$loop" n
+}
+
+@test "a qcow2 in a device, and the data file of a qcow2" {
+	qcow2_in_device
 	write --pattern 7 "$loop" 1M 64K
 	write --pattern 7 "$loop" 2M 64K
 	bitmap "$loop" n '(.inconsistent | not) and .count == 131072'
@@ -329,11 +359,7 @@ shown() {
 }
 
 @test "bitmaps inside a qcow2 in a device, beside those in its sidecar" {
-	truncate -s 16M dev.img
-	loop dev.img
-	qemu-img create -q -f qcow2 "$loop" 8M
-	list_with --sidecar s
-	ok bitmap-add -f qcow2 --sidecar s "$loop" n
+	qcow2_in_device
 	ok bitmap-add --sidecar s --store image "$loop" m
 	write --pattern 7 "$loop" 1M 64K
 	ok bitmap-clear --sidecar s "$loop" m
