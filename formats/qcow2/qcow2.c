@@ -147,6 +147,7 @@ const struct tide_image_driver tide_qcow2_driver = {
 	.zero = tide_qcow2_zero_range,
 	.can_zero_fast = tide_qcow2_can_zero_fast,
 	.set_exact_size = tide_qcow2_ext_set_exact_size,
+	.set_fingerprint = tide_qcow2_ext_set_fingerprint,
 	.set_birth = tide_qcow2_ext_set_birth,
 	.packer_new = tide_qcow2_pack_new,
 	.packer_free = tide_qcow2_pack_free,

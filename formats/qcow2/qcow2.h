@@ -95,6 +95,7 @@ enum {
 
 #define TIDE_QCOW2_FINGERPRINT_BYTES   72u
 #define TIDE_QCOW2_FINGERPRINT_2_BYTES 112u
+#define TIDE_QCOW2_HEADER_ROOM         128u /* bytes left free in the first cluster beside a fingerprint */
 
 /* Offsets of the header fields that are rewritten. */
 enum { TIDE_QCOW2_AT_REFTABLE = 48, TIDE_QCOW2_AT_INCOMPATIBLE = 72, TIDE_QCOW2_AT_AUTOCLEAR = 88 };
@@ -454,6 +455,9 @@ int tide_qcow2_ends_check(struct tide_qcow2 *q, struct tide_error *err);
 /* ---- qcow2_ext.c: see driver.h ---- */
 
 int tide_qcow2_ext_set_exact_size(void *state, uint64_t size, struct tide_driver_info *info, struct tide_error *err);
+/* The bytes of the extension, at most TIDE_QCOW2_FINGERPRINT_2_BYTES. Returns their number. */
+size_t tide_qcow2_ext_encode_fingerprint(const struct tide_fingerprint *fp, const char *backing, uint8_t *out);
+int tide_qcow2_ext_set_fingerprint(void *state, const struct tide_fingerprint *fp, struct tide_error *err);
 int tide_qcow2_ext_set_birth(void *state, const struct tide_birth *birth, struct tide_error *err);
 
 /* ---- qcow2_check.c: see driver.h ---- */

@@ -20,8 +20,7 @@
 #define CLUSTER_DEFAULT 65536u
 #define HEADER_LENGTH   112u /* of version 3, with the compression type */
 
-#define EXACT_SIZE_BYTES 16u  /* of its extension */
-#define HEADER_ROOM      128u /* bytes left free in the first cluster beside a fingerprint */
+#define EXACT_SIZE_BYTES 16u /* of its extension */
 
 struct config {
 	uint64_t exact_size; /* `size` is rounded up to a multiple of 512 */
@@ -338,7 +337,7 @@ static uint64_t other_bytes(const struct config *c, bool names)
  */
 static bool has_exact_size(const struct config *c)
 {
-	uint64_t need = other_bytes(c, c->cluster_size > 512) + EXACT_SIZE_BYTES + HEADER_ROOM;
+	uint64_t need = other_bytes(c, c->cluster_size > 512) + EXACT_SIZE_BYTES + TIDE_QCOW2_HEADER_ROOM;
 
 	return c->exact_size && (c->exact_size != c->size || need <= c->cluster_size);
 }
@@ -378,11 +377,6 @@ static int check_backing(const struct config *c, struct tide_error *err)
 	return 0;
 }
 
-static size_t fingerprint_bytes(const struct tide_fingerprint *fp)
-{
-	return fp->has_file ? TIDE_QCOW2_FINGERPRINT_2_BYTES : TIDE_QCOW2_FINGERPRINT_BYTES;
-}
-
 /*
  * A fingerprint is stored only if QEMU, which rewrites the header, still has room for the features' names, a bitmap
  * extension, and more.
@@ -390,26 +384,18 @@ static size_t fingerprint_bytes(const struct tide_fingerprint *fp)
 static bool has_fingerprint(const struct config *c)
 {
 	return c->backing && c->fingerprint &&
-	       header_bytes(c, c->cluster_size > 512) + 8 + fingerprint_bytes(c->fingerprint) + HEADER_ROOM <=
+	       header_bytes(c, c->cluster_size > 512) + 8 + TIDE_QCOW2_FINGERPRINT_2_BYTES + TIDE_QCOW2_HEADER_ROOM <=
 	               c->cluster_size;
 }
 
 static uint8_t *put_fingerprint(uint8_t *p, const struct config *c)
 {
-	const struct tide_fingerprint *fp = c->fingerprint;
-	uint8_t data[TIDE_QCOW2_FINGERPRINT_2_BYTES] = { 0 };
+	uint8_t data[TIDE_QCOW2_FINGERPRINT_2_BYTES];
 
 	if (!has_fingerprint(c))
 		return p;
-	tide_put_be32(data, fp->has_file ? 2 : 1);
-	tide_put_be32(data + 4, tide_checksum_crc32c(0, c->backing, strlen(c->backing)));
-	memcpy(data + 8, fp->disk, 64);
-	tide_put_be64(data + 72, fp->dev);
-	tide_put_be64(data + 80, fp->ino);
-	tide_put_be64(data + 88, fp->stamp.size);
-	tide_put_be64(data + 96, (uint64_t)fp->stamp.mtime_sec);
-	tide_put_be32(data + 104, fp->stamp.mtime_nsec);
-	return put_extension(p, TIDE_QCOW2_EXT_FINGERPRINT, data, fingerprint_bytes(fp));
+	return put_extension(p, TIDE_QCOW2_EXT_FINGERPRINT, data,
+	                     tide_qcow2_ext_encode_fingerprint(c->fingerprint, c->backing, data));
 }
 
 static int write_header(int fd, const struct config *c, const struct layout *l, struct tide_error *err)

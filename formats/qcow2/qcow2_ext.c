@@ -1,6 +1,6 @@
 /*
- * Tidemark's own extensions in the header of an image that exists already: the exact size of the disk, and the birth
- * record of a backup.
+ * Tidemark's own extensions in the header of an image that exists already: the exact size of the disk, the
+ * fingerprint of the backing image, and the birth record of a backup.
  *
  * An extension that the header has is changed in place if the new content fits. Otherwise a new one takes the place of
  * the end mark. The backing file's name, which follows the extensions, is in the way; it moves first, a copy to free
@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "base/bytes.h"
+#include "base/checksum.h"
 #include "base/error.h"
 #include "base/mem.h"
 #include "base/range.h"
@@ -37,6 +38,8 @@ struct content {
 	uint32_t type;
 	const uint8_t *data;
 	size_t len;
+	bool has_fixed_len; /* the version of the content follows from its length */
+	size_t spare;       /* bytes of the first cluster to be left free */
 };
 
 /* Nobody else sees an image that is new, so there the order does not matter. */
@@ -45,6 +48,11 @@ static int write_synced(const struct tide_qcow2 *q, const void *buf, size_t len,
 	if (tide_sysio_pwrite(q->fd, buf, len, off, err) < 0)
 		return -1;
 	return q->is_new ? 0 : tide_sysio_fdatasync(q->fd, err);
+}
+
+static bool fits(const struct content *c, uint64_t room)
+{
+	return c->has_fixed_len ? room == c->len : room >= c->len;
 }
 
 static void find(struct head *h, const struct content *c, uint64_t limit)
@@ -62,7 +70,7 @@ static void find(struct head *h, const struct content *c, uint64_t limit)
 		if (type == c->type) {
 			h->found = off;
 			h->room = len;
-		} else if (type == TIDE_QCOW2_EXT_VOID && len >= c->len) {
+		} else if (type == TIDE_QCOW2_EXT_VOID && fits(c, len)) {
 			h->vacant = off;
 			h->space = len;
 		}
@@ -140,7 +148,7 @@ static int insert(const struct tide_qcow2 *q, const struct head *h, const struct
 
 	if (!ext)
 		return -1;
-	if (last > h->size)
+	if (last + c->spare > h->size)
 		return 1;
 	tide_put_be32(ext, c->type);
 	tide_put_be32(ext + 4, (uint32_t)c->len);
@@ -160,7 +168,7 @@ static int put(struct tide_qcow2 *q, const struct content *c, struct tide_error 
 
 	if (!data || tide_qcow2_flush_prepare_meta(q, err) < 0 || read_head(q, data, c, &h, err) < 0)
 		return -1;
-	if (h.found && h.room >= c->len)
+	if (h.found && fits(c, h.room))
 		return write_synced(q, c->data, c->len, h.found + EXTENSION_HEAD, err);
 	rc = h.vacant ? reuse(q, &h, c, err) : insert(q, &h, c, err);
 	return rc == 0 ? retire(q, &h, err) : rc;
@@ -181,7 +189,7 @@ int tide_qcow2_ext_set_exact_size(void *state, uint64_t size, struct tide_driver
 		return 0;
 	tide_put_be64(exact, size);
 	pthread_mutex_lock(&q->lock);
-	rc = put(q, &(struct content){ TIDE_QCOW2_EXT_EXACT_SIZE, exact, sizeof(exact) }, err);
+	rc = put(q, &(struct content){ .type = TIDE_QCOW2_EXT_EXACT_SIZE, .data = exact, .len = sizeof(exact) }, err);
 	pthread_mutex_unlock(&q->lock);
 	if (rc > 0) {
 		tide_error_set(err, TIDE_E_UNSUPPORTED,
@@ -191,6 +199,39 @@ int tide_qcow2_ext_set_exact_size(void *state, uint64_t size, struct tide_driver
 	}
 	if (rc == 0)
 		q->header.exact_size = info->exact_size = size;
+	return rc;
+}
+
+size_t tide_qcow2_ext_encode_fingerprint(const struct tide_fingerprint *fp, const char *backing, uint8_t *out)
+{
+	memset(out, 0, TIDE_QCOW2_FINGERPRINT_2_BYTES);
+	tide_put_be32(out, fp->has_file ? 2 : 1);
+	tide_put_be32(out + 4, tide_checksum_crc32c(0, backing, strlen(backing)));
+	memcpy(out + 8, fp->disk, 64);
+	tide_put_be64(out + 72, fp->dev);
+	tide_put_be64(out + 80, fp->ino);
+	tide_put_be64(out + 88, fp->stamp.size);
+	tide_put_be64(out + 96, (uint64_t)fp->stamp.mtime_sec);
+	tide_put_be32(out + 104, fp->stamp.mtime_nsec);
+	return fp->has_file ? TIDE_QCOW2_FINGERPRINT_2_BYTES : TIDE_QCOW2_FINGERPRINT_BYTES;
+}
+
+int tide_qcow2_ext_set_fingerprint(void *state, const struct tide_fingerprint *fp, struct tide_error *err)
+{
+	struct tide_qcow2 *q = state;
+	uint8_t bytes[TIDE_QCOW2_FINGERPRINT_2_BYTES];
+	struct content c = {
+		.type = TIDE_QCOW2_EXT_FINGERPRINT,
+		.data = bytes,
+		.len = tide_qcow2_ext_encode_fingerprint(fp, q->header.backing, bytes),
+		.has_fixed_len = true,
+		.spare = TIDE_QCOW2_HEADER_ROOM,
+	};
+	int rc;
+
+	pthread_mutex_lock(&q->lock);
+	rc = put(q, &c, err);
+	pthread_mutex_unlock(&q->lock);
 	return rc;
 }
 
@@ -205,7 +246,7 @@ int tide_qcow2_ext_set_birth(void *state, const struct tide_birth *birth, struct
 {
 	struct tide_qcow2 *q = state;
 	uint8_t bytes[TIDE_BIRTH_BYTES_MAX];
-	struct content c = { TIDE_QCOW2_EXT_BIRTH, bytes, tide_birth_encode(birth, bytes) };
+	struct content c = { .type = TIDE_QCOW2_EXT_BIRTH, .data = bytes, .len = tide_birth_encode(birth, bytes) };
 	int rc;
 
 	pthread_mutex_lock(&q->lock);

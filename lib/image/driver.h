@@ -37,6 +37,8 @@
  *   set_exact_size  stores the size of the disk that the image is made for, which the format
  *               rounds to its size, and updates *info; each prefix of its writes is a valid image.
  *               Raw files get this length. NULL: the format has no such thing.
+ *   set_fingerprint  stores the fingerprint of the backing image that the image has. 1: it has no room. NULL: the
+ *               format has no place for it.
  *   set_birth   stores the birth record in the image itself, durably, and marks the disk as not changed since. 1: it
  *               has no room. NULL: the format has no place for it.
  *   discard     the range is not needed any more and may read as anything; NULL: zero is used.
@@ -244,6 +246,8 @@ struct tide_image_driver {
 	bool (*can_zero_fast)(void *state, bool may_unmap);
 
 	int (*set_exact_size)(void *state, uint64_t size, struct tide_driver_info *info, struct tide_error *err);
+
+	int (*set_fingerprint)(void *state, const struct tide_fingerprint *fp, struct tide_error *err);
 
 	int (*set_birth)(void *state, const struct tide_birth *birth, struct tide_error *err);
 

@@ -97,6 +97,16 @@ int tide_fingerprint_take(struct tide_image *image, struct tide_fingerprint *fp,
 	return 0;
 }
 
+int tide_fingerprint_remember(struct tide_image *image, struct tide_error *err)
+{
+	struct tide_fingerprint fp;
+
+	if (!tide_image_backing(image) || tide_image_info(image)->fingerprint ||
+	    tide_fingerprint_take(tide_image_backing(image), &fp, NULL) < 0)
+		return 0;
+	return tide_image_set_fingerprint(image, &fp, err) < 0 ? -1 : 0;
+}
+
 bool tide_fingerprint_is_written(const struct tide_fingerprint *then, const struct tide_fingerprint *now)
 {
 	return then->has_file && now->has_file && then->dev == now->dev && then->ino == now->ino &&

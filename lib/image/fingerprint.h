@@ -19,6 +19,13 @@
 
 int tide_fingerprint_take(struct tide_image *image, struct tide_fingerprint *fp, struct tide_error *err);
 
+/*
+ * Stores the fingerprint of its backing image in an image that is open for writing and has none of it, because another
+ * program made or rebased it. A stored one stays, so that a change since then is noticed. Nothing happens if the format
+ * has no place for it, if the header has no room, or if the backing image cannot be read.
+ */
+int tide_fingerprint_remember(struct tide_image *image, struct tide_error *err);
+
 /* Was the file written to between the two? False also when they are of different files, where this is unknown. */
 bool tide_fingerprint_is_written(const struct tide_fingerprint *then, const struct tide_fingerprint *now);
 

@@ -13,6 +13,7 @@
 #include "backing.h"
 #include "base/error.h"
 #include "base/lock.h"
+#include "base/mem.h"
 #include "base/sysio.h"
 #include "birth.h"
 
@@ -183,6 +184,31 @@ int tide_image_set_exact_size(struct tide_image *image, uint64_t size, struct ti
 	rc = image->driver->set_exact_size(image->state, size, &image->info, err);
 	tide_image_change_end(image, false);
 	return rc < 0 ? tide_error_wrap(err, "'%s'", image->path) : 0;
+}
+
+int tide_image_set_fingerprint(struct tide_image *image, const struct tide_fingerprint *fp, struct tide_error *err)
+{
+	struct tide_fingerprint *copy;
+	int rc;
+
+	if (!image->driver->set_fingerprint || !image->info.backing)
+		return 1;
+	if (tide_image_check_write(image, err) < 0)
+		return -1;
+	copy = tide_mem_alloc(1, sizeof(*copy), err);
+	if (!copy)
+		return -1;
+	*copy = *fp;
+	tide_image_change_begin(image, false);
+	rc = image->driver->set_fingerprint(image->state, fp, err);
+	tide_image_change_end(image, false);
+	if (rc != 0) {
+		free(copy);
+		return rc < 0 ? tide_error_wrap(err, "'%s'", image->path) : 1;
+	}
+	free(image->info.fingerprint);
+	image->info.fingerprint = copy;
+	return 0;
 }
 
 int tide_image_set_birth(struct tide_image *image, const struct tide_birth *birth, struct tide_error *err)

@@ -98,6 +98,10 @@ bool tide_image_can_resize(const struct tide_image *image);
  */
 int tide_image_set_exact_size(struct tide_image *image, uint64_t size, struct tide_error *err);
 /*
+ * Stores the fingerprint of the backing image in an image that is open for writing. 1: the image has no place for it.
+ */
+int tide_image_set_fingerprint(struct tide_image *image, const struct tide_fingerprint *fp, struct tide_error *err);
+/*
  * Stores the birth record in an image that is open for writing and flushed. 1: the image has no place for it. Later
  * writes do not change the record, but it is not `intact` any more.
  */

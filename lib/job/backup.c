@@ -15,6 +15,7 @@
 #include "base/lock.h"
 #include "base/mark.h"
 #include "base/mem.h"
+#include "image/fingerprint.h"
 
 #define RETRY_NAP_NS 10000000
 #define IGNORE_TRIES 4
@@ -149,7 +150,11 @@ static int ready_target(struct tide_backup_job *job, struct tide_error *err)
 		return -1;
 	if (tide_image_can_resize(job->target.image))
 		tide_mark_set(tide_image_fd(job->target.image), tide_image_format_name(job->target.image));
-	return job->target.existing ? tide_image_set_exact_size(job->target.image, job->exact_size, err) : 0;
+	if (!job->target.existing)
+		return 0;
+	if (tide_image_set_exact_size(job->target.image, job->exact_size, err) < 0)
+		return -1;
+	return tide_fingerprint_remember(job->target.image, err);
 }
 
 bool tide_backup_copy(struct tide_backup_job *job)

@@ -22,6 +22,7 @@
 #include "base/range.h"
 #include "copy/copy.h"
 #include "image/compare.h"
+#include "image/fingerprint.h"
 #include "node/node_log.h"
 #include "target.h"
 #include "target_bitmaps.h"
@@ -374,6 +375,8 @@ static bool has_other_size(const struct tide_restore *restore)
 static int write_existing(struct tide_restore *restore, struct tide_error *err)
 {
 	if (has_other_size(restore) && tide_image_set_exact_size(restore->copy.target, restore->exact_size, err) < 0)
+		return -1;
+	if (tide_fingerprint_remember(restore->copy.target, err) < 0)
 		return -1;
 	if (tide_copy_run(&restore->copy, err) == 0 && tide_image_check_unchanged(restore->node->image, err) == 0 &&
 	    tide_target_stage(&restore->target, err) == 0)

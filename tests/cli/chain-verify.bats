@@ -540,6 +540,59 @@ lost() {
 	lost link
 }
 
+@test "a raw backup that was cut under an increment whose target QEMU made" {
+	local cluster
+	for cluster in 4k 64k; do
+		rm -f ./*.img* ./*.raw* ./*.qcow2
+		noise 1M > disk.img
+		done_ bitmap-add disk.img b
+		done_ backup-run -F raw --bitmap b --bitmap-mode on-success disk.img full.raw
+		ok image-write --pattern 7 disk.img 0 64K
+		qemu-img create -q -f qcow2 -o cluster_size=$cluster -b full.raw -F raw top.qcow2
+		done_ backup-run --sync incremental --bitmap b --mode existing -F qcow2 disk.img top.qcow2
+		clean top.qcow2
+		verdict 0 whole top.qcow2
+		assert_equal "$(qemu-img info --output json top.qcow2 | jq -r '."backing-filename"')" full.raw
+		truncate -s 700K full.raw
+		lost link
+	done
+
+	# A rebased image has a fingerprint of another image, which is replaced.
+	rm -f ./*.img* ./*.raw* ./*.qcow2
+	noise 1M > disk.img
+	cp disk.img full.raw
+	cp disk.img other.raw
+	done_ bitmap-add disk.img b
+	done_ backup-run --sync incremental --bitmap b -F qcow2 --backing other.raw,format=raw disk.img top.qcow2
+	qemu-img rebase -u -b full.raw -F raw top.qcow2
+	ok image-write --pattern 7 disk.img 0 64K
+	done_ backup-run --sync incremental --bitmap b --mode existing -F qcow2 disk.img top.qcow2
+	clean top.qcow2
+	verdict 0 whole top.qcow2
+	truncate -s 700K full.raw
+	lost link
+
+	# A header without room stays as it is.
+	noise 1M > full.raw
+	qemu-img create -q -f qcow2 -o cluster_size=512 -b full.raw -F raw top.qcow2
+	done_ backup-run --sync full --mode existing -F qcow2 disk.img top.qcow2
+	clean top.qcow2
+	done_ chain-restore top.qcow2 out.img
+	cmp out.img disk.img
+}
+
+@test "a raw backing image that was cut after a restore into its overlay" {
+	noise 1M > full.raw
+	cp full.raw disk.img
+	ok image-write -f raw --pattern 7 disk.img 0 64K
+	qemu-img create -q -f qcow2 -b full.raw -F raw top.qcow2
+	done_ chain-restore -f raw --in-place -F qcow2 disk.img top.qcow2
+	clean top.qcow2
+	verdict 0 whole top.qcow2
+	truncate -s 700K full.raw
+	lost link
+}
+
 @test "entries, flags and offsets that qemu-img check refuses" {
 	entry() { python3 -c 'import sys; sys.stdout.buffer.write(int(sys.argv[1], 0).to_bytes(8, "big"))' "$1" | put top.qcow2 "$2"; }
 	qemu-img create -q -f qcow2 -o data_file=data.raw top.qcow2 1M
