@@ -136,16 +136,33 @@ int tide_image_fd(const struct tide_image *image)
 	return image->fd;
 }
 
+bool tide_image_is_probed(const struct tide_image *image)
+{
+	return image->probed;
+}
+
 int tide_image_check_format(const struct tide_image *image, const char *name, const char *option,
                             struct tide_error *err)
 {
+	const char *raw = tide_image_raw_driver()->name, *format = image->driver->name;
+	const char *space = strchr("=", option[strlen(option) - 1]) ? "" : " ";
 	struct stat st;
 
 	if (!image->probed || (!image->driver->is_raw && fstat(image->fd, &st) == 0 && S_ISREG(st.st_mode)))
 		return 0;
 	tide_error_set(err, TIDE_E_REFUSED, "The format of '%s' cannot be derived from its content", name);
-	return tide_error_hint(err, "if it is a %s image, specify %s%s%s", image->driver->name, option,
-	                       strchr("=", option[strlen(option) - 1]) ? "" : " ", image->driver->name);
+	if (image->driver->is_raw)
+		return tide_error_hint(err, "if it is a %s image, specify %s%s%s", raw, option, space, raw);
+	return tide_error_hint(err,
+	                       "if it is a %s disk, whose guest may have written these bytes, specify %s%s%s; if it is "
+	                       "a %s image, %s%s%s",
+	                       raw, option, space, raw, format, option, space, format);
+}
+
+int tide_image_check_not_raw(const struct tide_image *image, const char *name, const char *option,
+                             struct tide_error *err)
+{
+	return image->driver->is_raw ? 0 : tide_image_check_format(image, name, option, err);
 }
 
 bool tide_image_is_file(const struct tide_image *image)

@@ -32,6 +32,7 @@ struct tide_image;
 struct tide_image_options {
 	const char *path;
 	const char *format; /* NULL: probe */
+	bool guessed;       /* the format is what an earlier probe found, and counts as probed */
 	bool write;
 	bool write_later;          /* open the file for writing, lock it for reading: see tide_image_lock_write */
 	bool records_bitmaps;      /* the caller records its writes in the image's enabled bitmaps */
@@ -75,12 +76,16 @@ char *tide_image_backing_path(const struct tide_image *image, const char *path, 
 const char *tide_image_path(const struct tide_image *image); /* symbolic links resolved */
 const char *tide_image_format_name(const struct tide_image *image);
 bool tide_image_is_raw(const struct tide_image *image);
+bool tide_image_is_probed(const struct tide_image *image);
 /*
  * Refuses an image whose format was only derived from bytes that a guest can have written: a raw image, which a
  * guest can turn into any other, or a block device. name is for the message, option for its hint: "-f".
  */
 int tide_image_check_format(const struct tide_image *image, const char *name, const char *option,
                             struct tide_error *err);
+/* The same, but a raw image passes, as it is read as the disk that it was taken for. */
+int tide_image_check_not_raw(const struct tide_image *image, const char *name, const char *option,
+                             struct tide_error *err);
 int tide_image_fd(const struct tide_image *image); /* URIs: of the file locked in its place, or -1 */
 bool tide_image_is_file(const struct tide_image *image);
 uint64_t tide_image_size(const struct tide_image *image);

@@ -52,6 +52,7 @@ struct tide_image {
 	struct tide_image *owner;    /* of the file, which this program changes through it; or NULL */
 	bool renounced;
 	bool probed;               /* the format was derived from the content */
+	bool is_top;               /* a person named it, not an image */
 	pthread_mutex_t head_lock; /* held while the first sector of a probed raw image is written */
 	struct tide_image_watch watch;
 	struct tide_salvage *salvage; /* of the top image; NULL: damage is an error */

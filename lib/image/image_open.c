@@ -204,11 +204,20 @@ static int check_consent(const struct tide_image *image, struct tide_error *err)
 	return tide_error_hint(err, "if you trust the image, specify its format, %s", image->driver->name);
 }
 
+/* Before a file that the header names is opened: a guest may have written the header. */
+static int check_believed(const struct tide_image *image, struct tide_error *err)
+{
+	/* Below the top, a probe is what the user has allowed. */
+	return image->is_top ? tide_image_check_not_raw(image, image->path, "-f", err) : 0;
+}
+
 static int open_data_file(struct tide_image *image, const struct tide_image_options *options, struct tide_error *err)
 {
 	bool write = (image->flags & TIDE_OPEN_WRITE) &&
 	             !image->write_later; /* write_later changes only the image file, not the disk */
 
+	if (check_believed(image, err) < 0)
+		return -1;
 	image->data_path = tide_image_find_data_file(image->path, image->info.data_file, options->allow, err);
 	if (!image->data_path)
 		return -1;
@@ -319,6 +328,8 @@ static int open_backing(struct tide_image *image, const struct tide_image_option
 
 	if (!name || options->no_backing)
 		return 0;
+	if (check_believed(image, err) < 0)
+		return -1;
 	if (tide_backing_find_opened(image->path, options->path, "backing file", name,
 	                             trusted ? TIDE_ALLOW_ANY : options->allow, &found, err) < 0)
 		return -1;
@@ -365,7 +376,8 @@ static int open_checked(struct tide_image *image, const struct tide_image_option
 		return -1;
 	if (!image->stamp.valid)
 		tide_device_identify(image->fd, &image->device);
-	image->probed = !options->format;
+	image->probed = !options->format || options->guessed;
+	image->is_top = !above;
 	image->driver = choose_driver(image, options->format, err);
 	if (!image->driver || open_driver(image, err) < 0)
 		return -1;

@@ -262,7 +262,8 @@ static int open_target(struct tide_backup_job *job, const struct tide_backup *ar
 	if ((is_device && find_device_format(job, args, &format, err) < 0) ||
 	    tide_target_bitmaps_find(&job->bitmaps, args->target, job->onto ? job->onto->sidecar : NULL, err) < 0 ||
 	    tide_target_bitmaps_format(&job->bitmaps, args->target, &format, err) < 0 ||
-	    tide_target_open(&job->target, args->target, format, job->node->allow, &job->sink->cancelled, err) < 0 ||
+	    tide_target_open(&job->target, args->target, format, job->bitmaps.is_guess, job->node->allow,
+	                     &job->sink->cancelled, err) < 0 ||
 	    check_format(job, args->target, err) < 0)
 		return -1;
 	return tide_target_bitmaps_check(&job->bitmaps, args->target, err);
@@ -279,9 +280,14 @@ static int check_sizes(const struct tide_backup_job *job, struct tide_error *err
 	return 0;
 }
 
-/* A copy of a disk that changes meanwhile may be a disk that never existed. */
+/*
+ * A guest of a raw disk on a device may have written the header of an image. A copy of a disk that changes meanwhile
+ * may be a disk that never existed.
+ */
 static int check_source(const struct tide_node *node, struct tide_error *err)
 {
+	if (tide_image_check_not_raw(node->image, node->path, "-f", err) < 0)
+		return -1;
 	if (node->allow & TIDE_ALLOW_CHANGING)
 		return 0;
 	for (const struct tide_image *link = node->image; link; link = tide_image_backing(link)) {

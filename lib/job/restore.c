@@ -136,8 +136,8 @@ static int open_existing(struct tide_restore *restore, const struct tide_chain_r
 		return 0;
 	}
 	if (tide_target_bitmaps_format(&restore->bitmaps, args->target, &format, err) < 0 ||
-	    tide_target_open(&restore->target, args->target, format, restore->node->allow, &restore->sink->cancelled,
-	                     err) < 0)
+	    tide_target_open(&restore->target, args->target, format, restore->bitmaps.is_guess, restore->node->allow,
+	                     &restore->sink->cancelled, err) < 0)
 		return -1;
 	if (format || restore->is_uri || tide_image_is_raw(restore->target.image))
 		return 0;

@@ -306,12 +306,13 @@ static int check_opened(const struct tide_target *target, const char *path, stru
 	               : check_not_reserved(tide_image_path(target->image), err);
 }
 
-int tide_target_open(struct tide_target *target, const char *path, const char *format, unsigned allow,
+int tide_target_open(struct tide_target *target, const char *path, const char *format, bool guessed, unsigned allow,
                      const atomic_bool *cancel, struct tide_error *err)
 {
 	struct tide_image_options options = {
 		.path = path,
 		.format = format,
+		.guessed = guessed,
 		.write = true,
 		.allow = allow,
 		.cancel = cancel,

@@ -40,8 +40,8 @@ int tide_target_create(struct tide_target *target, const char *path, const char 
                        struct tide_error *err);
 /* Is it a block device or a URI?  These are not replaced, but written completely. */
 bool tide_target_is_device(const char *path);
-/* allow: enum tide_allow, for the target's own chain.  cancel: as in image.h. */
-int tide_target_open(struct tide_target *target, const char *path, const char *format, unsigned allow,
+/* allow: enum tide_allow, for the target's own chain.  guessed, cancel: as in image.h. */
+int tide_target_open(struct tide_target *target, const char *path, const char *format, bool guessed, unsigned allow,
                      const atomic_bool *cancel, struct tide_error *err);
 /* Makes an open image the target, which does not own it: the caller releases the target before the image. */
 int tide_target_adopt(struct tide_target *target, struct tide_image *image, const char *path, struct tide_error *err);

@@ -28,7 +28,7 @@ int tide_target_bitmaps_find(struct tide_target_bitmaps *tb, const char *path, c
 	return tb->sidecar || (tb->is_device && !override) ? 0 : -1;
 }
 
-int tide_target_bitmaps_format(const struct tide_target_bitmaps *tb, const char *path, const char **format,
+int tide_target_bitmaps_format(struct tide_target_bitmaps *tb, const char *path, const char **format,
                                struct tide_error *err)
 {
 	const struct tide_image_driver *pinned;
@@ -47,6 +47,7 @@ int tide_target_bitmaps_format(const struct tide_target_bitmaps *tb, const char 
 		               pinned->name, *format);
 		rc = tide_error_hint(err, "it was pinned in '%s' when the first bitmap was added", tb->sidecar);
 	} else {
+		tb->is_guess = !*format && tide_sidecar_is_guess(sc);
 		*format = pinned->name;
 	}
 	tide_sidecar_free(sc);

@@ -17,11 +17,12 @@ struct tide_target_bitmaps {
 	char *sidecar;    /* its path, whether it exists or not; NULL: the target has none */
 	bool is_device;   /* a block device or an export: perhaps nothing reveals writes */
 	bool is_nameless; /* a device without a default sidecar */
+	bool is_guess;    /* the format in it is only what a probe found, and no one gave it */
 };
 
-#define TIDE_TARGET_BITMAPS_INIT   \
-	{                          \
-		NULL, false, false \
+#define TIDE_TARGET_BITMAPS_INIT          \
+	{                                 \
+		NULL, false, false, false \
 	}
 
 /* override: a sidecar in place of the default one, or NULL.  A target that does not exist has no sidecar. */
@@ -31,7 +32,7 @@ int tide_target_bitmaps_find(struct tide_target_bitmaps *tb, const char *path, c
  * Decides the format to open the target with.  *format: the one that the user gave, or NULL; becomes the pinned one, or
  * stays NULL if the target has to be probed.
  */
-int tide_target_bitmaps_format(const struct tide_target_bitmaps *tb, const char *path, const char **format,
+int tide_target_bitmaps_format(struct tide_target_bitmaps *tb, const char *path, const char **format,
                                struct tide_error *err);
 /* Refuses a device with a bitmap that records or is busy.  The target must be locked. */
 int tide_target_bitmaps_check(const struct tide_target_bitmaps *tb, const char *path, struct tide_error *err);

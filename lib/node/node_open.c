@@ -34,6 +34,7 @@ static int open_for_bitmaps(struct tide_node *node, struct tide_image_options *o
 	format = tide_mem_strdup(tide_image_format_name(node->image), err);
 	if (!format)
 		return -1;
+	options->guessed = tide_image_is_probed(node->image);
 	tide_image_close(node->image); /* its locks would block a program that is changing them now */
 	node->image = NULL;
 	options->write_later = options->records_bitmaps = true;
@@ -86,8 +87,10 @@ static int open_image(struct tide_node *node, struct tide_sink *sink, struct tid
 			                       node->sidecar_path);
 		}
 		options.format = node->in_sidecar.list->format;
+		options.guessed = !node->format && tide_sidecar_is_guess(node->in_sidecar.list);
 	}
-	if (open_shared(node, &options, err) < 0)
+	if (open_shared(node, &options, err) < 0 ||
+	    (node->mode != TIDE_NODE_READ && tide_image_check_not_raw(node->image, node->path, "-f", err) < 0))
 		return -1;
 	if (tide_image_info(node->image)->bitmaps_lost && sink)
 		tide_event_warning(sink, node->path,
@@ -228,6 +231,8 @@ static void describe_image(struct tide_node *node)
 		strncpy(node->in_sidecar.list->format, tide_image_format_name(node->image), TIDE_SIDECAR_FORMAT_MAX);
 		node->in_sidecar.list->disk_size = tide_image_size(node->image);
 	}
+	if (node->format && node->mode != TIDE_NODE_READ)
+		node->in_sidecar.list->compatible |= TIDE_SIDECAR_FORMAT_GIVEN;
 }
 
 /* Locked for change, and read; 1: something was completed, or changed by another program, so that it has to be read

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "image/image_formats.h"
 #include "sidecar_format.h"
 
 /* ---- the index: a hash table of the entries by name ---------------------------------- */
@@ -85,6 +86,11 @@ bool tide_sidecar_records(const struct tide_sidecar *sc)
 			return true;
 	}
 	return false;
+}
+
+bool tide_sidecar_is_guess(const struct tide_sidecar *sc)
+{
+	return !(sc->compatible & TIDE_SIDECAR_FORMAT_GIVEN) && !tide_image_is_raw_format(sc->format);
 }
 
 void tide_sidecar_distrust(struct tide_sidecar *sc)

@@ -45,8 +45,11 @@ struct tide_sidecar_bitmap {
 
 #define TIDE_SIDECAR_FORMAT_MAX 15
 
+/* A compatible feature bit: a person gave the format; without it, it may be what a probe found. */
+#define TIDE_SIDECAR_FORMAT_GIVEN UINT64_C(0x1)
+
 struct tide_sidecar {
-	uint64_t compatible;                      /* unknown compatible feature bits, preserved */
+	uint64_t compatible;                      /* feature bits; unknown ones are preserved */
 	uint64_t generation;                      /* counts the replacements */
 	uint64_t disk_size;                       /* bytes */
 	char format[TIDE_SIDECAR_FORMAT_MAX + 1]; /* of the image, recorded so that it is never probed */
@@ -106,6 +109,9 @@ uint32_t tide_sidecar_checksum(const void *head, size_t len);
 
 /* Does a file begin like a sidecar? */
 bool tide_sidecar_is_one(const void *head, size_t len);
+
+/* Could the format be what a guest has written? Raw cannot: nothing in such an image leads elsewhere. */
+bool tide_sidecar_is_guess(const struct tide_sidecar *sc);
 
 /* Does a write have to be recorded in this bitmap, or in one of these? */
 bool tide_sidecar_bitmap_records(const struct tide_sidecar_bitmap *entry);

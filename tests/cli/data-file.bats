@@ -16,7 +16,7 @@ disk() {
 	disk disk.qcow2 disk.data
 	qemu-img convert -f qcow2 -O raw disk.qcow2 ../expected
 	cd ../elsewhere
-	ok bitmap-add ../images/disk.qcow2 b
+	ok bitmap-add -f qcow2 ../images/disk.qcow2 b
 	done_ backup-run -q -F raw ../images/disk.qcow2 full.raw
 	cmp full.raw ../expected
 	ok image-write --pattern 7 ../images/disk.qcow2 200K 1
@@ -88,7 +88,7 @@ PY
 @test "a write to the data file alone takes the trust" {
 	local how stamp
 	disk disk.qcow2 disk.data
-	ok bitmap-add disk.qcow2 b
+	ok bitmap-add -f qcow2 disk.qcow2 b
 	ok image-write --pattern 1 disk.qcow2 0 1000
 	bitmap disk.qcow2 b 'has("inconsistent") | not'
 	cp --preserve=all disk.data kept.data

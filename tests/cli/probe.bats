@@ -157,3 +157,59 @@ setup_disk() {
 	done_ backup-run own.qcow2 copy.qcow2
 	done_ backup-run other.qcow2 copy2.qcow2
 }
+
+@test "a pin that a probe made is no consent to write to a data file" {
+	local name
+	noise 1M > victim.img
+	noise 1M 7 > disk.img
+	cp victim.img kept.img
+	for name in vm.img df.q; do
+		evil $name -o data_file=victim.img
+		mv victim.img moved.img # the made one has its own
+		cp kept.img victim.img
+		ok bitmap-add $name n
+		unchanged refused_like 'leads writes to the data file' image-write --pattern 1 $name 0 64K
+		unchanged refused_like 'leads writes to the data file' backup-run -f raw --mode existing disk.img $name
+		unchanged refused_like 'leads writes to the data file' chain-restore -f raw --in-place --sidecar $name.bitmaps disk.img $name
+		unchanged refused_like 'leads writes to the data file' chain-restore -f raw --in-place disk.img $name
+		attempt nbdkit -U - --run true --filter=noparallel tidemark file=$name
+		cmp victim.img kept.img
+		# The format that a person gave is stored.
+		ok bitmap-add -f qcow2 $name m
+		ok image-write --pattern 1 $name 0 64K
+		run -1 cmp -s victim.img kept.img
+		cp kept.img victim.img
+	done
+	qemu-img create -q -f qcow2 -o data_file=victim.img,data_file_raw=on given.qcow2 1M
+	ok bitmap-add -f qcow2 given.qcow2 n
+	ok image-write --pattern 1 given.qcow2 0 64K
+	bitmap given.qcow2 n '.count == 65536'
+}
+
+@test "a probed image on a device names no files" {
+	noise 1M > secret.img
+	noise 1M 7 > base.raw
+	evil guest.bytes -b "$PWD/secret.img" -F raw
+	cp guest.bytes dev.img
+	loop dev.img
+	local opts=(--allow-backing=outside)
+	cannot backup-run "${opts[@]}" -F raw "$loop" out.raw
+	cannot backup-run "${opts[@]}" --sync top -F raw "$loop" out.raw
+	cannot chain-restore "${opts[@]}" "$loop" out.raw
+	cannot bitmap-add --sidecar s "$loop" n
+	cannot image-write --sidecar s "${opts[@]}" --pattern 1 "$loop" 0 64K
+	[ ! -e out.raw ] && [ ! -e s ]
+	# No byte of the file is read, and its absence is not noticed.
+	rm secret.img
+	cannot backup-run "${opts[@]}" -F raw "$loop" out.raw
+	cannot backup-run -F raw "$loop" out.raw
+	attempt chain-info "${opts[@]}" "$loop"
+	[[ $stderr$(cat -- *.json 2> /dev/null) != *secret.img*'No such file'* ]]
+	done_ backup-run -f raw -F raw "$loop" out.raw
+	cmp out.raw guest.bytes
+
+	# Without a name in its header either.
+	qemu-img create -q -f qcow2 "$loop" 512K
+	cannot backup-run -F raw "$loop" x.raw
+	done_ backup-run -f qcow2 -F raw "$loop" x.raw
+}
