@@ -39,6 +39,17 @@ const struct tide_image_driver *tide_image_probe_driver(const uint8_t *head, siz
 	return NULL;
 }
 
+const struct tide_image_driver *tide_image_judge(const uint8_t *head, const uint8_t *tail, size_t len,
+                                                 const char **foreign)
+{
+	const struct tide_image_driver *driver = tide_image_probe_driver(head, len);
+
+	*foreign = tide_driver_foreign(head, len);
+	if (!*foreign && driver && driver->is_raw)
+		*foreign = tide_driver_foreign_end(tail, len);
+	return driver;
+}
+
 const struct tide_image_driver *tide_image_raw_driver(void)
 {
 	size_t i = 0;

@@ -15,6 +15,16 @@ const struct tide_image_driver *tide_image_find_driver(const char *format);
 /* The driver that recognizes the first len bytes of a file; raw, which takes every file, comes last. */
 const struct tide_image_driver *tide_image_probe_driver(const uint8_t *head, size_t len);
 
+/* How many first and last bytes of a file decide its format. */
+#define TIDE_IMAGE_PROBED 512u
+
+/*
+ * The driver for a file with these first and last bytes: len of each, as many as it has, up to TIDE_IMAGE_PROBED.
+ * *foreign: the name of a format that no driver is for, or NULL.
+ */
+const struct tide_image_driver *tide_image_judge(const uint8_t *head, const uint8_t *tail, size_t len,
+                                                 const char **foreign);
+
 /* The driver of raw disks, the format of images without any other. */
 const struct tide_image_driver *tide_image_raw_driver(void);
 

@@ -53,7 +53,7 @@ struct tide_image {
 	bool renounced;
 	bool probed;               /* the format was derived from the content */
 	bool is_top;               /* a person named it, not an image */
-	pthread_mutex_t head_lock; /* held while the first sector of a probed raw image is written */
+	pthread_mutex_t head_lock; /* held while the first or last bytes of a probed raw image are written */
 	struct tide_image_watch watch;
 	struct tide_salvage *salvage; /* of the top image; NULL: damage is an error */
 };

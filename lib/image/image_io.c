@@ -248,54 +248,77 @@ static int write_checked(struct tide_image *image, const void *buf, uint64_t off
 	return 0;
 }
 
-/*
- * A probed raw image keeps a first sector that is probed as raw, as in QEMU: otherwise its guest could turn it into
- * an image of another format, which names other files.
- */
-static int check_head(struct tide_image *image, const uint8_t *buf, uint64_t off, uint64_t len, struct tide_error *err)
+/* Reads the n bytes at `at`, as they would be after a write of buf (NULL: of zeroes). */
+static int read_ahead(struct tide_image *image, uint8_t *to, uint64_t at, uint64_t n, const uint8_t *buf, uint64_t off,
+                      uint64_t len, struct tide_error *err)
 {
-	uint8_t head[512] = { 0 };
+	uint64_t start = TIDE_MAX(at, off), end = TIDE_MIN(at + n, off + len);
+
+	if (tide_image_read(image, to, at, n, err) < 0)
+		return -1;
+	if (start < end && buf)
+		memcpy(to + (start - at), buf + (start - off), end - start);
+	else if (start < end)
+		memset(to + (start - at), 0, end - start);
+	return 0;
+}
+
+/*
+ * A probed raw image keeps first and last bytes that are probed as raw; QEMU does it with the first sector. Otherwise
+ * its guest could turn it into an image of another format, which names other files, or which no command opens.
+ */
+static int check_probed(struct tide_image *image, const uint8_t *buf, uint64_t off, uint64_t len,
+                        struct tide_error *err)
+{
+	uint8_t head[TIDE_IMAGE_PROBED] = { 0 }, tail[TIDE_IMAGE_PROBED] = { 0 };
 	uint64_t n = TIDE_MIN(sizeof(head), image->info.size);
 	const struct tide_image_driver *driver;
 	const char *format;
 
-	if (tide_image_read(image, head, 0, n, err) < 0)
+	if (read_ahead(image, head, 0, n, buf, off, len, err) < 0 ||
+	    read_ahead(image, tail, image->info.size - n, n, buf, off, len, err) < 0)
 		return -1;
-	memcpy(head + off, buf, TIDE_MIN(len, n - off));
-	driver = tide_image_probe_driver(head, n);
-	format = tide_driver_foreign(head, n);
+	driver = tide_image_judge(head, tail, n, &format);
 	if (!format && (!driver || driver->is_raw))
 		return 0;
-	tide_error_set_sys(err, EPERM, "'%s' would begin like an image of format '%s'", image->path,
+	tide_error_set_sys(err, EPERM, "'%s' would look like an image of format '%s'", image->path,
 	                   format ? format : driver->name);
 	return tide_error_hint(err,
 	                       "its format was derived from its content; if it is a raw disk, specify the format %s",
 	                       image->driver->name);
 }
 
-static int write_range(struct tide_image *image, const void *buf, uint64_t off, uint64_t len, struct tide_error *err)
+/* Before a write of buf (NULL: of zeroes).  1: head_lock is held until it is done; 0: it need not. */
+static int guard(struct tide_image *image, const uint8_t *buf, uint64_t off, uint64_t len, struct tide_error *err)
 {
-	int rc;
-
-	if (!image->probed || !image->driver->is_raw || off >= 512 || len == 0)
-		return write_checked(image, buf, off, len, err);
+	if (!image->probed || !image->driver->is_raw || len == 0 ||
+	    (off >= TIDE_IMAGE_PROBED && off + len + TIDE_IMAGE_PROBED <= image->info.size))
+		return 0;
 	if (tide_image_check_range(image, off, len, true, err) < 0)
 		return -1;
 	pthread_mutex_lock(&image->head_lock);
-	rc = check_head(image, buf, off, len, err);
-	if (rc == 0)
-		rc = write_checked(image, buf, off, len, err);
+	if (check_probed(image, buf, off, len, err) == 0)
+		return 1;
 	pthread_mutex_unlock(&image->head_lock);
-	return rc;
+	return -1;
+}
+
+static void unguard(struct tide_image *image, int guarded)
+{
+	if (guarded > 0)
+		pthread_mutex_unlock(&image->head_lock);
 }
 
 int tide_image_write(struct tide_image *image, const void *buf, uint64_t off, uint64_t len, struct tide_error *err)
 {
-	int rc;
+	int rc = guard(image, buf, off, len, err), guarded = rc;
 
+	if (rc < 0)
+		return -1;
 	tide_image_change_begin(image, false);
-	rc = write_range(image, buf, off, len, err);
+	rc = write_checked(image, buf, off, len, err);
 	tide_image_change_end(image, false);
+	unguard(image, guarded);
 	return rc;
 }
 
@@ -313,7 +336,7 @@ static int zero_part(struct tide_image *image, uint64_t off, uint64_t len, struc
 	if (e.kind != TIDE_EXTENT_DATA && e.len == len)
 		return 0;
 	zeroes = tide_mem_alloc(len, 1, err);
-	return zeroes ? write_range(image, zeroes, off, len, err) : -1;
+	return zeroes ? write_checked(image, zeroes, off, len, err) : -1;
 }
 
 /* The whole units, a power of two or 0, of a range: [*start, *end); empty when it holds none. */
@@ -388,11 +411,14 @@ static int zero_range(struct tide_image *image, uint64_t off, uint64_t len, bool
 
 int tide_image_zero(struct tide_image *image, uint64_t off, uint64_t len, bool may_unmap, struct tide_error *err)
 {
-	int rc;
+	int rc = guard(image, NULL, off, len, err), guarded = rc;
 
+	if (rc < 0)
+		return -1;
 	tide_image_change_begin(image, false);
 	rc = zero_range(image, off, len, may_unmap, err);
 	tide_image_change_end(image, false);
+	unguard(image, guarded);
 	return rc;
 }
 
@@ -427,10 +453,13 @@ static int discard_range(struct tide_image *image, uint64_t off, uint64_t len, s
 
 int tide_image_discard(struct tide_image *image, uint64_t off, uint64_t len, struct tide_error *err)
 {
-	int rc;
+	int rc = guard(image, NULL, off, len, err), guarded = rc;
 
+	if (rc < 0)
+		return -1;
 	tide_image_change_begin(image, false);
 	rc = discard_range(image, off, len, err);
 	tide_image_change_end(image, false);
+	unguard(image, guarded);
 	return rc;
 }

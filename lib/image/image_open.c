@@ -31,7 +31,7 @@ struct chain_link {
 static const struct tide_image_driver *probe(int fd, struct tide_error *err)
 {
 	const struct tide_image_driver *driver;
-	uint8_t head[512] = { 0 }, tail[512];
+	uint8_t head[TIDE_IMAGE_PROBED] = { 0 }, tail[TIDE_IMAGE_PROBED] = { 0 };
 	const char *foreign;
 	uint64_t size;
 	size_t n;
@@ -39,15 +39,9 @@ static const struct tide_image_driver *probe(int fd, struct tide_error *err)
 	if (tide_sysio_size(fd, &size, err) < 0)
 		return NULL;
 	n = TIDE_MIN(size, sizeof(head));
-	if (tide_sysio_pread(fd, head, n, 0, true, err) < 0)
+	if (tide_sysio_pread(fd, head, n, 0, true, err) < 0 || tide_sysio_pread(fd, tail, n, size - n, false, err) < 0)
 		return NULL;
-	foreign = tide_driver_foreign(head, n);
-	driver = tide_image_probe_driver(head, n);
-	if (!foreign && driver && driver->is_raw && size >= sizeof(tail)) {
-		if (tide_sysio_pread(fd, tail, sizeof(tail), size - sizeof(tail), false, err) < 0)
-			return NULL;
-		foreign = tide_driver_foreign_end(tail, sizeof(tail));
-	}
+	driver = tide_image_judge(head, tail, n, &foreign);
 	if (foreign) {
 		/* A backup of its bytes as of a raw disk could lack what is stored in other files. */
 		tide_error_set(err, TIDE_E_UNSUPPORTED,

@@ -112,15 +112,33 @@ setup_disk() {
 	noise 1M > victim.img
 	truncate -s 1M disk.img
 	evil guest.bytes -o data_file=victim.img
-	unchanged refused_like "would begin like an image of format 'qcow2'" image-write disk.img 0 < guest.bytes
+	unchanged refused_like "would look like an image of format 'qcow2'" image-write disk.img 0 < guest.bytes
 	head -c 4 guest.bytes > magic
 	ok image-write disk.img 4 < <(head -c 12 guest.bytes | tail -c 8)
-	unchanged refused_like "would begin like an image of format 'qcow2'" image-write disk.img 0 < magic
+	unchanged refused_like "would look like an image of format 'qcow2'" image-write disk.img 0 < magic
 	ok image-write disk.img 512 < <(head -c 64K guest.bytes)
 	ok image-write -f raw disk.img 0 < guest.bytes
+
+	# The last sector counts, too, as do zeroes.
+	local size
+	for size in 1M 1000 512 999937; do
+		rm -f disk.img
+		truncate -s $size disk.img
+		size=$(stat -c %s disk.img)
+		printf 'koly\0\0\0\4\0\0\2\0' > magic
+		unchanged refused_like "would look like an image of format 'dmg'" image-write disk.img $((size - 512)) < magic
+		printf 'koly\1\1\1\4\0\0\2\0' > magic
+		ok image-write disk.img $((size - 512)) < magic
+		unchanged refused_like "would look like an image of format 'dmg'" image-write --zero disk.img $((size - 508)) 3
+		ok image-write --zero disk.img $((size - 508)) 4
+		printf 'VMA\1' > magic
+		ok image-write disk.img 0 < magic
+		unchanged refused_like "would look like an image of format 'vma'" image-write --zero disk.img 3 1
+		done_ backup-run --overwrite -F raw disk.img out.raw
+	done
 }
 
-@test "the NBD server keeps the first sector of a probed raw image" {
+@test "the NBD server keeps the first and last sector of a probed raw image" {
 	noise 1M > victim.img
 	cp victim.img kept.img
 	truncate -s 1M disk.img
@@ -129,6 +147,10 @@ setup_disk() {
 	gone() { ! kill -0 "$(cat nbd.pid)" 2> /dev/null; }
 	nbd file=disk.img
 	run qemu-io -f raw -c "write -s guest.bytes 0 512" "nbd+unix:///?socket=$PWD/socket"
+	[[ $output == *'not permitted'* ]]
+	printf 'koly\0\0\0\4\0\0\2' > trailer
+	truncate -s 512 trailer
+	run qemu-io -f raw -c "write -s trailer 1048064 512" "nbd+unix:///?socket=$PWD/socket"
 	[[ $output == *'not permitted'* ]]
 	run -0 qemu-io -f raw -c 'write -P 3 0 1M' "nbd+unix:///?socket=$PWD/socket"
 	kill "$(cat nbd.pid)"
