@@ -60,13 +60,18 @@ static int open_envelope(const struct tide_json *json, const char **name, const 
 	return *name ? 0 : tide_error_set(err, TIDE_E_REFUSED, "QMP input lacks member 'execute'");
 }
 
-static int decode_command(const struct tide_json *json, struct tide_qmp_request *request, struct tide_error *err)
+/* Other JSON than a command, also one that is refused, counts as unreadable. */
+static int decode_command(struct tide_stream *stream, const struct tide_json *json, struct tide_qmp_request *request,
+                          struct tide_error *err)
 {
 	const struct tide_json *arguments;
 	const char *name;
 
-	if (open_envelope(json, &name, &arguments, err) < 0)
+	if (open_envelope(json, &name, &arguments, err) < 0) {
+		stream->unreadable++;
 		return -1;
+	}
+	stream->unreadable = 0;
 	return tide_qmp_request_decode(name, arguments, arguments == json ? "id" : NULL, request, err);
 }
 
@@ -107,7 +112,7 @@ static int execute(struct tide_stream *stream, const struct tide_json *json, str
 {
 	TIDE_AUTOQMPREQUEST struct tide_qmp_request request = { 0 };
 
-	if (decode_command(json, &request, err) < 0)
+	if (decode_command(stream, json, &request, err) < 0)
 		return -1;
 	if (request.query)
 		return answer_query(stream->session, &request, err);
@@ -229,7 +234,6 @@ static int run_message(struct tide_stream *stream, const struct tide_json *json,
 		tide_session_reply_error(session, err);
 		return -1;
 	}
-	stream->unreadable = 0;
 	rc = copy_id(json, &id, err);
 	session->sink.id = id;
 	if (rc == 0)

@@ -411,3 +411,32 @@ two() {
 	assert_equal "$(grep -c '"error"' <<< "$output")" 40
 	assert_equal "$(grep -c '"return"' <<< "$output")" 40
 }
+
+@test "JSON in place of commands: it stops after the first errors" {
+	local line
+	noise 1M > disk.img
+	for line in '{}' '{"a": 1}' '[]' '1' '{"return": {}}' '{"execute": 1}' $'{}\n&' '{"type": "abort", "data": {}}'; do
+		for _ in {1..100}; do
+			echo "$line"
+		done > many
+		attempt txn-apply --drive d=disk.img many
+		assert_equal "$status" 1
+		assert_equal "$(grep -c '"error"' <<< "$output")" 16
+	done
+	# A transaction that is too long is refused once, and what remains of it is no command.
+	python3 -c 'print("{\"actions\": [" + ",".join(["{}"] * 3000000) + "]}")' > many
+	attempt txn-apply --drive d=disk.img many
+	assert_equal "$status" 1
+	assert_equal "$(grep -c '"error"' <<< "$output")" 16
+	# A client may ask for commands that only QEMU has, and for known ones with wrong arguments.
+	for _ in {1..40}; do
+		echo '{"execute": "query-status"}'
+	done > many
+	attempt txn-apply --drive d=disk.img many
+	assert_equal "$(grep -c CommandNotFound <<< "$output")" 40
+	for _ in {1..40}; do
+		echo '{"execute": "block-dirty-bitmap-add", "arguments": {}}'
+	done > many
+	attempt txn-apply --drive d=disk.img many
+	assert_equal "$(grep -c '"error"' <<< "$output")" 40
+}
