@@ -224,6 +224,22 @@ int tide_sysio_real_dir(const char *path, char **real, struct tide_error *err)
 	return dir ? tide_sysio_real_path(dir, real, err) : -1;
 }
 
+int tide_sysio_check_place(const char *path, const char *final, const char *what, struct tide_error *err)
+{
+	struct stat st;
+
+	if (!strcmp(path, "-")) {
+		tide_error_set(err, TIDE_E_REFUSED, "Could not create '-': %s cannot be written to standard output",
+		               what);
+		return tide_error_hint(err, "for a file of this name, write ./-");
+	}
+	if (strncmp(final, "/dev/", 5) || !strncmp(final, "/dev/shm/", 9) ||
+	    (stat(final, &st) == 0 && !S_ISREG(st.st_mode)))
+		return 0;
+	tide_error_set(err, TIDE_E_REFUSED, "Could not create '%s': it would be a regular file in /dev", path);
+	return tide_error_hint(err, "no device has this name; is it spelled correctly, and attached?");
+}
+
 const char *tide_sysio_base_name(const char *path)
 {
 	const char *slash = strrchr(path, '/');

@@ -51,6 +51,12 @@ char *tide_sysio_dir_name(const char *path, struct tide_error *err) TIDE_MUST_CH
 int tide_sysio_real_path(const char *path, char **real, struct tide_error *err) TIDE_MUST_CHECK;
 int tide_sysio_real_dir(const char *path, char **real, struct tide_error *err) TIDE_MUST_CHECK;
 
+/*
+ * Refuses a name under which no new file may be made: a mistyped device, or a request for standard output. path: as the
+ * user gave it; final: where it leads, absolute. what: the thing to be made, "an image".
+ */
+int tide_sysio_check_place(const char *path, const char *final, const char *what, struct tide_error *err);
+
 /* Size in bytes of a regular file or block device. */
 int tide_sysio_size(int fd, uint64_t *size, struct tide_error *err);
 

@@ -20,6 +20,7 @@
 #include "base/mem.h"
 #include "base/owner.h"
 #include "base/strbuf.h"
+#include "image/backing.h"
 #include "image/fingerprint.h"
 #include "store/sidecar.h"
 #include "store/store.h"
@@ -83,24 +84,6 @@ static int check_pinned(const char *path, const char *format, struct tide_error 
 	tide_sidecar_free(sc);
 	tide_error_release(&ignored);
 	return rc;
-}
-
-/* A mistyped device, or a request for standard output, must not become a file; path: as given, final: where it leads.
- */
-static int check_place(const char *path, const char *final, struct tide_error *err)
-{
-	struct stat st;
-
-	if (!strcmp(path, "-")) {
-		tide_error_set(err, TIDE_E_REFUSED,
-		               "Could not create '-': an image cannot be written to standard output");
-		return tide_error_hint(err, "for a file of this name, write ./-");
-	}
-	if (strncmp(final, "/dev/", 5) || !strncmp(final, "/dev/shm/", 9) ||
-	    (stat(final, &st) == 0 && !S_ISREG(st.st_mode)))
-		return 0;
-	tide_error_set(err, TIDE_E_REFUSED, "Could not create '%s': it would be a regular file in /dev", path);
-	return tide_error_hint(err, "no device has this name; is it spelled correctly, and attached?");
 }
 
 /* in_place: as in tide_target_create. */
@@ -213,7 +196,7 @@ static int begin_data_file(struct tide_target *target, const struct tide_image_d
 		return tide_error_hint(
 		        err, "the existing file is unchanged; choose another name for the data file, or remove it");
 	}
-	if (check_place(name, where, err) < 0 || check_not_reserved(where, err) < 0)
+	if (tide_sysio_check_place(name, where, "an image", err) < 0 || check_not_reserved(where, err) < 0)
 		return -1;
 	if (tide_staged_begin(&target->data, where, like ? 0600 : default_mode(), err) < 0)
 		return -1;
@@ -278,9 +261,9 @@ int tide_target_create(struct tide_target *target, const char *path, const char 
 	if (options->backing && !driver->has_backing)
 		return tide_error_set(err, TIDE_E_REFUSED, "Backing file not supported for file format '%s'", format);
 	target->exclusive = in_place != NULL;
-	if (check_place(path, final, err) < 0 || tide_target_recover(final, target->dry_run, err) < 0 ||
-	    check_pinned(final, format, err) < 0 || check_not_reserved(final, err) < 0 ||
-	    lock_old(target, final, in_place, err) < 0 ||
+	if (tide_sysio_check_place(path, final, "an image", err) < 0 ||
+	    tide_target_recover(final, target->dry_run, err) < 0 || check_pinned(final, format, err) < 0 ||
+	    check_not_reserved(final, err) < 0 || lock_old(target, final, in_place, err) < 0 ||
 	    begin_data_file(target, driver, final, options->settings, like, err) < 0 ||
 	    tide_staged_begin(&target->staged, final, like ? 0600 : default_mode(), err) < 0)
 		return -1;
@@ -465,6 +448,18 @@ void tide_target_warn_outside(const struct tide_target *target, struct tide_sink
 		                   tide_image_info(target->image)->backing);
 }
 
+/* A colon in the first part of a name would make it one of a protocol.  Takes the name, which may be NULL. */
+static char *as_file(char *name, struct tide_error *err)
+{
+	TIDE_AUTOFREE char *taken = name;
+
+	if (!name || !tide_backing_has_protocol(name)) {
+		taken = NULL;
+		return name;
+	}
+	return tide_mem_printf(err, "./%s", name);
+}
+
 char *tide_target_name_from(const char *path, const char *file, struct tide_error *err)
 {
 	TIDE_AUTOFREE char *real = NULL;
@@ -475,7 +470,7 @@ char *tide_target_name_from(const char *path, const char *file, struct tide_erro
 	    tide_sysio_real_dir(path, &target_dir, err) < 0)
 		return NULL;
 	if (file_dir && target_dir && !strcmp(file_dir, target_dir))
-		return tide_mem_strdup(strrchr(real, '/') + 1, err);
+		return as_file(tide_mem_strdup(strrchr(real, '/') + 1, err), err);
 	return tide_mem_strdup(real ? real : file, err);
 }
 
@@ -523,5 +518,5 @@ char *tide_target_backing_name(const char *path, const char *backing, struct tid
 		return tide_mem_strdup(backing, err);
 	if (tide_sysio_real_path(backing, &real, err) < 0 || tide_sysio_real_dir(path, &dir, err) < 0)
 		return NULL;
-	return real && dir ? relative_path(dir, real, err) : tide_mem_strdup(backing, err);
+	return real && dir ? as_file(relative_path(dir, real, err), err) : tide_mem_strdup(backing, err);
 }

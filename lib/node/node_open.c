@@ -300,6 +300,8 @@ static int open_parts(struct tide_node *node, bool create, struct tide_sink *sin
 	if (why.code && (!nameless || node->mode != TIDE_NODE_READ))
 		return tide_error_move(err, &why);
 	tide_error_release(&why);
+	if (create && node->sidecar_path && tide_store_check_place(node->sidecar_path, node->sidecar, err) < 0)
+		return -1;
 	return read_node(node, create, sink, err);
 }
 

@@ -150,6 +150,19 @@ char *tide_store_path(const char *image_path, const char *override, bool *namele
 	return tide_mem_printf(err, DEVICE_DIR "/%s.bitmaps", name);
 }
 
+int tide_store_check_place(const char *sidecar, const char *override, struct tide_error *err)
+{
+	TIDE_AUTOFREE char *dir = NULL;
+	TIDE_AUTOFREE char *final = NULL;
+
+	if ((!override || strcmp(override, "-")) && access(sidecar, F_OK) == 0)
+		return 0;
+	if (tide_sysio_real_dir(sidecar, &dir, err) < 0)
+		return -1;
+	final = tide_mem_printf(err, "%s/%s", dir ? dir : "", tide_sysio_base_name(sidecar));
+	return final ? tide_sysio_check_place(override ? override : sidecar, final, "a sidecar", err) : -1;
+}
+
 static bool is_claim(const void *data, uint64_t len)
 {
 	return len == strlen(CLAIM) && !memcmp(data, CLAIM, len);

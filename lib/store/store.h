@@ -33,6 +33,9 @@ struct tide_store {
  */
 char *tide_store_path(const char *image_path, const char *override, bool *nameless, struct tide_error *err);
 
+/* Refuses a sidecar in a place where no new file may be made, or called "-". override: as above. */
+int tide_store_check_place(const char *sidecar, const char *override, struct tide_error *err);
+
 /*
  * The name of another file of these bitmaps: the sidecar's name and the suffix. If that is too long for a file, it is
  * .tidemark-HASH and the suffix, in the same directory.

@@ -107,6 +107,39 @@ reads() {
 	[ ! -e /dev/tidemark-no-such-device ]
 }
 
+@test "sidecars that are no files" {
+	noise 1M > disk.img
+	ln -s /dev devices
+	unchanged refused_like "a sidecar cannot be written to standard output" bitmap-add --sidecar - disk.img b
+	for s in /dev/tidemark-no-such-device devices/tidemark-no-such-device; do
+		unchanged refused_like "'$s': it would be a regular file in /dev" bitmap-add --sidecar $s disk.img b
+	done
+	[ ! -e /dev/tidemark-no-such-device ]
+	ok bitmap-add --sidecar ./- disk.img b
+	unchanged refused_like "a sidecar cannot be written to standard output" bitmap-add --sidecar - disk.img c
+	ok bitmap-add --sidecar ./- disk.img c
+	ok bitmap-add --sidecar /dev/shm/tidemark-$$ disk.img b
+	rm /dev/shm/tidemark-$$
+}
+
+@test "a backing name that begins like a protocol" {
+	noise 1M > disk.img
+	mkdir sub
+	ok bitmap-add disk.img b
+	done_ backup-run --bitmap b --bitmap-mode on-success -F qcow2 disk.img ./sub/a:b.qcow2
+	ok image-write --pattern 7 disk.img 0 64K
+	done_ backup-run --sync bitmap --bitmap-mode never --bitmap b -F qcow2 --backing ./sub/a:b.qcow2 disk.img sub/i.qcow2
+	assert_equal "$(qemu-img info --output json sub/i.qcow2 | jq -r '."backing-filename"')" ./a:b.qcow2
+	done_ backup-run --sync bitmap --bitmap-mode never --bitmap b -F qcow2 --backing ./sub/a:b.qcow2 disk.img j.qcow2
+	assert_equal "$(qemu-img info --output json j.qcow2 | jq -r '."backing-filename"')" ./sub/a:b.qcow2
+	done_ backup-run --sync top -F qcow2 sub/i.qcow2 sub/top.qcow2
+	assert_equal "$(qemu-img info --output json sub/top.qcow2 | jq -r '."backing-filename"')" ./a:b.qcow2
+	for f in sub/i.qcow2 j.qcow2 sub/top.qcow2; do
+		done_ chain-restore --overwrite $f out.img
+		cmp out.img disk.img
+	done
+}
+
 # chained IMAGE FORMAT STORE: all commands work on it, and the last backup restores to it.
 chained() {
 	local to
