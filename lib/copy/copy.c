@@ -229,9 +229,7 @@ static void work(struct tide_work *work, uint8_t *buf)
 	struct tide_copy_batch b;
 
 	share_first(e);
-	w.moves = !c->detect_zeroes &&
-	          (c->way == TIDE_COPY_WAY_KERNEL ||
-	           (c->way == TIDE_COPY_WAY_AUTO && tide_copy_offload_is_remote(tide_image_fd(c->target))));
+	w.moves = !c->detect_zeroes && c->way == TIDE_COPY_WAY_KERNEL;
 	tide_copy_offload_init(&w.mover, c->target, TIDE_COPY_WAY_KERNEL, c->target_reads_zero);
 	if (c->compress && !(w.compressor = tide_copy_compress_new(c->target, e->piece, &err))) {
 		pthread_mutex_lock(&work->lock);

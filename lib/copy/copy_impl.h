@@ -143,8 +143,6 @@ struct tide_copy_mover {
 	size_t n_refused;
 };
 
-/* Does the file system of fd copy by itself what copy_file_range asks for? */
-bool tide_copy_offload_is_remote(int fd);
 /* Do direct transfers and the page cache show the same data? */
 bool tide_copy_offload_is_coherent(int fd);
 void tide_copy_offload_init(struct tide_copy_mover *m, struct tide_image *target, enum tide_copy_way way,

@@ -35,10 +35,11 @@ enum answer {
 
 /* ---- From file to file ---- */
 
-bool tide_copy_offload_is_remote(int fd)
+/* There a server moves the data, and its copy of it may differ from what the page cache has. */
+static bool is_remote(int fd)
 {
 	static const unsigned types[] = { 0x6969 /* NFS */, 0xff534d42 /* CIFS */, 0xfe534d42 /* SMB2 */,
-		                          0x00c36400 /* Ceph */ };
+		                          0x517b /* SMB */, 0x00c36400 /* Ceph */, 0x65735546 /* FUSE */ };
 	struct statfs fs;
 
 	if (fstatfs(fd, &fs) < 0)
@@ -283,7 +284,8 @@ void tide_copy_offload_share(struct tide_copy_engine *e)
 	uint64_t off = 0, start, len;
 	unsigned misses = 0;
 
-	if (c->compress || c->detect_zeroes || (c->way != TIDE_COPY_WAY_AUTO && c->way != TIDE_COPY_WAY_REFLINK))
+	if (c->compress || c->detect_zeroes || (c->way != TIDE_COPY_WAY_AUTO && c->way != TIDE_COPY_WAY_REFLINK) ||
+	    (c->way == TIDE_COPY_WAY_AUTO && is_remote(tide_image_fd(c->target))))
 		return;
 	tide_copy_offload_init(&m, c->target, TIDE_COPY_WAY_REFLINK, c->target_reads_zero);
 	while (tide_bitmap_next_dirty(e->plan, off, UINT64_MAX, &start, &len) && share_run(e, &m, start, len, &misses))

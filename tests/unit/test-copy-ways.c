@@ -4,14 +4,50 @@
  */
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <stdarg.h>
+#include <stdatomic.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <time.h>
 
 #include "base/sysio.h"
 #include "copy_sample.h"
 
 #define SIZE (5u * 1024u * K + 700u)
+
+/* ---- What the copy asks of the file system ---- */
+
+static long pretended_type; /* of every file system; 0: its own */
+static atomic_uint shared, moved;
+
+int fstatfs(int fd, struct statfs *fs)
+{
+	long rc = syscall(SYS_fstatfs, fd, fs);
+
+	if (rc == 0 && pretended_type)
+		fs->f_type = pretended_type;
+	return (int)rc;
+}
+
+int ioctl(int fd, unsigned long request, ...)
+{
+	va_list args;
+	void *arg;
+
+	va_start(args, request);
+	arg = va_arg(args, void *);
+	va_end(args);
+	shared += request == FICLONERANGE;
+	return (int)syscall(SYS_ioctl, fd, request, arg);
+}
+
+ssize_t copy_file_range(int from, off_t *from_off, int to, off_t *to_off, size_t len, unsigned flags)
+{
+	moved++;
+	return syscall(SYS_copy_file_range, from, from_off, to, to_off, len, flags);
+}
 
 /* ---- TIDE_COPY ---- */
 
@@ -231,6 +267,30 @@ static void test_each_way_between_files(void)
 	}
 }
 
+/* A server's data, its caches and the page cache may differ: reading and writing alone is coherent. */
+static void test_network_file_systems_are_read_and_written(void)
+{
+	static const long types[] = { 0x6969, 0xff534d42, 0xfe534d42, 0x517b, 0x00c36400, 0x65735546 };
+
+	for (size_t i = 0; i < TIDE_ARRAY_SIZE(types); i++) {
+		UNIT_ROW("type %lx", (unsigned long)types[i]);
+		pretended_type = types[i];
+		shared = moved = 0;
+		check_files(TIDE_COPY_WAY_AUTO, "raw", true);
+		check_files(TIDE_COPY_WAY_AUTO, "qcow2", true);
+		CHECK_EQ_U64(shared, 2); /* can_share */
+		CHECK_EQ_U64(moved, 0);
+		check_files(TIDE_COPY_WAY_KERNEL, "raw", true);
+		CHECK(moved > 0);
+		check_files(TIDE_COPY_WAY_REFLINK, "raw", true);
+		CHECK(shared > 4);
+	}
+	pretended_type = 0;
+	moved = 0;
+	check_files(TIDE_COPY_WAY_AUTO, "raw", true);
+	CHECK_EQ_U64(moved, 0);
+}
+
 /* ---- Compressed ---- */
 
 /* Some workers are faster than others. */
@@ -317,6 +377,7 @@ int main(void)
 	UNIT_RUN(test_kernel_looks_at_nothing);
 	UNIT_RUN(test_errors_of_each_way);
 	UNIT_RUN(test_each_way_between_files);
+	UNIT_RUN(test_network_file_systems_are_read_and_written);
 	UNIT_RUN(test_compressed_file_depends_on_the_source_alone);
 	UNIT_RUN(test_compressed_error_of_the_source);
 	return unit_done();
