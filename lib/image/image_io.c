@@ -422,7 +422,7 @@ int tide_image_zero(struct tide_image *image, uint64_t off, uint64_t len, bool m
 	return rc;
 }
 
-/* The driver may try it, which changes the file's times. */
+/* The driver may try it, which changes the file's times, and leaves nothing to be written. */
 bool tide_image_can_zero_fast(struct tide_image *image, bool may_unmap)
 {
 	bool can;
@@ -431,7 +431,7 @@ bool tide_image_can_zero_fast(struct tide_image *image, bool may_unmap)
 		return false;
 	tide_image_change_begin(image, false);
 	can = image->driver->can_zero_fast(image->state, may_unmap);
-	tide_image_change_end(image, false);
+	tide_image_change_end(image, true);
 	return can;
 }
 

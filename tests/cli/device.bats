@@ -102,6 +102,16 @@ shown() {
 	auto incremental '^the bitmap has recorded what was written$' i.qcow2 --backing f.qcow2
 }
 
+@test "another program's write between a server's start and its first flush" {
+	local plugin=$BUILD/lib/nbdkit/plugins/nbdkit-tidemark-plugin.so
+	{ [ -e "$plugin" ] && nbdkit --version > /dev/null 2>&1; } || skip 'no nbdkit'
+	nbdkit --dump-plugin "$plugin" > dump.out 2> dump.err || skip 'nbdkit cannot load a sanitized plugin'
+	kept
+	nbdkit -U - --run 'dd if=dev.img of="'"$loop"'" bs=64K count=1 seek=100 conv=notrunc,fsync status=none' \
+		"$plugin" file="$loop" sidecar="$PWD/s"
+	inconsistent 'was changed without being tracked'
+}
+
 @test "writes of others are noticed, whichever way they take" {
 	kept
 	local how
