@@ -247,6 +247,9 @@ static int read_once(struct tide_node *node, bool create, struct tide_sink *sink
 	tide_node_drop_sidecar(node);
 	if (tide_node_load_sidecar(node, err) < 0 || (!node->image && open_image(node, sink, err) < 0))
 		return -1;
+	if (!node->sidecar && tide_image_is_file(node->image) &&
+	    tide_store_check_owner(&node->store, node->path, tide_image_fd(node->image), err) < 0)
+		return -1;
 	describe_image(node);
 	rc = tide_node_recover(node, sink, err);
 	if (rc == 0)

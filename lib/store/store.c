@@ -320,6 +320,19 @@ int tide_store_lock(struct tide_store *store, const char *path, bool create, str
 	return tide_error_set(err, TIDE_E_LOCKED, "The sidecar '%s' is being replaced all the time", path);
 }
 
+int tide_store_check_owner(const struct tide_store *store, const char *image_path, int image_fd, struct tide_error *err)
+{
+	struct stat st;
+
+	if (!store->made || fstat(image_fd, &st) < 0 || !S_ISREG(st.st_mode) || st.st_uid == geteuid() ||
+	    eaccess(image_path, W_OK) == 0 || errno != EACCES || fchown(store->lock_fd, st.st_uid, (gid_t)-1) == 0)
+		return 0;
+	tide_error_set(err, TIDE_E_REFUSED,
+	               "'%s' can only be read by you, and its owner could not change the bitmaps that you add",
+	               image_path);
+	return tide_error_hint(err, "let the owner add the first bitmap, or keep your own with --sidecar PATH");
+}
+
 int tide_store_set_owner_only(int fd, int image_fd, struct tide_error *err)
 {
 	struct stat st;

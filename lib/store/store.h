@@ -61,6 +61,13 @@ int tide_store_commit(struct tide_store *store, struct tide_error *err);
 /* Unlocks, and drops what was not committed. */
 void tide_store_release(struct tide_store *store);
 
+/*
+ * Refuses a new sidecar, whose claim is locked, beside an image that the caller may only read, if it cannot be given to
+ * the owner of the image, who could neither change the bitmaps nor record in them then.
+ */
+int tide_store_check_owner(const struct tide_store *store, const char *image_path, int image_fd,
+                           struct tide_error *err);
+
 /* Is the file of that name still this sidecar (NULL: no file)?  Without a lock it may have been replaced since. */
 int tide_store_is_current(const char *path, const struct tide_sidecar *sc, bool *current, struct tide_error *err);
 

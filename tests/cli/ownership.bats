@@ -207,6 +207,25 @@ as() {
 	done
 }
 
+@test "who may only read the image does not make its sidecar" {
+	need_root
+	open_dir 777
+	raw disk.img 1M
+	chown 12001:12100 disk.img
+	local mode
+	for mode in 444 644 440 664; do
+		rm -f disk.img.bitmaps* own
+		chmod $mode disk.img
+		unchanged refused_like 'its owner could not change the bitmaps' as 12002 "100$([ $mode = 664 ] || echo ,12100)" \
+			bitmap-add disk.img b
+		[ ! -e disk.img.bitmaps ]
+		ok as 12002 100,12100 bitmap-add --sidecar own disk.img b
+		ok as 12001 12100 bitmap-add disk.img b
+		ok as 12001 12100 bitmap-clear disk.img b
+		refused_like 'Permission denied' as 12002 100 bitmap-clear disk.img b
+	done
+}
+
 @test "a link in the place of the sidecar is not followed" {
 	truncate -s 1M disk.img
 	echo precious > victim
