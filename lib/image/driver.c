@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/bytes.h"
 #include "base/error.h"
 #include "base/mem.h"
 #include "birth.h"
@@ -80,7 +81,6 @@ static const struct {
 	{ "qed", 0, 4, "QED" },
 	{ "vmdk", 0, 4, "KDMV" },
 	{ "vmdk", 0, 4, "COWD" },
-	{ "vmdk", 0, 21, "# Disk DescriptorFile" },
 	{ "vdi", 64, 4, "\x7f\x10\xda\xbe" },
 	{ "vpc", 0, 8, "conectix" },
 	{ "vhdx", 0, 8, "vhdxfile" },
@@ -97,10 +97,19 @@ static const struct {
 	  "7zXZ\0" },
 	{ "zstd", 0, 4, "\x28\xb5\x2f\xfd" },
 	{ "lz4", 0, 4, "\x04\x22\x4d\x18" },
+	{ "lz4", 0, 4, "\x02\x21\x4c\x18" }, /* as the Linux kernel uses it */
 	{ "lzop", 0, 9, "\x89LZO\0\r\n\x1a\n" },
 	{ "zip", 0, 4, "PK\x03\x04" },
 	{ "7z", 0, 6, "7z\xbc\xaf\x27\x1c" },
 	{ "tar", 257, 5, "ustar" },
+	{ "cpio", 0, 6, "070701" },
+	{ "cpio", 0, 6, "070702" },
+	{ "cpio", 0, 6, "070707" },
+	{ "android-sparse", 0, 4, "\x3a\xff\x26\xed" },
+	{ "ewf", 0, 8, "EVF\x09\r\n\xff\0" },
+	{ "ewf", 0, 8, "LVF\x09\r\n\xff\0" },
+	{ "ewf", 0, 8, "EVF2\r\n\x81\0" },
+	{ "ewf", 0, 8, "LEF2\r\n\x81\0" },
 	{ "vma", 0, 4, "VMA\0" },
 	{ "rbd-diff", 0, 12, "rbd diff v1\n" },
 	{ "rbd-diff", 0, 12, "rbd diff v2\n" },
@@ -109,8 +118,84 @@ static const struct {
 	{ "zfs-stream", 8, 8, "\xac\xcb\xba\xf5\x02\0\0\0" },
 };
 
+static bool is_blank(uint8_t c)
+{
+	return c == ' ' || c == '\t' || c == '\r';
+}
+
+/* Is this the text, in any case, after blanks? Any number of blanks has the place of a space in it, also none. */
+static bool is_text(const uint8_t *p, const uint8_t *end, const char *text)
+{
+	while (p < end && is_blank(*p))
+		p++;
+	for (; *text; text++) {
+		if (*text == ' ') {
+			while (p < end && is_blank(*p))
+				p++;
+		} else if (p == end || (*p++ | 0x20) != *text) {
+			return false;
+		}
+	}
+	return true;
+}
+
+/* As QEMU has it: comments and empty lines, then the version; the comment that VMware writes is enough. */
+static bool is_vmdk_text(const uint8_t *p, size_t len)
+{
+	const uint8_t *end = p + len;
+
+	while (p < end) {
+		const uint8_t *line = p, *stop = memchr(p, '\n', (size_t)(end - p));
+
+		while (p < end && is_blank(*p))
+			p++;
+		if (p < end && *p == '#' && is_text(p + 1, end, "disk descriptorfile"))
+			return true;
+		if (p < end && *p != '#' && *p != '\n')
+			return (size_t)(end - line) > 9 && !memcmp(line, "version=", 8) && line[8] >= '1' &&
+			       line[8] <= '3';
+		if (!stop)
+			return false;
+		p = stop + 1;
+	}
+	return false;
+}
+
+/* There is no magic number; but programs write the same parameters, a round size of the window, and no huge size. */
+static bool is_lzma(const uint8_t *p, size_t len)
+{
+	uint32_t window = len < 14 ? 0 : tide_get_le32(p + 1), top = window ? 1u << (31 - __builtin_clz(window)) : 0;
+
+	return window >= 4096 && (window == top || window == (top | top >> 1)) && p[0] == 0x5d && p[13] == 0 &&
+	       (tide_get_le64(p + 5) == UINT64_MAX ||
+	        (tide_get_le64(p + 5) && tide_get_le64(p + 5) < UINT64_C(1) << 38));
+}
+
+/* The binary form, of either byte order: a short magic number, and the name of the first file, which ends with zero. */
+static bool is_cpio(const uint8_t *p, size_t len)
+{
+	bool little = len >= 26 && tide_get_le16(p) == 070707, big = len >= 26 && tide_get_be16(p) == 070707;
+	size_t name = little ? tide_get_le16(p + 20) : big ? tide_get_be16(p + 20) : 0;
+
+	return name > 1 && name <= len - 26 && memchr(p + 26, 0, name) == p + 26 + name - 1;
+}
+
+/* The frames that zstd and lz4 leave to other programs: sixteen magic numbers. */
+static bool is_skippable(const uint8_t *p, size_t len)
+{
+	return len >= 8 && (tide_get_le32(p) & 0xfffffff0) == 0x184d2a50;
+}
+
 const char *tide_driver_foreign(const uint8_t *head, size_t len)
 {
+	if (is_vmdk_text(head, len))
+		return "vmdk";
+	if (is_lzma(head, len))
+		return "lzma";
+	if (is_cpio(head, len))
+		return "cpio";
+	if (is_skippable(head, len))
+		return "zstd";
 	for (size_t i = 0; i < sizeof(foreign) / sizeof(*foreign); i++) {
 		if (len >= foreign[i].off + foreign[i].len &&
 		    !memcmp(head + foreign[i].off, foreign[i].magic, foreign[i].len))

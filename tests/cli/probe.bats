@@ -106,6 +106,34 @@ setup_disk() {
 		[ "$status" -ne 0 ]
 		unchanged refused_like "looks like one of format '${name%:*}'" backup-run "full.qcow2.${name#*:}" out.img
 	done
+
+	# Programs that may not be here, and forms that need more than a magic number.
+	named() { # FORMAT, the file's first bytes for printf
+		# shellcheck disable=SC2059 # they are a format
+		printf "$2" > some.img
+		truncate -s 64K some.img
+		unchanged refused_like "looks like one of format '$1'" backup-run some.img out.img
+	}
+	named cpio '070701' && named cpio '070702' && named cpio '070707'
+	named cpio '\xc7\x71'"$(printf '\\0%.0s' {1..18})"'\x05\0\0\0\0\0name\0'
+	named cpio '\x71\xc7'"$(printf '\\0%.0s' {1..18})"'\0\x05\0\0\0\0name\0'
+	named lzma '\x5d\0\0\x80\0\xff\xff\xff\xff\xff\xff\xff\xff\0rest'
+	named lzma '\x5d\0\0\0\x04\0\0\x10\0\0\0\0\0\0rest'
+	named lz4 '\x02\x21\x4c\x18' && named lz4 '\x04\x22\x4d\x18'
+	named zstd '\x50\x2a\x4d\x18\x04\0\0\0' && named zstd '\x5f\x2a\x4d\x18\x04\0\0\0'
+	named android-sparse '\x3a\xff\x26\xed\x01\0'
+	named ewf 'EVF\x09\r\n\xff\0' && named ewf 'EVF2\r\n\x81\0'
+	for name in '# Disk DescriptorFile' '#Disk DescriptorFile' '  #  disk\tDescriptorFile' '\r\n# Disk DescriptorFile\r\n' \
+		'# made by hand\n\nversion=1\n' 'version=3\n'; do
+		named vmdk "$name"
+	done
+	for name in '#!/bin/sh\necho' '# Disk Descriptor' 'version=4\n' 'version 1\n' '\x5d\0\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff\0' \
+		'\xc7\x71\0\0'; do
+		# shellcheck disable=SC2059
+		printf "$name" > some.img
+		truncate -s 64K some.img
+		done_ backup-run -F raw --overwrite some.img out.img
+	done
 }
 
 @test "a write does not turn a probed raw image into another one" {
