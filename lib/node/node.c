@@ -177,6 +177,22 @@ void tide_node_warn_unchecked(const struct tide_node *node, const struct tide_si
 		                   why);
 }
 
+void tide_node_take_unchecked(struct tide_node *node, struct tide_sidecar_bitmap *entry, const struct tide_node *from,
+                              const struct tide_sidecar_bitmap *source, struct tide_sink *sink)
+{
+	struct tide_device *device = &node->in_sidecar.list->device;
+
+	if (!source->unchecked)
+		return;
+	entry->unchecked = true;
+	if (device->gap == TIDE_DEVICE_NO_GAP)
+		device->gap = from->in_sidecar.list->device.gap;
+	if (entry->in_image || !tide_image_device(node->image)->is_one)
+		tide_event_warning(sink, node->path,
+		                   "bitmap '%s' of '%s' is unchecked (%s), which bitmap '%s' cannot store",
+		                   source->name, from->path, tide_device_gap_text(device->gap), entry->name);
+}
+
 static int check_inconsistent(struct tide_node *node, struct tide_sidecar_bitmap *entry, unsigned flags,
                               struct tide_error *err)
 {

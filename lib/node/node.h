@@ -188,6 +188,13 @@ const char *tide_node_why_unchecked(const struct tide_node *node, const struct t
 void tide_node_warn_unchecked(const struct tide_node *node, const struct tide_sidecar_bitmap *entry,
                               struct tide_sink *sink);
 
+/*
+ * The bitmap gets the bits of another one, and is unchecked if that is. An image file cannot store
+ * that, so it is a warning there.
+ */
+void tide_node_take_unchecked(struct tide_node *node, struct tide_sidecar_bitmap *entry, const struct tide_node *from,
+                              const struct tide_sidecar_bitmap *source, struct tide_sink *sink);
+
 /* Can only an NBD server change this bitmap? */
 bool tide_node_is_owned_by_server(const struct tide_node *node, const struct tide_sidecar_bitmap *entry);
 

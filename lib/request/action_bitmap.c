@@ -270,15 +270,15 @@ static int find_source(struct tide_session *session, struct tide_node *target_no
 	return tide_node_find(*node, ref->name, err) ? 0 : -1;
 }
 
-static int merge_source(struct tide_node *node, const char *name, struct tide_sidecar_bitmap *target,
-                        struct tide_bitmap *into, struct tide_error *err)
+static int merge_source(struct tide_node *node, struct tide_sidecar_bitmap *target, struct tide_bitmap *into,
+                        struct tide_node *from, const char *name, struct tide_sink *sink, struct tide_error *err)
 {
-	struct tide_sidecar_bitmap *entry = tide_node_find_usable(node, name, 0, err);
-	struct tide_bitmap *source = entry ? tide_node_bitmap(node, entry, err) : NULL;
+	struct tide_sidecar_bitmap *entry = tide_node_find_usable(from, name, 0, err);
+	struct tide_bitmap *source = entry ? tide_node_bitmap(from, entry, err) : NULL;
 
 	if (!source)
 		return -1;
-	target->unchecked |= entry->unchecked;
+	tide_node_take_unchecked(node, target, from, entry, sink);
 	return tide_bitmap_merge(into, source, err);
 }
 
@@ -301,7 +301,7 @@ static int merge_prepare(struct tide_session *session, struct tide_step *step, s
 			entry = tide_node_find_usable(node, args->target, TIDE_BITMAP_WILL_WRITE, err);
 			target = entry ? tide_node_bitmap_for_change(node, entry, err) : NULL;
 		}
-		if (!target || merge_source(other, ref->name, entry, target, err) < 0)
+		if (!target || merge_source(node, entry, target, other, ref->name, &session->sink, err) < 0)
 			return -1;
 	}
 	if (target)

@@ -115,13 +115,17 @@ static struct tide_bitmap *open_target(struct tide_session *session, const struc
                                        uint64_t granularity, struct tide_node **node, struct tide_error *err)
 {
 	const char *name = args->target.name;
-	struct tide_sidecar_bitmap *entry = NULL;
+	struct tide_sidecar_bitmap *entry = NULL, *source;
+	struct tide_node *from = tide_session_find(session, args->source.node);
 
 	*node = open_node(session, args->target.node, TIDE_NODE_EDIT_BITMAPS, args->store == TIDE_STORE_SIDECAR, err);
 	if (!*node)
 		return NULL;
 	if ((tide_node_has(*node, name) ? refuse_settings(args, err) : create(session, args, granularity, err)) == 0)
 		entry = tide_node_find_usable(*node, name, TIDE_BITMAP_WILL_WRITE, err);
+	source = tide_node_find(from, args->source.name, NULL);
+	if (entry && source)
+		tide_node_take_unchecked(*node, entry, from, source, &session->sink);
 	return entry ? tide_node_bitmap_for_change(*node, entry, err) : NULL;
 }
 

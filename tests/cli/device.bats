@@ -274,6 +274,16 @@ sys.exit(struct.unpack("i", fcntl.ioctl(int(sys.argv[1]), termios.FIONREAD, byte
 	[[ $stderr == *'the device is unchecked'* ]] || fail "$stderr"
 	done_ backup-run --ignore-stamp --sidecar s --sync bitmap --bitmap-mode never --bitmap other -F qcow2 --backing f.qcow2 "$loop" j.qcow2
 	[[ $stderr != *unchecked* ]] || fail "$stderr"
+
+	# The same when it is imported; an image file has no place for that.
+	ok bitmap-import --sidecar s "$loop" third --from "$loop#other"
+	done_ backup-run --sidecar s --sync bitmap --bitmap-mode never --bitmap third -F qcow2 --backing f.qcow2 "$loop" k.qcow2
+	[[ $stderr == *'the device is unchecked'* ]] || fail "$stderr"
+	truncate -s 8M file.img
+	echo '{"execute": "x-block-dirty-bitmap-import", "arguments":
+		{"node": "f", "name": "b", "source": {"node": "d", "name": "other"}}}' > import.json
+	ok txn-apply --drive f=file.img --drive "d=$loop,sidecar=s" import.json
+	[[ $stderr == *'is unchecked'*'which bitmap '* ]] || fail "$stderr"
 }
 
 @test "a device of another size is another disk, also after a reboot" {
