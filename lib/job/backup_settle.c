@@ -164,13 +164,21 @@ static unsigned count(const void *member)
 	return n + (job->is_settling ? tide_node_count_changes(job->node) : 0);
 }
 
-static int add_to_record(void *member, struct tide_commit_record *record, struct tide_error *err)
+/* Does the job take part in the step? */
+static bool takes_step(const struct tide_backup_job *job, enum tide_commit_step step)
+{
+	return step == TIDE_COMMIT_NAMES ? job->outcome != TIDE_BACKUP_FAILED : job->is_settling;
+}
+
+static int add_to_record(void *member, enum tide_commit_step step, struct tide_commit_record *record,
+                         struct tide_error *err)
 {
 	struct tide_backup_job *job = member;
 
-	if (job->outcome != TIDE_BACKUP_FAILED && tide_target_add_to_record(&job->target, record, err) < 0)
-		return -1;
-	return job->is_settling ? tide_node_add_to_record(job->node, record, err) : 0;
+	if (!takes_step(job, step))
+		return 0;
+	return step == TIDE_COMMIT_NAMES ? tide_target_add_to_record(&job->target, record, err)
+	                                 : tide_node_add_to_record(job->node, record, err);
 }
 
 static void recorded(void *member)
@@ -189,14 +197,13 @@ static void unrecorded(void *member)
 	tide_node_unrecorded(job->node);
 }
 
-/* The target first: a bitmap is never settled for a backup that has no name. */
-static int commit(void *member, struct tide_error *err)
+static int commit(void *member, enum tide_commit_step step, struct tide_error *err)
 {
 	struct tide_backup_job *job = member;
 
-	if (job->outcome != TIDE_BACKUP_FAILED && tide_target_name(&job->target, err) < 0)
-		return -1;
-	return job->is_settling ? tide_node_commit(job->node, err) : 0;
+	if (!takes_step(job, step))
+		return 0;
+	return step == TIDE_COMMIT_NAMES ? tide_target_name(&job->target, err) : tide_node_commit(job->node, err);
 }
 
 static bool is_untouched(const void *member)

@@ -169,10 +169,12 @@ static bool needs_record(const struct tide_commit *c)
 static int fill_record(const struct tide_commit *c, struct tide_commit_record *record, size_t *bad,
                        struct tide_error *err)
 {
-	for (size_t i = 0; i < c->n; i++) {
-		*bad = i;
-		if (c->members[i].ops->add_to_record(c->members[i].self, record, err) < 0)
-			return -1;
+	for (enum tide_commit_step step = 0; step < TIDE_COMMIT_STEPS; step++) {
+		for (size_t i = 0; i < c->n; i++) {
+			*bad = i;
+			if (c->members[i].ops->add_to_record(c->members[i].self, step, record, err) < 0)
+				return -1;
+		}
 	}
 	*bad = 0;
 	return tide_commit_record_sync_names(record, err);
@@ -306,18 +308,34 @@ static void say_late(const struct tide_commit *c, const struct tide_commit_membe
 /* Without a record: one change, which is made or not; or several that nothing could lead to after a death. */
 static int commit_plainly(const struct tide_commit *c, size_t *bad, struct tide_error *err)
 {
-	for (size_t i = 0; i < c->n; i++) {
-		const struct tide_commit_member *m = &c->members[i];
+	for (size_t i = 0; i < c->n * TIDE_COMMIT_STEPS; i++) {
+		const struct tide_commit_member *m = &c->members[i % c->n];
 		struct tide_error why = TIDE_ERROR_INIT;
 
-		*bad = i;
-		if (m->ops->commit(m->self, &why) == 0)
+		*bad = i % c->n;
+		if (m->ops->commit(m->self, (enum tide_commit_step)(i / c->n), &why) == 0)
 			continue;
 		if (m->ops->is_untouched(m->self))
 			return tide_error_move(err, &why);
 		say_late(c, m, "the change is done, and may be lost if the machine loses power now", &why);
 	}
 	return 0;
+}
+
+/* The bitmaps wait for the names of all new images: no job that has one to settle has succeeded. */
+static void say_unsettled(const struct tide_commit *c)
+{
+	for (size_t i = 0; i < c->n; i++) {
+		const struct tide_commit_member *m = &c->members[i];
+		const struct tide_node *node = node_of(m);
+		struct tide_error why = TIDE_ERROR_INIT;
+
+		if (!m->ops->late || !node || !has_stake(node))
+			continue;
+		tide_error_set(&why, TIDE_E_REFUSED, "Another image of the transaction could not be put in place");
+		m->ops->late(m->self, &why);
+		tide_error_release(&why);
+	}
 }
 
 /* A job says itself that it has not succeeded.  A restore has no job. */
@@ -328,30 +346,50 @@ static bool lacks_image(const struct tide_commit_member *m)
 	return target && !target->staged.named;
 }
 
-static int commit_recorded(const struct tide_commit *c, const char *record, size_t *bad, struct tide_error *err)
-{
-	bool pending = false, lacks = false;
+/* The record stays. */
+struct pending {
+	bool any;         /* for a member that could not put everything in place */
+	bool lacks_image; /* and that no job answers for */
+};
 
+/* -1: the decision was taken back. */
+static int commit_step(const struct tide_commit *c, enum tide_commit_step step, const char *record,
+                       struct pending *pending, size_t *bad, struct tide_error *err)
+{
 	for (size_t i = 0; i < c->n; i++) {
 		const struct tide_commit_member *m = &c->members[i];
 		struct tide_error why = TIDE_ERROR_INIT;
 
-		if (m->ops->commit(m->self, &why) == 0)
+		if (m->ops->commit(m->self, step, &why) == 0)
 			continue;
 		*bad = i;
-		if (!pending && take_back(c, record))
+		if (!pending->any && take_back(c, record))
 			return tide_error_move(err, &why);
-		pending = true;
-		lacks |= lacks_image(m);
+		pending->any = true;
+		pending->lacks_image |= lacks_image(m);
 		say_late(c, m,
 		         "the transaction is decided, and the next command that changes the image will complete it",
 		         &why);
 	}
-	if (pending) {
+	return 0;
+}
+
+static int commit_recorded(const struct tide_commit *c, const char *record, size_t *bad, struct tide_error *err)
+{
+	struct pending pending = { false, false };
+
+	if (commit_step(c, TIDE_COMMIT_NAMES, record, &pending, bad, err) < 0)
+		return -1;
+	if (pending.any)
+		say_unsettled(c);
+	else if (commit_step(c, TIDE_COMMIT_BITMAPS, record, &pending, bad, err) < 0)
+		return -1;
+	if (pending.any) {
 		leave_pointers(c);
-		return lacks ? tide_error_set(err, TIDE_E_PARTIAL,
-		                              "The transaction is decided, and could not be completed yet")
-		             : 0;
+		return pending.lacks_image
+		               ? tide_error_set(err, TIDE_E_PARTIAL,
+		                                "The transaction is decided, and could not be completed yet")
+		               : 0;
 	}
 	/* The record goes first: a pointer that leads nowhere is harmless, a record that nothing leads to stays for
 	 * ever. */
@@ -407,9 +445,9 @@ static unsigned count_node(const void *member)
 	return tide_node_count_changes(member);
 }
 
-static int add_node(void *member, struct tide_commit_record *record, struct tide_error *err)
+static int add_node(void *member, enum tide_commit_step step, struct tide_commit_record *record, struct tide_error *err)
 {
-	return tide_node_add_to_record(member, record, err);
+	return step == TIDE_COMMIT_BITMAPS ? tide_node_add_to_record(member, record, err) : 0;
 }
 
 static void node_recorded(void *member)
@@ -422,9 +460,9 @@ static void node_unrecorded(void *member)
 	tide_node_unrecorded(member);
 }
 
-static int commit_node(void *member, struct tide_error *err)
+static int commit_node(void *member, enum tide_commit_step step, struct tide_error *err)
 {
-	return tide_node_commit(member, err);
+	return step == TIDE_COMMIT_BITMAPS ? tide_node_commit(member, err) : 0;
 }
 
 static bool node_is_untouched(const void *member)
@@ -480,9 +518,10 @@ static unsigned count_target(const void *member)
 	return tide_target_count_renames(member);
 }
 
-static int add_target(void *member, struct tide_commit_record *record, struct tide_error *err)
+static int add_target(void *member, enum tide_commit_step step, struct tide_commit_record *record,
+                      struct tide_error *err)
 {
-	return tide_target_add_to_record(member, record, err);
+	return step == TIDE_COMMIT_NAMES ? tide_target_add_to_record(member, record, err) : 0;
 }
 
 static void target_recorded(void *member)
@@ -495,9 +534,9 @@ static void target_unrecorded(void *member)
 	tide_target_unrecorded(member);
 }
 
-static int name_target(void *member, struct tide_error *err)
+static int name_target(void *member, enum tide_commit_step step, struct tide_error *err)
 {
-	return tide_target_name(member, err);
+	return step == TIDE_COMMIT_NAMES ? tide_target_name(member, err) : 0;
 }
 
 static bool target_is_untouched(const void *member)

@@ -12,6 +12,9 @@
  *        └───────────┴─► nothing changed   ├─► nothing is renamed yet: the record is taken back, nothing changed
  *                                          └─► it stays, and the next opener completes it
  *
+ * All new images get their names before any bitmap is settled, also in the order of the record: so
+ * a person who gives up a record while an image lacks its name has the bitmaps of before.
+ *
  * Members are staged in the order of their sidecars' paths, as staging locks those; that order
  * is the same for every program, so two commits never wait for each other.
  *
@@ -25,6 +28,13 @@
 #include "store/commit_record.h"
 #include "target.h"
 
+/* The order of the renames and switches. */
+enum tide_commit_step {
+	TIDE_COMMIT_NAMES,   /* of new images */
+	TIDE_COMMIT_BITMAPS, /* in either store */
+	TIDE_COMMIT_STEPS,
+};
+
 struct tide_commit_ops {
 	/* The node whose image leads to the record after a death; NULL: none. */
 	struct tide_node *(*node)(void *member);
@@ -36,15 +46,18 @@ struct tide_commit_ops {
 	int (*stage)(void *member, struct tide_sink *sink, struct tide_error *err);
 	/* How many renames and switches are left. */
 	unsigned (*count)(const void *member);
-	/* Adds them to the record, with durable temporary names. */
-	int (*add_to_record)(void *member, struct tide_commit_record *record, struct tide_error *err);
+	/* Adds those of the step to the record, with durable temporary names. */
+	int (*add_to_record)(void *member, enum tide_commit_step step, struct tide_commit_record *record,
+	                     struct tide_error *err);
 	/* The record is durable: from now on the staged files are kept, even after an error. */
 	void (*recorded)(void *member);
 	/* The record was removed: the staged files may be removed, too. */
 	void (*unrecorded)(void *member);
-	/* Makes the renames and switches.  A member that fails keeps the staged files that it could not put in place.
+	/*
+	 * Makes the renames and switches of the step.  A member that fails keeps the staged files that it could not put
+	 * in place.
 	 */
-	int (*commit)(void *member, struct tide_error *err);
+	int (*commit)(void *member, enum tide_commit_step step, struct tide_error *err);
 	/* Do all staged files still have their temporary names? */
 	bool (*is_untouched)(const void *member);
 	/*

@@ -35,12 +35,8 @@ dirty() {
 	bitmap-list -q --output=json "$1" | jq '.return[] | select(.name == "b").count'
 }
 
-# Two disks whose grouped incremental backups are interrupted right after the decision; $1, $2: directories of the disks, $3 of
-# the targets.
-interrupted_group() {
-	mkdir -p "$1" "$2" "$3"
-	disk "$1/d0.img"
-	disk "$2/d1.img"
+# The request for grouped incremental backups of two disks; arguments as for interrupted_group.
+group() {
 	cat > group.json <<- J
 		{"execute": "transaction", "arguments": {"properties": {"completion-mode": "grouped"}, "actions": [
 		 {"type": "drive-backup", "data": {"device": "d0", "sync": "incremental", "bitmap": "b", "format": "qcow2",
@@ -48,7 +44,18 @@ interrupted_group() {
 		 {"type": "drive-backup", "data": {"device": "d1", "sync": "incremental", "bitmap": "b", "format": "qcow2",
 		  "target": "$PWD/$3/t1.qcow2"}}]}}
 	J
-	inject renameat2 KILL 1 txn-apply --drive "d0=$1/d0.img" --drive "d1=$2/d1.img" group.json
+}
+
+# Two disks whose grouped incremental backups are killed after the decision, at the $1st rename of a target; $2, $3:
+# directories of the disks, $4 of the targets.
+interrupted_group() {
+	local when=$1
+	shift
+	mkdir -p "$1" "$2" "$3"
+	disk "$1/d0.img"
+	disk "$2/d1.img"
+	group "$@"
+	inject renameat2 KILL "$when" txn-apply --drive "d0=$1/d0.img" --drive "d1=$2/d1.img" group.json
 	[ "$status" -eq 137 ]
 	[ -f "$1/d0.img.bitmaps.commit" ] && [ -f "$2/d1.img.bitmaps.commit" ]
 }
@@ -168,7 +175,7 @@ txn_prog() {
 	mkdir t
 	mount -o loop fs t || skip "loop devices cannot be used here"
 	mounts+=("$PWD/t")
-	interrupted_group . . t
+	interrupted_group 1 . . t
 	umount t
 	mounts=()
 	done_ bitmap-list d0.img
@@ -191,7 +198,7 @@ txn_prog() {
 	mkdir s0
 	mount -o loop fs s0 || skip "loop devices cannot be used here"
 	mounts+=("$PWD/s0")
-	interrupted_group s0 s1 t
+	interrupted_group 1 s0 s1 t
 	umount s0
 	mounts=()
 	# Its pointer leads to a record that is out of reach, not to one that is gone.
@@ -206,7 +213,7 @@ txn_prog() {
 @test "a group whose whole directory has moved is completed there" {
 	mkdir old
 	pushd old > /dev/null
-	interrupted_group a b t
+	interrupted_group 1 a b t
 	popd > /dev/null
 	mv old new
 	ok bitmap-enable new/b/d1.img b
@@ -215,7 +222,7 @@ txn_prog() {
 }
 
 @test "a staged file that was removed is no success" {
-	interrupted_group . . t
+	interrupted_group 1 . . t
 	rm t/.t1.qcow2.*
 	refused_like "its file for '$PWD/t/t1.qcow2' is missing" bitmap-enable d0.img b
 	[ ! -e t/t0.qcow2 ]
@@ -229,7 +236,7 @@ txn_prog() {
 }
 
 @test "a file that took a target's name meanwhile is kept, and named" {
-	interrupted_group . . t
+	interrupted_group 1 . . t
 	echo precious > t/t0.qcow2
 	refused_like "another program has created '$PWD/t/t0.qcow2'" bitmap-enable d0.img b
 	[ "$(cat t/t0.qcow2)" = precious ]
@@ -238,15 +245,60 @@ txn_prog() {
 	completed_group . . t
 }
 
+@test "all targets are named before the first bitmap is settled" {
+	# After a death between the targets a record can be given up, and the bitmaps are those of before.
+	interrupted_group 2 . . t
+	[ -e t/t0.qcow2 ]
+	[ ! -e t/t1.qcow2 ]
+	rm t/t0.qcow2
+	mv d0.img.bitmaps.commit away
+	ok bitmap-enable d0.img b
+	ok bitmap-enable d1.img b
+	[ "$(dirty d0.img)" -eq 262144 ]
+	[ "$(dirty d1.img)" -eq 262144 ]
+}
+
+@test "an error at the second target settles no bitmap before recovery does" {
+	disk d0.img
+	disk d1.img
+	mkdir t
+	group . . t
+	inject renameat2 EIO 2 txn-apply -q --drive d0=d0.img --drive d1=d1.img group.json
+	[ "$status" -eq 1 ]
+	[ -e t/t0.qcow2 ]
+	[ ! -e t/t1.qcow2 ]
+	cp -p d0.img.bitmaps given-up
+	mkdir moved
+	mv d0.img.bitmaps.commit d1.img.bitmaps.commit moved
+	[ "$(dirty d0.img)" -eq 262144 ]
+	[ "$(dirty d1.img)" -eq 262144 ]
+	mv moved/* .
+	bitmap-enable -q d0.img b
+	completed_group . . t
+}
+
+@test "recovery that dies between the targets settles no bitmap" {
+	local n
+	for n in 1 2; do
+		rm -rf d?.img* t away
+		interrupted_group 1 . . t
+		inject renameat2 KILL $n bitmap-enable d0.img b
+		[ "$status" -eq 137 ]
+		mv d0.img.bitmaps.commit away
+		[ "$(dirty d0.img)" -eq 262144 ]
+		[ "$(dirty d1.img)" -eq 262144 ]
+	done
+}
+
 @test "repeating the request that was interrupted is refused" {
-	interrupted_group . . t
+	interrupted_group 1 . . t
 	refused_like "was interrupted after its commit; it has been completed now, and this request was not run" \
 		txn-apply --drive d0=d0.img --drive d1=d1.img group.json
 	completed_group . . t
 }
 
 @test "a damaged record says how to go on, and blocks only what depends on it" {
-	interrupted_group . . t
+	interrupted_group 1 . . t
 	printf 'X' | dd of=d0.img.bitmaps.commit bs=1 seek=30 conv=notrunc status=none
 	refused_like "'$PWD/d0.img.bitmaps.commit', is damaged in line " bitmap-clear d0.img b
 	[[ $stderr == *"move the file away"* ]]
@@ -259,7 +311,7 @@ txn_prog() {
 
 @test "a record of a stranger is not followed" {
 	[ "$(id -u)" -eq 0 ] || skip "takes root"
-	interrupted_group . . t
+	interrupted_group 1 . . t
 	chown 12345 d0.img.bitmaps.commit
 	refused_like "neither you nor the owner of the image owns it" bitmap-enable d0.img b
 	chown 0 d0.img.bitmaps.commit
@@ -361,7 +413,7 @@ txn_prog() {
 	mkdir a
 	mount -t tmpfs none a || skip "a file system cannot be mounted here"
 	mounts+=("$PWD/a")
-	interrupted_group a b t
+	interrupted_group 1 a b t
 	mkdir keep
 	mount --bind a keep
 	umount a
@@ -376,7 +428,7 @@ txn_prog() {
 
 @test "a sidecar that was changed after its transaction had been given up is kept" {
 	mkdir out
-	interrupted_group a b t
+	interrupted_group 1 a b t
 	mv a out/a
 	refused_like "cannot be reached" bitmap-mark b/d1.img b 1M 64K
 	mv b/d1.img.bitmaps.commit given-up

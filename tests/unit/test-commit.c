@@ -63,12 +63,16 @@ static unsigned count(const void *member)
 	return m->inner.ops->count(m->inner.self);
 }
 
-static int add_to_record(void *member, struct tide_commit_record *record, struct tide_error *err)
+/* A node has no names. */
+static int add_to_record(void *member, enum tide_commit_step step, struct tide_commit_record *record,
+                         struct tide_error *err)
 {
 	struct member *m = member;
 
+	if (step == TIDE_COMMIT_NAMES)
+		return m->inner.ops->add_to_record(m->inner.self, step, record, err);
 	note(m, 'A');
-	return fail(m, FAILS_ADD, err) < 0 ? -1 : m->inner.ops->add_to_record(m->inner.self, record, err);
+	return fail(m, FAILS_ADD, err) < 0 ? -1 : m->inner.ops->add_to_record(m->inner.self, step, record, err);
 }
 
 static void recorded(void *member)
@@ -87,12 +91,14 @@ static void unrecorded(void *member)
 	m->inner.ops->unrecorded(m->inner.self);
 }
 
-static int commit(void *member, struct tide_error *err)
+static int commit(void *member, enum tide_commit_step step, struct tide_error *err)
 {
 	struct member *m = member;
 
+	if (step == TIDE_COMMIT_NAMES)
+		return m->inner.ops->commit(m->inner.self, step, err);
 	note(m, 'C');
-	if (fail(m, FAILS_COMMIT, err) < 0 || m->inner.ops->commit(m->inner.self, err) < 0)
+	if (fail(m, FAILS_COMMIT, err) < 0 || m->inner.ops->commit(m->inner.self, step, err) < 0)
 		return -1;
 	return fail(m, FAILS_LATE_COMMIT, err);
 }

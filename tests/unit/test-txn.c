@@ -367,9 +367,9 @@ static void test_empty_jobs(void)
 
 /* ---- a transaction that was interrupted ---- */
 
-static int die(void *member, struct tide_error *err)
+static int die(void *member, enum tide_commit_step step, struct tide_error *err)
 {
-	return tide_error_set(err, TIDE_E_IO, "Planted");
+	return step == TIDE_COMMIT_BITMAPS ? tide_error_set(err, TIDE_E_IO, "Planted") : 0;
 }
 
 /* Decides that the bitmap of a is cleared and that new-a appears, and completes only the latter. */
