@@ -159,6 +159,13 @@ static void on_warning(void *data, const char *image, const char *text)
 	ui_warning(&c->ui, image, text);
 }
 
+static void on_alert(void *data, const char *image, const char *text)
+{
+	struct cmd *c = data;
+
+	ui_alert(&c->ui, image, text);
+}
+
 static void on_progress(void *data, const struct tide_progress *progress)
 {
 	struct cmd *c = data;
@@ -242,6 +249,7 @@ static int open_session(struct cmd *c, struct tide_error *err)
 		.warning = on_warning,
 		.progress = on_progress,
 		.job_events = opt_has(c->opt, OPT_JOB_EVENTS),
+		.alert = on_alert,
 	};
 
 	c->session = tide_session_new(&options, err);

@@ -118,6 +118,11 @@ void ui_warning(struct ui *ui, const char *image, const char *text)
 		say(ui, image, "warning: ", text);
 }
 
+void ui_alert(struct ui *ui, const char *image, const char *text)
+{
+	say(ui, image, "warning: ", text);
+}
+
 void ui_failure(struct ui *ui, const char *what, int sys)
 {
 	say(ui, what, "", strerror(sys));

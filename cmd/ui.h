@@ -31,6 +31,8 @@ void ui_error(struct ui *ui, const struct tide_error *err);
 /* A line after an error: how a person can solve the problem. */
 void ui_hint(struct ui *ui, const char *text);
 void ui_warning(struct ui *ui, const char *image, const char *text);
+/* Also after -q. */
+void ui_alert(struct ui *ui, const char *image, const char *text);
 
 /* Prints an error of the program itself: "COMMAND: WHAT: strerror". */
 void ui_failure(struct ui *ui, const char *what, int sys);

@@ -112,6 +112,12 @@ struct tide_session_options {
 	void (*progress)(void *data, const struct tide_progress *progress);
 
 	bool job_events; /* deliver JOB_STATUS_CHANGE too */
+
+	/*
+	 * A warning that people must see even if they want none: a change was decided, and is not in place yet or not
+	 * known to be durable.  NULL: it is a warning like others.
+	 */
+	void (*alert)(void *data, const char *image, const char *text);
 };
 
 static inline struct tide_session *tide_session_new(const struct tide_session_options *options, struct tide_error *err);

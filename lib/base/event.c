@@ -80,20 +80,36 @@ int tide_event_error_reply(struct tide_sink *sink, const struct tide_error *erro
 	return deliver(sink, &sb);
 }
 
-void tide_event_warning(struct tide_sink *sink, const char *image, const char *fmt, ...)
+static void TIDE_PRINTF(4, 0) warn(struct tide_sink *sink, void (*to)(void *, const char *, const char *),
+                                   const char *image, const char *fmt, va_list ap)
 {
 	struct tide_strbuf sb = TIDE_STRBUF_INIT;
-	va_list ap;
 
-	if (!sink->to.warning)
+	if (!to)
 		return;
-	va_start(ap, fmt);
 	tide_strbuf_vaddf(&sb, fmt, ap);
-	va_end(ap);
 	pthread_mutex_lock(&sink->lock);
-	sink->to.warning(sink->to.data, image, sb.buf ? sb.buf : fmt);
+	to(sink->to.data, image, sb.buf ? sb.buf : fmt);
 	pthread_mutex_unlock(&sink->lock);
 	tide_strbuf_release(&sb);
+}
+
+void tide_event_warning(struct tide_sink *sink, const char *image, const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	warn(sink, sink->to.warning, image, fmt, ap);
+	va_end(ap);
+}
+
+void tide_event_alert(struct tide_sink *sink, const char *image, const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	warn(sink, sink->to.alert ? sink->to.alert : sink->to.warning, image, fmt, ap);
+	va_end(ap);
 }
 
 static void begin_event(struct tide_json_writer *w, const char *name)

@@ -29,6 +29,8 @@ int tide_event_return(struct tide_sink *sink, const char *json); /* {"return": j
 int tide_event_return_empty(struct tide_sink *sink);             /* {"return": {}} */
 int tide_event_error_reply(struct tide_sink *sink, const struct tide_error *error);
 void tide_event_warning(struct tide_sink *sink, const char *image, const char *fmt, ...) TIDE_PRINTF(3, 4);
+/* The same, also for those who want no warnings. */
+void tide_event_alert(struct tide_sink *sink, const char *image, const char *fmt, ...) TIDE_PRINTF(3, 4);
 
 /* The data of the two events that end a job. */
 struct tide_job_result {

@@ -213,12 +213,24 @@ static bool is_untouched(const void *member)
 	return tide_target_is_untouched(&job->target) && tide_node_is_untouched(job->node);
 }
 
+static bool is_made(const void *member, enum tide_commit_step step)
+{
+	const struct tide_backup_job *job = member;
+
+	if (!takes_step(job, step))
+		return true;
+	return step == TIDE_COMMIT_NAMES ? tide_target_is_named(&job->target) : tide_node_is_made(job->node);
+}
+
 /* A decision is not rolled back; but the job has not succeeded until everything is in place. */
 static void late(void *member, struct tide_error *why)
 {
 	struct tide_backup_job *job = member;
 
 	job->is_decided = true;
+	free(why->hint);
+	why->hint = NULL;
+	tide_error_hint(why, "the backup is decided: the next command that changes the image will complete it");
 	tide_backup_fail(job, why);
 }
 
@@ -243,6 +255,7 @@ struct tide_commit_member tide_backup_member(struct tide_backup_job *job)
 		.unrecorded = unrecorded,
 		.commit = commit,
 		.is_untouched = is_untouched,
+		.is_made = is_made,
 		.late = late,
 		.unlock = unlock,
 	};

@@ -299,9 +299,19 @@ static void say_late(const struct tide_commit *c, const struct tide_commit_membe
 {
 	const struct tide_node *node = node_of(m);
 
-	tide_event_warning(c->sink, node ? node->path : NULL, "%s; %s", why->msg, what);
+	tide_event_alert(c->sink, node ? node->path : NULL, "%s; %s", why->msg, what);
 	if (m->ops->late)
 		m->ops->late(m->self, why);
+	tide_error_release(why);
+}
+
+/* The member has done its work; only the sync of a directory failed. */
+static void say_unsynced(const struct tide_commit *c, const struct tide_commit_member *m, const char *what,
+                         struct tide_error *why)
+{
+	const struct tide_node *node = node_of(m);
+
+	tide_event_alert(c->sink, node ? node->path : NULL, "%s; the change is done, %s", why->msg, what);
 	tide_error_release(why);
 }
 
@@ -310,14 +320,18 @@ static int commit_plainly(const struct tide_commit *c, size_t *bad, struct tide_
 {
 	for (size_t i = 0; i < c->n * TIDE_COMMIT_STEPS; i++) {
 		const struct tide_commit_member *m = &c->members[i % c->n];
+		enum tide_commit_step step = (enum tide_commit_step)(i / c->n);
 		struct tide_error why = TIDE_ERROR_INIT;
 
 		*bad = i % c->n;
-		if (m->ops->commit(m->self, (enum tide_commit_step)(i / c->n), &why) == 0)
+		if (m->ops->commit(m->self, step, &why) == 0)
 			continue;
 		if (m->ops->is_untouched(m->self))
 			return tide_error_move(err, &why);
-		say_late(c, m, "the change is done, and may be lost if the machine loses power now", &why);
+		if (m->ops->is_made(m->self, step))
+			say_unsynced(c, m, "and may be lost if the machine loses power now", &why);
+		else
+			say_late(c, m, "the change is not complete", &why);
 	}
 	return 0;
 }
@@ -346,10 +360,11 @@ static bool lacks_image(const struct tide_commit_member *m)
 	return target && !target->staged.named;
 }
 
-/* The record stays. */
+/* Why the record stays. */
 struct pending {
-	bool any;         /* for a member that could not put everything in place */
-	bool lacks_image; /* and that no job answers for */
+	bool any;         /* a member could not put everything in place */
+	bool lacks_image; /* and no job answers for it */
+	bool unsynced;    /* everything may be in place, and is not known to be durable */
 };
 
 /* -1: the decision was taken back. */
@@ -362,6 +377,14 @@ static int commit_step(const struct tide_commit *c, enum tide_commit_step step, 
 
 		if (m->ops->commit(m->self, step, &why) == 0)
 			continue;
+		if (m->ops->is_made(m->self, step)) {
+			pending->unsynced = true;
+			say_unsynced(c, m,
+			             "but is not known to be durable; the next command that changes the image will "
+			             "make it so",
+			             &why);
+			continue;
+		}
 		*bad = i;
 		if (!pending->any && take_back(c, record))
 			return tide_error_move(err, &why);
@@ -376,7 +399,7 @@ static int commit_step(const struct tide_commit *c, enum tide_commit_step step, 
 
 static int commit_recorded(const struct tide_commit *c, const char *record, size_t *bad, struct tide_error *err)
 {
-	struct pending pending = { false, false };
+	struct pending pending = { 0 };
 
 	if (commit_step(c, TIDE_COMMIT_NAMES, record, &pending, bad, err) < 0)
 		return -1;
@@ -384,7 +407,7 @@ static int commit_recorded(const struct tide_commit *c, const char *record, size
 		say_unsettled(c);
 	else if (commit_step(c, TIDE_COMMIT_BITMAPS, record, &pending, bad, err) < 0)
 		return -1;
-	if (pending.any) {
+	if (pending.any || pending.unsynced) {
 		leave_pointers(c);
 		return pending.lacks_image
 		               ? tide_error_set(err, TIDE_E_PARTIAL,
@@ -470,6 +493,11 @@ static bool node_is_untouched(const void *member)
 	return tide_node_is_untouched(member);
 }
 
+static bool node_is_made(const void *member, enum tide_commit_step step)
+{
+	return step != TIDE_COMMIT_BITMAPS || tide_node_is_made(member);
+}
+
 static void unlock_node(void *member)
 {
 	tide_node_unlock_store(member);
@@ -478,7 +506,8 @@ static void unlock_node(void *member)
 /* The functions that both kinds of nodes share. */
 #define NODE_OPS                                                                                        \
 	.node = member_node, .count = count_node, .add_to_record = add_node, .recorded = node_recorded, \
-	.unrecorded = node_unrecorded, .commit = commit_node, .is_untouched = node_is_untouched, .unlock = unlock_node
+	.unrecorded = node_unrecorded, .commit = commit_node, .is_untouched = node_is_untouched,        \
+	.is_made = node_is_made, .unlock = unlock_node
 
 struct tide_commit_member tide_commit_node_member(struct tide_node *node)
 {
@@ -544,6 +573,11 @@ static bool target_is_untouched(const void *member)
 	return tide_target_is_untouched(member);
 }
 
+static bool target_is_made(const void *member, enum tide_commit_step step)
+{
+	return step != TIDE_COMMIT_NAMES || tide_target_is_named(member);
+}
+
 static void nothing_to_unlock(void *member)
 {
 }
@@ -560,6 +594,7 @@ struct tide_commit_member tide_commit_target_member(struct tide_target *target)
 		.unrecorded = target_unrecorded,
 		.commit = name_target,
 		.is_untouched = target_is_untouched,
+		.is_made = target_is_made,
 		.unlock = nothing_to_unlock,
 	};
 

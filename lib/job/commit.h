@@ -60,9 +60,11 @@ struct tide_commit_ops {
 	int (*commit)(void *member, enum tide_commit_step step, struct tide_error *err);
 	/* Do all staged files still have their temporary names? */
 	bool (*is_untouched)(const void *member);
+	/* After an error: are those of the step in place, and only not known to be durable there? */
+	bool (*is_made)(const void *member, enum tide_commit_step step);
 	/*
-	 * The transaction has been decided, and what this member brings could not be put in place, or is not known to
-	 * be durable there; the next opener will try again.  NULL: a warning is enough.
+	 * The transaction has been decided, and what this member brings could not be put in place; the next opener will
+	 * try again.  NULL: a warning is enough.
 	 */
 	void (*late)(void *member, struct tide_error *why);
 	/* Gives the sidecar's lock back. */
@@ -90,7 +92,8 @@ struct tide_commit_member tide_commit_deferred_member(struct tide_node *node);
 struct tide_commit_member tide_commit_target_member(struct tide_target *target);
 
 /*
- * 0: all members have taken effect, or will when the next opener completes the record; a warning says which could not.
+ * 0: all members have taken effect, or will when the next opener completes the record; a warning says which could not,
+ * or are not known to be durable.
  * -1: none has.  With TIDE_E_PARTIAL the record stays, because a new image that no job answers for could not be put in
  * place.  *bad (may be NULL): the member that failed, 0 if no single one did.
  */

@@ -381,6 +381,11 @@ bool tide_target_is_untouched(const struct tide_target *target)
 	return target->existing || (!target->staged.named && !target->data.named);
 }
 
+bool tide_target_is_named(const struct tide_target *target)
+{
+	return target->existing || (target->staged.named && (target->data.fd < 0 || target->data.named));
+}
+
 static int name_data_file(struct tide_target *target, struct tide_error *err)
 {
 	return target->data.fd >= 0 ? tide_staged_commit(&target->data, true, err) : 0;

@@ -70,6 +70,8 @@ void tide_target_recorded(struct tide_target *target);
 void tide_target_unrecorded(struct tide_target *target);
 /* Is neither file renamed yet? */
 bool tide_target_is_untouched(const struct tide_target *target);
+/* Have all files their names? */
+bool tide_target_is_named(const struct tide_target *target);
 int tide_target_name(struct tide_target *target, struct tide_error *err);
 /* The absolute path that a name leads to, through symbolic links; the name itself if its directory does not exist. */
 char *tide_target_final_path(const char *path, struct tide_error *err);

@@ -353,15 +353,18 @@ int tide_node_stage(struct tide_node *node, struct tide_error *err)
 
 int tide_node_commit(struct tide_node *node, struct tide_error *err)
 {
-	if (is_due(node, &node->in_sidecar) && node->in_sidecar.ops->commit(node, err) < 0)
+	int rc = is_due(node, &node->in_sidecar) ? node->in_sidecar.ops->commit(node, err) : 0;
+
+	/* A sidecar that has its name, and is not known to be durable, keeps nothing back but the log. */
+	if (rc < 0 && !node->store.staged.named)
 		return -1;
-	if (node->in_image.is_staged && node->in_image.ops->commit(node, err) < 0)
+	if (node->in_image.is_staged && node->in_image.ops->commit(node, rc < 0 ? NULL : err) < 0)
 		return -1;
 	/* The log stays while bitmaps inside the image lack its bits on disk. */
-	if (node->mode != TIDE_NODE_READ && node->log.state == TIDE_NODE_LOG_TAKEN && !node->in_sidecar.is_dirty &&
-	    !node->in_image.is_dirty)
+	if (rc == 0 && node->mode != TIDE_NODE_READ && node->log.state == TIDE_NODE_LOG_TAKEN &&
+	    !node->in_sidecar.is_dirty && !node->in_image.is_dirty)
 		tide_node_log_remove(node);
-	return 0;
+	return rc;
 }
 
 /* ---- listing ----------------------------------------------------------------------- */

@@ -252,6 +252,8 @@ void tide_node_recorded(struct tide_node *node);
 void tide_node_unrecorded(struct tide_node *node);
 /* Is none of the staged changes in place? */
 bool tide_node_is_untouched(const struct tide_node *node);
+/* Are all of them? */
+bool tide_node_is_made(const struct tide_node *node);
 
 /* The node's token for a commit, held on its image: as long as it is, the commit is running. */
 int tide_node_hold_token(struct tide_node *node, uint64_t *token, struct tide_error *err);

@@ -157,6 +157,12 @@ bool tide_node_is_untouched(const struct tide_node *node)
 	return !staged->named && (!node->image_bitmaps.is_due || node->in_image.is_staged);
 }
 
+bool tide_node_is_made(const struct tide_node *node)
+{
+	return !node->store.staged.tmp && !node->in_image.is_staged &&
+	       !(node->image_bitmaps.is_due && node->in_image.is_dirty);
+}
+
 int tide_node_hold_token(struct tide_node *node, uint64_t *token, struct tide_error *err)
 {
 	if (!node->group.token && (tide_lock_token_new(&node->group.token, err) < 0 ||

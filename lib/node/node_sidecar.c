@@ -141,13 +141,15 @@ static int stage(struct tide_node *node, struct tide_error *err)
 
 static int commit(struct tide_node *node, struct tide_error *err)
 {
-	if (tide_store_commit(&node->store, err) < 0)
+	int rc = tide_store_commit(&node->store, err);
+
+	if (rc < 0 && !node->store.staged.named)
 		return -1;
 	node->in_sidecar.is_dirty = node->in_sidecar.is_staged = false;
 	node->has_sidecar = true;
 	node->disk_writer = node->in_sidecar.list->writer;
 	node->in_sidecar.list->checksum = node->store.checksum;
-	return 0;
+	return rc;
 }
 
 const struct tide_bitmap_set_ops tide_node_sidecar_ops = {

@@ -337,6 +337,80 @@ txn_prog() {
 	[ "$(dirty a.img)" -eq 0 ]
 }
 
+# unsynced WHEN CMD...: the WHENth sync of the command fails, of a directory after the renames: it is done, and says so.
+unsynced() {
+	local when=$1
+	shift
+	inject fsync EIO "$when" "$@"
+	[ "$status" -eq 0 ]
+	[[ $output != *BLOCK_JOB_ERROR* ]]
+	[[ $stderr == *"the change is done, "@("and may be lost if the machine loses power now"|"but is not known to be durable; the next command that changes the image will make it so")* ]] ||
+		fail "not said: $stderr"
+	[[ $stderr != *unchanged* ]]
+}
+
+# syncs CMD...: how many fsyncs it makes.
+syncs() {
+	strace -qq -f -o trace -e trace=fsync "$@" > syncs.out 2> syncs.err
+	grep -c '^[0-9 ]*fsync(' trace
+}
+
+@test "a directory that cannot be synced: one verdict of all commands, also with --quiet" {
+	local n
+	disk a.img
+	n=$(syncs backup-run -F qcow2 a.img n.qcow2)
+	unsynced "$n" backup-run -q -F qcow2 a.img full.qcow2
+	[ -e full.qcow2 ]
+	[ "$(event_names)" = BLOCK_JOB_COMPLETED ]
+	unsynced "$(syncs image-create -f qcow2 n1 1M)" image-create -q -f qcow2 c.qcow2 1M
+	[ -e c.qcow2 ]
+	unsynced "$(syncs chain-restore full.qcow2 n2)" chain-restore -q full.qcow2 r.img
+	cmp r.img a.img
+	unsynced "$(syncs bitmap-enable a.img b)" bitmap-clear -q a.img b
+	[ "$(dirty a.img)" -eq 0 ]
+}
+
+@test "a directory that cannot be synced: an incremental backup is done, and nothing is lost" {
+	local n last made=0 recorded=0
+	disk a.img
+	last=$(syncs backup-run --sync incremental --bitmap b -F qcow2 a.img n.qcow2)
+	for ((n = 1; n <= last; n++)); do
+		rm -f t.qcow2 a.img.bitmaps.commit
+		ok bitmap-mark a.img b 0 64K
+		inject fsync EIO "$n" backup-run -q --sync incremental --bitmap b -F qcow2 a.img t.qcow2
+		if [ -e t.qcow2 ]; then
+			made=$((made + 1))
+			[ "$status" -eq 0 ]
+			[ "$(event_names)" = BLOCK_JOB_COMPLETED ]
+			[ "$(dirty a.img)" -eq 0 ]
+			[ -e a.img.bitmaps.commit ] || continue
+			[[ $stderr == *"the change is done, but is not known to be durable"* ]]
+			recorded=$((recorded + 1))
+			refused_like "was interrupted after its commit; it has been completed now" \
+				backup-run -q --overwrite --sync incremental --bitmap b -F qcow2 a.img t.qcow2
+			[ ! -e a.img.bitmaps.commit ]
+		else
+			[ "$status" -eq 1 ]
+			[ "$(dirty a.img)" -eq 65536 ]
+		fi
+	done
+	[ $made -ge 2 ]
+	[ $recorded -ge 2 ]
+}
+
+@test "a target that cannot be put in place after the decision: the message says who completes it" {
+	interrupted_group 1 . . t
+	bitmap-enable -q d0.img b
+	completed_group . . t
+	rm -r t/*
+	ok bitmap-mark d0.img b 0 256K
+	inject renameat2 EIO 2 txn-apply -q --drive d0=d0.img --drive d1=d1.img group.json
+	[ "$status" -eq 1 ]
+	[[ $stderr == *"the transaction is decided, and the next command that changes the image will complete it"* ]]
+	[[ $stderr == *"the backup is decided: the next command that changes the image will complete it"* ]]
+	[[ $stderr != *unchanged* ]]
+}
+
 @test "a backup that was decided and is not in place is no success, and is completed" {
 	disk a.img
 	local n failed=0

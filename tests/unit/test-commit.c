@@ -110,6 +110,13 @@ static bool is_untouched(const void *member)
 	return m->inner.ops->is_untouched(m->inner.self);
 }
 
+static bool is_made(const void *member, enum tide_commit_step step)
+{
+	const struct member *m = member;
+
+	return m->inner.ops->is_made(m->inner.self, step);
+}
+
 static void unlock(void *member)
 {
 	struct member *m = member;
@@ -127,6 +134,7 @@ static const struct tide_commit_ops ops = {
 	.unrecorded = unrecorded,
 	.commit = commit,
 	.is_untouched = is_untouched,
+	.is_made = is_made,
 	.unlock = unlock,
 };
 
