@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,6 +27,49 @@ enum { PERM_BASE = 100, SHARED_BASE = 200 };
 #define TOKEN_BASE (UINT64_C(1) << 62)
 
 static const char *const perm_names[] = { "consistent read", "write", "write unchanged", "resize" };
+
+/* How long a program that is cancelled already waits, because it may have to roll something back. */
+#define CANCELLED_WAIT_MS 500
+
+/* A wait for a lock that another program holds. */
+struct wait {
+	const atomic_bool *cancel; /* NULL: it cannot be cancelled, or was already */
+	uint64_t deadline;
+	uint64_t pause_ms;
+};
+
+static uint64_t now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
+}
+
+static struct wait wait_begin(unsigned timeout_ms, const atomic_bool *cancel)
+{
+	bool was_cancelled = cancel && atomic_load(cancel);
+	uint64_t ms = was_cancelled ? TIDE_MIN(timeout_ms, CANCELLED_WAIT_MS) : timeout_ms;
+
+	return (struct wait){ .cancel = was_cancelled ? NULL : cancel, .deadline = now_ms() + ms, .pause_ms = 1 };
+}
+
+static bool wait_is_over(const struct wait *w)
+{
+	return now_ms() >= w->deadline;
+}
+
+/* A signal ends the pause. */
+static int wait_pause(struct wait *w, struct tide_error *err)
+{
+	uint64_t now = now_ms(), left = w->deadline > now ? w->deadline - now : 0;
+
+	nanosleep(&(struct timespec){ .tv_nsec = (long)TIDE_MIN(w->pause_ms, left) * 1000000 }, NULL);
+	w->pause_ms = TIDE_MIN(w->pause_ms * 2, (uint64_t)50);
+	if (w->cancel && atomic_load(w->cancel))
+		return tide_error_set(err, TIDE_E_CANCELLED, "Cancelled while waiting for another process");
+	return 0;
+}
 
 /* F_OFD_SETLK on [off, off + len); 0 or errno. */
 static int set_lock(int fd, short type, uint64_t off, uint64_t len)
@@ -85,14 +129,6 @@ static bool pid_holds(pid_t pid, const struct stat *image)
 		    st.st_dev == image->st_dev && st.st_ino == image->st_ino && fdinfo_has_lock(pid, entry->d_name))
 			return true;
 	return false;
-}
-
-static uint64_t now_ms(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
 }
 
 /* A process that has locks on fd's file, or -1. Searches for at most a quarter of a second. */
@@ -203,18 +239,18 @@ static int try_raise(int fd, unsigned held, const char *path, struct tide_error 
 	return -1;
 }
 
-int tide_lock_raise(int fd, unsigned held, unsigned timeout_ms, const char *path, struct tide_error *err)
+int tide_lock_raise(int fd, unsigned held, unsigned timeout_ms, const atomic_bool *cancel, const char *path,
+                    struct tide_error *err)
 {
-	uint64_t deadline = now_ms() + timeout_ms;
+	struct wait w = wait_begin(timeout_ms, cancel);
 
-	for (uint64_t pause_ms = 1;; pause_ms = TIDE_MIN(pause_ms * 2, (uint64_t)50)) {
-		bool last = now_ms() >= deadline;
+	for (;;) {
+		bool last = wait_is_over(&w);
 
 		if (try_raise(fd, held, path, last ? err : NULL) == 0)
 			return 0;
-		if (last)
+		if (last || wait_pause(&w, err) < 0)
 			return -1;
-		nanosleep(&(struct timespec){ .tv_nsec = (long)pause_ms * 1000000 }, NULL);
 	}
 }
 
@@ -253,11 +289,11 @@ int tide_lock_token_is_held(int fd, uint64_t token, struct tide_error *err)
 
 /* ---- bitmaps inside images --------------------------------------------------------- */
 
-int tide_lock_bitmaps(int fd, unsigned timeout_ms, const char *path, struct tide_error *err)
+int tide_lock_bitmaps(int fd, unsigned timeout_ms, const atomic_bool *cancel, const char *path, struct tide_error *err)
 {
-	uint64_t deadline = now_ms() + timeout_ms;
+	struct wait w = wait_begin(timeout_ms, cancel);
 
-	for (uint64_t pause_ms = 1;; pause_ms = TIDE_MIN(pause_ms * 2, (uint64_t)50)) {
+	for (;;) {
 		int sys = set_lock(fd, F_WRLCK, TOKEN_BASE, 1), job;
 
 		if (sys == 0)
@@ -267,13 +303,14 @@ int tide_lock_bitmaps(int fd, unsigned timeout_ms, const char *path, struct tide
 		job = tide_lock_token_is_held(fd, TIDE_LOCK_TOKEN_JOB, err);
 		if (job < 0)
 			return -1;
-		if (job || now_ms() >= deadline) {
+		if (job || wait_is_over(&w)) {
 			tide_error_set(err, TIDE_E_LOCKED, "Another program is about to change the bitmaps inside '%s'",
 			               path);
 			return tide_error_hint(err,
 			                       "wait until it ends: it is a backup that uses one of these bitmaps");
 		}
-		nanosleep(&(struct timespec){ .tv_nsec = (long)pause_ms * 1000000 }, NULL);
+		if (wait_pause(&w, err) < 0)
+			return -1;
 	}
 }
 
@@ -284,21 +321,21 @@ void tide_lock_bitmaps_drop(int fd)
 
 /* ---- sidecars ---------------------------------------------------------------------- */
 
-int tide_lock_exclusive(int fd, unsigned timeout_ms, struct tide_error *err)
+int tide_lock_exclusive(int fd, unsigned timeout_ms, const atomic_bool *cancel, struct tide_error *err)
 {
-	uint64_t deadline = now_ms() + timeout_ms;
+	struct wait w = wait_begin(timeout_ms, cancel);
 
-	for (uint64_t pause_ms = 1;; pause_ms = TIDE_MIN(pause_ms * 2, (uint64_t)50)) {
+	for (;;) {
 		/* The lock ends before the tokens, which other programs may hold meanwhile. */
 		int sys = set_lock(fd, F_WRLCK, 0, TOKEN_BASE);
+
 		if (sys == 0)
 			return 0;
 		if (sys != EAGAIN && sys != EACCES)
 			return tide_error_set_sys(err, sys, "Failed to lock the file");
-		uint64_t now = now_ms();
-		if (now >= deadline)
+		if (wait_is_over(&w))
 			return tide_error_set(err, TIDE_E_LOCKED, "The file is being changed by another process");
-		uint64_t wait = TIDE_MIN(pause_ms, deadline - now);
-		nanosleep(&(struct timespec){ .tv_nsec = (long)wait * 1000000 }, NULL);
+		if (wait_pause(&w, err) < 0)
+			return -1;
 	}
 }

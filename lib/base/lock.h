@@ -15,6 +15,7 @@
 
 #include "compiler.h"
 #include "tidemark.h"
+#include <stdatomic.h>
 
 enum {
 	TIDE_PERM_CONSISTENT_READ = 1 << 0,
@@ -43,7 +44,8 @@ void tide_lock_release(int fd, unsigned held, unsigned unshared);
  * timeout_ms while another program does not share them. On failure the previous locks stay. The lock itself
  * is only taken when it may succeed, so that waiting programs do not turn readers away.
  */
-int tide_lock_raise(int fd, unsigned held, unsigned timeout_ms, const char *path, struct tide_error *err);
+int tide_lock_raise(int fd, unsigned held, unsigned timeout_ms, const atomic_bool *cancel, const char *path,
+                    struct tide_error *err);
 void tide_lock_lower(int fd, unsigned held);
 
 /* Tokens: any value from 1 to TIDE_LOCK_TOKEN_MAX. */
@@ -61,13 +63,13 @@ int tide_lock_token_is_held(int fd, uint64_t token, struct tide_error *err);
  * The right to change the bitmaps inside an image, exclusive among the programs that ask for it, whatever
  * else is locked. Waits for up to timeout_ms, but not for a job. fd must be open for writing.
  */
-int tide_lock_bitmaps(int fd, unsigned timeout_ms, const char *path, struct tide_error *err);
+int tide_lock_bitmaps(int fd, unsigned timeout_ms, const atomic_bool *cancel, const char *path, struct tide_error *err);
 void tide_lock_bitmaps_drop(int fd);
 
 /*
  * A write lock on the whole file except the tokens' bytes. It serialises the short moments in which a
  * sidecar is replaced, and waits for up to timeout_ms. fd must be open for writing.
  */
-int tide_lock_exclusive(int fd, unsigned timeout_ms, struct tide_error *err);
+int tide_lock_exclusive(int fd, unsigned timeout_ms, const atomic_bool *cancel, struct tide_error *err);
 
 #endif

@@ -538,7 +538,7 @@ int tide_image_lock_write(struct tide_image *image, struct tide_error *err)
 	if (tide_image_check_recording(image, err) < 0)
 		return -1;
 	if (image->locks && tide_lock_raise(image->fd, TIDE_LOCK_WRITE_HELD & ~TIDE_LOCK_READ_HELD,
-	                                    TIDE_IMAGE_LOCK_WAIT_MS, image->path, err) < 0)
+	                                    TIDE_IMAGE_LOCK_WAIT_MS, image->cancel, image->path, err) < 0)
 		return -1;
 	set_write_locked(image, true);
 	return 0;

@@ -29,6 +29,7 @@ struct tide_image {
 	char *path;
 	int fd; /* is_uri: of a file that is locked in the image's place, or -1 */
 	bool is_uri;
+	const atomic_bool *cancel; /* as in the options */
 	bool own_fd;
 	char *data_path;             /* the external data file, or NULL */
 	int data_fd;                 /* or -1 */

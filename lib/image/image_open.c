@@ -356,7 +356,8 @@ static int open_checked(struct tide_image *image, const struct tide_image_option
 	if (remember_file(image, err) < 0 || check_no_loop(image, above, err) < 0)
 		return -1;
 	/* This lock comes first: a program that waits for it must not hold locks that block its present holder. */
-	if (image->write_later && tide_lock_bitmaps(image->fd, TIDE_IMAGE_LOCK_WAIT_MS, image->path, err) < 0)
+	if (image->write_later &&
+	    tide_lock_bitmaps(image->fd, TIDE_IMAGE_LOCK_WAIT_MS, options->cancel, image->path, err) < 0)
 		return -1;
 	if (!options->force_share &&
 	    tide_lock_acquire(image->fd, options->write ? TIDE_LOCK_WRITE_HELD : TIDE_LOCK_READ_HELD,
@@ -370,6 +371,7 @@ static int open_checked(struct tide_image *image, const struct tide_image_option
 		return -1;
 	if (!image->stamp.valid)
 		tide_device_identify(image->fd, &image->device);
+	image->cancel = options->cancel;
 	image->probed = !options->format || options->guessed;
 	image->is_top = !above;
 	image->driver = choose_driver(image, options->format, err);

@@ -191,6 +191,7 @@ static int create_target(struct tide_backup_job *job, const struct tide_backup *
 	}
 	create.backing = backing;
 	job->target.dry_run = job->node->want.dry_run;
+	job->target.cancel = &job->sink->cancelled;
 	if (tide_target_create(&job->target, args->target, format, &create, source,
 	                       args->mode == TIDE_MODE_NEW ? "write to it with --mode existing" : NULL, err) < 0)
 		return -1;

@@ -58,6 +58,7 @@ static int create_target(struct tide_restore *restore, const struct tide_chain_r
 		return tide_error_hint(err, "--sidecar of the target needs --in-place, or a device to overwrite");
 	}
 	restore->target.dry_run = restore->node->want.dry_run;
+	restore->target.cancel = restore->node->cancel;
 	if (tide_target_create(&restore->target, args->target,
 	                       args->format ? args->format : tide_image_raw_driver()->name, &create, source,
 	                       args->overwrite ? NULL : "write only the differences to it with --in-place", err) < 0)

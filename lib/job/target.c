@@ -262,8 +262,9 @@ int tide_target_create(struct tide_target *target, const char *path, const char 
 		return tide_error_set(err, TIDE_E_REFUSED, "Backing file not supported for file format '%s'", format);
 	target->exclusive = in_place != NULL;
 	if (tide_sysio_check_place(path, final, "an image", err) < 0 ||
-	    tide_target_recover(final, target->dry_run, err) < 0 || check_pinned(final, format, err) < 0 ||
-	    check_not_reserved(final, err) < 0 || lock_old(target, final, in_place, err) < 0 ||
+	    tide_target_recover(final, target->dry_run, target->cancel, err) < 0 ||
+	    check_pinned(final, format, err) < 0 || check_not_reserved(final, err) < 0 ||
+	    lock_old(target, final, in_place, err) < 0 ||
 	    begin_data_file(target, driver, final, options->settings, like, err) < 0 ||
 	    tide_staged_begin(&target->staged, final, like ? 0600 : default_mode(), err) < 0)
 		return -1;

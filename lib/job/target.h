@@ -18,17 +18,18 @@ struct tide_target {
 	struct tide_staged staged; /* of a new target */
 	struct tide_staged data;   /* its external data file, if it has one, which never replaces a file */
 	struct tide_image *image;
-	int old_fd;     /* the older file of the name, locked; or -1 */
-	bool existing;  /* it was opened, not created */
-	bool adopted;   /* the image is not closed with it */
-	bool exclusive; /* it must not replace a file */
-	bool dry_run;   /* it will not be kept; set before it is created */
-	char *pointer;  /* the file that leads to the commit record, if there is one */
+	int old_fd;                /* the older file of the name, locked; or -1 */
+	bool existing;             /* it was opened, not created */
+	bool adopted;              /* the image is not closed with it */
+	bool exclusive;            /* it must not replace a file */
+	const atomic_bool *cancel; /* of the session, ends waits for others; NULL: never; set before it is created */
+	bool dry_run;              /* it will not be kept; set before it is created */
+	char *pointer;             /* the file that leads to the commit record, if there is one */
 };
 
-#define TIDE_TARGET_INIT                                                                       \
-	{                                                                                      \
-		TIDE_STAGED_INIT, TIDE_STAGED_INIT, NULL, -1, false, false, false, false, NULL \
+#define TIDE_TARGET_INIT                                                           \
+	{                                                                          \
+		.staged = TIDE_STAGED_INIT, .data = TIDE_STAGED_INIT, .old_fd = -1 \
 	}
 
 /*
@@ -49,7 +50,7 @@ int tide_target_adopt(struct tide_target *target, struct tide_image *image, cons
  * Completes the transaction that was to give a new image this name, if it was interrupted after its commit, and refuses
  * the request then: it may be the one that was interrupted.  path: absolute, without symbolic links.
  */
-int tide_target_recover(const char *path, bool dry_run, struct tide_error *err);
+int tide_target_recover(const char *path, bool dry_run, const atomic_bool *cancel, struct tide_error *err);
 /* The name of the sidecar that a new target would have, beside which a commit record may be; the caller frees it. */
 char *tide_target_sidecar(const char *path, struct tide_error *err);
 /* The pointer from the target to a commit record, written before the record and removed after it, or left. */

@@ -105,7 +105,7 @@ int tide_target_bitmaps_distrust(const struct tide_target_bitmaps *tb, const str
 	/* The enabled bitmaps of an export are a reason to refuse, and the others do not record. */
 	if (!tb->sidecar || !tide_image_is_file(target))
 		return 0;
-	rc = tide_store_lock(&store, tb->sidecar, false, err);
+	rc = tide_store_lock(&store, tb->sidecar, false, &sink->cancelled, err);
 	if (rc == 0)
 		rc = tide_store_distrust(&store, tb->sidecar, tide_image_fd(target), &any, err);
 	if (rc == 0 && any)

@@ -121,9 +121,9 @@ static int say_completed(const char *name, struct tide_error *err)
 	return tide_error_hint(err, "if it was this one, do not repeat it");
 }
 
-static int complete(const struct found *f, const char *name, struct tide_error *err)
+static int complete(const struct found *f, const char *name, const atomic_bool *cancel, struct tide_error *err)
 {
-	int rc = tide_commit_recover_lock(f->at.fd, f->at.path, err);
+	int rc = tide_commit_recover_lock(f->at.fd, f->at.path, cancel, err);
 
 	if (rc <= 0) /* 0: it has ended meanwhile */
 		return rc;
@@ -135,7 +135,8 @@ static int complete(const struct found *f, const char *name, struct tide_error *
 	return say_completed(name, err);
 }
 
-static int recover(const char *name, const char *sidecar, unsigned i, bool dry_run, struct tide_error *err)
+static int recover(const char *name, const char *sidecar, unsigned i, bool dry_run, const atomic_bool *cancel,
+                   struct tide_error *err)
 {
 	struct found f AUTOFOUND = { .at = TIDE_COMMIT_FOUND_INIT };
 	int old_fd TIDE_AUTOCLOSE = -1, rc;
@@ -155,19 +156,19 @@ static int recover(const char *name, const char *sidecar, unsigned i, bool dry_r
 	if (rc <= 0)
 		return rc;
 	if (!dry_run)
-		return complete(&f, name, err);
+		return complete(&f, name, cancel, err);
 	tide_error_set(err, TIDE_E_REFUSED, "A transaction that makes '%s' was interrupted after its commit", name);
 	return tide_error_hint(err, "the same request without a dry run completes it");
 }
 
-int tide_target_recover(const char *path, bool dry_run, struct tide_error *err)
+int tide_target_recover(const char *path, bool dry_run, const atomic_bool *cancel, struct tide_error *err)
 {
 	TIDE_AUTOFREE char *sidecar = tide_target_sidecar(path, err);
 
 	if (!sidecar)
 		return -1;
 	for (unsigned i = 0; i < TIDE_COMMIT_SLOTS; i++) {
-		if (recover(path, sidecar, i, dry_run, err) < 0)
+		if (recover(path, sidecar, i, dry_run, cancel, err) < 0)
 			return -1;
 	}
 	return 0;

@@ -116,6 +116,7 @@ struct tide_node {
 	struct tide_node_want want;
 	bool may_share_live;               /* for reading: opens it beside a writer that records in the write log */
 	bool partial;                      /* for reading: opens a broken chain as far as it is readable */
+	const atomic_bool *cancel;         /* of the session: ends the waits for locks; NULL: never */
 	const struct tide_backup_job *job; /* the backup job that reads or writes it; NULL: none */
 
 	/* While it is open: */

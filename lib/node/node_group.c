@@ -79,7 +79,8 @@ int tide_node_load_deferred(struct tide_node *node, struct tide_sink *sink, stru
 	if (!node->group.after)
 		return had ? tide_node_relock_store(node, sink, err) : 0;
 	tide_node_drop_sidecar(node);
-	if (tide_store_lock(&node->store, node->sidecar_path, true, err) < 0 || tide_node_load_sidecar(node, err) < 0)
+	if (tide_store_lock(&node->store, node->sidecar_path, true, node->cancel, err) < 0 ||
+	    tide_node_load_sidecar(node, err) < 0)
 		return -1;
 	if (node->has_sidecar != had || (had && node->in_sidecar.list->generation != generation))
 		return tide_error_set(err, TIDE_E_REFUSED,
@@ -102,7 +103,7 @@ void tide_node_drop_deferred(struct tide_node *node, struct tide_sink *sink)
 	if (node->has_sidecar && node->group.token) {
 		tide_lock_token_drop(tide_image_fd(node->image), node->group.token);
 		tide_node_drop_sidecar(node);
-		if (tide_store_lock(&node->store, node->sidecar_path, false, &err) == 0 &&
+		if (tide_store_lock(&node->store, node->sidecar_path, false, node->cancel, &err) == 0 &&
 		    tide_node_load_sidecar(node, &err) == 0) {
 			for (size_t i = 0; i < node->in_sidecar.list->n; i++) {
 				if (node->in_sidecar.list->items[i]->token == node->group.token)

@@ -179,7 +179,7 @@ static int lock_again(struct tide_node *node, struct tide_error *err)
 	uint64_t generation;
 
 	tide_store_release(&node->store);
-	if (tide_store_lock(&node->store, node->sidecar_path, false, err) < 0 ||
+	if (tide_store_lock(&node->store, node->sidecar_path, false, node->cancel, err) < 0 ||
 	    tide_store_load(node->sidecar_path, &now, err) < 0)
 		return -1;
 	generation = now ? now->generation : 0;

@@ -394,7 +394,8 @@ static int commit_pending(struct tide_node *node, struct tide_error *err)
 {
 	int rc;
 
-	if (tide_node_log_fold(node, err) < 0 || tide_store_lock(&node->store, node->sidecar_path, false, err) < 0)
+	if (tide_node_log_fold(node, err) < 0 ||
+	    tide_store_lock(&node->store, node->sidecar_path, false, node->cancel, err) < 0)
 		return -1;
 	rc = tide_node_stage(node, err);
 	if (rc == 0)
@@ -496,7 +497,7 @@ static int lock_for_end(struct tide_node *node, struct tide_sink *sink, struct t
 {
 	bool current = true;
 
-	if (tide_store_lock(&node->store, node->sidecar_path, false, err) < 0 ||
+	if (tide_store_lock(&node->store, node->sidecar_path, false, node->cancel, err) < 0 ||
 	    tide_store_is_current(node->sidecar_path, node->in_sidecar.list, &current, err) < 0)
 		return -1;
 	if (current)

@@ -242,7 +242,7 @@ static int read_once(struct tide_node *node, bool create, struct tide_sink *sink
 	int rc;
 
 	if (node->sidecar_path && node->mode != TIDE_NODE_READ && node->store.lock_fd < 0 &&
-	    tide_store_lock(&node->store, node->sidecar_path, create, err) < 0)
+	    tide_store_lock(&node->store, node->sidecar_path, create, node->cancel, err) < 0)
 		return -1;
 	tide_node_drop_sidecar(node);
 	if (tide_node_load_sidecar(node, err) < 0 || (!node->image && open_image(node, sink, err) < 0))
@@ -357,6 +357,7 @@ static int open_as_wanted(struct tide_node *node, enum tide_node_mode mode, bool
 	else
 		tide_node_want_bitmaps(node, mode, create);
 	node->mode = node->want.mode;
+	node->cancel = sink ? &sink->cancelled : NULL;
 	if (open_parts(node, node->want.create, sink, err) < 0) {
 		tide_node_close(node);
 		return -1;

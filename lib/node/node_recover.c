@@ -223,7 +223,7 @@ static int complete(struct tide_node *node, struct found *f, struct tide_sink *s
 {
 	bool had_renames = has_renames(&f->at.record), keeps_own = false;
 	size_t before = f->at.record.n;
-	int rc = tide_commit_recover_lock(f->at.fd, f->at.path, err);
+	int rc = tide_commit_recover_lock(f->at.fd, f->at.path, node->cancel, err);
 
 	if (rc <= 0)
 		return rc < 0 ? -1 : 1;
@@ -281,7 +281,8 @@ static int tolerate(struct tide_node *node, struct tide_sink *sink, struct tide_
 {
 	bool is_damage = why->code == TIDE_E_CORRUPT;
 
-	if (node->want.certain || (may_repair(node) && node->mode != TIDE_NODE_READ && !is_damage))
+	if (why->code == TIDE_E_CANCELLED || node->want.certain ||
+	    (may_repair(node) && node->mode != TIDE_NODE_READ && !is_damage))
 		return tide_error_move(err, why);
 	tide_event_warning(sink, node->path, "%s%s%s", why->msg, why->hint ? "; " : "", why->hint ? why->hint : "");
 	tide_error_release(why);

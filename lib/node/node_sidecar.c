@@ -45,7 +45,8 @@ int tide_node_store_distrust(struct tide_node *node, struct tide_error *err)
 	TIDE_AUTOCLOSE int fd = tide_sysio_open(node->path, O_RDONLY | O_NONBLOCK, err);
 	bool any;
 
-	if (fd < 0 || (node->store.lock_fd < 0 && tide_store_lock(&node->store, node->sidecar_path, false, err) < 0))
+	if (fd < 0 || (node->store.lock_fd < 0 &&
+	               tide_store_lock(&node->store, node->sidecar_path, false, node->cancel, err) < 0))
 		return -1;
 	return tide_store_distrust(&node->store, node->sidecar_path, fd, &any, err);
 }
@@ -63,7 +64,8 @@ void tide_node_unlock_store(struct tide_node *node)
 int tide_node_relock_store(struct tide_node *node, struct tide_sink *sink, struct tide_error *err)
 {
 	tide_node_drop_sidecar(node);
-	if (tide_store_lock(&node->store, node->sidecar_path, false, err) < 0 || tide_node_load_sidecar(node, err) < 0)
+	if (tide_store_lock(&node->store, node->sidecar_path, false, node->cancel, err) < 0 ||
+	    tide_node_load_sidecar(node, err) < 0)
 		return -1;
 	if (!node->has_sidecar)
 		return tide_error_set(err, TIDE_E_CORRUPT, "The sidecar '%s' has vanished", node->sidecar_path);

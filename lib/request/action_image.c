@@ -158,6 +158,7 @@ static int create_prepare(struct tide_session *session, struct tide_step *step, 
 	if (!target)
 		return -1;
 	*target = (struct tide_target)TIDE_TARGET_INIT;
+	target->cancel = &session->sink.cancelled;
 	step->state = target;
 	if (tide_create_image(target, step->args, err) < 0)
 		return -1;

@@ -310,7 +310,7 @@ static int write_file(struct tide_commit_record *record, const char *path, int i
 	    tide_staged_begin(&st, path, 0600, &why) == 0 &&
 	    (image_fd < 0 || tide_store_set_owner_only(st.fd, image_fd, &why) == 0) &&
 	    tide_sysio_pwrite(st.fd, text.buf, text.len, 0, &why) == 0 &&
-	    (!lock_fd || tide_lock_exclusive(st.fd, 0, &why) == 0))
+	    (!lock_fd || tide_lock_exclusive(st.fd, 0, NULL, &why) == 0))
 		rc = tide_staged_commit(&st, exclusive, &why);
 	if (rc < 0 && exclusive)
 		unlink_own(&st, path);

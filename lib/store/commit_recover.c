@@ -35,14 +35,14 @@ int tide_commit_recover_check_trust(int fd, const char *path, int image_fd, stru
 	return tide_error_hint(err, "find out who made it; it has no effect once it is moved away");
 }
 
-int tide_commit_recover_lock(int fd, const char *path, struct tide_error *err)
+int tide_commit_recover_lock(int fd, const char *path, const atomic_bool *cancel, struct tide_error *err)
 {
 	struct tide_commit_identity id;
 
 	if ((fcntl(fd, F_GETFL) & O_ACCMODE) == O_RDONLY)
 		return tide_error_set_sys(err, EACCES, "Could not open '%s', the record of a transaction, for writing",
 		                          path);
-	if (tide_lock_exclusive(fd, LOCK_WAIT_MS, err) < 0)
+	if (tide_lock_exclusive(fd, LOCK_WAIT_MS, cancel, err) < 0)
 		return tide_error_wrap(err, "'%s'", path);
 	if (tide_commit_identity_take(fd, &id, err) < 0)
 		return -1;

@@ -43,7 +43,7 @@ int tide_commit_recover_resolve(struct tide_commit_record *first, int *fd, const
  * Locks the record, which was opened for writing, unless it is no longer the file of that name: 0, and the caller looks
  * again.  1: locked, until fd is closed.
  */
-int tide_commit_recover_lock(int fd, const char *path, struct tide_error *err);
+int tide_commit_recover_lock(int fd, const char *path, const atomic_bool *cancel, struct tide_error *err);
 
 /* The names of all files that the record puts in place, in a list of NUL-terminated ones. */
 void tide_commit_recover_names(const struct tide_commit_record *record, struct tide_strbuf *names);

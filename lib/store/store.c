@@ -251,7 +251,7 @@ static int make_claim(struct tide_store *store, bool *again, struct tide_error *
 
 	if (tide_staged_begin(&st, store->path, 0600, err) < 0)
 		return -1;
-	if (tide_lock_exclusive(st.fd, 0, err) < 0 || tide_sysio_pwrite(st.fd, CLAIM, strlen(CLAIM), 0, err) < 0)
+	if (tide_lock_exclusive(st.fd, 0, NULL, err) < 0 || tide_sysio_pwrite(st.fd, CLAIM, strlen(CLAIM), 0, err) < 0)
 		tide_error_wrap(err, "Could not make the sidecar '%s'", store->path);
 	else
 		rc = tide_staged_publish(&st, err);
@@ -266,7 +266,8 @@ static int make_claim(struct tide_store *store, bool *again, struct tide_error *
 }
 
 /* Opens and locks the file of that name, or makes a claim.  *again: the file was replaced meanwhile. */
-static int lock_once(struct tide_store *store, bool create, bool *again, struct tide_error *err)
+static int lock_once(struct tide_store *store, bool create, bool *again, const atomic_bool *cancel,
+                     struct tide_error *err)
 {
 	struct stat held, named;
 	int fd = open(store->path, O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK | O_NOFOLLOW);
@@ -283,7 +284,7 @@ static int lock_once(struct tide_store *store, bool create, bool *again, struct 
 		tide_error_set(err, TIDE_E_REFUSED, "'%s' is not a regular file, and so not a sidecar", store->path);
 		return tide_error_hint(err, "move it away, or name another file with --sidecar");
 	}
-	if (tide_lock_exclusive(fd, LOCK_TIMEOUT_MS, err) < 0)
+	if (tide_lock_exclusive(fd, LOCK_TIMEOUT_MS, cancel, err) < 0)
 		return tide_error_wrap(err, "'%s'", store->path);
 	if (fstat(fd, &held) < 0)
 		return tide_error_set_sys(err, errno, "Could not look at '%s'", store->path);
@@ -303,14 +304,15 @@ static int lock_once(struct tide_store *store, bool create, bool *again, struct 
 	return 0;
 }
 
-int tide_store_lock(struct tide_store *store, const char *path, bool create, struct tide_error *err)
+int tide_store_lock(struct tide_store *store, const char *path, bool create, const atomic_bool *cancel,
+                    struct tide_error *err)
 {
 	store->path = tide_mem_strdup(path, err);
 	if (!store->path)
 		return -1;
 	for (unsigned tries = 0; tries < 1000; tries++) {
 		bool again;
-		int rc = lock_once(store, create, &again, err);
+		int rc = lock_once(store, create, &again, cancel, err);
 
 		if (rc < 0)
 			return -1;

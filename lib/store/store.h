@@ -50,7 +50,8 @@ int tide_store_load(const char *path, struct tide_sidecar **sc, struct tide_erro
 
 /* create: make a claim if no sidecar exists.  Without it and without a sidecar nothing is locked, and the call
  * succeeds. */
-int tide_store_lock(struct tide_store *store, const char *path, bool create, struct tide_error *err);
+int tide_store_lock(struct tide_store *store, const char *path, bool create, const atomic_bool *cancel,
+                    struct tide_error *err);
 /*
  * Makes the bitmaps of the locked sidecar on disk inconsistent, durably.  *any: it has bitmaps.  image_fd: as in stage.
  */

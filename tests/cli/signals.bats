@@ -158,6 +158,46 @@ as_before() {
 	cmp -n 1048576 disk.img before.img
 }
 
+# holds FILE: another program that lives has this lock, and keeps it.
+holds() {
+	python3 -c 'import fcntl, struct, sys, time
+f = open(sys.argv[1], "r+b")
+fcntl.fcntl(f, 37, struct.pack("hhqqi", fcntl.F_WRLCK, 0, int(sys.argv[2]), int(sys.argv[3]), 0))
+open("held", "w").close()
+time.sleep(60)' "$@" 3>&- &
+	bg_pids+=("$!")
+	eventually test -e held
+	rm held
+}
+
+# waits CMD...: it waits for that lock, and SIGTERM ends it at once.
+waits() {
+	local begin
+	begin=$(date +%s%N)
+	ended 15 'sleep 0.3' "$@"
+	assert_equal "$ended" 'signal 15'
+	[ $((($(date +%s%N) - begin) / 1000000)) -lt 3000 ] || fail 'not at once'
+}
+
+@test "SIGTERM while a command waits for a lock of another program" {
+	raw disk.img 4M
+	ok bitmap-add -f raw disk.img b
+	holds disk.img.bitmaps 0 1
+	waits bitmap-add disk.img c
+	waits bitmap-clear disk.img b
+	waits image-write --pattern 1 disk.img 0 64K
+	waits backup-run --sync incremental --bitmap b -F qcow2 disk.img t.qcow2
+	[ ! -e t.qcow2 ]
+	kill "${bg_pids[-1]}"
+	qcow2 q.qcow2 4M
+	ok bitmap-add --store image q.qcow2 b
+	holds q.qcow2 $((1 << 62)) 1
+	waits bitmap-clear q.qcow2 b
+	kill "${bg_pids[-1]}"
+	bitmap disk.img b '.recording and .count == 0 and (.busy | not)'
+	bitmap q.qcow2 b '.recording'
+}
+
 @test "SIGUSR1 prints progress" {
 	slow_disk
 	start "${slow[@]}"

@@ -31,7 +31,7 @@ static void record(const char *bits)
 	struct tide_error err = TIDE_ERROR_INIT;
 	struct tide_sidecar *sc = NULL;
 
-	CHECK_OK(tide_store_lock(&store, unit_path("d.bitmaps"), false, &err), &err);
+	CHECK_OK(tide_store_lock(&store, unit_path("d.bitmaps"), false, NULL, &err), &err);
 	CHECK_OK(tide_store_load(unit_path("d.bitmaps"), &sc, &err), &err);
 	if (CHECK(sc && sc->items[0]->token && sc->items[0]->successor)) {
 		sample_set_bits(tide_sidecar_bitmap_load(sc, sc->items[0]->successor, NULL), bits);

@@ -256,7 +256,7 @@ static void test_raise(void)
 
 	CHECK_OK(tide_lock_acquire(a, TIDE_LOCK_READ_HELD, TIDE_LOCK_READ_UNSHARED, "image", &err), &err);
 	CHECK_OK(tide_lock_acquire(b, TIDE_LOCK_READ_HELD, TIDE_LOCK_READ_UNSHARED, "image", &err), &err);
-	CHECK_EQ_I64(tide_lock_raise(a, W, 20, "image", &err), -1);
+	CHECK_EQ_I64(tide_lock_raise(a, W, 20, NULL, "image", &err), -1);
 	CHECK(err.hint != NULL);
 	CHECK_ERR(&err, TIDE_E_LOCKED, "Failed to get \"write\" lock");
 	/* What it had it has, and no more: another reader may come. */
@@ -265,7 +265,7 @@ static void test_raise(void)
 	close(c);
 	c = open_image(O_RDONLY);
 	CHECK_EQ_I64(pthread_create(&thread, NULL, close_soon, &b), 0);
-	CHECK_OK(tide_lock_raise(a, W, 60000, "image", &err), &err);
+	CHECK_OK(tide_lock_raise(a, W, 60000, NULL, "image", &err), &err);
 	pthread_join(thread, NULL);
 	CHECK_EQ_I64(tide_lock_acquire(c, TIDE_LOCK_READ_HELD, TIDE_LOCK_READ_UNSHARED, "image", &err), -1);
 	CHECK_ERR(&err, TIDE_E_LOCKED, "Failed to get shared \"write\" lock");
@@ -342,13 +342,19 @@ static void test_exclusive(void)
 	int reader TIDE_AUTOCLOSE = open_image(O_RDONLY);
 
 	CHECK_OK(tide_lock_token_hold(reader, 7, &err), &err);
-	CHECK_OK(tide_lock_exclusive(one, 0, &err), &err);
-	CHECK_EQ_I64(tide_lock_exclusive(two, 0, &err), -1);
+	CHECK_OK(tide_lock_exclusive(one, 0, NULL, &err), &err);
+	CHECK_EQ_I64(tide_lock_exclusive(two, 0, NULL, &err), -1);
 	CHECK_ERR(&err, TIDE_E_LOCKED, "The file is being changed by another process");
 	uint64_t start = now_ms();
-	CHECK_EQ_I64(tide_lock_exclusive(two, 120, &err), -1);
+	CHECK_EQ_I64(tide_lock_exclusive(two, 120, NULL, &err), -1);
 	CHECK_ERR(&err, TIDE_E_LOCKED, NULL);
 	CHECK(now_ms() - start >= 120 && now_ms() - start < 5000);
+	/* Who was cancelled before waits for a moment; whoever waits already ends at once (signals.bats). */
+	atomic_bool cancelled = true;
+	start = now_ms();
+	CHECK_EQ_I64(tide_lock_exclusive(two, 20000, &cancelled, &err), -1);
+	CHECK_ERR(&err, TIDE_E_LOCKED, NULL);
+	CHECK(now_ms() - start >= 100 && now_ms() - start < 10000);
 	/* Given up meanwhile, it is had before the time is over. */
 	pid_t pid = fork();
 	if (pid == 0) {
@@ -357,10 +363,10 @@ static void test_exclusive(void)
 	}
 	close(one);
 	start = now_ms();
-	CHECK_OK(tide_lock_exclusive(two, 20000, &err), &err);
+	CHECK_OK(tide_lock_exclusive(two, 20000, NULL, &err), &err);
 	CHECK(now_ms() - start < 10000);
 	waitpid(pid, NULL, 0);
-	CHECK_EQ_I64(tide_lock_exclusive(reader, 1000, &err), -1);
+	CHECK_EQ_I64(tide_lock_exclusive(reader, 1000, NULL, &err), -1);
 	CHECK_EQ_I64(err.sys, EBADF);
 	CHECK_ERR(&err, TIDE_E_IO, NULL);
 }

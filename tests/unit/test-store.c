@@ -162,7 +162,7 @@ static void put_claim(const char *path)
 	struct tide_store store = TIDE_STORE_INIT;
 	struct tide_error err = TIDE_ERROR_INIT;
 
-	CHECK_OK(tide_store_lock(&store, path, true, &err), &err);
+	CHECK_OK(tide_store_lock(&store, path, true, NULL, &err), &err);
 	store.made = false;
 	tide_store_release(&store);
 }
@@ -262,7 +262,7 @@ static bool is_locked(void)
 {
 	TIDE_AUTOCLOSE int fd = open(sidecar_path(), O_RDWR | O_CLOEXEC);
 
-	return fd >= 0 && tide_lock_exclusive(fd, 0, NULL) < 0;
+	return fd >= 0 && tide_lock_exclusive(fd, 0, NULL, NULL) < 0;
 }
 
 static bool holds_named_file(const struct tide_store *store)
@@ -286,7 +286,7 @@ static void test_lock(void)
 		kinds[i / 2].put(sidecar_path());
 		claim = kinds[i / 2].put == put_claim || (create && kinds[i / 2].put == put_nothing);
 		there = exists(sidecar_path());
-		CHECK_EQ_I64(tide_store_lock(&store, sidecar_path(), create, &err), kinds[i / 2].lock ? -1 : 0);
+		CHECK_EQ_I64(tide_store_lock(&store, sidecar_path(), create, NULL, &err), kinds[i / 2].lock ? -1 : 0);
 		CHECK_ERR(&err, kinds[i / 2].lock, NULL);
 		if (!kinds[i / 2].lock && (there || create))
 			CHECK(holds_named_file(&store) && is_locked());
@@ -343,7 +343,8 @@ static void test_replaced_meanwhile(void)
 		rows[i].put(sidecar_path());
 		meanwhile = rows[i].meanwhile;
 		replacements = rows[i].times;
-		CHECK_EQ_I64(tide_store_lock(&store, sidecar_path(), rows[i].create, &err), rows[i].code ? -1 : 0);
+		CHECK_EQ_I64(tide_store_lock(&store, sidecar_path(), rows[i].create, NULL, &err),
+		             rows[i].code ? -1 : 0);
 		CHECK_ERR(&err, rows[i].code, NULL);
 		meanwhile = NULL;
 		if (rows[i].generation)
@@ -384,7 +385,7 @@ static void test_stage_and_commit(void)
 
 		UNIT_ROW("%s", rows[i].name);
 		rows[i].put(sidecar_path());
-		CHECK_OK(tide_store_lock(&store, sidecar_path(), true, &err), &err);
+		CHECK_OK(tide_store_lock(&store, sidecar_path(), true, NULL, &err), &err);
 		CHECK_OK(tide_store_stage(&store, sc, image, &err), &err);
 		CHECK_EQ_U64(generation_at(sidecar_path()), rows[i].put == put_good ? 7 : 0);
 		CHECK(store.staged.tmp && generation_at(store.staged.tmp) == 9);
@@ -407,7 +408,7 @@ static void test_checksum(void)
 	struct tide_store store = TIDE_STORE_INIT;
 	struct tide_error err = TIDE_ERROR_INIT;
 
-	CHECK_OK(tide_store_lock(&store, sidecar_path(), true, &err), &err);
+	CHECK_OK(tide_store_lock(&store, sidecar_path(), true, NULL, &err), &err);
 	CHECK_OK(tide_store_stage(&store, sc, image, &err), &err);
 	CHECK_OK(tide_store_commit(&store, &err), &err);
 	if (CHECK_OK(tide_store_load(sidecar_path(), &now, &err), &err))
@@ -423,7 +424,7 @@ static void test_commit_fails(void)
 	struct tide_error err = TIDE_ERROR_INIT;
 
 	put_good(sidecar_path());
-	CHECK_OK(tide_store_lock(&store, sidecar_path(), true, &err), &err);
+	CHECK_OK(tide_store_lock(&store, sidecar_path(), true, NULL, &err), &err);
 	CHECK_OK(tide_store_stage(&store, sc, image, &err), &err);
 	unlink(sidecar_path());
 	put_directory(sidecar_path());
@@ -460,7 +461,7 @@ static void test_owner_and_mode(void)
 		if (geteuid() == 0)
 			CHECK(fchown(image, rows[i].uid, rows[i].gid) == 0);
 		CHECK(fchmod(image, rows[i].image) == 0 && fstat(image, &want) == 0);
-		CHECK_OK(tide_store_lock(&store, sidecar_path(), true, &err), &err);
+		CHECK_OK(tide_store_lock(&store, sidecar_path(), true, NULL, &err), &err);
 		CHECK(fstat(store.lock_fd, &st) == 0 && (st.st_mode & 07777) == 0600);
 		CHECK_OK(tide_store_stage(&store, sc, image, &err), &err);
 		CHECK_OK(tide_store_commit(&store, &err), &err);
