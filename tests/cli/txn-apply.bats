@@ -440,3 +440,28 @@ two() {
 	attempt txn-apply --drive d=disk.img many
 	assert_equal "$(grep -c '"error"' <<< "$output")" 40
 }
+
+# compares ACTION N: how many comparisons a transaction with N of these actions needs, each for another bitmap of disk.img.
+compares() {
+	python3 - "$@" > many.json <<- 'PY'
+		import json, sys
+		actions = [{"type": sys.argv[1], "data": {"node": "disk", "name": f"b{i}"}} for i in range(int(sys.argv[2]))]
+		print(json.dumps({"actions": actions}))
+	PY
+	COMPARES=$PWD/compares LD_PRELOAD=$BUILD/helpers/compares.so txn-apply --drive disk=disk.img many.json > out.json
+	cat compares
+}
+
+@test "a transaction of 65,535 bitmaps takes four times the work of one of 16,383" {
+	! grep -q __asan_init "$BUILD/lib/libtidemark.so" || skip 'a preload library cannot stand before that of the sanitizer'
+	[ "$(head -c 2 "$BUILD/bin/txn-apply")" != '#!' ] || skip 'valgrind compares as well'
+	local action few many
+	mkdir few many
+	truncate -s 1M few/disk.img many/disk.img
+	for action in add clear disable remove; do
+		few=$(cd few && compares block-dirty-bitmap-$action 16383)
+		many=$(cd many && compares block-dirty-bitmap-$action 65535)
+		echo "$action: $few, $many"
+		((few > 16383 && many < 6 * few))
+	done
+}
