@@ -3,6 +3,7 @@
  * Turns the options into struct tide_backup and runs it as a transaction of one action; for --sync auto the library
  * decides whether the backup is full or incremental.
  */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -24,7 +25,8 @@ enum {
 	ON_TARGET_ERROR,
 	RETRY_AFTER,
 	JOB_ID,
-	STORE
+	STORE,
+	FULL_EVERY
 };
 
 static const struct poptOption options[] = {
@@ -35,13 +37,16 @@ static const struct poptOption options[] = {
 	  "on-success|never|always" },
 	{ "store", 0, POPT_ARG_STRING, NULL, STORE, "where --sync auto creates a bitmap (default: sidecar)",
 	  "sidecar|image" },
+	{ "full-every", 0, POPT_ARG_STRING, NULL, FULL_EVERY,
+	  "with --sync auto: a full backup after N increments, or when the last one is that old", "N|DAYSd" },
 	{ "format", 'F', POPT_ARG_STRING, NULL, FORMAT,
 	  "format of TARGET (default: IMAGE's when it is created, else probed)", OPT_NEW_FORMAT },
 	{ "mode", 0, POPT_ARG_STRING, NULL, MODE,
 	  "create TARGET, or write to an existing one (default: absolute-paths)", "absolute-paths|existing" },
 	{ "overwrite", 0, POPT_ARG_NONE, NULL, OVERWRITE, "replace an existing TARGET", NULL },
-	{ "backing", 0, POPT_ARG_STRING, NULL, BACKING, "the backup that a new TARGET is chained on",
-	  "PATH[,format=FORMAT]" },
+	{ "backing", 0, POPT_ARG_STRING, NULL, BACKING,
+	  "the backup that a new TARGET is chained on (default: the one that the bitmap counts from)",
+	  "none|PATH[,format=FORMAT]" },
 	{ "settings", 'o', POPT_ARG_STRING, NULL, SETTINGS,
 	  "settings of a new TARGET's format: compression_type=zstd, cluster_size=64K, ...; may be repeated",
 	  "KEY=VALUE,..." },
@@ -56,6 +61,7 @@ static const struct poptOption options[] = {
 	{ "retry-after", 0, POPT_ARG_STRING, NULL, RETRY_AFTER,
 	  "how long an error may stop the job before it tries again (default: until SIGCONT)", "SECONDS" },
 	{ "job-id", 0, POPT_ARG_STRING, NULL, JOB_ID, "name of the job in events (default: the device)", "ID" },
+	OPT_ALLOW_BASE_ENTRY,
 	OPT_ALLOW_CHANGING_ENTRY,
 	{ "job-events", 0, POPT_ARG_NONE, NULL, OPT_JOB_EVENTS, "print the event JOB_STATUS_CHANGE too", NULL },
 	POPT_TABLEEND
@@ -107,6 +113,29 @@ static int parse_backing(char *text, struct tide_backup *args, struct tide_error
 	return 0;
 }
 
+/* N, or a number of days and a "d". */
+static int parse_full_every(const struct opt_line *line, struct tide_backup *args, struct tide_error *err)
+{
+	const char *text = opt_text(line, FULL_EVERY);
+	unsigned long long n;
+	char *end;
+
+	if (!text)
+		return 0;
+	if (args->sync != TIDE_SYNC_AUTO)
+		return opt_usage(err, "--full-every can be used only with --sync auto");
+	errno = 0;
+	n = strtoull(text, &end, 10);
+	if (*text < '0' || *text > '9' || errno || n < 1 || n > 1000000 || (*end && strcmp(end, "d") != 0))
+		return opt_usage(err, "--full-every: '%s' is neither a number of increments nor of days, such as 7d",
+		                 text);
+	if (*end)
+		args->full_every_seconds = n * 86400;
+	else
+		args->full_every = n;
+	return 0;
+}
+
 /* A negative number gets QEMU's error. */
 static int parse_speed(const struct opt_line *line, struct tide_backup *args, struct tide_error *err)
 {
@@ -130,11 +159,14 @@ static int run(struct cmd *c, struct tide_error *err)
 		.settings = settings,
 		.compress = opt_has(line, COMPRESS),
 		.detect_zeroes = opt_has(line, DETECT_ZEROES),
+		.use_base = !opt_has(line, BACKING),
+		.describe = true,
 	};
 
 	if ((opt_has(line, BACKING) && !backing) || (opt_has(line, SETTINGS) && !settings))
 		return opt_fail(err, TIDE_E_NOMEM, "Out of memory");
-	if (parse_choices(line, &args, err) || (backing && parse_backing(backing, &args, err)) ||
+	if (parse_choices(line, &args, err) || parse_full_every(line, &args, err) ||
+	    (backing && strcmp(backing, "none") != 0 && parse_backing(backing, &args, err)) ||
 	    parse_speed(line, &args, err) || opt_seconds(line, RETRY_AFTER, &args.retry_after, err) ||
 	    cmd_add_image(c, err) || cmd_begin(c, err))
 		return -1;

@@ -19,6 +19,7 @@ struct row {
 	char granularity[UI_SIZE_MAX];
 	char state[48];
 	const char *store;
+	char *base; /* NULL: unknown */
 };
 
 struct table {
@@ -28,8 +29,10 @@ struct table {
 
 static void table_release(struct table *t)
 {
-	for (size_t i = 0; t->rows && i < t->n; i++)
+	for (size_t i = 0; t->rows && i < t->n; i++) {
 		free(t->rows[i].name);
+		free(t->rows[i].base);
+	}
 	free(t->rows);
 }
 
@@ -43,7 +46,9 @@ static int fill(struct row *row, const struct tide_bitmap_info *info)
 	snprintf(row->state, sizeof(row->state), "%s%s%s", info->recording ? "recording" : "disabled",
 	         info->busy ? ",busy" : "", info->inconsistent ? ",inconsistent" : "");
 	row->store = info->store == TIDE_STORE_IMAGE ? "image" : "sidecar";
-	return row->name ? 0 : -1;
+	if (info->base_id)
+		row->base = ui_escape(info->base_path);
+	return row->name && (row->base || !info->base_id) ? 0 : -1;
 }
 
 static void print_cell(const char *text, int width)
@@ -61,14 +66,16 @@ static void widen(int *width, const char *text)
 
 static void print_table(const struct table *t)
 {
-	static const struct row head = { (char *)"NAME", "COUNT", "GRANULARITY", "STATE", "STORE" };
+	static const struct row head = { (char *)"NAME", "COUNT", "GRANULARITY", "STATE", "STORE", (char *)"BASE" };
 	int name = 4, count = 5, granularity = 11, state = 5;
+	bool has_base = false;
 
 	for (size_t i = 0; i < t->n; i++) {
 		widen(&name, t->rows[i].name);
 		widen(&count, t->rows[i].count);
 		widen(&granularity, t->rows[i].granularity);
 		widen(&state, t->rows[i].state);
+		has_base |= t->rows[i].base != NULL;
 	}
 	for (size_t i = 0; i <= t->n; i++) {
 		const struct row *row = i ? &t->rows[i - 1] : &head;
@@ -77,7 +84,10 @@ static void print_table(const struct table *t)
 		print_cell(row->count, count);
 		print_cell(row->granularity, granularity);
 		print_cell(row->state, state);
-		puts(row->store);
+		if (has_base && row->base)
+			printf("%-9s%s\n", row->store, row->base);
+		else
+			puts(row->store);
 	}
 }
 

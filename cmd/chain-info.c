@@ -102,8 +102,28 @@ static void print_bitmap(const struct tide_bitmap_info *b, int indent)
 		       ui_size(size, b->count));
 }
 
+static void print_backup(const struct tide_backup_info *b, int indent)
+{
+	time_t when = (time_t)b->time;
+	char text[32] = "an unknown time";
+	struct tm tm;
+
+	if (localtime_r(&when, &tm))
+		strftime(text, sizeof(text), "%Y-%m-%d %H:%M:%S", &tm);
+	printf("%*s= backup %s of %s", indent, "", b->id, text);
+	if (b->disk)
+		printf(", disk %s", b->disk);
+	if (b->base)
+		printf(", counts from %s", b->base);
+	else if (b->is_part)
+		printf(", a part");
+	puts(b->is_incomplete ? ", incomplete" : b->is_unchanged ? "" : ", changed since");
+}
+
 static void print_notes(const struct tide_chain_image *image, int indent)
 {
+	if (image->backup)
+		print_backup(image->backup, indent);
 	for (size_t i = 0; image->bitmaps && i < image->bitmaps->n; i++)
 		print_bitmap(image->bitmaps->items[i], indent);
 	for (size_t i = 0; i < image->n_findings; i++) {

@@ -19,6 +19,8 @@ static const struct poptOption options[] = {
 	  "settings of a new TARGET's format: compression_type=zstd, cluster_size=64K, ...; may be repeated",
 	  "KEY=VALUE,..." },
 	{ "salvage", 0, POPT_ARG_NONE, NULL, SALVAGE, "write zeroes where damage makes the chain unreadable", NULL },
+	{ "allow-part", 0, POPT_ARG_NONE, NULL, OPT_ALLOW_PART,
+	  "restore a part without its base, with zeroes for what is missing", NULL },
 	POPT_TABLEEND
 };
 

@@ -9,13 +9,15 @@
 
 #define LINES_MAX 20 /* printed of the findings of an image, and of the differences */
 
-enum { AGAINST = 1, AGAINST_FORMAT };
+enum { AGAINST = 1, AGAINST_FORMAT, ACCEPT };
 
 static const struct poptOption options[] = {
 	{ "against", 0, POPT_ARG_STRING, NULL, AGAINST, "compare every byte with this image or top of a chain",
 	  "PATH" },
 	{ "against-format", 'F', POPT_ARG_STRING, NULL, AGAINST_FORMAT,
 	  "format of that image (default: probed; a raw image is refused)", OPT_FILE_FORMAT },
+	{ "accept", 0, POPT_ARG_NONE, NULL, ACCEPT,
+	  "if the disk looks like the one that was backed up, record that the images are as they should be", NULL },
 	{ "output", 0, POPT_ARG_STRING, NULL, OPT_OUTPUT, "text, or the reply (default: human)", "human|json" },
 	POPT_TABLEEND
 };
@@ -24,6 +26,7 @@ static const char *const verdicts[] = {
 	[TIDE_VERDICT_WHOLE] = "whole",
 	[TIDE_VERDICT_UNKNOWN] = "cannot tell",
 	[TIDE_VERDICT_DAMAGED] = "damaged",
+	[TIDE_VERDICT_PART] = "a part",
 };
 
 static void print_finding(const struct tide_finding *f)
@@ -75,6 +78,8 @@ static int judge(const struct tide_chain *chain, const char *against, struct tid
 		damaged |= chain->images[i]->verdict == TIDE_VERDICT_DAMAGED;
 	if (damaged)
 		return opt_fail(err, TIDE_E_DAMAGED, "The chain is damaged");
+	if (chain->verdict == TIDE_VERDICT_PART)
+		return opt_fail(err, TIDE_E_DAMAGED, "The chain holds only a part of the disk");
 	if (chain->n_differences)
 		return opt_fail(err, TIDE_E_DAMAGED, "The chain and '%s' differ", against);
 	if (chain->verdict != TIDE_VERDICT_WHOLE)
@@ -88,6 +93,7 @@ static int run(struct cmd *c, struct tide_error *err)
 		.verify = true,
 		.against = opt_text(c->opt, AGAINST),
 		.against_format = opt_text(c->opt, AGAINST_FORMAT),
+		.accept = opt_has(c->opt, ACCEPT),
 	};
 	struct tide_chain *chain = NULL;
 	int output = CMD_OUTPUT_HUMAN, failed;
@@ -107,6 +113,8 @@ static int run(struct cmd *c, struct tide_error *err)
 		print_image(chain->images[i]);
 	if (output == CMD_OUTPUT_HUMAN && chain->compared)
 		print_differences(chain, args.against);
+	if (output == CMD_OUTPUT_HUMAN && chain->accepted)
+		printf("accepted: %zu image%s got a record\n", chain->accepted, chain->accepted == 1 ? "" : "s");
 	failed = judge(chain, args.against, err);
 	tide_chain_free(chain);
 	return failed;

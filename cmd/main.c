@@ -262,6 +262,15 @@ static int run(struct cmd *c, struct tide_error *err)
 		return -1;
 	if (opt_has(c->opt, OPT_ALLOW_CHANGING))
 		c->allow |= TIDE_ALLOW_CHANGING;
+	if (opt_has(c->opt, OPT_ALLOW_PART))
+		c->allow |= TIDE_ALLOW_PART;
+	if (opt_has(c->opt, OPT_ALLOW_BASE)) {
+		int other;
+
+		if (opt_choice(c->opt, OPT_ALLOW_BASE, &other, err))
+			return -1;
+		c->allow |= TIDE_ALLOW_BASE;
+	}
 	c->ui.image = c->args ? c->args[0] : NULL;
 	return command.run(c, err);
 }

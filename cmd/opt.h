@@ -31,6 +31,8 @@ enum {
 	OPT_IGNORE_STAMP,
 	OPT_FORCE_SHARE,
 	OPT_ALLOW_BACKING,
+	OPT_ALLOW_BASE,     /* the same */
+	OPT_ALLOW_PART,     /* of chain-restore */
 	OPT_ALLOW_CHANGING, /* of the commands that back up, in their own tables */
 	OPT_DRY_RUN,
 	OPT_JOB_EVENTS, /* of backup-run, in its own table */
@@ -60,6 +62,12 @@ enum {
 	{                                                                                    \
 		"allow-changing-source", 0, POPT_ARG_NONE, NULL, OPT_ALLOW_CHANGING,         \
 		        "back up an NBD export although other clients can write to it", NULL \
+	}
+
+#define OPT_ALLOW_BASE_ENTRY                                                                                       \
+	{                                                                                                          \
+		"allow-base", 0, POPT_ARG_STRING, NULL, OPT_ALLOW_BASE,                                            \
+		        "chain an increment on another image than the backup that its bitmap counts from", "other" \
 	}
 
 struct opt_given {

@@ -20,6 +20,7 @@ static const struct poptOption options[] = {
 	{ "ignore-stamp", 0, POPT_ARG_NONE, NULL, OPT_IGNORE_STAMP,
 	  "trust the bitmaps despite unrecorded changes of the images", NULL },
 	OPT_ALLOW_BACKING_ENTRY,
+	OPT_ALLOW_BASE_ENTRY,
 	OPT_ALLOW_CHANGING_ENTRY,
 	{ "retry-after", 0, POPT_ARG_STRING, NULL, RETRY_AFTER,
 	  "how long an error may stop a job before it tries again (default: until SIGCONT)", "SECONDS" },

@@ -147,6 +147,10 @@ enum tide_allow {
 
 	/* Not a name: a backup of an export that other clients of its server can write to meanwhile. */
 	TIDE_ALLOW_CHANGING = 1 << 8,
+	/* Not a name either: an increment on another backing image than the backup that its bitmap counts from. */
+	TIDE_ALLOW_BASE = 1 << 9,
+	/* Nor this: a restore from a part, or from a chain that shows another disk than the one that was backed up. */
+	TIDE_ALLOW_PART = 1 << 10,
 };
 
 struct tide_drive {
@@ -278,9 +282,8 @@ enum tide_sync_mode {
 	TIDE_SYNC_BITMAP,
 	TIDE_SYNC_NONE,
 	/*
-	 * tide_txn_backup only: incremental if the bitmap can be used, else full with a bitmap that starts again.  The
-	 * transaction has no other action, and its reply says which and why: {"return": {"sync": "full", "reason":
-	 * "..."}}.
+	 * tide_txn_backup only: incremental if the bitmap and the chain that it counts from can be used, else full
+	 * with a bitmap that starts again.  The reply says which and why.
 	 */
 	TIDE_SYNC_AUTO,
 };
@@ -330,6 +333,12 @@ struct tide_backup {
 	enum tide_on_error on_source_error;
 	enum tide_on_error on_target_error;
 	uint32_t retry_after; /* seconds after which a stopped job tries again by itself; 0: only tide_session_resume */
+	uint64_t full_every;  /* sync auto: increments after which a full backup is made; 0: any number */
+	uint64_t full_every_seconds; /* the same for the age of the full backup */
+	const char *reason;          /* for the mode, as the reply says it; NULL: it was requested */
+	bool describe;               /* the reply says what the backup is: its id, base, target, mode and reason */
+	bool use_base; /* backing NULL: an increment is chained on the backup that its bitmap counts from, if that is
+	                  known */
 };
 
 /* "key=value" settings of a new image, as qemu-img's -o. */
@@ -412,6 +421,10 @@ struct tide_bitmap_info {
 	bool persistent;
 	bool inconsistent;
 	enum tide_store_kind store;
+	/* The backup that it counts from; base_id NULL: unknown. */
+	char *base_id;     /* 32 hexadecimal digits */
+	char *base_path;   /* where that backup was put */
+	int64_t base_time; /* of that backup, seconds since 1970 */
 };
 
 struct tide_bitmap_list {
@@ -500,6 +513,7 @@ enum tide_finding_kind {
 	TIDE_FINDING_LINK,     /* the backing image is not there, or not what it was */
 	TIDE_FINDING_DOUBT,    /* may be in order, but should be known; no damage */
 	TIDE_FINDING_UNKNOWN,  /* what could not be checked, and why */
+	TIDE_FINDING_PART,     /* the image holds only what changed since another one, which is not there */
 	TIDE_FINDING_KINDS,
 };
 
@@ -516,6 +530,24 @@ enum tide_verdict {
 	TIDE_VERDICT_WHOLE = 0,
 	TIDE_VERDICT_UNKNOWN, /* something could not be looked at, and the rest is whole */
 	TIDE_VERDICT_DAMAGED, /* or it differs */
+	TIDE_VERDICT_PART,    /* in order as far as it goes, and useless without the backup that it counts from */
+};
+
+/* The birth record of a backup (tidemark-backup(5)).  Identifiers are 32 hexadecimal digits; NULL: none or unknown. */
+struct tide_backup_info {
+	char *id;
+	char *disk;        /* of the disk it is a copy of */
+	char *base;        /* the backup it counts from */
+	char *transaction; /* the same in all backups of one transaction */
+	char *device;      /* the id of the disk's device, or NULL */
+	char *bitmap;      /* the name of the bitmap that selected what was copied, or NULL */
+	const char *sync;  /* "full", "incremental", … */
+	int64_t time;      /* seconds since 1970 */
+	int64_t base_time; /* 0: unknown */
+	uint64_t exact_size;
+	bool is_part;       /* it holds only what changed since its base */
+	bool is_incomplete; /* its job failed, and it was kept */
+	bool is_unchanged;  /* nothing has changed the file since */
 };
 
 struct tide_chain_image {
@@ -537,6 +569,7 @@ struct tide_chain_image {
 	uint64_t *counts;  /* of all findings, by enum tide_finding_kind */
 	size_t n_findings; /* the first TIDE_FINDINGS_MAX of them */
 	struct tide_finding **findings;
+	struct tide_backup_info *backup; /* NULL: it has no birth record */
 };
 
 #define TIDE_FINDINGS_MAX 10000
@@ -552,12 +585,19 @@ struct tide_chain {
 	size_t n_differences;
 	struct tide_range *differences; /* ascending, disjoint, not touching; in units of `unit` bytes */
 	uint64_t unit;
+	size_t accepted; /* images that got a record */
 };
 
 struct tide_chain_options {
 	bool verify;                /* check each image's metadata too */
 	const char *against;        /* verify: the path of an image, or top of a chain, to compare with; or NULL */
 	const char *against_format; /* NULL: probed, and then raw is refused */
+	/*
+	 * verify: if the disk looks like the one that was backed up, all images get records that say so, in place of
+	 * records that their files no longer fit.  Nothing is accepted if there is damage, or a difference to
+	 * `against`.
+	 */
+	bool accept;
 };
 
 /*

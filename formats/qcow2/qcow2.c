@@ -121,7 +121,7 @@ static int open_image(int fd, const char *dir, unsigned flags, struct tide_drive
 	q->late = flags & TIDE_OPEN_LATER;
 	q->salvage = (flags & TIDE_OPEN_SALVAGE) && !q->writable;
 	pthread_mutex_init(&q->lock, NULL);
-	if (open_state(q, err) < 0 || tide_qcow2_header_info(&q->header, info, err) < 0 ||
+	if (open_state(q, err) < 0 || tide_qcow2_header_info(fd, &q->header, info, err) < 0 ||
 	    tide_qcow2_bitmap_info(q, info, err) < 0)
 		return -1;
 	*state = q;

@@ -63,7 +63,7 @@ enum {
 /*
  * Tidemark's own autoclear flag: nothing has changed the disk since the birth record was written. A program that does
  * not know an autoclear flag clears it before it changes anything; QEMU does so when it opens the image for writing,
- * but not when it reopens it, as for a commit. So the flag alone proves nothing.
+ * but not when it reopens it, as for a commit. So the flag alone proves nothing, and the file's time counts too.
  */
 #define TIDE_QCOW2_AUTOCLEAR_INTACT (UINT64_C(1) << 62)
 
@@ -87,7 +87,10 @@ enum {
 	 * its nanoseconds, then 32 that are 0.
 	 */
 	TIDE_QCOW2_EXT_FINGERPRINT = 0x54494446,
-	/* "TIDB": the birth record of a backup (image/birth.h). */
+	/*
+	 * "TIDB": the identity of the file as the record was written, 16 bytes (qcow2_ext.c), then the birth record of
+	 * a backup (image/birth.h).
+	 */
 	TIDE_QCOW2_EXT_BIRTH = 0x54494442,
 	/* "TIDV": space of an extension that was replaced. */
 	TIDE_QCOW2_EXT_VOID = 0x54494456,
@@ -124,7 +127,8 @@ struct tide_qcow2_header {
 	char *data_file;                     /* the external data file, or NULL */
 	struct tide_fingerprint fingerprint; /* of the backing image; its digits may be empty */
 	uint32_t fingerprint_name;           /* the CRC-32C of the backing name it belongs to */
-	size_t birth_len;                    /* 0: no birth record */
+	uint8_t birth_file[16];
+	size_t birth_len; /* 0: no birth record */
 	uint8_t birth[TIDE_BIRTH_BYTES_MAX];
 	uint32_t n_bitmaps; /* 0: none, or not reliable */
 	bool bitmaps_lost;  /* a program without support for them has changed the image: they count as gone */
@@ -267,7 +271,8 @@ bool tide_qcow2_header_probe(const uint8_t *head, size_t len);
 int tide_qcow2_header_read(int fd, uint64_t file_size, bool salvage, struct tide_qcow2_header *h,
                            struct tide_error *err);
 void tide_qcow2_header_release(struct tide_qcow2_header *h);
-int tide_qcow2_header_info(const struct tide_qcow2_header *h, struct tide_driver_info *info, struct tide_error *err);
+int tide_qcow2_header_info(int fd, const struct tide_qcow2_header *h, struct tide_driver_info *info,
+                           struct tide_error *err);
 
 /* ---- qcow2_cache.c ---- */
 
@@ -458,6 +463,10 @@ int tide_qcow2_ext_set_exact_size(void *state, uint64_t size, struct tide_driver
 /* The bytes of the extension, at most TIDE_QCOW2_FINGERPRINT_2_BYTES. Returns their number. */
 size_t tide_qcow2_ext_encode_fingerprint(const struct tide_fingerprint *fp, const char *backing, uint8_t *out);
 int tide_qcow2_ext_set_fingerprint(void *state, const struct tide_fingerprint *fp, struct tide_error *err);
+/* Is this, by what the extension says of its file, a file that was changed since? */
+bool tide_qcow2_ext_is_changed(int fd, const uint8_t birth_file[16]);
+/* The file is another one than that whose identity this is, or that is not known. */
+bool tide_qcow2_ext_is_copy(int fd, const uint8_t birth_file[16]);
 int tide_qcow2_ext_set_birth(void *state, const struct tide_birth *birth, struct tide_error *err);
 
 /* ---- qcow2_check.c: see driver.h ---- */

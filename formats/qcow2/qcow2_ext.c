@@ -8,8 +8,12 @@
  * a new end mark, and these eight bytes last, over the old end mark; then the old extension, if there is one, gets a
  * type that means nothing. A sync separates the steps, and after each of them the header is valid.
  */
+#include <errno.h>
 #include <inttypes.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
 
 #include "base/bytes.h"
 #include "base/checksum.h"
@@ -242,20 +246,105 @@ static int set_intact(struct tide_qcow2 *q, struct tide_error *err)
 	return tide_qcow2_flush_put_flags(q, TIDE_QCOW2_AT_AUTOCLEAR, flags, *flags | TIDE_QCOW2_AUTOCLEAR_INTACT, err);
 }
 
+/*
+ * The identity of a file: its inode, and a checksum of device, inode, size and time of change. The same inode with
+ * another checksum was changed; another inode is a copy, of which they say nothing. Zeroes: unknown.
+ */
+static void identify(const struct stat *st, uint8_t out[16])
+{
+	uint8_t raw[36];
+
+	tide_put_le64(raw, st->st_dev);
+	tide_put_le64(raw + 8, st->st_ino);
+	tide_put_le64(raw + 16, (uint64_t)st->st_size);
+	tide_put_le64(raw + 24, (uint64_t)st->st_mtim.tv_sec);
+	tide_put_le32(raw + 32, (uint32_t)st->st_mtim.tv_nsec);
+	tide_put_le64(out, st->st_ino);
+	tide_put_le32(out + 8, tide_checksum_crc32c(0, raw, sizeof(raw)));
+	tide_put_le32(out + 12, tide_checksum_crc32c(UINT32_MAX, raw, sizeof(raw)));
+}
+
+bool tide_qcow2_ext_is_changed(int fd, const uint8_t birth_file[16])
+{
+	static const uint8_t unknown[16];
+	uint8_t now[16];
+	struct stat st;
+
+	if (fstat(fd, &st) < 0 || memcmp(birth_file, unknown, sizeof(unknown)) == 0)
+		return false;
+	identify(&st, now);
+	return memcmp(birth_file, now, 8) == 0 && memcmp(birth_file, now, sizeof(now)) != 0;
+}
+
+bool tide_qcow2_ext_is_copy(int fd, const uint8_t birth_file[16])
+{
+	uint8_t now[16];
+	struct stat st;
+
+	if (fstat(fd, &st) < 0)
+		return true;
+	identify(&st, now);
+	return memcmp(birth_file, now, 8) != 0;
+}
+
+/*
+ * The record is part of the file whose time it contains: the time is chosen first, and set after the last write. False:
+ * this is impossible, because the file is another user's or a device.
+ */
+static bool choose_time(const struct tide_qcow2 *q, struct stat *st)
+{
+	struct timespec times[2] = { { .tv_nsec = UTIME_OMIT } };
+
+	if (q->is_device || clock_gettime(CLOCK_REALTIME, &times[1]) < 0 || futimens(q->fd, times) < 0)
+		return false;
+	return fstat(q->fd, st) == 0; /* the file system may cut the time */
+}
+
+static int set_time(const struct tide_qcow2 *q, const struct stat *st, struct tide_error *err)
+{
+	struct timespec times[2] = { { .tv_nsec = UTIME_OMIT }, st->st_mtim };
+
+	if (futimens(q->fd, times) < 0)
+		return tide_error_set_sys(err, errno, "Could not set the time of the file");
+	/* fdatasync need not store the time. */
+	return q->is_new || fsync(q->fd) == 0 ? 0 : tide_error_set_sys(err, errno, "Could not flush the file");
+}
+
+static int put_birth(struct tide_qcow2 *q, const struct tide_birth *birth, struct tide_error *err)
+{
+	uint8_t bytes[16 + TIDE_BIRTH_BYTES_MAX] = { 0 };
+	size_t len = tide_birth_encode(birth, bytes + 16);
+	struct stat st;
+	bool timed;
+	int rc;
+
+	/* The first change of an image may extend its file. */
+	if (tide_qcow2_flush_prepare_meta(q, err) < 0)
+		return -1;
+	timed = choose_time(q, &st);
+	if (timed)
+		identify(&st, bytes);
+	rc = put(q, &(struct content){ .type = TIDE_QCOW2_EXT_BIRTH, .data = bytes, .len = 16 + len }, err);
+	if (rc == 0)
+		rc = set_intact(q, err);
+	if (rc != 0)
+		return rc;
+	memcpy(q->header.birth_file, bytes, 16);
+	memcpy(q->header.birth, bytes + 16, len);
+	q->header.birth_len = len;
+	return timed ? set_time(q, &st, err) : 0;
+}
+
 int tide_qcow2_ext_set_birth(void *state, const struct tide_birth *birth, struct tide_error *err)
 {
 	struct tide_qcow2 *q = state;
-	uint8_t bytes[TIDE_BIRTH_BYTES_MAX];
-	struct content c = { .type = TIDE_QCOW2_EXT_BIRTH, .data = bytes, .len = tide_birth_encode(birth, bytes) };
 	int rc;
 
+	/* Version 2 has no flags that another program clears. */
+	if (q->header.version < 3)
+		return 1;
 	pthread_mutex_lock(&q->lock);
-	rc = put(q, &c, err);
-	if (rc == 0) {
-		memcpy(q->header.birth, bytes, c.len);
-		q->header.birth_len = c.len;
-		rc = set_intact(q, err);
-	}
+	rc = put_birth(q, birth, err);
 	pthread_mutex_unlock(&q->lock);
 	return rc;
 }

@@ -408,8 +408,11 @@ static void read_fingerprint(const uint8_t *data, uint32_t len, struct tide_qcow
 /* Checked when it is decoded. */
 static void read_birth(const uint8_t *data, uint32_t len, struct tide_qcow2_header *h)
 {
-	h->birth_len = TIDE_MIN(len, TIDE_BIRTH_BYTES_MAX);
-	memcpy(h->birth, data, h->birth_len);
+	if (len <= sizeof(h->birth_file))
+		return;
+	memcpy(h->birth_file, data, sizeof(h->birth_file));
+	h->birth_len = TIDE_MIN(len - sizeof(h->birth_file), TIDE_BIRTH_BYTES_MAX);
+	memcpy(h->birth, data + sizeof(h->birth_file), h->birth_len);
 }
 
 static int try_bitmaps(const uint8_t *data, uint32_t len, const struct raw *raw, struct tide_qcow2_header *h,
@@ -572,16 +575,20 @@ static int add_features(const struct tide_qcow2_header *h, struct tide_driver_in
 	               : 0;
 }
 
-static int add_birth(const struct tide_qcow2_header *h, struct tide_driver_info *info, struct tide_error *err)
+static int add_birth(int fd, const struct tide_qcow2_header *h, struct tide_driver_info *info, struct tide_error *err)
 {
 	if (tide_birth_decode(h->birth, h->birth_len, &info->birth, err) < 0)
 		return -1;
-	if (info->birth)
-		info->birth->intact = h->autoclear & TIDE_QCOW2_AUTOCLEAR_INTACT;
+	if (!info->birth)
+		return 0;
+	info->birth->intact =
+	        (h->autoclear & TIDE_QCOW2_AUTOCLEAR_INTACT) && !tide_qcow2_ext_is_changed(fd, h->birth_file);
+	info->birth->is_copy = tide_qcow2_ext_is_copy(fd, h->birth_file);
 	return 0;
 }
 
-int tide_qcow2_header_info(const struct tide_qcow2_header *h, struct tide_driver_info *info, struct tide_error *err)
+int tide_qcow2_header_info(int fd, const struct tide_qcow2_header *h, struct tide_driver_info *info,
+                           struct tide_error *err)
 {
 	info->size = h->size;
 	info->exact_size = h->exact_size;
@@ -614,5 +621,5 @@ int tide_qcow2_header_info(const struct tide_qcow2_header *h, struct tide_driver
 			return -1;
 		*info->fingerprint = h->fingerprint;
 	}
-	return add_birth(h, info, err) < 0 ? -1 : add_features(h, info, err);
+	return add_birth(fd, h, info, err) < 0 ? -1 : add_features(h, info, err);
 }

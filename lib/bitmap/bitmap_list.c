@@ -37,6 +37,8 @@ void tide_bitmap_list_free(struct tide_bitmap_list *list)
 		return;
 	for (size_t i = 0; i < list->n; i++) {
 		free(list->items[i]->name);
+		free(list->items[i]->base_id);
+		free(list->items[i]->base_path);
 		free(list->items[i]);
 	}
 	free(list->items);

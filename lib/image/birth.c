@@ -15,8 +15,8 @@
  * Names are for people, and are cut to this, so that the header of a qcow2 keeps room in its first sector for a list of
  * bitmaps beside the record.
  */
-#define NAMES_MAX  56u
-#define BITMAP_MAX 40u
+#define NAMES_MAX  24u
+#define BITMAP_MAX 16u
 
 enum {
 	AT_VERSION = 0,
@@ -31,7 +31,9 @@ enum {
 	AT_EXACT_SIZE = 80,
 	AT_DEVICE_LEN = 88,
 	AT_BITMAP_LEN = 90,
-	AT_TEXT = 92, /* the bitmap's name, the device's id, then the checksum */
+	AT_BASE_TIME = 92,
+	AT_FINGERPRINT = 100,
+	AT_TEXT = 116, /* the bitmap's name, the device's id, then the checksum */
 };
 
 enum { FLAG_PART = 1 << 0, FLAG_INCOMPLETE = 1 << 1 };
@@ -45,14 +47,14 @@ void tide_birth_free(struct tide_birth *birth)
 	free(birth);
 }
 
-static void birth_freep(struct tide_birth **birth)
+void tide_birth_freep(struct tide_birth **birth)
 {
 	tide_birth_free(*birth);
 }
 
 struct tide_birth *tide_birth_copy(const struct tide_birth *birth, struct tide_error *err)
 {
-	TIDE_CLEANUP(birth_freep) struct tide_birth *copy = tide_mem_alloc(1, sizeof(*copy), err);
+	TIDE_AUTOBIRTH struct tide_birth *copy = tide_mem_alloc(1, sizeof(*copy), err);
 	struct tide_birth *ret;
 
 	if (!copy)
@@ -96,6 +98,8 @@ size_t tide_birth_encode(const struct tide_birth *birth, uint8_t *out)
 	memcpy(out + AT_BASE, birth->base.bytes, TIDE_ID_BYTES);
 	tide_put_le64(out + AT_TIME, (uint64_t)birth->time);
 	tide_put_le64(out + AT_EXACT_SIZE, birth->exact_size);
+	tide_put_le64(out + AT_BASE_TIME, (uint64_t)birth->base_time);
+	memcpy(out + AT_FINGERPRINT, birth->fingerprint, TIDE_BIRTH_FINGERPRINT_BYTES);
 	at += put_text(out + at, out + AT_BITMAP_LEN, birth->bitmap, BITMAP_MAX);
 	at += put_text(out + at, out + AT_DEVICE_LEN, birth->device, AT_TEXT + NAMES_MAX - at);
 	tide_put_le16(out + AT_LEN, (uint16_t)(at + 4));
@@ -127,7 +131,7 @@ static int get_text(char **text, const uint8_t *data, size_t len, struct tide_er
 
 int tide_birth_decode(const uint8_t *data, size_t len, struct tide_birth **out, struct tide_error *err)
 {
-	TIDE_CLEANUP(birth_freep) struct tide_birth *birth = NULL;
+	TIDE_AUTOBIRTH struct tide_birth *birth = NULL;
 	size_t bitmap;
 
 	*out = NULL;
@@ -145,6 +149,8 @@ int tide_birth_decode(const uint8_t *data, size_t len, struct tide_birth **out, 
 	birth->is_part = tide_get_le16(data + AT_FLAGS) & FLAG_PART;
 	birth->is_incomplete = tide_get_le16(data + AT_FLAGS) & FLAG_INCOMPLETE;
 	birth->exact_size = tide_get_le64(data + AT_EXACT_SIZE);
+	birth->base_time = (int64_t)tide_get_le64(data + AT_BASE_TIME);
+	memcpy(birth->fingerprint, data + AT_FINGERPRINT, TIDE_BIRTH_FINGERPRINT_BYTES);
 	bitmap = tide_get_le16(data + AT_BITMAP_LEN);
 	if (get_text(&birth->bitmap, data + AT_TEXT, bitmap, err) < 0 ||
 	    get_text(&birth->device, data + AT_TEXT + bitmap, tide_get_le16(data + AT_DEVICE_LEN), err) < 0)

@@ -10,10 +10,12 @@
 
 #include <stddef.h>
 
+#include "base/compiler.h"
 #include "base/id.h"
 #include "tidemark.h"
 
-#define TIDE_BIRTH_BYTES_MAX 152u
+#define TIDE_BIRTH_BYTES_MAX         160u
+#define TIDE_BIRTH_FINGERPRINT_BYTES 16u
 
 struct tide_birth {
 	struct tide_id id;    /* of this backup; not zero */
@@ -21,16 +23,24 @@ struct tide_birth {
 	struct tide_id point; /* the same in all backups of one transaction */
 	struct tide_id base;  /* the backup it counts from; zero: unknown, or none */
 	int64_t time;         /* when it was begun, seconds since 1970 */
+	int64_t base_time;    /* the same of the base; 0: unknown */
 	enum tide_sync_mode sync;
 	bool is_part;        /* it holds only what changed since its base */
 	bool is_incomplete;  /* its job failed; the file was kept (bitmap-mode always) */
 	uint64_t exact_size; /* of the disk, bytes */
-	char *device;        /* the id of the disk's device, or NULL */
-	char *bitmap;        /* the name of the bitmap that selected what was copied, or NULL */
-	bool intact;         /* nothing has changed the file since; not stored in the record */
+	/* The first bytes of the disk's fingerprint (fingerprint.h); zeroes: unknown. */
+	uint8_t fingerprint[TIDE_BIRTH_FINGERPRINT_BYTES];
+	char *device; /* the id of the disk's device, or NULL */
+	char *bitmap; /* the name of the bitmap that selected what was copied, or NULL */
+	bool intact;  /* nothing has changed the file since; not stored in the record */
+	/* The file is a copy of the one that was made: only what clears a flag in it is noticed. Not stored. */
+	bool is_copy;
 };
 
 void tide_birth_free(struct tide_birth *birth); /* NULL: nothing */
+void tide_birth_freep(struct tide_birth **birth);
+#define TIDE_AUTOBIRTH TIDE_CLEANUP(tide_birth_freep)
+
 struct tide_birth *tide_birth_copy(const struct tide_birth *birth, struct tide_error *err);
 
 /* Puts the record's bytes at out, which has room for TIDE_BIRTH_BYTES_MAX, and returns their number. */

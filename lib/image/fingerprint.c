@@ -112,3 +112,14 @@ bool tide_fingerprint_is_written(const struct tide_fingerprint *then, const stru
 	return then->has_file && now->has_file && then->dev == now->dev && then->ino == now->ino &&
 	       !tide_stamp_is_equal(&then->stamp, &now->stamp);
 }
+
+static unsigned digit(char c)
+{
+	return c <= '9' ? (unsigned)(c - '0') : (unsigned)(c - 'a' + 10);
+}
+
+void tide_fingerprint_shorten(const struct tide_fingerprint *fp, uint8_t out[TIDE_BIRTH_FINGERPRINT_BYTES])
+{
+	for (size_t i = 0; i < TIDE_BIRTH_FINGERPRINT_BYTES; i++)
+		out[i] = (uint8_t)(digit(fp->disk[2 * i]) << 4 | digit(fp->disk[2 * i + 1]));
+}

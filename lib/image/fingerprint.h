@@ -15,6 +15,7 @@
 #ifndef TIDE_FINGERPRINT_H
 #define TIDE_FINGERPRINT_H
 
+#include "birth.h"
 #include "image.h"
 
 int tide_fingerprint_take(struct tide_image *image, struct tide_fingerprint *fp, struct tide_error *err);
@@ -25,6 +26,9 @@ int tide_fingerprint_take(struct tide_image *image, struct tide_fingerprint *fp,
  * has no place for it, if the header has no room, or if the backing image cannot be read.
  */
 int tide_fingerprint_remember(struct tide_image *image, struct tide_error *err);
+
+/* The first bytes of the disk's part, as a birth record has them (birth.h). */
+void tide_fingerprint_shorten(const struct tide_fingerprint *fp, uint8_t out[TIDE_BIRTH_FINGERPRINT_BYTES]);
 
 /* Was the file written to between the two? False also when they are of different files, where this is unknown. */
 bool tide_fingerprint_is_written(const struct tide_fingerprint *then, const struct tide_fingerprint *now);

@@ -109,6 +109,7 @@ void tide_backup_free(struct tide_backup_job *job)
 	for (size_t i = 0; i < job->n_older; i++)
 		free(job->older[i]);
 	free(job->older);
+	free(job->source);
 	tide_error_release(&job->cause);
 	free(job);
 }
@@ -170,8 +171,10 @@ bool tide_backup_copy(struct tide_backup_job *job)
 		/* The copy ignores errors after a stop, so the cause is then that the job was cancelled. */
 		reading = job->copy.failed_reading;
 		fail(job, reading, &err);
-	} else if (tide_image_check_unchanged(job->node->image, &err) < 0) {
-		fail(job, true, &err);
+	} else {
+		tide_backup_take_fingerprint(job);
+		if (tide_image_check_unchanged(job->node->image, &err) < 0)
+			fail(job, true, &err);
 	}
 	tide_work_share_leave(job->copy.share);
 	return !job->cause.code;
@@ -228,8 +231,10 @@ int tide_backup_conclude(struct tide_backup_job *job, struct tide_error *err)
 		tide_event_job_completed(job->sink, &r);
 	tide_event_job_status(job->sink, job->id, "concluded");
 	tide_event_job_status(job->sink, job->id, "null");
-	if (!job->cause.code)
+	if (!job->cause.code) {
+		tide_backup_remember_full(job);
 		return 0;
+	}
 	if (job->cause.code != TIDE_E_CANCELLED)
 		tide_error_wrap(&job->cause, "The backup job '%s' failed", job->id);
 	return tide_error_move(err, &job->cause);

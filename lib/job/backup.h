@@ -29,15 +29,19 @@
 #define TIDE_BACKUP_H
 
 #include "base/event.h"
+#include "base/json.h"
 #include "base/work.h"
 #include "commit.h"
 #include "node/node.h"
 
 struct tide_backup_job;
 
-/* onto: the drive that is the target, or NULL. */
-int tide_backup_prepare(struct tide_node *node, const struct tide_backup *args, struct tide_node *onto,
-                        struct tide_sink *sink, struct tide_backup_job **job, struct tide_error *err);
+/* point: identifies the transaction.  onto: the drive that is the target, or NULL. */
+int tide_backup_prepare(struct tide_node *node, const struct tide_backup *args, const struct tide_id *point,
+                        struct tide_node *onto, struct tide_sink *sink, struct tide_backup_job **job,
+                        struct tide_error *err);
+/* A full backup of the node to this target will be prepared: node->next_full becomes what is known of it. */
+int tide_backup_announce_full(struct tide_node *node, const char *target, struct tide_error *err);
 /* Checks QEMU's rules for the names of nodes. */
 int tide_backup_check_node_name(const char *name, struct tide_error *err);
 const char *tide_backup_id(const struct tide_backup_job *job);
@@ -47,6 +51,15 @@ const char *tide_backup_id(const struct tide_backup_job *job);
  */
 int tide_backup_unite(const struct tide_node *top, const char *name, struct tide_sink *sink, struct tide_bitmap *into,
                       struct tide_error *err);
+/* Is the identifier of the base not enough, so that a sample of the disk decides too? */
+bool tide_backup_needs_sample(const struct tide_node *node, const struct tide_sidecar_bitmap *entry);
+/* Compares a sample of what has not changed.  1: the images differ there. */
+int tide_backup_compare_sample(struct tide_image *disk, struct tide_image *backing, const struct tide_bitmap *changed,
+                               struct tide_error *err);
+/* Is nothing made, as the request is only tried? */
+bool tide_backup_is_dry(const struct tide_backup_job *job);
+/* Adds to an object what the backup is: its id and base, and its target. */
+void tide_backup_describe(const struct tide_backup_job *job, struct tide_json_writer *w);
 /* Would both jobs give the same name to their targets? */
 bool tide_backup_collides(const struct tide_backup_job *job, const struct tide_backup_job *other);
 /* Makes the job known: its node is busy, and so is its target if that is a drive. */

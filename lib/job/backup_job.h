@@ -1,5 +1,6 @@
 /*
- * Declarations that the parts of the backup job share: backup_prepare.c, up to the frozen bitmap; backup.c,
+ * Declarations that the parts of the backup job share: backup_prepare.c, up to the frozen bitmap;
+ * backup_birth.c, its place among other backups; backup.c,
  * from the start to the last event; and backup_settle.c, its part in the commit.  No other file includes this.
  */
 #ifndef TIDE_BACKUP_JOB_H
@@ -31,6 +32,8 @@ struct tide_backup_job {
 	size_t n_older;
 	struct tide_node *onto; /* the drive that is the target; NULL: none */
 	struct tide_target target;
+	struct tide_birth birth;            /* its names are the job's and the node's */
+	struct tide_fingerprint *source;    /* of the disk, or NULL */
 	struct tide_target_bitmaps bitmaps; /* of an existing target */
 	uint64_t exact_size;                /* of the source */
 	struct tide_copy copy;
@@ -43,5 +46,33 @@ struct tide_backup_job {
 
 /* The callback of the copy engine after an error: applies the job's policy.  True: try again. */
 bool tide_backup_retry(struct tide_copy *copy, bool reading, unsigned tries, const struct tide_error *err);
+
+/*
+ * The backup that a new target is to be chained on: *path is that of the bitmap's base, with *format; NULL if the
+ * bitmap has none.  Fails if the base is not there any more.
+ */
+int tide_backup_find_base(const struct tide_backup_job *job, const struct tide_sidecar_bitmap *entry, char **path,
+                          const char **format, struct tide_error *err);
+/*
+ * Refuses a backing image of the target that is not the backup which the bitmap counts from.  The plan of what is
+ * copied is complete.
+ */
+int tide_backup_check_base(struct tide_backup_job *job, const struct tide_sidecar_bitmap *entry,
+                           struct tide_error *err);
+/* Refuses to replace a backup that a bitmap of the disk counts from, or an image below such a one (backup_guard.c). */
+int tide_backup_guard_base(const struct tide_node *node, const char *target, struct tide_error *err);
+/* Decides the birth record.  point: the same for all backups of a transaction. */
+int tide_backup_set_birth(struct tide_backup_job *job, const struct tide_backup *args, const struct tide_id *point,
+                          const struct tide_sidecar_bitmap *entry, struct tide_error *err);
+/* After the copy. */
+void tide_backup_take_fingerprint(struct tide_backup_job *job);
+/* The bitmap counts from this backup from now on. */
+int tide_backup_set_base(const struct tide_backup_job *job, struct tide_sidecar_bitmap *entry, struct tide_error *err);
+/*
+ * tell: the sidecar of the node, in memory, knows the disk of the backup, and that it was the last full one.
+ * remember_full: for a job that does not settle, the sidecar on disk.
+ */
+int tide_backup_tell(const struct tide_backup_job *job, struct tide_node *node, struct tide_error *err);
+void tide_backup_remember_full(const struct tide_backup_job *job);
 
 #endif

@@ -124,8 +124,10 @@ static const char *probe_backing(const char *path, const char *name, struct tide
 	TIDE_AUTOFREE char *where = tide_image_resolve(path, name, err);
 	struct tide_image_options options = { .path = where, .force_share = true, .no_backing = true };
 
-	if (!where)
+	if (!where || tide_target_bitmaps_pinned(where, &options.format, err) < 0)
 		return NULL;
+	if (options.format)
+		return options.format;
 	if (tide_image_open(&options, &image, err) < 0) {
 		tide_error_wrap(err, "Could not open backing file");
 		return NULL;
@@ -156,6 +158,25 @@ static int check_not_sidecar(const struct tide_backup_job *job, const char *targ
 	return 0;
 }
 
+/* The backup that the bitmap counts from becomes the backing image.  Errors of the bitmap itself are reported later. */
+static int find_base(struct tide_backup_job *job, const struct tide_backup *args, char **backing,
+                     struct tide_driver_create *create, struct tide_error *err)
+{
+	TIDE_AUTOFREE char *path = NULL;
+	struct tide_sidecar_bitmap *entry = NULL;
+
+	if ((job->sync != TIDE_SYNC_INCREMENTAL && job->sync != TIDE_SYNC_BITMAP) ||
+	    check_bitmap_args(job, args, &entry, NULL) < 0)
+		return 0;
+	if (tide_backup_find_base(job, entry, &path, &create->backing_format, err) < 0)
+		return -1;
+	if (!path)
+		return 0;
+	*backing = tide_target_name_from(args->target, path, err);
+	create->backing = *backing;
+	return *backing ? 0 : -1;
+}
+
 static int create_target(struct tide_backup_job *job, const struct tide_backup *args, struct tide_error *err)
 {
 	struct tide_image *source = job->node->image;
@@ -170,7 +191,8 @@ static int create_target(struct tide_backup_job *job, const struct tide_backup *
 	const struct tide_image_driver *driver = tide_image_find_driver(format);
 	TIDE_AUTOFREE char *backing = NULL;
 
-	if (job->node->sidecar_path && check_not_sidecar(job, args->target, err) < 0)
+	if ((job->node->sidecar_path && check_not_sidecar(job, args->target, err) < 0) ||
+	    (args->mode != TIDE_MODE_NEW && tide_backup_guard_base(job->node, args->target, err) < 0))
 		return -1;
 	/* In QEMU such a target gets the source as its backing image. */
 	if (job->sync == TIDE_SYNC_NONE && driver && driver->create && !driver->has_backing)
@@ -192,6 +214,9 @@ static int create_target(struct tide_backup_job *job, const struct tide_backup *
 	create.backing = backing;
 	job->target.dry_run = job->node->want.dry_run;
 	job->target.cancel = &job->sink->cancelled;
+	if (!backing && args->use_base && driver && driver->has_backing &&
+	    find_base(job, args, &backing, &create, err) < 0)
+		return -1;
 	if (tide_target_create(&job->target, args->target, format, &create, source,
 	                       args->mode == TIDE_MODE_NEW ? "write to it with --mode existing" : NULL, err) < 0)
 		return -1;
@@ -443,8 +468,8 @@ static int check_chunk(const struct tide_backup_job *job, const struct tide_back
 	return 0;
 }
 
-static int prepare(struct tide_backup_job *job, const struct tide_backup *args, const char *onto,
-                   struct tide_error *err)
+static int prepare(struct tide_backup_job *job, const struct tide_backup *args, const struct tide_id *point,
+                   const char *onto, struct tide_error *err)
 {
 	struct tide_sidecar_bitmap *entry = NULL;
 
@@ -456,14 +481,16 @@ static int prepare(struct tide_backup_job *job, const struct tide_backup *args, 
 	    check_perf(args, err) < 0 || check_sizes(job, err) < 0 || check_chunk(job, args, err) < 0 ||
 	    check_job(job, args, err) < 0)
 		return -1;
-	if (tide_copy_way_wanted(&job->copy.way, err) < 0 || plan(job, entry, err) < 0)
+	if (tide_copy_way_wanted(&job->copy.way, err) < 0 || plan(job, entry, err) < 0 ||
+	    tide_backup_check_base(job, entry, err) < 0 || tide_backup_set_birth(job, args, point, entry, err) < 0)
 		return -1;
 	/* A server's bitmap cannot be changed, so it is neither frozen nor settled. */
 	return entry && !tide_node_is_owned_by_server(job->node, entry) ? freeze(job, entry, err) : 0;
 }
 
-int tide_backup_prepare(struct tide_node *node, const struct tide_backup *args, struct tide_node *onto,
-                        struct tide_sink *sink, struct tide_backup_job **out, struct tide_error *err)
+int tide_backup_prepare(struct tide_node *node, const struct tide_backup *args, const struct tide_id *point,
+                        struct tide_node *onto, struct tide_sink *sink, struct tide_backup_job **out,
+                        struct tide_error *err)
 {
 	struct tide_backup_job *job = tide_mem_alloc(1, sizeof(*job), err);
 
@@ -491,7 +518,7 @@ int tide_backup_prepare(struct tide_node *node, const struct tide_backup *args, 
 	job->id = tide_mem_strdup(args->job_id ? args->job_id : node->id, err);
 	if (job->id && args->bitmap)
 		job->bitmap = tide_mem_strdup(args->bitmap, err);
-	if (!job->id || (args->bitmap && !job->bitmap) || prepare(job, args, onto ? onto->id : "", err) < 0) {
+	if (!job->id || (args->bitmap && !job->bitmap) || prepare(job, args, point, onto ? onto->id : "", err) < 0) {
 		tide_backup_free(job);
 		return -1;
 	}

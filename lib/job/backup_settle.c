@@ -96,6 +96,8 @@ static int settle_entry(struct tide_backup_job *job, struct tide_error *err)
 		return -1;
 	if (!clears)
 		return 0;
+	if (tide_backup_set_base(job, entry, err) < 0 || tide_backup_tell(job, job->node, err) < 0)
+		return -1;
 	/* QEMU replaces the bitmap by its successor, which is the first of the list when the job begins; newer ones
 	 * precede it. */
 	entry = tide_sidecar_take(store, (size_t)index);
@@ -147,6 +149,7 @@ static int stage(void *member, struct tide_sink *sink, struct tide_error *err)
 	struct tide_backup_job *job = member;
 
 	job->is_settling = false;
+	job->birth.is_incomplete = job->outcome == TIDE_BACKUP_KEPT;
 	if (job->outcome != TIDE_BACKUP_FAILED && tide_target_stage(&job->target, err) < 0) {
 		job->unsound = true;
 		return -1;

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "image/compare.h"
+#include "store/identity.h"
 #include "target_bitmaps.h"
 
 static int open_other(const struct tide_bitmap_rescan *args, unsigned allow, struct tide_sink *sink,
@@ -44,8 +45,24 @@ static int set_dirty(struct tide_compare *compare, uint64_t off, uint64_t len, s
 	return tide_bitmap_set(compare->data, off, len, err);
 }
 
+/* *base: the other image as a backup; NULL unless it is a backup and known to be as it was made. */
+static int find_base(const struct tide_image *other, struct tide_base **base, struct tide_error *err)
+{
+	struct tide_birth *birth;
+
+	*base = NULL;
+	if (tide_identity_find(other, &birth, err) < 0)
+		return -1;
+	if (birth && birth->intact && (!birth->is_part || tide_image_backing(other)))
+		*base = tide_lineage_base_new(&birth->id, birth->time, tide_image_path(other), err);
+	else
+		err = NULL;
+	tide_birth_free(birth);
+	return *base || !err ? 0 : -1;
+}
+
 int tide_rescan_run(struct tide_node *node, const struct tide_bitmap_rescan *args, uint64_t granularity,
-                    struct tide_sink *sink, struct tide_bitmap **out, struct tide_error *err)
+                    struct tide_sink *sink, struct tide_bitmap **out, struct tide_base **base, struct tide_error *err)
 {
 	uint64_t size = tide_image_size(node->image);
 	TIDE_AUTOBITMAP struct tide_bitmap *dirty = tide_bitmap_new(size, granularity, err);
@@ -65,7 +82,7 @@ int tide_rescan_run(struct tide_node *node, const struct tide_bitmap_rescan *arg
 		return -1;
 	compare.b = other;
 	if (tide_compare_run(&compare, err) < 0 || tide_image_check_unchanged(node->image, err) < 0 ||
-	    tide_image_check_unchanged(other, err) < 0)
+	    tide_image_check_unchanged(other, err) < 0 || find_base(other, base, err) < 0)
 		return -1;
 	if (args->differing)
 		*args->differing = compare.differing;

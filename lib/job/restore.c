@@ -24,6 +24,7 @@
 #include "image/compare.h"
 #include "image/fingerprint.h"
 #include "node/node_log.h"
+#include "store/kinship.h"
 #include "target.h"
 #include "target_bitmaps.h"
 #include "target_node.h"
@@ -247,6 +248,39 @@ static int begin_salvage(struct tide_restore *restore, const struct tide_chain_r
 	return tide_image_salvage_begin(source, err);
 }
 
+/* A part would restore to a disk that never existed, with zeroes in the place of what is missing. */
+static int refuse_kinship(const struct tide_image *link, const char *text, bool is_rebased, struct tide_error *err)
+{
+	tide_error_set(err, TIDE_E_REFUSED, "'%s' cannot be restored: %s", tide_image_path(link), text);
+	if (is_rebased)
+		return tide_error_hint(err, "if the chain is right, chain-verify --accept records it; "
+		                            "--allow-part restores what there is");
+	return tide_error_hint(err, "chain-verify checks the whole chain; --allow-part restores what there is");
+}
+
+static int check_kinship(const struct tide_restore *restore, struct tide_error *err)
+{
+	const struct tide_image *above = NULL;
+
+	for (struct tide_image *link = restore->node->image; link; above = link, link = tide_image_backing(link)) {
+		bool is_continued = tide_kinship_is_continued(above, link);
+		TIDE_AUTOFREE char *text = NULL;
+		enum tide_kinship kinship;
+
+		if (restore->node->allow & TIDE_ALLOW_PART)
+			return 0;
+		if (tide_kinship_check(link, is_continued, &kinship, &text, err) < 0)
+			return -1;
+		if (kinship == TIDE_KINSHIP_PART || kinship == TIDE_KINSHIP_WRONG || kinship == TIDE_KINSHIP_REBASED)
+			return refuse_kinship(link, text, kinship == TIDE_KINSHIP_REBASED, err);
+		if (kinship == TIDE_KINSHIP_COMPLETE)
+			break;
+		if (kinship == TIDE_KINSHIP_LIKELY)
+			tide_event_warning(restore->sink, tide_image_path(link), "%s", text);
+	}
+	return 0;
+}
+
 /* ---- preparing --------------------------------------------------------------------- */
 
 static int find_target(struct tide_restore *restore, const struct tide_chain_restore *args, struct tide_error *err)
@@ -285,7 +319,8 @@ static int prepare(struct tide_restore *restore, const struct tide_chain_restore
 	if (begin_salvage(restore, args, err) < 0)
 		return -1;
 	restore->exact_size = tide_image_exact_size(source);
-	if (tide_image_check_format(source, restore->node->path, "-f", err) < 0)
+	if (tide_image_check_format(source, restore->node->path, "-f", err) < 0 ||
+	    (!args->salvage && check_kinship(restore, err) < 0))
 		return -1;
 	if (tide_copy_way_wanted(&copy->way, err) < 0 || find_target(restore, args, err) < 0)
 		return -1;

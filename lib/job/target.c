@@ -329,12 +329,76 @@ static int check_name(const struct tide_target *target, struct tide_error *err)
 	return tide_error_hint(err, "another program created it meanwhile, and it is unchanged; choose another name");
 }
 
-int tide_target_stage(struct tide_target *target, struct tide_error *err)
+/* ---- the birth record -------------------------------------------------------------- */
+
+/* A file of the caller's own: neither a device nor an export. */
+static bool has_default_sidecar(const struct tide_target *target)
 {
-	if (tide_image_flush(target->image, err) < 0)
+	struct stat st;
+
+	return tide_image_is_file(target->image) && fstat(tide_image_fd(target->image), &st) == 0 &&
+	       S_ISREG(st.st_mode);
+}
+
+/* The bitmaps that the name had were those of another content. */
+static struct tide_sidecar *make_sidecar(const struct tide_target *target, const char *path, struct tide_error *err)
+{
+	struct tide_sidecar *sc;
+
+	if (tide_store_load(path, &sc, err) < 0)
+		return NULL;
+	if (!sc) {
+		sc = tide_sidecar_new(err);
+		if (!sc)
+			return NULL;
+	}
+	for (size_t i = 0; i < sc->n; i++)
+		sc->items[i]->untracked = true;
+	snprintf(sc->format, sizeof(sc->format), "%s", tide_image_format_name(target->image));
+	if (!target->existing)
+		sc->compatible |= TIDE_SIDECAR_FORMAT_GIVEN;
+	if (sc->n == 0)
+		sc->disk_size = tide_image_size(target->image);
+	sc->disk = target->birth->disk;
+	tide_birth_free(sc->birth);
+	sc->birth = tide_birth_copy(target->birth, err);
+	if (sc->birth)
+		return sc;
+	tide_sidecar_free(sc);
+	return NULL;
+}
+
+/* Called when the content of the target is complete, because the sidecar has its stamp. */
+static int stage_sidecar(struct tide_target *target, struct tide_error *err)
+{
+	TIDE_AUTOFREE char *path = tide_mem_printf(err, "%s.bitmaps", tide_target_path(target));
+	int fd = tide_image_fd(target->image), rc;
+	struct tide_sidecar *sc = NULL;
+
+	if (!path || tide_store_lock(&target->sidecar, path, true, target->cancel, err) < 0)
 		return -1;
-	if (target->existing)
-		return 0;
+	sc = make_sidecar(target, path, err);
+	if (!sc)
+		return -1;
+	sc->generation++;
+	rc = tide_stamp_settle(&fd, 1, err);
+	if (rc == 0)
+		rc = tide_stamp_take(fd, &sc->stamp, err);
+	if (rc == 0)
+		rc = tide_store_stage(&target->sidecar, sc, fd, err);
+	tide_sidecar_free(sc);
+	target->has_sidecar = rc == 0;
+	return rc;
+}
+
+/* 1: the record has no place in the image. */
+static int set_birth(struct tide_target *target, struct tide_error *err)
+{
+	return target->birth ? tide_image_set_birth(target->image, target->birth, err) : 0;
+}
+
+static int flush_files(struct tide_target *target, struct tide_error *err)
+{
 	if (check_name(target, err) < 0)
 		return -1;
 	if (target->data.fd < 0)
@@ -348,9 +412,35 @@ int tide_target_stage(struct tide_target *target, struct tide_error *err)
 	return tide_staged_flush(&target->staged, err);
 }
 
+/*
+ * The record is the last that is written, because it contains the time of the file. A target without a place for it is
+ * a backup too.
+ */
+int tide_target_stage(struct tide_target *target, struct tide_error *err)
+{
+	struct tide_error why = TIDE_ERROR_INIT;
+	int rc;
+
+	if (tide_image_flush(target->image, err) < 0)
+		return -1;
+	rc = set_birth(target, err);
+	if (rc < 0 || (!target->existing && flush_files(target, err) < 0))
+		return -1;
+	if (rc <= 0 || !has_default_sidecar(target))
+		return rc < 0 ? -1 : 0;
+	if (stage_sidecar(target, &why) == 0)
+		return 0;
+	/* The directory of an existing image may be closed to the caller, and a long name has no room for more. */
+	if (!target->existing && why.sys != ENAMETOOLONG)
+		return tide_error_move(err, &why);
+	tide_error_release(&why);
+	tide_store_release(&target->sidecar);
+	return 0;
+}
+
 unsigned tide_target_count_renames(const struct tide_target *target)
 {
-	return target->existing ? 0 : 1 + (target->data.fd >= 0);
+	return (target->existing ? 0 : 1 + (target->data.fd >= 0)) + target->has_sidecar;
 }
 
 int tide_target_add_to_record(struct tide_target *target, struct tide_commit_record *record, struct tide_error *err)
@@ -364,22 +454,22 @@ int tide_target_add_to_record(struct tide_target *target, struct tide_commit_rec
 		    tide_commit_record_add_rename(record, files[i], i == 0 || target->exclusive, err) < 0)
 			return -1;
 	}
-	return 0;
+	return target->has_sidecar ? tide_commit_record_add_rename(record, &target->sidecar.staged, false, err) : 0;
 }
 
 void tide_target_recorded(struct tide_target *target)
 {
-	target->staged.kept = target->data.kept = true;
+	target->staged.kept = target->data.kept = target->sidecar.staged.kept = true;
 }
 
 void tide_target_unrecorded(struct tide_target *target)
 {
-	target->staged.kept = target->data.kept = false;
+	target->staged.kept = target->data.kept = target->sidecar.staged.kept = false;
 }
 
 bool tide_target_is_untouched(const struct tide_target *target)
 {
-	return target->existing || (!target->staged.named && !target->data.named);
+	return !target->sidecar.staged.named && (target->existing || (!target->staged.named && !target->data.named));
 }
 
 bool tide_target_is_named(const struct tide_target *target)
@@ -402,15 +492,23 @@ static void unname_data_file(struct tide_target *target, char **tmp)
 	*tmp = NULL;
 }
 
-/* The data file first: it may exist without its image, but the image must not exist without it. */
+static int name_sidecar(struct tide_target *target, struct tide_error *err)
+{
+	return target->has_sidecar ? tide_store_commit(&target->sidecar, err) : 0;
+}
+
+/*
+ * The data file first: it may exist without its image, but the image must not exist without it. The sidecar last: its
+ * stamp is that of the new image.
+ */
 int tide_target_name(struct tide_target *target, struct tide_error *err)
 {
 	TIDE_AUTOFREE char *tmp = target->data.tmp ? tide_mem_strdup(target->data.tmp, NULL) : NULL;
 
 	if (target->existing)
-		return 0;
+		return name_sidecar(target, err);
 	if (name_data_file(target, err) == 0 && tide_staged_commit(&target->staged, target->exclusive, err) == 0)
-		return 0;
+		return name_sidecar(target, err);
 	/* Both files have their names afterwards, or neither; if that fails, a record completes them. */
 	if (target->staged.named || !target->data.named)
 		return -1;
@@ -434,12 +532,18 @@ bool tide_target_collides(const struct tide_target *a, const struct tide_target 
 	return false;
 }
 
+const char *tide_target_path(const struct tide_target *target)
+{
+	return target->existing ? tide_image_path(target->image) : target->staged.path;
+}
+
 void tide_target_release(struct tide_target *target)
 {
 	if (!target->adopted)
 		tide_image_close(target->image);
 	tide_staged_release(&target->staged);
 	tide_staged_release(&target->data);
+	tide_store_release(&target->sidecar);
 	tide_sysio_close(target->old_fd);
 	free(target->pointer);
 	*target = (struct tide_target)TIDE_TARGET_INIT;

@@ -5,14 +5,19 @@
  * its name, and so replaces an older file of that name, in one step.  The older file is locked
  * like an image that is written, so that an image which a running QEMU (or the job itself) uses is never
  * replaced.  A new target that is released without a commit leaves no file.
+ *
+ * The birth record of a backup goes into the image; if that has no place for it, into the sidecar of the target, which
+ * takes part in the commit like the target.
  */
 #ifndef TIDE_TARGET_H
 #define TIDE_TARGET_H
 
 #include "base/event.h"
 #include "base/sysio.h"
+#include "image/birth.h"
 #include "image/image.h"
 #include "store/commit_record.h"
+#include "store/store.h"
 
 struct tide_target {
 	struct tide_staged staged; /* of a new target */
@@ -25,11 +30,14 @@ struct tide_target {
 	const atomic_bool *cancel; /* of the session, ends waits for others; NULL: never; set before it is created */
 	bool dry_run;              /* it will not be kept; set before it is created */
 	char *pointer;             /* the file that leads to the commit record, if there is one */
+	const struct tide_birth *birth; /* to be stored by stage; NULL: no backup.  It stays the caller's */
+	struct tide_store sidecar;      /* with the birth record, if that has no place in the image */
+	bool has_sidecar;
 };
 
-#define TIDE_TARGET_INIT                                                           \
-	{                                                                          \
-		.staged = TIDE_STAGED_INIT, .data = TIDE_STAGED_INIT, .old_fd = -1 \
+#define TIDE_TARGET_INIT                                                                                        \
+	{                                                                                                       \
+		.staged = TIDE_STAGED_INIT, .data = TIDE_STAGED_INIT, .old_fd = -1, .sidecar = TIDE_STORE_INIT, \
 	}
 
 /*
@@ -76,6 +84,8 @@ bool tide_target_is_named(const struct tide_target *target);
 int tide_target_name(struct tide_target *target, struct tide_error *err);
 /* The absolute path that a name leads to, through symbolic links; the name itself if its directory does not exist. */
 char *tide_target_final_path(const char *path, struct tide_error *err);
+/* The path under which the target will be found, without symbolic links. */
+const char *tide_target_path(const struct tide_target *target);
 void tide_target_release(struct tide_target *target);
 /* Would two new targets get the same name, as images or as data files? */
 bool tide_target_collides(const struct tide_target *a, const struct tide_target *b);

@@ -73,6 +73,7 @@ void tide_node_free(struct tide_node *node)
 	free(node->path);
 	free(node->format);
 	free(node->sidecar);
+	tide_lineage_base_free(node->next_full);
 	free(node);
 }
 
@@ -91,6 +92,8 @@ void tide_node_close(struct tide_node *node)
 	node->lock_fd = -1;
 	free(node->sidecar_path);
 	node->sidecar_path = NULL;
+	free(node->unusable);
+	node->unusable = NULL;
 	tide_sidecar_free(node->group.before);
 	tide_sidecar_free(node->group.after);
 	node->group.before = node->group.after = NULL;
@@ -340,8 +343,11 @@ static bool is_due(const struct tide_node *node, const struct tide_bitmap_set *s
 /* The image comes first: staging it replaces the sidecar on disk by itself with a writer token. */
 int tide_node_stage(struct tide_node *node, struct tide_error *err)
 {
-	bool image = is_due(node, &node->in_image), sidecar = is_due(node, &node->in_sidecar);
+	bool image = is_due(node, &node->in_image), sidecar;
 
+	if (image && tide_node_base_collect(node, err) < 0)
+		return -1;
+	sidecar = is_due(node, &node->in_sidecar);
 	if (sidecar && tide_node_log_fold(node, err) < 0)
 		return -1;
 	if (image || sidecar)
@@ -367,7 +373,31 @@ int tide_node_commit(struct tide_node *node, struct tide_error *err)
 	return rc;
 }
 
+bool tide_node_has_completed(const struct tide_node *node, const char *path)
+{
+	const char *p = node->group.completed.buf, *end = p ? p + node->group.completed.len : p;
+
+	for (; p < end; p += strlen(p) + 1) {
+		if (!strcmp(p, path))
+			return true;
+	}
+	return false;
+}
+
 /* ---- listing ----------------------------------------------------------------------- */
+
+static int list_base(const struct tide_base *base, struct tide_bitmap_info *item, struct tide_error *err)
+{
+	char id[TIDE_ID_TEXT];
+
+	if (!base)
+		return 0;
+	tide_id_format(&base->id, id);
+	item->base_id = tide_mem_strdup(id, err);
+	item->base_path = tide_mem_strdup(base->path, err);
+	item->base_time = base->time;
+	return item->base_id && item->base_path ? 0 : -1;
+}
 
 static int list_entry(struct tide_node *node, struct tide_sidecar_bitmap *entry, struct tide_bitmap_list *list,
                       struct tide_error *err)
@@ -375,7 +405,7 @@ static int list_entry(struct tide_node *node, struct tide_sidecar_bitmap *entry,
 	struct tide_bitmap_info *item = tide_bitmap_list_add(list, entry->name, err);
 	bool was_loaded = entry->bitmap != NULL;
 
-	if (!item)
+	if (!item || list_base(entry->base, item, err) < 0)
 		return -1;
 	if (entry->in_image && !entry->in_use && !tide_node_bitmap(node, entry, err))
 		return -1;

@@ -57,6 +57,7 @@ struct tide_node_want {
 	bool chain;    /* the disk is read, so its backing images are opened, too */
 	bool salvage;  /* what is damaged or missing is read as far as possible */
 	bool repair;   /* complete an interrupted transaction although the mode is for reading */
+	bool optional; /* if the sidecar is damaged, open it for reading, without bitmaps */
 	bool certain;  /* refuse when such a transaction is in doubt, rather than warn */
 	bool dry_run;  /* complete nothing */
 	enum tide_node_mode mode;
@@ -114,9 +115,11 @@ struct tide_node {
 
 	/* How it will be used. */
 	struct tide_node_want want;
+	char *unusable;                    /* why it was opened without its bitmaps (want.optional); NULL: it was not */
 	bool may_share_live;               /* for reading: opens it beside a writer that records in the write log */
 	bool partial;                      /* for reading: opens a broken chain as far as it is readable */
 	const atomic_bool *cancel;         /* of the session: ends the waits for locks; NULL: never */
+	struct tide_base *next_full;       /* the full backup that the present transaction makes of it; NULL: none */
 	const struct tide_backup_job *job; /* the backup job that reads or writes it; NULL: none */
 
 	/* While it is open: */
@@ -196,6 +199,9 @@ void tide_node_warn_unchecked(const struct tide_node *node, const struct tide_si
 void tide_node_take_unchecked(struct tide_node *node, struct tide_sidecar_bitmap *entry, const struct tide_node *from,
                               const struct tide_sidecar_bitmap *source, struct tide_sink *sink);
 
+/* Has opening the node completed an interrupted transaction that gave this name to a file? */
+bool tide_node_has_completed(const struct tide_node *node, const char *path);
+
 /* Can only an NBD server change this bitmap? */
 bool tide_node_is_owned_by_server(const struct tide_node *node, const struct tide_sidecar_bitmap *entry);
 
@@ -217,6 +223,28 @@ void tide_node_mark_changed(struct tide_node *node, const struct tide_sidecar_bi
 
 /* QEMU's default: the image's cluster size within 4 KiB and 64 KiB, or 64 KiB. */
 uint64_t tide_node_default_granularity(const struct tide_node *node);
+
+/*
+ * The backup that a bitmap counts from (lineage.h), in memory, through the actions on it (node_base.c).
+ *
+ * begin: it was made or has been cleared: it counts from the full backup that this transaction makes, or, unless it is
+ * new, from the last full backup if nothing was written since; else from none that is known.
+ * enable: it is about to be enabled or disabled.
+ * merge: it has got the bits of another bitmap of the same node.
+ * attach: the bitmaps inside the image get the bases that the sidecar has for them.
+ * collect: the sidecar, made if there is none, gets the bases of the bitmaps inside the image, before both are staged.
+ * set: its contents are the differences from this backup; NULL: from one that is unknown.
+ */
+int tide_node_base_begin(const struct tide_node *node, struct tide_sidecar_bitmap *entry, bool is_new,
+                         struct tide_error *err);
+void tide_node_base_enable(const struct tide_node *node, struct tide_sidecar_bitmap *entry, bool enabled);
+int tide_node_base_merge(struct tide_sidecar_bitmap *into, const struct tide_sidecar_bitmap *from,
+                         struct tide_error *err);
+int tide_node_base_set(const struct tide_node *node, struct tide_sidecar_bitmap *entry, const struct tide_base *base,
+                       struct tide_error *err);
+int tide_node_base_attach(struct tide_node *node, struct tide_error *err);
+int tide_node_base_collect(struct tide_node *node, struct tide_error *err);
+void tide_node_base_drop(struct tide_sidecar_bitmap *entry);
 
 /* The commit drops it; until then its name is taken. */
 void tide_node_mark_removed(struct tide_node *node, struct tide_sidecar_bitmap *entry);

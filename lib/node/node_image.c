@@ -81,7 +81,7 @@ int tide_node_image_open(struct tide_node *node, struct tide_error *err)
 		if (held)
 			entry->token = tide_node_image_token(entry->name);
 	}
-	return 0;
+	return node->in_sidecar.list ? tide_node_base_attach(node, err) : 0;
 }
 
 void tide_node_image_release(struct tide_node *node)

@@ -251,6 +251,8 @@ static int read_once(struct tide_node *node, bool create, struct tide_sink *sink
 	    tide_store_check_owner(&node->store, node->path, tide_image_fd(node->image), err) < 0)
 		return -1;
 	describe_image(node);
+	if (tide_node_base_attach(node, err) < 0)
+		return -1;
 	rc = tide_node_recover(node, sink, err);
 	if (rc == 0)
 		return tide_node_log_open(node, sink, err);
@@ -297,7 +299,7 @@ static int open_parts(struct tide_node *node, bool create, struct tide_sink *sin
 		               node->path);
 		return tide_error_hint(err, "use --sidecar PATH to keep others in a local file");
 	}
-	if (real || node->sidecar)
+	if ((real || node->sidecar) && !node->unusable)
 		node->sidecar_path = tide_store_path(real, node->sidecar, &nameless, &why);
 	/* Opened for reading, a device without a default sidecar path has no bitmaps. */
 	if (why.code && (!nameless || node->mode != TIDE_NODE_READ))
@@ -349,16 +351,51 @@ static bool is_open(const struct tide_node *node, enum tide_node_mode mode, bool
 	return node->is_open && node->mode >= mode && (node->has_sidecar || !create || node->store.lock_fd >= 0);
 }
 
+/*
+ * A full backup needs no bitmaps, so it reads the disk although the sidecar is damaged.  The format that it pinned is
+ * unknown then: nothing but raw is believed, because a guest may have written what looks like another one.
+ */
+static int open_without_bitmaps(struct tide_node *node, struct tide_sink *sink, struct tide_error *why,
+                                struct tide_error *err)
+{
+	struct tide_node_want want = node->want;
+	char *text;
+
+	if (why->code != TIDE_E_CORRUPT || !want.optional || want.certain)
+		return tide_error_move(err, why);
+	text = tide_mem_strdup(why->msg, err);
+	tide_node_close(node);
+	want.mode = node->mode = TIDE_NODE_READ;
+	want.create = false;
+	node->want = want;
+	node->unusable = text;
+	if (!text || open_parts(node, false, sink, err) < 0)
+		return -1;
+	if (!node->format && !tide_image_is_raw_format(tide_image_format_name(node->image)))
+		return tide_error_move(err, why);
+	if (sink)
+		tide_event_warning(sink, node->path, "%s; the bitmaps are not used until the sidecar is replaced: %s",
+		                   text, why->hint ? why->hint : "move the file away");
+	return 0;
+}
+
 static int open_as_wanted(struct tide_node *node, enum tide_node_mode mode, bool create, struct tide_sink *sink,
                           struct tide_error *err)
 {
+	struct tide_error why = TIDE_ERROR_INIT;
+	int rc;
+
 	if (node->want.any)
 		widen(node, mode, create);
 	else
 		tide_node_want_bitmaps(node, mode, create);
 	node->mode = node->want.mode;
 	node->cancel = sink ? &sink->cancelled : NULL;
-	if (open_parts(node, node->want.create, sink, err) < 0) {
+	rc = open_parts(node, node->want.create, sink, &why);
+	if (rc < 0)
+		rc = open_without_bitmaps(node, sink, &why, err);
+	tide_error_release(&why);
+	if (rc < 0) {
 		tide_node_close(node);
 		return -1;
 	}

@@ -10,7 +10,9 @@
  *   begin    does what takes long and needs its own node only, before the nodes of all are opened: the comparison of a
  *            rescan.  It is called only if there are other actions.
  *   decide   for an action that depends on the state of its nodes, which are open by now: appends the steps that
- *            are run in its place.
+ *            are run in its place and returns 1, or returns 0: it is run itself.
+ *   announce says what later and earlier actions of the transaction need to know of this one; all are asked before the
+ *            first action is prepared.
  *   prepare  does all that can fail: checks, changes bitmaps in memory, makes targets that have no name yet.
  *   image    returns the image that begin or prepare has opened beside the nodes.
  *   work     does what takes long and makes what the commit will put in place: a restore's copy.
@@ -20,9 +22,10 @@
  *   result   comes after run: sets what the reply returns.  If it fails, the transaction has done its work, replies,
  *            and fails with that error.
  *   job      returns the backup job that prepare made.  Its work comes after the reply, and it delivers its own events.
+ *   describe adds members to what the reply returns; false: it has none.  w NULL: only asks.
  *   clean    frees what the step holds, whatever became of the transaction.
  *
- * An action has decide or prepare; all else may be NULL.  There is no abort: bitmaps change in nodes that are dropped
+ * An action has prepare; all else may be NULL.  There is no abort: bitmaps change in nodes that are dropped
  * unless they are committed (node.h), and targets have no name until a commit gives them one.
  */
 #ifndef TIDE_ACTION_H
@@ -56,6 +59,7 @@ struct tide_action {
 	/* The step is steps[i]; those before it will change its node. */
 	int (*begin)(struct tide_session *session, struct tide_step *steps, size_t i, struct tide_error *err);
 	int (*decide)(struct tide_txn *txn, const struct tide_step *step, struct tide_error *err);
+	int (*announce)(struct tide_session *session, const struct tide_step *step, struct tide_error *err);
 	int (*prepare)(struct tide_session *session, struct tide_step *step, struct tide_error *err);
 	struct tide_image *(*image)(const struct tide_step *step);
 	int (*work)(struct tide_session *session, struct tide_step *step, struct tide_error *err);
@@ -66,6 +70,7 @@ struct tide_action {
 	int (*run)(struct tide_session *session, struct tide_step *step, struct tide_error *err);
 	int (*result)(struct tide_txn *txn, const struct tide_step *step, struct tide_error *err);
 	struct tide_backup_job *(*job)(const struct tide_step *step);
+	bool (*describe)(const struct tide_step *step, struct tide_json_writer *w);
 	void (*clean)(struct tide_step *step);
 };
 

@@ -8,7 +8,10 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "base/mem.h"
 #include "job/backup.h"
+#include "job/backup_auto.h"
+#include "job/target.h"
 #include "txn.h"
 
 static struct tide_node *find_device(struct tide_session *session, const char *id, struct tide_error *err)
@@ -23,6 +26,7 @@ static struct tide_node *find_device(struct tide_session *session, const char *i
 /* ---- arguments --------------------------------------------------------------------- */
 
 static const char *const syncs[] = { "full", "top", "incremental", "bitmap", "none", NULL };
+static const char *const auto_syncs[] = { "auto", NULL };
 static const char *const bitmap_modes[] = { "on-success", "never", "always", NULL };
 static const char *const new_image_modes[] = { "absolute-paths", "existing", NULL };
 static const char *const on_errors[] = { "report", "ignore", "enospc", "stop", "auto", NULL };
@@ -63,20 +67,29 @@ static const struct tide_qmp_field backing_fields[] = {
 
 #define SYNC TIDE_FIELD_ENUM("sync", true, struct tide_backup, sync, syncs, TIDE_SYNC_FULL),
 
-#define NEW_TARGET_FIELDS                                                                                            \
-	TIDE_FIELD_STRING("format", false, struct tide_backup, format),                                              \
-	        TIDE_FIELD_ENUM("mode", false, struct tide_backup, mode, new_image_modes, TIDE_MODE_ABSOLUTE_PATHS), \
-	        TIDE_FIELD_STRUCT("x-backing", false, backing_fields),                                               \
-	        TIDE_FIELD_STRING("x-settings", false, struct tide_backup, settings)
+/* With x-sync, the mode of QEMU may be left out. */
+#define SYNC_OR_AUTO                                                                           \
+	TIDE_FIELD_ENUM_OR("sync", "x-sync", struct tide_backup, sync, syncs, TIDE_SYNC_FULL), \
+	        TIDE_FIELD_ENUM("x-sync", false, struct tide_backup, sync, auto_syncs, TIDE_SYNC_AUTO),
 
-#define INTERNAL_FIELDS                                                                                               \
-	TIDE_FIELD_INTERNAL,                                                                                          \
+#define NEW_TARGET_FIELDS                                                                                             \
+	TIDE_FIELD_STRING("format", false, struct tide_backup, format),                                               \
+	        TIDE_FIELD_ENUM("mode", false, struct tide_backup, mode, new_image_modes, TIDE_MODE_ABSOLUTE_PATHS),  \
+	        TIDE_FIELD_STRUCT("x-backing", false, backing_fields),                                                \
+	        TIDE_FIELD_STRING("x-settings", false, struct tide_backup, settings),                                 \
 	        TIDE_FIELD_ENUM("x-store", false, struct tide_backup, store, tide_action_stores, TIDE_STORE_SIDECAR), \
-	        TIDE_FIELD_BOOL("x-reset-bitmap", struct tide_backup, reset_bitmap),                                  \
-	        TIDE_FIELD_BOOL("x-detect-zeroes", struct tide_backup, detect_zeroes),                                \
+	        TIDE_FIELD(TIDE_QMP_UINT, "x-full-every", false, struct tide_backup, full_every),                     \
+	        TIDE_FIELD(TIDE_QMP_UINT, "x-full-every-seconds", false, struct tide_backup, full_every_seconds),     \
+	        TIDE_FIELD_BOOL("x-describe", struct tide_backup, describe)
+
+#define INTERNAL_FIELDS                                                                           \
+	TIDE_FIELD_INTERNAL, TIDE_FIELD_BOOL("x-reset-bitmap", struct tide_backup, reset_bitmap), \
+	        TIDE_FIELD_STRING("x-reason", false, struct tide_backup, reason),                 \
+	        TIDE_FIELD_BOOL("x-use-base", struct tide_backup, use_base),                      \
+	        TIDE_FIELD_BOOL("x-detect-zeroes", struct tide_backup, detect_zeroes),            \
 	        TIDE_FIELD(TIDE_QMP_UINT, "x-retry-after", false, struct tide_backup, retry_after)
 
-static const struct tide_qmp_field drive_fields[] = { BACKUP_FIELDS(SYNC), NEW_TARGET_FIELDS, INTERNAL_FIELDS,
+static const struct tide_qmp_field drive_fields[] = { BACKUP_FIELDS(SYNC_OR_AUTO), NEW_TARGET_FIELDS, INTERNAL_FIELDS,
 	                                              TIDE_FIELD_END };
 
 /* The target is another drive, which exists. */
@@ -97,9 +110,16 @@ static void backup_declare(struct tide_session *session, const struct tide_step 
 {
 	const struct tide_backup *args = step->args;
 	struct tide_node *node = tide_session_find(session, args->device);
+	bool is_auto = args->sync == TIDE_SYNC_AUTO;
 
-	if (node)
-		want(node, args, args->bitmap ? TIDE_NODE_EDIT_BITMAPS : TIDE_NODE_READ, false);
+	if (!node)
+		return;
+	/* The bitmap that auto creates may be the node's first, so the sidecar may be created. */
+	want(node, args, args->bitmap || is_auto ? TIDE_NODE_EDIT_BITMAPS : TIDE_NODE_READ,
+	     is_auto && args->store == TIDE_STORE_SIDECAR);
+	node->want.optional = is_auto;
+	if (is_auto && args->store == TIDE_STORE_IMAGE)
+		tide_node_want_in_image(node);
 }
 
 static int check_job_id(struct tide_session *session, const char *id, struct tide_error *err)
@@ -153,7 +173,7 @@ static int prepare_backup(struct tide_session *session, struct tide_step *step, 
 	if (args->sync == TIDE_SYNC_TOP && !tide_image_backing(node->image) && step->action == &tide_action_backup)
 		args->sync = TIDE_SYNC_FULL;
 	if (check_job_id(session, args->job_id ? args->job_id : node->id, err) < 0 ||
-	    tide_backup_prepare(node, args, onto, &session->sink, &job, err) < 0)
+	    tide_backup_prepare(node, args, &session->point, onto, &session->sink, &job, err) < 0)
 		return -1;
 	if (check_target_free(session, job, err) < 0) {
 		tide_backup_free(job);
@@ -164,9 +184,32 @@ static int prepare_backup(struct tide_session *session, struct tide_step *step, 
 	return 0;
 }
 
+/* The repeated request would find its own targets. */
+static int check_not_completed(const struct tide_session *session, const char *target, struct tide_error *err)
+{
+	TIDE_AUTOFREE char *path = tide_image_is_uri(target) ? NULL : tide_target_final_path(target, NULL);
+
+	return path ? tide_session_refuse_completed(session, path, err) : 0;
+}
+
 static int backup_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
 {
+	const struct tide_backup *args = step->args;
+
+	if (check_not_completed(session, args->target, err) < 0)
+		return -1;
 	return prepare_backup(session, step, NULL, err);
+}
+
+/* Bitmaps that the transaction adds or clears count from the full backup that it makes. */
+static int backup_announce(struct tide_session *session, const struct tide_step *step, struct tide_error *err)
+{
+	const struct tide_backup *args = step->args;
+	struct tide_node *node = tide_session_find(session, args->device);
+
+	if (!node || args->sync != TIDE_SYNC_FULL)
+		return 0;
+	return tide_backup_announce_full(node, args->target, err);
 }
 
 static struct tide_image *backup_image(const struct tide_step *step)
@@ -179,10 +222,127 @@ static struct tide_backup_job *backup_job(const struct tide_step *step)
 	return step->state;
 }
 
+/* Both spellings of mode and reason where the library has chosen; older programs know the first. */
+static bool backup_describe(const struct tide_step *step, struct tide_json_writer *w)
+{
+	const struct tide_backup *args = step->args;
+	const char *sync = syncs[args->sync];
+
+	if (!args->describe || (!args->reason && tide_backup_is_dry(step->state)))
+		return false;
+	if (w && args->reason) {
+		tide_json_string(w, "sync", sync);
+		tide_json_string(w, "reason", args->reason);
+	}
+	if (w) {
+		tide_json_string(w, "x-sync", sync);
+		tide_json_string(w, "x-reason", args->reason ? args->reason : "as requested");
+		tide_backup_describe(step->state, w);
+	}
+	return true;
+}
+
 static void backup_clean(struct tide_step *step)
 {
 	tide_backup_free(step->state);
 	step->state = NULL;
+}
+
+/* ---- auto -------------------------------------------------------------------------- */
+
+static int check_args(const struct tide_backup *args, struct tide_error *err)
+{
+	if (!args->bitmap)
+		return tide_error_set(err, TIDE_E_REFUSED, "must provide a valid bitmap name for 'auto' sync mode");
+	if (args->bitmap_mode != TIDE_BITMAP_MODE_UNSET && args->bitmap_mode != TIDE_BITMAP_MODE_ON_SUCCESS)
+		return tide_error_set(err, TIDE_E_REFUSED,
+		                      "Bitmap sync mode must be 'on-success' when using sync mode 'auto'");
+	return 0;
+}
+
+/* A full backup starts a new chain, without a backing image. */
+static void drop_backing(struct tide_txn *txn, const char *path, struct tide_backup *args)
+{
+	if (!args->backing)
+		return;
+	tide_event_warning(&tide_txn_session(txn)->sink, path,
+	                   "the backup is a full one, so '%s' does not become its backing image", args->backing);
+	args->backing = args->backing_format = NULL;
+}
+
+/* is_without: the bitmaps cannot be used. */
+static int add_full(struct tide_txn *txn, struct tide_backup *args, bool has_bitmap, bool is_without,
+                    struct tide_error *err)
+{
+	struct tide_bitmap_add add = { .node = args->device, .name = args->bitmap, .store = args->store };
+
+	args->sync = TIDE_SYNC_FULL;
+	if (is_without) {
+		args->bitmap = NULL;
+		args->bitmap_mode = TIDE_BITMAP_MODE_UNSET;
+		return tide_txn_append(txn, &tide_action_backup, args, err);
+	}
+	if (has_bitmap) {
+		args->reset_bitmap = true;
+		args->bitmap_mode = TIDE_BITMAP_MODE_ON_SUCCESS;
+		return tide_txn_append(txn, &tide_action_backup, args, err);
+	}
+	/* The bitmap and the backup are one group: if the backup fails, the new bitmap is dropped. */
+	args->bitmap = NULL;
+	args->bitmap_mode = TIDE_BITMAP_MODE_UNSET;
+	tide_txn_set_grouped(txn, true);
+	if (tide_txn_bitmap_add(txn, &add, err) < 0)
+		return -1;
+	return tide_txn_append(txn, &tide_action_backup, args, err);
+}
+
+/* The bitmap of auto, or NULL; an error other than that it does not exist is one. */
+static int find_bitmap(struct tide_node *node, const char *name, struct tide_sidecar_bitmap **bitmap,
+                       struct tide_error *err)
+{
+	*bitmap = tide_node_has(node, name) ? tide_node_find(node, name, err) : NULL;
+	return *bitmap || !tide_node_has(node, name) ? 0 : -1;
+}
+
+static int append_decided(struct tide_txn *txn, const struct tide_node *node, struct tide_backup *args, bool has_bitmap,
+                          const struct tide_backup_decision *decision, struct tide_error *err)
+{
+	args->reason = decision->reason;
+	args->describe = true;
+	if (decision->full) {
+		drop_backing(txn, node->path, args);
+		return add_full(txn, args, has_bitmap, node->unusable != NULL, err);
+	}
+	args->sync = TIDE_SYNC_INCREMENTAL;
+	if (decision->backing) {
+		args->backing = decision->backing;
+		args->backing_format = decision->backing_format;
+	}
+	return tide_txn_append(txn, &tide_action_backup, args, err);
+}
+
+/*
+ * An incremental backup where the bitmap and its chain permit it, otherwise a full one that starts the bitmap from
+ * scratch.  It is decided with the node open and locked, and becomes ordinary actions.
+ */
+static int backup_decide(struct tide_txn *txn, const struct tide_step *step, struct tide_error *err)
+{
+	struct tide_backup args = *(const struct tide_backup *)step->args;
+	struct tide_node *node;
+	struct tide_backup_decision decision = { 0 };
+	struct tide_sidecar_bitmap *bitmap;
+	int rc;
+
+	if (args.sync != TIDE_SYNC_AUTO)
+		return 0;
+	node = find_device(tide_txn_session(txn), args.device, err);
+	if (!node || check_args(&args, err) < 0 || find_bitmap(node, args.bitmap, &bitmap, err) < 0)
+		return -1;
+	rc = tide_backup_auto_decide(node, &args, bitmap, &tide_txn_session(txn)->sink, &decision, err);
+	if (rc == 0)
+		rc = append_decided(txn, node, &args, bitmap != NULL, &decision, err);
+	tide_backup_auto_release(&decision);
+	return rc < 0 ? -1 : 1;
 }
 
 const struct tide_action tide_action_backup = {
@@ -191,9 +351,12 @@ const struct tide_action tide_action_backup = {
 	.fields = drive_fields,
 	.args_size = sizeof(struct tide_backup),
 	.declare = backup_declare,
+	.decide = backup_decide,
+	.announce = backup_announce,
 	.prepare = backup_prepare,
 	.image = backup_image,
 	.job = backup_job,
+	.describe = backup_describe,
 	.clean = backup_clean,
 };
 
@@ -229,174 +392,4 @@ const struct tide_action tide_action_blockdev_backup = {
 	.image = backup_image,
 	.job = backup_job,
 	.clean = backup_clean,
-};
-
-/* ---- auto -------------------------------------------------------------------------- */
-
-/*
- * An incremental backup where the bitmap permits it, otherwise a full one that starts the bitmap from scratch.  It is
- * decided with the node open and locked, and becomes ordinary actions.
- */
-static const struct tide_qmp_field auto_fields[] = { BACKUP_FIELDS(), NEW_TARGET_FIELDS, INTERNAL_FIELDS,
-	                                             TIDE_FIELD_END };
-
-/* The bitmap that a full backup creates may be the node's first, so the sidecar may be created. */
-static void auto_declare(struct tide_session *session, const struct tide_step *step)
-{
-	const struct tide_backup *args = step->args;
-	struct tide_node *node = tide_session_find(session, args->device);
-
-	if (!node)
-		return;
-	want(node, args, TIDE_NODE_EDIT_BITMAPS, args->store == TIDE_STORE_SIDECAR);
-	if (args->store == TIDE_STORE_IMAGE)
-		tide_node_want_in_image(node);
-}
-
-static int check_args(const struct tide_backup *args, struct tide_error *err)
-{
-	if (!args->bitmap)
-		return tide_error_set(err, TIDE_E_REFUSED, "must provide a valid bitmap name for 'auto' sync mode");
-	if (args->bitmap_mode != TIDE_BITMAP_MODE_UNSET && args->bitmap_mode != TIDE_BITMAP_MODE_ON_SUCCESS)
-		return tide_error_set(err, TIDE_E_REFUSED,
-		                      "Bitmap sync mode must be 'on-success' when using sync mode 'auto'");
-	return 0;
-}
-
-/* Can the bitmaps of this name in backing images be used, too? */
-static bool can_unite(const struct tide_node *node, const char *name, struct tide_sink *sink)
-{
-	struct tide_error why = TIDE_ERROR_INIT;
-	bool can = tide_backup_unite(node, name, sink, NULL, &why) == 0;
-
-	if (!can)
-		tide_event_warning(sink, node->path, "%s", why.msg);
-	tide_error_release(&why);
-	return can;
-}
-
-#define REASON_MAX 256
-
-/* The reason against an incremental backup, or NULL.  text: room for it. */
-static const char *doubt(const struct tide_node *node, const struct tide_sidecar_bitmap *bitmap, struct tide_sink *sink,
-                         char text[REASON_MAX])
-{
-	if (!bitmap)
-		return "there was no such bitmap";
-	if (bitmap->token) /* busy: the backup refuses it, with QEMU's text */
-		return NULL;
-	if (bitmap->in_use)
-		return "the bitmap was inconsistent: a program died while it used it";
-	if (bitmap->untracked && !node->ignore_stamp) {
-		snprintf(text, REASON_MAX, "the bitmap was inconsistent: the image %s", tide_node_why_untracked(node));
-		return text;
-	}
-	if (!bitmap->enabled)
-		return "the bitmap was disabled, and did not record what was written";
-	return can_unite(node, bitmap->name, sink) ? NULL
-	                                           : "a bitmap of the same name in a backing image could not be used";
-}
-
-/* The reason for an incremental backup. */
-static const char *trust(const struct tide_node *node, const struct tide_sidecar_bitmap *bitmap, char text[REASON_MAX])
-{
-	const char *unchecked = bitmap->token ? NULL : tide_node_why_unchecked(node, bitmap);
-
-	if (!unchecked)
-		return "the bitmap has recorded what was written";
-	snprintf(text, REASON_MAX, "the bitmap can be used, but the %s is unchecked: %s",
-	         tide_image_is_file(node->image) ? "device" : "export", unchecked);
-	return text;
-}
-
-static int set_answer(struct tide_txn *txn, bool full, const char *reason, struct tide_error *err)
-{
-	struct tide_strbuf sb = TIDE_STRBUF_INIT;
-	struct tide_json_writer w = { &sb, false };
-	char *answer;
-
-	tide_json_begin(&w, NULL, '{');
-	tide_json_string(&w, "sync", full ? "full" : "incremental");
-	tide_json_string(&w, "reason", reason);
-	tide_json_end(&w, '}');
-	answer = tide_strbuf_steal(&sb, err);
-	if (!answer)
-		return -1;
-	tide_txn_set_answer(txn, answer);
-	return 0;
-}
-
-/* A full backup starts a new chain, without a backing image. */
-static void drop_backing(struct tide_txn *txn, const char *path, struct tide_backup *args)
-{
-	if (!args->backing)
-		return;
-	tide_event_warning(&tide_txn_session(txn)->sink, path,
-	                   "the backup is a full one, so '%s' does not become its backing image", args->backing);
-	args->backing = args->backing_format = NULL;
-}
-
-static int add_full(struct tide_txn *txn, struct tide_backup *args, bool has_bitmap, struct tide_error *err)
-{
-	struct tide_bitmap_add add = { .node = args->device, .name = args->bitmap, .store = args->store };
-
-	args->sync = TIDE_SYNC_FULL;
-	if (has_bitmap) {
-		args->reset_bitmap = true;
-		args->bitmap_mode = TIDE_BITMAP_MODE_ON_SUCCESS;
-		return tide_txn_append(txn, &tide_action_backup, args, err);
-	}
-	/* The bitmap and the backup are one group: if the backup fails, the new bitmap is dropped. */
-	args->bitmap = NULL;
-	args->bitmap_mode = TIDE_BITMAP_MODE_UNSET;
-	tide_txn_set_grouped(txn, true);
-	if (tide_txn_bitmap_add(txn, &add, err) < 0)
-		return -1;
-	return tide_txn_append(txn, &tide_action_backup, args, err);
-}
-
-static int add_incremental(struct tide_txn *txn, const char *path, struct tide_backup *args, struct tide_error *err)
-{
-	args->sync = TIDE_SYNC_INCREMENTAL;
-	if (!args->backing && args->mode != TIDE_MODE_EXISTING)
-		tide_event_warning(
-		        &tide_txn_session(txn)->sink, path,
-		        "the backup is an incremental one and has no backing image: '%s' holds only what has changed",
-		        args->target);
-	return tide_txn_append(txn, &tide_action_backup, args, err);
-}
-
-static int auto_decide(struct tide_txn *txn, const struct tide_step *step, struct tide_error *err)
-{
-	struct tide_backup args = *(const struct tide_backup *)step->args;
-	struct tide_node *node = tide_session_find(tide_txn_session(txn), args.device);
-	struct tide_sidecar_bitmap *bitmap = NULL;
-	char text[REASON_MAX];
-	const char *reason;
-
-	if (!node)
-		return tide_error_set(err, TIDE_E_REFUSED, "Cannot find device='%s' nor node-name='%s'", args.device,
-		                      args.device);
-	if (check_args(&args, err) < 0)
-		return -1;
-	if (tide_node_has(node, args.bitmap)) {
-		bitmap = tide_node_find(node, args.bitmap, err);
-		if (!bitmap)
-			return -1;
-	}
-	reason = doubt(node, bitmap, &tide_txn_session(txn)->sink, text);
-	if (set_answer(txn, reason != NULL, reason ? reason : trust(node, bitmap, text), err) < 0)
-		return -1;
-	if (!reason)
-		return add_incremental(txn, node->path, &args, err);
-	drop_backing(txn, node->path, &args);
-	return add_full(txn, &args, bitmap != NULL, err);
-}
-
-const struct tide_action tide_action_backup_auto = {
-	.name = "x-backup-auto",
-	.fields = auto_fields,
-	.args_size = sizeof(struct tide_backup),
-	.declare = auto_declare,
-	.decide = auto_decide,
 };

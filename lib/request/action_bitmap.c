@@ -103,7 +103,7 @@ int tide_action_add_bitmap(struct tide_session *session, const struct tide_bitma
 	if (!entry)
 		return -1;
 	entry->enabled = !args->disabled;
-	return 0;
+	return tide_node_base_begin(node, entry, true, err);
 }
 
 static int add_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
@@ -182,7 +182,7 @@ static int clear_prepare(struct tide_session *session, struct tide_step *step, s
 	if (!entry || !tide_node_bitmap_clear(node, entry, err))
 		return -1;
 	entry->unchecked = false;
-	return 0;
+	return tide_node_base_begin(node, entry, false, err);
 }
 
 const struct tide_action tide_action_bitmap_clear = {
@@ -201,6 +201,7 @@ static int set_enabled(struct tide_session *session, struct tide_step *step, boo
 
 	if (!entry)
 		return -1;
+	tide_node_base_enable(node, entry, enabled);
 	entry->enabled = enabled;
 	tide_node_mark_changed(node, entry);
 	return 0;
@@ -270,16 +271,17 @@ static int find_source(struct tide_session *session, struct tide_node *target_no
 	return tide_node_find(*node, ref->name, err) ? 0 : -1;
 }
 
+/* The base is kept only within one node: another knows nothing of the target's backups. */
 static int merge_source(struct tide_node *node, struct tide_sidecar_bitmap *target, struct tide_bitmap *into,
                         struct tide_node *from, const char *name, struct tide_sink *sink, struct tide_error *err)
 {
 	struct tide_sidecar_bitmap *entry = tide_node_find_usable(from, name, 0, err);
 	struct tide_bitmap *source = entry ? tide_node_bitmap(from, entry, err) : NULL;
 
-	if (!source)
+	if (!source || tide_bitmap_merge(into, source, err) < 0)
 		return -1;
 	tide_node_take_unchecked(node, target, from, entry, sink);
-	return tide_bitmap_merge(into, source, err);
+	return from == node ? tide_node_base_merge(target, entry, err) : 0;
 }
 
 /* QEMU's order: the target's name; then for each source its name, the target's state, the source's. */
@@ -409,7 +411,9 @@ static int mark_prepare(struct tide_session *session, struct tide_step *step, st
 		        &session->sink, node->path,
 		        "the list covers only %llu of the disk's %llu bytes; nothing was marked beyond that point",
 		        (unsigned long long)args->covers, (unsigned long long)tide_bitmap_size(bm));
-	if (!args->unset) /* the caller has listed the unrecorded writes */
+	if (args->unset) /* it lacks changes since its base */
+		tide_node_base_drop(entry);
+	else /* the caller has listed the unrecorded writes */
 		trust_again(session, node, entry);
 	return 0;
 }
@@ -474,6 +478,7 @@ static int check_no_jobs(const struct tide_node *node, const char *name, struct 
 struct early_rescan {
 	struct tide_node *node;
 	struct tide_bitmap *dirty; /* NULL: not compared yet */
+	struct tide_base *base;    /* what it counts from, or NULL */
 };
 
 static bool others_change(const struct tide_session *session, const struct tide_node *node)
@@ -557,7 +562,7 @@ static int rescan_begin(struct tide_session *session, struct tide_step *steps, s
 	granularity = early->node ? future_granularity(early->node, steps, i) : 0;
 	if (granularity == 0)
 		return 0;
-	if (tide_rescan_run(early->node, args, granularity, &session->sink, &early->dirty, err) < 0)
+	if (tide_rescan_run(early->node, args, granularity, &session->sink, &early->dirty, &early->base, err) < 0)
 		return -1;
 	tide_node_unlock_store(early->node);
 	return 0;
@@ -565,7 +570,7 @@ static int rescan_begin(struct tide_session *session, struct tide_step *steps, s
 
 /* 1: *result is what an early comparison found; 0: there was none, or the bitmap is another one by now. */
 static int take_early(struct early_rescan *early, const struct tide_node *node, uint64_t granularity,
-                      struct tide_bitmap **result, struct tide_error *err)
+                      struct tide_bitmap **result, struct tide_base **base, struct tide_error *err)
 {
 	if (!early || !early->dirty || tide_bitmap_granularity(early->dirty) != granularity ||
 	    tide_bitmap_size(early->dirty) != tide_image_size(node->image))
@@ -573,7 +578,9 @@ static int take_early(struct early_rescan *early, const struct tide_node *node, 
 	if (tide_image_check_unchanged(early->node->image, err) < 0)
 		return -1;
 	*result = early->dirty;
+	*base = early->base;
 	early->dirty = NULL;
+	early->base = NULL;
 	return 1;
 }
 
@@ -583,6 +590,7 @@ static int rescan_prepare(struct tide_session *session, struct tide_step *step, 
 	struct tide_node *node = open_node(session, args->node, false, err);
 	struct tide_sidecar_bitmap *entry;
 	struct tide_bitmap *result;
+	struct tide_base *base = NULL;
 	int rc;
 
 	/* The disk is read, too. */
@@ -591,12 +599,15 @@ static int rescan_prepare(struct tide_session *session, struct tide_step *step, 
 	entry = tide_node_find_usable(node, args->name, TIDE_BITMAP_WILL_WRITE | TIDE_BITMAP_ALLOW_INCONSISTENT, err);
 	if (!entry || check_no_jobs(node, args->name, err) < 0)
 		return -1;
-	rc = take_early(step->state, node, entry->granularity, &result, err);
-	if (rc < 0 || (rc == 0 && tide_rescan_run(node, args, entry->granularity, &session->sink, &result, err) < 0))
+	rc = take_early(step->state, node, entry->granularity, &result, &base, err);
+	if (rc < 0 ||
+	    (rc == 0 && tide_rescan_run(node, args, entry->granularity, &session->sink, &result, &base, err) < 0))
 		return -1;
 	tide_node_replace_bitmap(node, entry, result);
 	trust_again(session, node, entry);
-	return 0;
+	rc = tide_node_base_set(node, entry, base, err);
+	tide_lineage_base_free(base);
+	return rc;
 }
 
 static struct tide_image *rescan_image(const struct tide_step *step)
@@ -613,6 +624,7 @@ static void rescan_clean(struct tide_step *step)
 	if (!early)
 		return;
 	tide_bitmap_free(early->dirty);
+	tide_lineage_base_free(early->base);
 	tide_node_free(early->node);
 	free(early);
 	step->state = NULL;

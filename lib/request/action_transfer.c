@@ -2,6 +2,8 @@
  * bitmap-import and bitmap-export: merge one bitmap into another of any image and any store, and create it if it does
  * not exist.
  */
+#include <string.h>
+
 #include "base/error.h"
 #include "txn.h"
 
@@ -161,6 +163,18 @@ static int set_rest(struct tide_session *session, const struct tide_bitmap_trans
 	return tide_bitmap_set(target, known, size - known, err);
 }
 
+/* Between the stores of one image a bitmap keeps its base. */
+static int pass_base(const struct tide_bitmap_transfer *args, struct tide_node *node, struct tide_error *err)
+{
+	struct tide_sidecar_bitmap *from, *into;
+
+	if (strcmp(args->source.node, args->target.node) != 0)
+		return 0;
+	from = tide_node_find(node, args->source.name, err);
+	into = tide_node_find(node, args->target.name, err);
+	return from && into ? tide_node_base_merge(into, from, err) : -1;
+}
+
 static int transfer_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
 {
 	const struct tide_bitmap_transfer *args = step->args;
@@ -175,7 +189,7 @@ static int transfer_prepare(struct tide_session *session, struct tide_step *step
 	known = tide_bitmap_size(source);
 	if (tide_bitmap_resize(source, tide_bitmap_size(target), err) < 0 || tide_bitmap_merge(target, source, err) < 0)
 		return -1;
-	return set_rest(session, args, known, target, node, err);
+	return pass_base(args, node, err) < 0 ? -1 : set_rest(session, args, known, target, node, err);
 }
 
 const struct tide_action tide_action_bitmap_import = {

@@ -247,7 +247,8 @@ int tide_qmp_decode(const struct tide_qmp_path *up, const struct tide_qmp_field 
 		const struct tide_json *value = object ? tide_json_member(object, field->name) : NULL;
 		struct tide_qmp_path path = { up, field->name, 0 };
 
-		if (!value && field->required)
+		if (!value && field->required &&
+		    !(field->instead && object && tide_json_member(object, field->instead)))
 			return tide_qmp_decode_missing(&path, err);
 		if (!value)
 			continue;

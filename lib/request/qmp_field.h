@@ -48,6 +48,7 @@ struct tide_qmp_field {
 	const char *name;
 	enum tide_qmp_kind kind;
 	bool required;
+	const char *instead;      /* a member that a required one may be replaced by, or NULL */
 	size_t to;                /* offset; TIDE_QMP_NOWHERE: checked, not kept */
 	size_t size;              /* of the member at `to` */
 	size_t has;               /* offset of a bool that says the member was given; TIDE_QMP_NOWHERE */
@@ -84,6 +85,11 @@ struct tide_qmp_field {
 	{                                                                                                  \
 		.name = name_, .kind = TIDE_QMP_ENUM, .required = required_, TIDE_FIELD_AT(type_, member), \
 		.has = TIDE_QMP_NOWHERE, .words = words_, .first = first_                                  \
+	}
+#define TIDE_FIELD_ENUM_OR(name_, instead_, type_, member, words_, first_)                              \
+	{                                                                                               \
+		.name = name_, .kind = TIDE_QMP_ENUM, .required = true, .instead = instead_,            \
+		TIDE_FIELD_AT(type_, member), .has = TIDE_QMP_NOWHERE, .words = words_, .first = first_ \
 	}
 #define TIDE_FIELD_STRUCT(name_, required_, fields_)                                                   \
 	{                                                                                              \

@@ -18,8 +18,11 @@
 #include "bitmap/bitmap_list.h"
 #include "image/compare.h"
 #include "image/fingerprint.h"
+#include "job/accept.h"
 #include "job/target_bitmaps.h"
+#include "query_backup.h"
 #include "session.h"
+#include "store/kinship.h"
 
 #define UNIT_MIN  4096u
 #define UNITS_MAX (UINT64_C(1) << 30) /* of a comparison: a bit each, 128 MiB */
@@ -28,7 +31,7 @@ static const char *const finding_names[] = {
 	[TIDE_FINDING_LEAK] = "leak",       [TIDE_FINDING_REFCOUNT] = "refcount", [TIDE_FINDING_OVERLAP] = "overlap",
 	[TIDE_FINDING_BOUNDS] = "bounds",   [TIDE_FINDING_ENTRY] = "entry",       [TIDE_FINDING_COPIED] = "copied",
 	[TIDE_FINDING_HEADER] = "header",   [TIDE_FINDING_LINK] = "link",         [TIDE_FINDING_DOUBT] = "doubt",
-	[TIDE_FINDING_UNKNOWN] = "unknown",
+	[TIDE_FINDING_UNKNOWN] = "unknown", [TIDE_FINDING_PART] = "part",
 };
 
 const char *tide_finding_name(enum tide_finding_kind kind)
@@ -42,7 +45,22 @@ static enum tide_verdict verdict_of(enum tide_finding_kind kind)
 {
 	if (kind == TIDE_FINDING_DOUBT)
 		return TIDE_VERDICT_WHOLE;
+	if (kind == TIDE_FINDING_PART)
+		return TIDE_VERDICT_PART;
 	return kind == TIDE_FINDING_UNKNOWN ? TIDE_VERDICT_UNKNOWN : TIDE_VERDICT_DAMAGED;
+}
+
+/* Damage is worse than a part, in whichever order they are found. */
+static enum tide_verdict worse(enum tide_verdict a, enum tide_verdict b)
+{
+	static const int badness[] = {
+		[TIDE_VERDICT_WHOLE] = 0,
+		[TIDE_VERDICT_UNKNOWN] = 1,
+		[TIDE_VERDICT_PART] = 2,
+		[TIDE_VERDICT_DAMAGED] = 3,
+	};
+
+	return badness[a] > badness[b] ? a : b;
 }
 
 /* The last finding continues: it is of the same kind and ends where this one begins. */
@@ -60,7 +78,7 @@ static int add_finding(void *data, enum tide_finding_kind kind, uint64_t off, ui
 	struct tide_finding *finding;
 
 	to->counts[kind]++;
-	to->verdict = TIDE_MAX(to->verdict, verdict_of(kind));
+	to->verdict = worse(to->verdict, verdict_of(kind));
 	if (continues(to, kind, off, text)) {
 		to->findings[to->n_findings - 1]->len += len;
 		return 0;
@@ -314,7 +332,7 @@ static int walk(struct tide_image *top, bool verify, struct tide_chain *chain, s
 		struct tide_chain_image *to = add_image(chain, err);
 
 		if (!to || describe(image, path, verify, to, err) < 0 ||
-		    (image != top && list_inside(image, to, err) < 0))
+		    tide_query_backup(image, &to->backup, err) < 0 || (image != top && list_inside(image, to, err) < 0))
 			return -1;
 		if (tide_image_broken(image) && explain_break(chain, image, path, err) < 0)
 			return -1;
@@ -348,14 +366,50 @@ static int check_content(struct tide_image *image, bool compared, struct tide_ch
 	           "still the same");
 }
 
+/* The place of a backup among others, unless another finding explains already why the disk may be another one. */
+static int say_kinship(enum tide_kinship kinship, const char *text, bool compared, bool explained,
+                       struct tide_chain_image *to, struct tide_error *err)
+{
+	if (kinship == TIDE_KINSHIP_PART)
+		return say(to, TIDE_FINDING_PART, err, "%s", text);
+	if (kinship == TIDE_KINSHIP_WRONG && !explained)
+		return say(to, TIDE_FINDING_LINK, err, "%s", text);
+	if ((kinship == TIDE_KINSHIP_LIKELY || kinship == TIDE_KINSHIP_REBASED) && !explained && !compared &&
+	    to->verdict == TIDE_VERDICT_WHOLE)
+		return say(to, TIDE_FINDING_UNKNOWN, err,
+		           "%s; --against compares all of it, --accept trusts the sample", text);
+	return 0;
+}
+
+/* *complete: the images below do not matter. */
+static int check_kinship(struct tide_image *image, const struct tide_image *above, bool compared,
+                         struct tide_chain_image *to, bool *complete, struct tide_error *err)
+{
+	struct tide_error cause = TIDE_ERROR_INIT;
+	TIDE_AUTOFREE char *text = NULL;
+	bool damaged = to->verdict == TIDE_VERDICT_DAMAGED;
+	enum tide_kinship kinship;
+
+	if (tide_kinship_check(image, tide_kinship_is_continued(above, image), &kinship, &text, &cause) < 0)
+		return say_error(to, TIDE_FINDING_ENTRY, &cause, err);
+	*complete = kinship == TIDE_KINSHIP_COMPLETE;
+	if (!*complete && kinship != TIDE_KINSHIP_PROVEN && tide_image_backing(image) &&
+	    check_content(image, compared, to, err) < 0)
+		return -1;
+	return say_kinship(kinship, text, compared, damaged || to->counts[TIDE_FINDING_LINK], to, err);
+}
+
 /* Only for a complete chain: a missing image would read as zeroes. */
 static int check_contents(struct tide_image *image, bool compared, struct tide_chain *chain, struct tide_sink *sink,
                           struct tide_error *err)
 {
-	for (size_t i = 0; tide_image_backing(image); image = tide_image_backing(image), i++) {
+	const struct tide_image *above = NULL;
+	bool complete = false;
+
+	for (size_t i = 0; image && !complete; above = image, image = tide_image_backing(image), i++) {
 		if (tide_event_is_cancelled(sink))
 			return tide_error_set(err, TIDE_E_CANCELLED, "Cancelled");
-		if (check_content(image, compared, chain->images[i], err) < 0)
+		if (check_kinship(image, above, compared, chain->images[i], &complete, err) < 0)
 			return -1;
 	}
 	return 0;
@@ -549,7 +603,7 @@ static void judge(struct tide_chain *chain)
 {
 	chain->verdict = chain->n_differences ? TIDE_VERDICT_DAMAGED : TIDE_VERDICT_WHOLE;
 	for (size_t i = 0; i < chain->n; i++)
-		chain->verdict = TIDE_MAX(chain->verdict, chain->images[i]->verdict);
+		chain->verdict = worse(chain->verdict, chain->images[i]->verdict);
 }
 
 /* A file that lost its header looks like a raw image. */
@@ -599,28 +653,106 @@ static int query_chain(struct tide_session *session, struct tide_node *node, con
 	return 0;
 }
 
+/* Opens the node, and leaves it open. */
+static int run_query(struct tide_session *session, struct tide_node *node, const struct tide_chain_options *options,
+                     struct tide_chain **out, struct tide_error *err)
+{
+	struct tide_chain *chain = tide_mem_alloc(1, sizeof(*chain), err);
+	int rc = -1;
+
+	if (!chain)
+		return -1;
+	node->partial = true;
+	if (tide_node_open(node, TIDE_NODE_READ, false, &session->sink, err) == 0)
+		rc = query_chain(session, node, options, chain, err);
+	else if (options->verify && err && err->code == TIDE_E_CORRUPT)
+		err->code = TIDE_E_DAMAGED;
+	node->partial = false;
+	if (rc == 0)
+		*out = chain;
+	else
+		tide_chain_free(chain);
+	return rc;
+}
+
+/* ---- accepting ---------------------------------------------------------------------- */
+
+/* Damage cannot be accepted; an image that shows another disk than before may be accepted. */
+static bool is_acceptable(const struct tide_chain *chain)
+{
+	for (size_t i = 0; i < chain->n; i++) {
+		const struct tide_chain_image *image = chain->images[i];
+
+		for (int kind = TIDE_FINDING_REFCOUNT; kind < TIDE_FINDING_LINK; kind++) {
+			if (image->counts[kind])
+				return false;
+		}
+		if (!image->format)
+			return false;
+	}
+	return !chain->n_differences;
+}
+
+/* The chain as it is afterwards, with what the comparison has found before. */
+static int query_again(struct tide_session *session, struct tide_node *node, struct tide_chain **chain,
+                       struct tide_error *err)
+{
+	struct tide_chain *before = *chain, *after;
+
+	if (run_query(session, node, &(struct tide_chain_options){ .verify = true }, &after, err) < 0)
+		return -1;
+	after->compared = before->compared;
+	after->size = before->size;
+	after->unit = before->unit;
+	after->accepted = before->accepted;
+	tide_chain_free(before);
+	*chain = after;
+	return 0;
+}
+
+static int accept_chain(struct tide_session *session, struct tide_node *node, struct tide_chain **chain,
+                        struct tide_error *err)
+{
+	TIDE_AUTOFREE char *refusal = NULL;
+	struct tide_accept *accept;
+	int rc;
+
+	if (!is_acceptable(*chain))
+		return 0;
+	if (tide_accept_plan(node->image, &accept, &refusal, err) < 0)
+		return -1;
+	if (refusal) {
+		tide_event_warning(&session->sink, node->path, "nothing is accepted: %s", refusal);
+		return 0;
+	}
+	if (!tide_accept_is_due(accept)) {
+		tide_accept_free(accept);
+		return 0;
+	}
+	tide_session_close_nodes(session);
+	rc = tide_accept_apply(accept, node->allow, &session->sink, &(*chain)->accepted, err);
+	tide_accept_free(accept);
+	return rc < 0 ? -1 : query_again(session, node, chain, err);
+}
+
+/* ---- the entry ----------------------------------------------------------------------- */
+
 int tide_query_chain_sized(struct tide_session *session, const char *id, const struct tide_chain_options *given,
                            size_t size, struct tide_chain **out, struct tide_error *err)
 {
 	struct tide_chain_options options;
 	struct tide_node *node = tide_session_find(session, id);
-	struct tide_chain *chain;
-	int rc = -1;
+	struct tide_chain *chain = NULL;
+	int rc;
 
 	session->replied = false;
 	if (tide_sized_take(&options, sizeof(options), given, size, err) < 0)
 		return -1;
 	if (!node)
 		return tide_error_set(err, TIDE_E_REFUSED, "Cannot find device='%s' nor node-name='%s'", id, id);
-	chain = tide_mem_alloc(1, sizeof(*chain), err);
-	if (!chain)
-		return -1;
-	node->partial = true;
-	if (tide_node_open(node, TIDE_NODE_READ, false, &session->sink, err) == 0)
-		rc = query_chain(session, node, &options, chain, err);
-	else if (options.verify && err && err->code == TIDE_E_CORRUPT)
-		err->code = TIDE_E_DAMAGED;
-	node->partial = false;
+	rc = run_query(session, node, &options, &chain, err);
+	if (rc == 0 && options.verify && options.accept)
+		rc = accept_chain(session, node, &chain, err);
 	tide_session_close_nodes(session);
 	if (rc < 0) {
 		tide_chain_free(chain);
@@ -648,6 +780,7 @@ void tide_chain_free(struct tide_chain *chain)
 			free(image->findings[k]);
 		}
 		free(image->findings);
+		tide_query_backup_free(image->backup);
 		free(image->counts);
 		free(image);
 	}

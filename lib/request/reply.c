@@ -41,6 +41,13 @@ static void put_bitmap(struct tide_json_writer *w, const struct tide_bitmap_info
 	tide_json_uint(w, "count", info->count);
 	if (with_store)
 		tide_json_string(w, "store", info->store == TIDE_STORE_IMAGE ? "image" : "sidecar");
+	if (info->base_id) {
+		tide_json_begin(w, "base", '{');
+		tide_json_string(w, "id", info->base_id);
+		tide_json_string(w, "path", info->base_path);
+		tide_json_int(w, "time", info->base_time);
+		tide_json_end(w, '}');
+	}
 	tide_json_end(w, '}');
 }
 

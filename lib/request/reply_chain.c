@@ -7,6 +7,7 @@ static const char *const verdict_names[] = {
 	[TIDE_VERDICT_WHOLE] = "whole",
 	[TIDE_VERDICT_UNKNOWN] = "unknown",
 	[TIDE_VERDICT_DAMAGED] = "damaged",
+	[TIDE_VERDICT_PART] = "part",
 };
 
 static void put_findings(struct tide_json_writer *w, const struct tide_chain_image *image)
@@ -31,6 +32,33 @@ static void put_findings(struct tide_json_writer *w, const struct tide_chain_ima
 		tide_json_end(w, '}');
 	}
 	tide_json_end(w, ']');
+}
+
+static void put_text(struct tide_json_writer *w, const char *key, const char *text)
+{
+	if (text)
+		tide_json_string(w, key, text);
+}
+
+static void put_backup(struct tide_json_writer *w, const struct tide_backup_info *b)
+{
+	tide_json_begin(w, "backup", '{');
+	tide_json_string(w, "id", b->id);
+	tide_json_int(w, "time", b->time);
+	tide_json_string(w, "sync", b->sync);
+	tide_json_bool(w, "part", b->is_part);
+	if (b->is_incomplete)
+		tide_json_bool(w, "incomplete", true);
+	tide_json_bool(w, "unchanged", b->is_unchanged);
+	tide_json_uint(w, "size", b->exact_size);
+	put_text(w, "base", b->base);
+	if (b->base_time)
+		tide_json_int(w, "base-time", b->base_time);
+	put_text(w, "disk", b->disk);
+	put_text(w, "transaction", b->transaction);
+	put_text(w, "device", b->device);
+	put_text(w, "bitmap", b->bitmap);
+	tide_json_end(w, '}');
 }
 
 static void put_time(struct tide_json_writer *w, const struct tide_chain_image *image)
@@ -66,6 +94,8 @@ static void put_image(struct tide_json_writer *w, const struct tide_chain_image 
 		tide_json_string(w, "backing-filename", image->backing_filename);
 	if (image->backing_format)
 		tide_json_string(w, "backing-filename-format", image->backing_format);
+	if (image->backup)
+		put_backup(w, image->backup);
 	if (image->bitmaps)
 		tide_reply_put_bitmaps(w, "bitmaps", image->bitmaps, true);
 	tide_json_string(w, "verdict", verdict_names[image->verdict]);
@@ -99,6 +129,8 @@ int tide_reply_chain(struct tide_session *session, const struct tide_chain *chai
 	tide_json_begin(&w, "return", '{');
 	tide_json_string(&w, "verdict", verdict_names[chain->verdict]);
 	tide_json_bool(&w, "verified", chain->verified);
+	if (chain->accepted)
+		tide_json_uint(&w, "accepted", chain->accepted);
 	if (chain->compared)
 		put_differences(&w, chain);
 	tide_json_begin(&w, "images", '[');

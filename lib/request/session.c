@@ -130,3 +130,19 @@ void tide_session_close_nodes(struct tide_session *session)
 	for (size_t i = 0; i < session->n_nodes; i++)
 		tide_node_close(session->nodes[i]);
 }
+
+int tide_session_refuse_completed(const struct tide_session *session, const char *target, struct tide_error *err)
+{
+	for (size_t i = 0; i < session->n_nodes; i++) {
+		if (!tide_node_has_completed(session->nodes[i], target))
+			continue;
+		tide_error_set(
+		        err, TIDE_E_REFUSED,
+		        "A transaction on '%s' was interrupted after its commit; it has been completed now, and this "
+		        "request was not run",
+		        session->nodes[i]->path);
+		return tide_error_hint(
+		        err, "if it was this one, do not repeat it: the next backup needs a target of its own");
+	}
+	return 0;
+}

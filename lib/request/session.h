@@ -5,16 +5,20 @@
 #define TIDE_SESSION_H
 
 #include "base/event.h"
+#include "base/id.h"
 #include "node/node.h"
 
 struct tide_session {
 	struct tide_sink sink;
-	bool replied;   /* the current request has had its reply */
-	unsigned allow; /* enum tide_allow, for drives that requests add */
+	bool replied;         /* the current request has had its reply */
+	unsigned allow;       /* enum tide_allow, for drives that requests add */
+	struct tide_id point; /* identifies the present transaction in the backups that it makes */
 	size_t n_nodes;
 	struct tide_node **nodes;
 };
 
+/* If a request died after its commit and is repeated, it must not replace its complete targets by empty increments. */
+int tide_session_refuse_completed(const struct tide_session *session, const char *target, struct tide_error *err);
 /* NULL when no drive has this id. */
 struct tide_node *tide_session_find(struct tide_session *session, const char *id);
 

@@ -24,6 +24,7 @@ struct tide_txn {
 	char *answer; /* what the reply returns, in JSON; NULL: {} */
 	size_t n;
 	struct tide_step *steps;
+	size_t n_given; /* steps that were appended before some of them decided on others */
 };
 
 struct tide_txn *tide_txn_new(struct tide_session *session, struct tide_error *err)
@@ -57,22 +58,30 @@ void tide_txn_set_dry_run(struct tide_txn *txn, bool dry_run)
 	txn->dry_run = dry_run;
 }
 
-int tide_txn_append(struct tide_txn *txn, const struct tide_action *action, const void *args, struct tide_error *err)
+/* The transaction owns the step from now on, unless this fails. */
+static int take_step(struct tide_txn *txn, const struct tide_step *step, struct tide_error *err)
 {
 	struct tide_step *grown = tide_mem_realloc(txn->steps, txn->n + 1, sizeof(*grown), err);
-	struct tide_step step = { .action = action };
 
 	if (!grown)
 		return -1;
 	txn->steps = grown;
+	txn->steps[txn->n++] = *step;
+	return 0;
+}
+
+int tide_txn_append(struct tide_txn *txn, const struct tide_action *action, const void *args, struct tide_error *err)
+{
+	struct tide_step step = { .action = action };
+
 	step.args = tide_mem_alloc(1, action->args_size, err);
 	if (!step.args)
 		return -1;
-	if (tide_qmp_field_copy(action->fields, args, step.args, &step.owned, err) < 0) {
+	if (tide_qmp_field_copy(action->fields, args, step.args, &step.owned, err) < 0 ||
+	    take_step(txn, &step, err) < 0) {
 		release_step(&step);
 		return -1;
 	}
-	txn->steps[txn->n++] = step;
 	return 0;
 }
 
@@ -235,56 +244,41 @@ static int defer_changes(struct tide_txn *txn, struct tide_error *err)
 	return 0;
 }
 
-static bool has_completed(const struct tide_node *node, const char *path)
-{
-	const char *p = node->group.completed.buf, *end = p ? p + node->group.completed.len : p;
-
-	for (; p < end; p += strlen(p) + 1) {
-		if (!strcmp(p, path))
-			return true;
-	}
-	return false;
-}
-
-/* If a request died after its commit and is repeated, it must not replace its complete targets by empty increments. */
 static int refuse_completed(struct tide_txn *txn, struct tide_error *err)
 {
-	for (size_t i = 0; i < txn->n * txn->session->n_nodes; i++) {
-		const struct tide_step *step = &txn->steps[i / txn->session->n_nodes];
-		const struct tide_node *node = txn->session->nodes[i % txn->session->n_nodes];
+	for (size_t i = 0; i < txn->n; i++) {
+		const struct tide_step *step = &txn->steps[i];
 
-		if (!step->action->job || !has_completed(node, tide_backup_target(step->action->job(step))))
-			continue;
-		tide_error_set(
-		        err, TIDE_E_REFUSED,
-		        "A transaction on '%s' was interrupted after its commit; it has been completed now, and this "
-		        "request was not run",
-		        node->path);
-		return tide_error_hint(
-		        err, "if it was this one, do not repeat it: the next backup needs a target of its own");
+		if (step->action->job &&
+		    tide_session_refuse_completed(txn->session, tide_backup_target(step->action->job(step)), err) < 0)
+			return -1;
 	}
 	return 0;
 }
 
-/* Replaces an action that decides by the actions that it decides on.  It must be the only one of its transaction. */
+/* Replaces each action that decides by the actions that it decides on. */
 static int decide(struct tide_txn *txn, struct tide_error *err)
 {
-	struct tide_step first;
+	struct tide_step *steps = txn->steps;
+	size_t n = txn->n, i;
+	int rc = 0;
 
-	for (size_t i = 0; i < txn->n; i++) {
-		if (txn->steps[i].action->decide && txn->n > 1)
-			return tide_error_set(
-			        err, TIDE_E_REFUSED,
-			        "A backup of sync mode 'auto' must be the only action of its transaction");
+	txn->steps = NULL;
+	txn->n = 0;
+	for (i = 0; i < n && rc == 0; i++) {
+		struct tide_step *step = &steps[i];
+
+		rc = step->action->decide ? step->action->decide(txn, step, err) : 0;
+		if (rc > 0)
+			release_step(step);
+		else if (rc == 0)
+			rc = take_step(txn, step, err);
+		rc = rc > 0 ? 0 : rc;
 	}
-	if (txn->n == 0 || !txn->steps[0].action->decide)
-		return 0;
-	first = txn->steps[0];
-	if (first.action->decide(txn, &first, err) < 0)
-		return -1;
-	memmove(&txn->steps[0], &txn->steps[1], --txn->n * sizeof(txn->steps[0]));
-	release_step(&first);
-	return 0;
+	for (size_t k = rc < 0 ? i - 1 : i; k < n; k++)
+		release_step(&steps[k]);
+	free(steps);
+	return rc;
 }
 
 static int check_alone(const struct tide_txn *txn, struct tide_error *err)
@@ -312,16 +306,74 @@ static int begin_all(struct tide_txn *txn, struct tide_error *err)
 	return 0;
 }
 
+static int announce_all(struct tide_txn *txn, struct tide_error *err)
+{
+	struct tide_session *session = txn->session;
+
+	if (tide_id_new(&session->point, err) < 0)
+		return -1;
+	for (size_t i = 0; i < session->n_nodes; i++) {
+		tide_lineage_base_free(session->nodes[i]->next_full);
+		session->nodes[i]->next_full = NULL;
+	}
+	for (size_t i = 0; i < txn->n; i++) {
+		const struct tide_step *step = &txn->steps[i];
+
+		if (step->action->announce && step->action->announce(session, step, err) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+static void describe_one(const struct tide_step *step, bool in_list, struct tide_json_writer *w)
+{
+	if (!step->action->describe || !step->action->describe(step, NULL))
+		return;
+	if (in_list)
+		tide_json_begin(w, NULL, '{');
+	step->action->describe(step, w);
+	if (in_list)
+		tide_json_end(w, '}');
+}
+
+/* The backup of a command is described in what its reply returns, those of a transaction in a list there. */
+static int make_answer(struct tide_txn *txn, struct tide_error *err)
+{
+	struct tide_strbuf sb = TIDE_STRBUF_INIT;
+	struct tide_json_writer w = { &sb, false };
+	bool any = false, in_list = txn->n_given > 1;
+	char *answer;
+
+	for (size_t i = 0; i < txn->n; i++)
+		any |= txn->steps[i].action->describe && txn->steps[i].action->describe(&txn->steps[i], NULL);
+	if (!any)
+		return 0;
+	tide_json_begin(&w, NULL, '{');
+	if (in_list)
+		tide_json_begin(&w, "x-backups", '[');
+	for (size_t i = 0; i < txn->n; i++)
+		describe_one(&txn->steps[i], in_list, &w);
+	if (in_list)
+		tide_json_end(&w, ']');
+	tide_json_end(&w, '}');
+	answer = tide_strbuf_steal(&sb, err);
+	if (!answer)
+		return -1;
+	tide_txn_set_answer(txn, answer);
+	return 0;
+}
+
 static int prepare_all(struct tide_txn *txn, struct tide_error *err)
 {
+	txn->n_given = txn->n;
 	if (check_alone(txn, err) < 0 || begin_all(txn, err) < 0 || open_nodes(txn, err) < 0 || decide(txn, err) < 0 ||
-	    defer_changes(txn, err) < 0)
+	    defer_changes(txn, err) < 0 || announce_all(txn, err) < 0)
 		return -1;
 	for (size_t i = 0; i < txn->n; i++) {
 		if (txn->steps[i].action->prepare(txn->session, &txn->steps[i], err) < 0)
 			return -1;
 	}
-	return 0;
+	return make_answer(txn, err);
 }
 
 /* ---- committing -------------------------------------------------------------------- */

@@ -44,7 +44,7 @@ static bool is_auto(const struct tide_backup *args, size_t size)
 
 int tide_txn_backup_sized(struct tide_txn *txn, const struct tide_backup *args, size_t size, struct tide_error *err)
 {
-	return append(txn, is_auto(args, size) ? &tide_action_backup_auto : &tide_action_backup, args, size, err);
+	return append(txn, &tide_action_backup, args, size, err);
 }
 
 int tide_txn_blockdev_backup_sized(struct tide_txn *txn, const struct tide_backup *args, size_t size,

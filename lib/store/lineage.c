@@ -47,6 +47,45 @@ bool tide_lineage_base_is_same(const struct tide_base *a, const struct tide_base
 	return a && b && tide_id_is_same(&a->id, &b->id);
 }
 
+void tide_lineage_named_free(struct tide_named_bases *named)
+{
+	for (size_t i = 0; i < named->n; i++) {
+		free(named->items[i].name);
+		free(named->items[i].base.path);
+	}
+	free(named->items);
+	*named = (struct tide_named_bases){ 0 };
+}
+
+int tide_lineage_named_add(struct tide_named_bases *named, const char *name, const struct tide_base *base,
+                           struct tide_error *err)
+{
+	struct tide_named_base *grown = tide_mem_realloc(named->items, named->n + 1, sizeof(*grown), err);
+	struct tide_named_base *item;
+
+	if (!grown)
+		return -1;
+	named->items = grown;
+	item = &grown[named->n];
+	*item = (struct tide_named_base){ .name = tide_mem_strdup(name, err), .base = *base };
+	item->base.path = item->name ? tide_mem_strdup(base->path, err) : NULL;
+	if (item->base.path) {
+		named->n++;
+		return 0;
+	}
+	free(item->name);
+	return -1;
+}
+
+const struct tide_base *tide_lineage_named_find(const struct tide_named_bases *named, const char *name)
+{
+	for (size_t i = 0; i < named->n; i++) {
+		if (!strcmp(named->items[i].name, name))
+			return &named->items[i].base;
+	}
+	return NULL;
+}
+
 void tide_lineage_last_free(struct tide_last_full *last)
 {
 	if (last)

@@ -108,6 +108,7 @@ void tide_sidecar_free(struct tide_sidecar *sc)
 	drop_index(sc);
 	tide_birth_free(sc->birth);
 	tide_lineage_last_free(sc->last_full);
+	tide_lineage_named_free(&sc->inside);
 	if (sc->items)
 		free(sc->items - sc->front);
 	free(sc);
@@ -212,6 +213,11 @@ struct tide_sidecar *tide_sidecar_copy(const struct tide_sidecar *sc, struct tid
 	to->n = to->room = to->front = 0;
 	to->birth = NULL;
 	to->last_full = NULL;
+	to->inside = (struct tide_named_bases){ 0 };
+	for (size_t i = 0; i < sc->inside.n; i++) {
+		if (tide_lineage_named_add(&to->inside, sc->inside.items[i].name, &sc->inside.items[i].base, err) < 0)
+			return NULL;
+	}
 	if ((sc->birth && !(to->birth = tide_birth_copy(sc->birth, err))) ||
 	    tide_lineage_last_copy(&to->last_full, sc->last_full, err) < 0)
 		return NULL;

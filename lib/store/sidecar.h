@@ -61,6 +61,7 @@ struct tide_sidecar {
 	struct tide_id disk;              /* zero: it has none yet */
 	struct tide_birth *birth;         /* the image is a backup; NULL: no backup, or one with its record inside */
 	struct tide_last_full *last_full; /* or NULL */
+	struct tide_named_bases inside;   /* the bases of the bitmaps inside the image */
 	size_t n, room;
 	struct tide_sidecar_bitmap **items; /* newest first */
 	size_t front;                       /* unused places before items, where new bitmaps go */

@@ -13,7 +13,7 @@
 #include "base/range.h"
 #include "sidecar_format.h"
 
-enum record { BASE = 1, LAST_FULL = 2, BIRTH = 3, DEVICE = 4 };
+enum record { BASE = 1, LAST_FULL = 2, BIRTH = 3, DEVICE = 4, INSIDE = 5 };
 
 /* A record's head: its kind, zeroes, the length of its payload. */
 enum { RECORD_KIND = 0, RECORD_LEN = 4, RECORD_PAYLOAD = 8 };
@@ -30,13 +30,16 @@ enum {
 enum { STAMP_SIZE = 0, STAMP_SEC = 8, STAMP_NSEC = 16, STAMP_VALID = 20, STAMP_BYTES = 24 };
 
 #define NUMBER_BYTES 8u
+
+/* Before the base of a bitmap inside the image: its name, zeroes to this length; a u16, the name's length, at 0. */
+#define INSIDE_NAME  2u
 #define PATH_MAX_LEN 4095u
 
 /* ---- writing ----------------------------------------------------------------------- */
 
 bool tide_sidecar_lineage_is_needed(const struct tide_sidecar *sc)
 {
-	if (tide_id_is_set(&sc->disk) || sc->birth || sc->last_full || sc->device.is_one)
+	if (tide_id_is_set(&sc->disk) || sc->birth || sc->last_full || sc->inside.n || sc->device.is_one)
 		return true;
 	for (size_t i = 0; i < sc->n; i++) {
 		if (sc->items[i]->base)
@@ -55,6 +58,17 @@ static size_t base_len(const struct tide_base *base)
 	return BASE_PATH + strnlen(base->path, PATH_MAX_LEN);
 }
 
+/* The length of the name, with its own length, in the payload. */
+static size_t inside_name_len(size_t name_len)
+{
+	return (size_t)tide_range_align_up(INSIDE_NAME + name_len, 8);
+}
+
+static size_t inside_len(const struct tide_named_base *item)
+{
+	return inside_name_len(strlen(item->name)) + base_len(&item->base);
+}
+
 size_t tide_sidecar_lineage_len(const struct tide_sidecar *sc)
 {
 	uint8_t birth[TIDE_BIRTH_BYTES_MAX];
@@ -64,6 +78,8 @@ size_t tide_sidecar_lineage_len(const struct tide_sidecar *sc)
 		if (sc->items[i]->base)
 			len += record_len(NUMBER_BYTES + base_len(sc->items[i]->base));
 	}
+	for (size_t i = 0; i < sc->inside.n; i++)
+		len += record_len(inside_len(&sc->inside.items[i]));
 	if (sc->last_full)
 		len += record_len(STAMP_BYTES + base_len(&sc->last_full->base));
 	if (sc->device.is_one)
@@ -122,6 +138,21 @@ static uint8_t *put_bases(const struct tide_sidecar *sc, uint8_t *p)
 	return p;
 }
 
+static uint8_t *put_inside(const struct tide_sidecar *sc, uint8_t *p)
+{
+	for (size_t i = 0; i < sc->inside.n; i++) {
+		const struct tide_named_base *item = &sc->inside.items[i];
+		uint8_t *payload = put_head(p, INSIDE, inside_len(item));
+		size_t len = strlen(item->name);
+
+		tide_put_le16(payload, (uint16_t)len);
+		memcpy(payload + INSIDE_NAME, item->name, len);
+		put_base(payload + inside_name_len(len), &item->base);
+		p += record_len(inside_len(item));
+	}
+	return p;
+}
+
 void tide_sidecar_lineage_put(const struct tide_sidecar *sc, uint8_t *out)
 {
 	uint8_t birth[TIDE_BIRTH_BYTES_MAX];
@@ -129,7 +160,7 @@ void tide_sidecar_lineage_put(const struct tide_sidecar *sc, uint8_t *out)
 	uint8_t *p = out + TIDE_SIDECAR_AREA_RECORDS;
 
 	memcpy(out + TIDE_SIDECAR_AREA_DISK, sc->disk.bytes, TIDE_ID_BYTES);
-	p = put_bases(sc, p);
+	p = put_inside(sc, put_bases(sc, p));
 	if (sc->last_full) {
 		size_t n = STAMP_BYTES + base_len(&sc->last_full->base);
 		uint8_t *payload = put_head(p, LAST_FULL, n);
@@ -213,6 +244,30 @@ static int get_bitmap_base(struct tide_sidecar *sc, const uint8_t *p, size_t len
 	return get_base(&entry->base, p + NUMBER_BYTES, len - NUMBER_BYTES, at + NUMBER_BYTES, err);
 }
 
+static int get_inside(struct tide_sidecar *sc, const uint8_t *p, size_t len, uint64_t at, struct tide_error *err)
+{
+	size_t name_len = len >= INSIDE_NAME ? tide_get_le16(p) : 0, before = inside_name_len(name_len);
+	TIDE_AUTOFREE char *name = NULL;
+	struct tide_base *base;
+	int rc;
+
+	if (tide_sidecar_format_check_range(err, "length of a name inside the image", at, 1, TIDE_SIDECAR_NAME_MAX,
+	                                    name_len) < 0 ||
+	    tide_sidecar_format_check_range(err, "length of a base inside the image", at, before + BASE_PATH + 1,
+	                                    before + BASE_PATH + PATH_MAX_LEN, len) < 0)
+		return -1;
+	name = tide_mem_strndup((const char *)p + INSIDE_NAME, name_len, err);
+	if (!name || get_base(&base, p + before, len - before, at + before, err) < 0)
+		return -1;
+	rc = tide_lineage_named_find(&sc->inside, name)
+	             ? tide_error_set(err, TIDE_E_CORRUPT,
+	                              "base at byte %" PRIu64 ": bitmap '%s' inside the image has one already", at,
+	                              name)
+	             : tide_lineage_named_add(&sc->inside, name, base, err);
+	tide_lineage_base_free(base);
+	return rc;
+}
+
 static int get_last_full(struct tide_sidecar *sc, const uint8_t *p, size_t len, uint64_t at, struct tide_error *err)
 {
 	struct tide_stamp stamp;
@@ -257,6 +312,8 @@ static int get_record(struct tide_sidecar *sc, const uint8_t *p, size_t len, uin
 		return get_bitmap_base(sc, p + RECORD_PAYLOAD, len, at, err);
 	case LAST_FULL:
 		return get_last_full(sc, p + RECORD_PAYLOAD, len, at, err);
+	case INSIDE:
+		return get_inside(sc, p + RECORD_PAYLOAD, len, at, err);
 	case BIRTH:
 		return get_birth(sc, p + RECORD_PAYLOAD, len, at, err);
 	case DEVICE:

@@ -13,7 +13,7 @@ night() {
 	shift 3
 	attempt backup-run --sync auto --bitmap b "$@" -F qcow2 --backing "$last" "$image" "$n.qcow2"
 	assert_equal "$status" 0
-	assert_equal "$(grep -F '{"return"' <<< "$output")" "{\"return\": {\"sync\": \"$sync\", \"reason\": \"$reason\"}}"
+	assert_equal "$(grep -F '{"return"' <<< "$output" | jq -r '.return | .sync + ": " + .reason')" "$sync: $reason"
 	assert_equal "$(event_names)" BLOCK_JOB_COMPLETED
 	if [ "$sync" = full ]; then
 		[[ $stderr == *"the backup is a full one, so '$last' does not become its backing image"* ]]
@@ -89,7 +89,6 @@ crash() {
 	qcow2 "$image" 3M
 	night full "$gone" 1 --store image
 	bitmap "$image" b '.store == "image"'
-	[ ! -e disk.qcow2.bitmaps ]
 	ok image-write --pattern 0x51 "$image" 1M 70000
 	night incremental "$sound" 2 --store image
 	put_qcow2 "$image" 2000000 # QEMU records
@@ -223,8 +222,8 @@ started='grep -q return bg.out'
 
 @test "into an image that is there" {
 	raw disk.img 3M
+	truncate -s 3M target.img
 	for n in 1 2; do
-		truncate -s 3M target.img
 		attempt backup-run --sync auto --bitmap b --mode existing -F raw disk.img target.img
 		assert_equal "$status" 0
 		answer=$output
@@ -236,14 +235,16 @@ started='grep -q return bg.out'
 
 @test "with --dry-run it says what it would do" {
 	raw disk.img 3M
-	attempt backup-run --dry-run --sync auto --bitmap b disk.img x.img
+	attempt backup-run --dry-run --sync auto --bitmap b -F qcow2 disk.img x.qcow2
 	assert_equal "$status" 0
-	assert_equal "$output" "{\"return\": {\"sync\": \"full\", \"reason\": \"$gone\"}}"
-	assert_equal "$(find . -name 'x.img' -o -name 'disk.img.bitmaps')" ''
+	assert_equal "$(jq -r '.return | .sync + ": " + .reason' <<< "$output")" "full: $gone"
+	assert_equal "$(find . -name 'x.qcow2' -o -name 'disk.img.bitmaps')" ''
 	night full "$gone" 1
+	attempt backup-run --dry-run --sync auto --bitmap b -F qcow2 disk.img x.qcow2
+	assert_equal "$(jq -r '.return | .sync + ": " + .reason' <<< "$output")" "incremental: $sound"
+	# An increment of a raw disk could not be restored.
 	attempt backup-run --dry-run --sync auto --bitmap b disk.img x.img
-	assert_equal "$output" "{\"return\": {\"sync\": \"incremental\", \"reason\": \"$sound\"}}"
-	[[ $stderr == *"the backup is an incremental one and has no backing image: 'x.img' holds only what has changed"* ]]
+	assert_equal "$(jq -r '.return.sync' <<< "$output")" full
 }
 
 @test "what makes no sense is refused" {
@@ -261,4 +262,29 @@ started='grep -q return bg.out'
 		"sync": "auto", "bitmap": "b", "target": "x.img"}}'
 	assert_equal "$status" 1
 	[ ! -e x.img ]
+}
+
+@test "a damaged sidecar: a full backup without the bitmaps, and the format is not guessed" {
+	raw disk.img 2M
+	done_ backup-run -q --sync auto --bitmap b -F qcow2 disk.img 1.qcow2
+	cp disk.img.bitmaps good
+	printf damaged | dd of=disk.img.bitmaps bs=1 seek=70 conv=notrunc status=none
+	cp disk.img.bitmaps damaged
+	for n in 2 3; do
+		printf %s "$n" | dd of=disk.img bs=1 seek=70000 conv=notrunc status=none
+		done_ backup-run --sync auto --bitmap b -F qcow2 disk.img "$n.qcow2"
+		[[ $output == *'"x-sync": "full"'*"cannot be used"* ]]
+		[[ $stderr == *"the bitmaps are not used until the sidecar is replaced"* ]]
+		same raw disk.img qcow2 "$n.qcow2"
+	done
+	cmp disk.img.bitmaps damaged
+	refused_like "cannot be used" backup-run --sync incremental --bitmap b -F qcow2 disk.img 4.qcow2
+	# The guest of a raw disk can write this, and the sidecar that pinned the format cannot be read.
+	qemu-img create -q -f qcow2 guest.qcow2 1M
+	dd if=guest.qcow2 of=disk.img conv=notrunc status=none
+	refused_like "cannot be used" backup-run --sync auto --bitmap b -F qcow2 disk.img 4.qcow2
+	done_ backup-run -q -f raw --sync auto --bitmap b -F qcow2 disk.img 4.qcow2
+	same raw disk.img qcow2 4.qcow2
+	mv good disk.img.bitmaps
+	done_ backup-run -q --sync auto --bitmap b -F qcow2 disk.img 5.qcow2
 }

@@ -272,7 +272,7 @@ said() {
 	local policy
 	for policy in stop enospc auto; do
 		mount -o remount,size=1m tiny
-		start backup-run --on-target-error $policy --sync incremental --bitmap b -F qcow2 disk.img tiny/inc.qcow2
+		start backup-run --on-target-error $policy --sync incremental --bitmap b --backing none -F qcow2 disk.img tiny/inc.qcow2
 		eventually said '"action": "stop"'
 		assert_equal "$(cat tiny/inc.qcow2 2>&1)" 'cat: tiny/inc.qcow2: No such file or directory'
 		bitmap disk.img b '.busy and .recording and .count == 4194304'

@@ -23,7 +23,7 @@ base_124() {
 	backed_up 1048576 backup-run disk.img copy.img
 	cmp disk.img copy.img
 	assert_equal "$(sha256sum disk.img)" "$unchanged_source"
-	assert_equal "$(ls)" $'copy.img\ndisk.img'
+	assert_equal "$(ls)" $'copy.img\ncopy.img.bitmaps\ndisk.img'
 }
 
 @test "full: raw to qcow2" {
@@ -173,9 +173,9 @@ base_124() {
 	ok bitmap-add disk.img b
 	ok bitmap-mark disk.img b 0 1
 	local before
-	before=$(sha256sum disk.img.bitmaps)
+	before=$(bitmap-list --output=json disk.img)
 	backed_up 1048576 backup-run -F qcow2 disk.img full.qcow2
-	assert_equal "$(sha256sum disk.img.bitmaps)" "$before"
+	assert_equal "$(bitmap-list --output=json disk.img)" "$before"
 }
 
 # ---- incremental ----
@@ -469,7 +469,7 @@ base_124() {
 		sed 's/running running/running/')" 'created running waiting pending BLOCK_JOB_COMPLETED concluded null'
 	jq -s -e '[.[] | select(.event == "JOB_STATUS_CHANGE")] | all(.data | keys == ["id", "status"] and .id == "disk")' \
 		<<< "$output"
-	jq -s -e '[.[] | select(.return == {})] | length == 1' <<< "$output"
+	jq -s -e '[.[] | select(.return | objects | keys | all(startswith("x-")))] | length == 1' <<< "$output"
 }
 
 @test "--speed is told in the event" {
@@ -616,6 +616,9 @@ base_124() {
 	ok bitmap-add disk.img b
 	backed_up 1048576 backup-run disk.img full.img
 	ok image-write --pattern 1 disk.img 0 64K
+	# Its sidecar says it.
+	backed_up 65536 backup-run --sync bitmap --bitmap-mode never --bitmap b -F qcow2 --backing full.img disk.img y.qcow2
+	rm full.img.bitmaps
 	unchanged rejected backup-run --sync incremental --bitmap b -F qcow2 --backing full.img disk.img x.qcow2
 	backed_up 65536 backup-run --sync incremental --bitmap b -F qcow2 --backing full.img,format=raw disk.img inc.qcow2
 	clean inc.qcow2

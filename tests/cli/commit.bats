@@ -373,11 +373,11 @@ syncs() {
 @test "a directory that cannot be synced: an incremental backup is done, and nothing is lost" {
 	local n last made=0 recorded=0
 	disk a.img
-	last=$(syncs backup-run --sync incremental --bitmap b -F qcow2 a.img n.qcow2)
+	last=$(syncs backup-run --sync incremental --bitmap b -F qcow2 --backing none a.img n.qcow2)
 	for ((n = 1; n <= last; n++)); do
 		rm -f t.qcow2 a.img.bitmaps.commit
 		ok bitmap-mark a.img b 0 64K
-		inject fsync EIO "$n" backup-run -q --sync incremental --bitmap b -F qcow2 a.img t.qcow2
+		inject fsync EIO "$n" backup-run -q --sync incremental --bitmap b -F qcow2 --backing none a.img t.qcow2
 		if [ -e t.qcow2 ]; then
 			made=$((made + 1))
 			[ "$status" -eq 0 ]
@@ -387,7 +387,7 @@ syncs() {
 			[[ $stderr == *"the change is done, but is not known to be durable"* ]]
 			recorded=$((recorded + 1))
 			refused_like "was interrupted after its commit; it has been completed now" \
-				backup-run -q --overwrite --sync incremental --bitmap b -F qcow2 a.img t.qcow2
+				backup-run -q --overwrite --sync incremental --bitmap b -F qcow2 --backing none a.img t.qcow2
 			[ ! -e a.img.bitmaps.commit ]
 		else
 			[ "$status" -eq 1 ]

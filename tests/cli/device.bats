@@ -114,12 +114,12 @@ shown() {
 
 @test "writes of others are noticed, whichever way they take" {
 	kept
-	local how
+	local how n=0
 	for how in '' oflag=direct conv=notrunc,fsync; do
 		# shellcheck disable=SC2086 # several words
 		dd if=dev.img of="$loop" bs=64K count=1 seek=9 status=none $how
 		inconsistent 'was changed without being tracked'
-		auto full 'the bitmap was inconsistent: the image was changed without being tracked' g.qcow2 --overwrite
+		auto full 'the bitmap was inconsistent: the image was changed without being tracked' g$((n++)).qcow2
 	done
 	blkdiscard -o 1M -l 64K "$loop" 2> discard.err || return 0
 	inconsistent 'was changed without being tracked'
@@ -244,7 +244,7 @@ sys.exit(struct.unpack("i", fcntl.ioctl(int(sys.argv[1]), termios.FIONREAD, byte
 @test "it stays unchecked, whatever is done first, until the bitmap begins again" {
 	can_boot
 	kept
-	local how last=f.qcow2
+	local how last=f.qcow2 sync reason
 	for how in 'image-write -q --pattern 7 LOOP 1M 64K' 'bitmap-add LOOP other' 'bitmap-disable LOOP n'; do
 		# shellcheck disable=SC2046 # several words
 		ok booted $(sed "s|LOOP|--sidecar s $loop|" <<< "$how")
@@ -253,13 +253,22 @@ sys.exit(struct.unpack("i", fcntl.ioctl(int(sys.argv[1]), termios.FIONREAD, byte
 		done_ backup-run --sidecar s --sync bitmap --bitmap-mode never --bitmap n -F qcow2 --backing "$last" \
 			--overwrite "$loop" x.qcow2
 		[[ $stderr == *'warning: the device is unchecked'* ]] || fail "$stderr"
-		auto incremental 'the device is unchecked: the machine was started again' "1$last" --backing "$last"
+		# What is disabled counts from nothing that is known.
+		if [[ $how == bitmap-disable* ]]; then
+			auto full 'is not known' "1$last"
+		else
+			auto incremental 'the device is unchecked: the machine was started again' "1$last" --backing "$last"
+		fi
+		sync=incremental reason='^the bitmap has recorded what was written$'
 		case $how in
 		image-write*) done_ bitmap-rescan -q --sidecar s --against "1$last" "$loop" n ;;
-		bitmap-add*) ok bitmap-clear --sidecar s "$loop" n ;;
+		bitmap-add*)
+			ok bitmap-clear --sidecar s "$loop" n
+			sync=full reason='is not known'
+			;;
 		*) done_ backup-run -q --sidecar s --sync full --bitmap n --bitmap-mode on-success -F qcow2 "$loop" full.qcow2 ;;
 		esac
-		auto incremental '^the bitmap has recorded what was written$' "2$last" --backing "1$last"
+		auto $sync "$reason" "2$last"
 		last=2$last
 	done
 }
@@ -272,12 +281,12 @@ sys.exit(struct.unpack("i", fcntl.ioctl(int(sys.argv[1]), termios.FIONREAD, byte
 	ok bitmap-remove --sidecar s "$loop" n
 	done_ backup-run --sidecar s --sync incremental --bitmap other -F qcow2 --backing f.qcow2 "$loop" i.qcow2
 	[[ $stderr == *'the device is unchecked'* ]] || fail "$stderr"
-	done_ backup-run --ignore-stamp --sidecar s --sync bitmap --bitmap-mode never --bitmap other -F qcow2 --backing f.qcow2 "$loop" j.qcow2
+	done_ backup-run --ignore-stamp --sidecar s --sync bitmap --bitmap-mode never --bitmap other --allow-base=other -F qcow2 --backing f.qcow2 "$loop" j.qcow2
 	[[ $stderr != *unchecked* ]] || fail "$stderr"
 
 	# The same when it is imported; an image file has no place for that.
 	ok bitmap-import --sidecar s "$loop" third --from "$loop#other"
-	done_ backup-run --sidecar s --sync bitmap --bitmap-mode never --bitmap third -F qcow2 --backing f.qcow2 "$loop" k.qcow2
+	done_ backup-run --sidecar s --sync bitmap --bitmap-mode never --bitmap third --allow-base=other -F qcow2 --backing f.qcow2 "$loop" k.qcow2
 	[[ $stderr == *'the device is unchecked'* ]] || fail "$stderr"
 	truncate -s 8M file.img
 	echo '{"execute": "x-block-dirty-bitmap-import", "arguments":

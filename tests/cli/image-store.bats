@@ -112,7 +112,9 @@ stored() {
 		done_ chain-restore inc$i.qcow2 restored.$i
 		same qcow2 disk.qcow2 raw restored.$i
 	done
-	[ ! -e disk.qcow2.bitmaps ]
+	# The sidecar knows the base, and has no bitmap.
+	run -0 bitmap-list --output=json disk.qcow2
+	jq -e '.return | length == 1 and .[0].store == "image"' <<< "$output"
 }
 
 @test "bitmap modes" {

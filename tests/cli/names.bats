@@ -75,9 +75,9 @@ reads() {
 	ok bitmap-add disk.img b
 	done_ backup-run -F qcow2 --bitmap b --bitmap-mode on-success disk.img s/full/f.qcow2
 	done_ backup-run --sync incremental --bitmap b -F qcow2 --backing s/full/f.qcow2 disk.img s/inc/i.qcow2
-	done_ backup-run --sync incremental --bitmap b -F qcow2 --backing s/full/f.qcow2 disk.img s/inc/deep/j.qcow2
-	done_ backup-run --sync incremental --bitmap b -F qcow2 --backing s/full/f.qcow2 disk.img k.qcow2
-	done_ backup-run --sync incremental --bitmap b -F qcow2 --backing s/full/f.qcow2 disk.img s/full/l.qcow2
+	done_ backup-run --sync incremental --bitmap b --allow-base=other -F qcow2 --backing s/full/f.qcow2 disk.img s/inc/deep/j.qcow2
+	done_ backup-run --sync incremental --bitmap b --allow-base=other -F qcow2 --backing s/full/f.qcow2 disk.img k.qcow2
+	done_ backup-run --sync incremental --bitmap b --allow-base=other -F qcow2 --backing s/full/f.qcow2 disk.img s/full/l.qcow2
 	assert_equal "$(qemu-img info --output=json s/inc/i.qcow2 | jq -r '."backing-filename"')" ../full/f.qcow2
 	assert_equal "$(qemu-img info --output=json s/inc/deep/j.qcow2 | jq -r '."backing-filename"')" ../../full/f.qcow2
 	assert_equal "$(qemu-img info --output=json k.qcow2 | jq -r '."backing-filename"')" s/full/f.qcow2

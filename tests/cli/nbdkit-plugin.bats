@@ -336,18 +336,22 @@ small_btrfs() {
 
 @test "read-only: beside other readers, and nothing is changed" {
 	image raw
-	cp disk.img.bitmaps before
+	done_ backup-run -F qcow2 disk.img w.qcow2
 	serve -r file=disk.img
 	run qemu-io -f raw -c 'write 0 1' "$uri"
 	[[ $output == *ead-only* || $output == *ermi* ]] || fail "$output"
 	done_ backup-run -F qcow2 disk.img x.qcow2
+	cp disk.img.bitmaps before
 	ended TERM
 	serve readonly=true file=disk.img
-	done_ backup-run -F qcow2 disk.img y.qcow2
 	nbdinfo --can multi-conn "$uri"
 	! nbdinfo --is writable "$uri" 2> /dev/null || fail "writable"
 	ended TERM
 	cmp disk.img.bitmaps before
+	# A full backup is remembered there.
+	serve -r file=disk.img
+	done_ backup-run -F qcow2 disk.img y.qcow2
+	ended TERM
 }
 
 @test "read-only, in all the ways that nbdkit's command line can say it" {

@@ -34,10 +34,11 @@ setup_disk() {
 	cannot backup-run --mode existing disk.img backup.img
 	done_ backup-run --mode existing -F raw disk.img backup.img
 	cmp disk.img backup.img
-	# Its guest writes a header before the next night, which finds the file that the last one wrote.
+	# Its guest writes a header before the next night, which finds the file that the last one wrote, pinned as raw.
 	ok image-write disk.img 0 < guest.bytes
-	done_ backup-run --mode existing -F raw disk.img backup.img
+	done_ backup-run --mode existing disk.img backup.img
 	cmp disk.img backup.img
+	rm backup.img.bitmaps
 	cannot backup-run --mode existing disk.img backup.img
 }
 
@@ -50,6 +51,12 @@ setup_disk() {
 	cp --preserve=all full.raw marked.img
 	mv copy.img copy.raw
 	ok image-write --pattern 7 disk.img 900K 4K
+	# The sidecar of the backup pins it as raw.
+	done_ chain-verify full.raw
+	done_ chain-restore full.raw out.img
+	cmp full.raw out.img
+	rm out.img
+	mv full.raw.bitmaps pin
 	local f
 	for f in full.raw copy.raw marked.img; do
 		cannot chain-restore $f out.img
@@ -61,7 +68,8 @@ setup_disk() {
 		attempt image-info $f
 		[[ $output != *secret.img* ]]
 	done
-	done_ backup-run --sync incremental --bitmap b -F qcow2 --backing full.raw,format=raw disk.img inc.qcow2
+	mv pin full.raw.bitmaps
+	done_ backup-run --sync incremental --bitmap b -F qcow2 --backing full.raw disk.img inc.qcow2
 	done_ chain-restore inc.qcow2 out.img
 	cmp disk.img out.img
 	done_ chain-restore --overwrite -f raw full.raw out.img
@@ -72,6 +80,7 @@ setup_disk() {
 @test "a probed raw image is not whole, nor is an image that lost its header" {
 	noise 1M > disk.img
 	done_ backup-run -F raw disk.img full.img
+	rm full.img.bitmaps
 	attempt chain-verify --output=json full.img
 	assert_equal "$status" 1
 	jq -e '.return.verdict == "unknown" and (.return.images[0].findings | map(.kind) == ["unknown"])' <<< "$output"

@@ -177,12 +177,12 @@ complete() {
 	options=(--job-events)
 	apply individual "$(incremental d0 t0)"
 	assert_equal "$(steps)" 'created d0, running d0, return, waiting d0, pending d0, COMPLETED d0, concluded d0, null d0'
-	apply individual "$(incremental d0 t0)"
+	apply individual "$(incremental d0 t1)"
 	assert_equal "$(steps)" 'created d0, running d0, waiting d0, pending d0, COMPLETED d0, concluded d0, null d0, return'
 	of d0 '.len == 0 and .offset == 0'
 	spoil 3
 	bitmap-mark --from dirty.ranges d0.qcow2 b > quiet.json
-	apply individual "$(incremental d0 t0)"
+	apply individual "$(incremental d0 t2)"
 	assert_equal "$status" 1
 	assert_equal "$(steps)" \
 		'created d0, running d0, return, ERROR d0, aborting d0, COMPLETED d0, concluded d0, null d0'

@@ -115,6 +115,13 @@ def must(argv, cwd=None, data=None):
     return p.stdout
 
 
+def without_extensions(reply):
+    """A reply without what a backup adds to QEMU's: what it is."""
+    if isinstance(reply.get("return"), dict):
+        reply["return"] = {k: v for k, v in reply["return"].items() if not k.startswith("x-")}
+    return reply
+
+
 class Answer:
     """What one Tidemark command said: status, reply, events, stderr."""
 
@@ -136,7 +143,7 @@ class Answer:
             if "event" in message:
                 self.events.append(message)
             elif self.reply is None:
-                self.reply = message
+                self.reply = without_extensions(message)
             else:
                 raise Failed(f"{self.what}: a second reply: {line[:200]}")
 

@@ -8,7 +8,8 @@ import json
 import os
 
 import qmp
-from lab import BIN, Failed, K, check_clean, clone, compare, extents, fresh, more_data, must, run, spans, tide
+from lab import BIN, Failed, K, check_clean, clone, compare, extents, fresh, more_data, must, run, spans, tide, \
+    without_extensions
 
 KEYS = ("name", "count", "granularity", "recording", "busy", "inconsistent")
 STATUS = "JOB_STATUS_CHANGE"
@@ -79,7 +80,8 @@ class Pair:
         self.qemu = qmp.Qemu(self.dirs[0], [(self.devices[i], path, fmt + (",node-name=" + i if by_node else ""))
                                             for i, path, fmt in drives])
         self.queue = []
-        self.options = [o for i, path, fmt in drives for o in ("--drive", f"{i}={path},format={fmt}")]
+        # QEMU does not know which backup a bitmap counts from.
+        self.options = ["--allow-base=other"] + [o for i, path, fmt in drives for o in ("--drive", f"{i}={path},format={fmt}")]
 
     def __enter__(self):
         return self
@@ -145,7 +147,7 @@ class Pair:
             elif message.pop("id", None) != len(replies):
                 raise Failed(f"not the reply to command {len(replies)}: {line}\n{data}")
             else:
-                replies.append(message)
+                replies.append(without_extensions(message))
         if len(replies) != len(commands):
             raise Failed(f"{len(replies)} replies, {stderr}\n{data}")
         return replies, events, p.returncode, stderr

@@ -40,7 +40,7 @@ static void test_table(void)
 
 		UNIT_ROW("%s", action->name);
 		CHECK(tide_action_find(action->name) == action);
-		CHECK(!action->prepare != !action->decide);
+		CHECK(action->prepare);
 		check_fields(action->fields, action->args_size, &has_strings);
 		UNIT_ROW("%s", action->name);
 		CHECK(has_strings == (action->args_size > 0));

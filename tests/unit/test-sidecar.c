@@ -167,6 +167,8 @@ static struct tide_sidecar *make_lineage(void)
 	sc->birth = tide_birth_copy(&birth, &err);
 	sc->last_full = tide_mem_alloc(1, sizeof(*sc->last_full), &err);
 	sc->last_full->stamp = (struct tide_stamp){ true, 1, 2, 3, { 0 } };
+	CHECK_OK(tide_lineage_named_add(&sc->inside, "in\xc3\xa4", sc->items[0]->base, &err), &err);
+	CHECK_OK(tide_lineage_named_add(&sc->inside, "n", sc->items[2]->base, &err), &err);
 	sc->last_full->base = (struct tide_base){ .id = { { 9 } }, .time = 10, .path = strdup("/full.img") };
 	return sc;
 }
@@ -199,6 +201,10 @@ static void test_round_trip_lineage(void)
 	CHECK(!copy->items[1]->base);
 	check_same_base(sc->items[2]->base, copy->items[2]->base);
 	check_same_base(&sc->last_full->base, &copy->last_full->base);
+	CHECK_EQ_U64(copy->inside.n, 2);
+	check_same_base(sc->items[0]->base, tide_lineage_named_find(&copy->inside, "in\xc3\xa4"));
+	check_same_base(sc->items[2]->base, tide_lineage_named_find(&copy->inside, "n"));
+	CHECK(!tide_lineage_named_find(&copy->inside, "in"));
 	CHECK(tide_stamp_is_equal(&sc->last_full->stamp, &copy->last_full->stamp));
 	CHECK(copy->birth && tide_id_is_same(&sc->birth->id, &copy->birth->id));
 }
@@ -322,7 +328,7 @@ static void test_lineage_fields(void)
 		const char *error;
 	} rows[] = {
 		{ 24, 2, 9, "lineage record at byte 336: unknown kind 9" },
-		{ 28, 4, 5000, "length of a lineage record at byte 340: expected 448, found 5000" },
+		{ 28, 4, 5000, "length of a lineage record at byte 340: expected 696, found 5000" },
 		{ 28, 4, 4, "length of a bitmap's base at byte 344: expected 8 to 4183, found 4" },
 		{ 28, 4, 88, "base's length at byte 352: expected 81 to 4175, found 80" },
 		{ 32, 8, 3, "number of a base's bitmap at byte 344: expected 0 to 2, found 3" },

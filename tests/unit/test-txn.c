@@ -210,7 +210,7 @@ static void test_decide(void)
 	static const struct {
 		const char *before, *reply; /* the actions of a transaction before it; how the reply begins */
 	} rows[] = {
-		{ "", "{\"return\": {\"sync\": \"incremental\"" },
+		{ "", "{\"return\": {\"sync\": \"full\"" },
 		{ "r", "{\"return\": {\"sync\": \"full\"" },
 	};
 
@@ -244,8 +244,6 @@ static void test_alone(void)
 		{ "sf", "A rescue of a chain must be the only action of its transaction" },
 		{ "Cs", "A rescue of a chain must be the only action of its transaction" },
 		{ "u", NULL },
-		{ "uC", "A backup of sync mode 'auto' must be the only action of its transaction" },
-		{ "Cu", "A backup of sync mode 'auto' must be the only action of its transaction" },
 	};
 
 	for (size_t i = 0; i < TIDE_ARRAY_SIZE(rows); i++) {

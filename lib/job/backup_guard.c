@@ -1,0 +1,95 @@
+/*
+ * Keeps a new target from replacing a backup that is still needed: the one that a bitmap of the disk counts from, and
+ * the images below it.
+ */
+#include <sys/stat.h>
+
+#include "backup_job.h"
+#include "base/error.h"
+#include "store/identity.h"
+
+/* The chain of a base.  A base that is not there, or is another file by now, holds up nothing. */
+static struct tide_image *open_chain(const struct tide_base *base)
+{
+	struct tide_image_options options = { .path = base->path, .allow = TIDE_ALLOW_ANY, .force_share = true };
+	struct tide_image *image;
+
+	if (tide_target_bitmaps_pinned(base->path, &options.format, NULL) < 0 ||
+	    tide_image_open(&options, &image, NULL) < 0)
+		return NULL;
+	return image;
+}
+
+static bool is_file(const char *path, const struct stat *file)
+{
+	struct stat st;
+
+	return stat(path, &st) == 0 && st.st_dev == file->st_dev && st.st_ino == file->st_ino;
+}
+
+/* Does the base need this file? */
+static bool needs(const struct tide_base *base, const struct stat *file)
+{
+	TIDE_AUTOIMAGE struct tide_image *chain = open_chain(base);
+	TIDE_AUTOBIRTH struct tide_birth *birth = NULL;
+
+	if (!chain || tide_identity_find(chain, &birth, NULL) < 0 || !birth || !tide_id_is_same(&birth->id, &base->id))
+		return false;
+	for (const struct tide_image *link = chain; link; link = tide_image_backing(link)) {
+		if (tide_image_is_file(link) && is_file(tide_image_path(link), file))
+			return true;
+	}
+	return false;
+}
+
+/* The record in the existing file, which may have been moved here, or NULL. */
+static struct tide_birth *find_birth(const char *path)
+{
+	struct tide_image_options options = { .path = path, .no_backing = true, .force_share = true };
+	TIDE_AUTOIMAGE struct tide_image *image = NULL;
+	struct tide_birth *birth = NULL;
+
+	if (tide_target_bitmaps_pinned(path, &options.format, NULL) == 0 &&
+	    tide_image_open(&options, &image, NULL) == 0)
+		tide_identity_find(image, &birth, NULL);
+	return birth;
+}
+
+static int refuse(const char *target, const struct tide_sidecar_bitmap *entry, bool is_base, struct tide_error *err)
+{
+	if (is_base)
+		tide_error_set(err, TIDE_E_REFUSED,
+		               "Could not create '%s': the bitmap '%s' counts from the backup of that name", target,
+		               entry->name);
+	else
+		tide_error_set(err, TIDE_E_REFUSED,
+		               "Could not create '%s': '%s', from which the bitmap '%s' counts, needs the backup of "
+		               "that name",
+		               target, entry->base->path, entry->name);
+	return tide_error_hint(err, "the existing file is unchanged; choose another name");
+}
+
+int tide_backup_guard_base(const struct tide_node *node, const char *target, struct tide_error *err)
+{
+	const struct tide_sidecar *const stores[] = { node->in_sidecar.list, node->in_image.list };
+	TIDE_AUTOBIRTH struct tide_birth *birth = NULL;
+	struct stat old;
+
+	/* Nothing has the name, or it is that of a device or an export. */
+	if (tide_image_is_uri(target) || stat(target, &old) < 0 || !S_ISREG(old.st_mode))
+		return 0;
+	birth = find_birth(target);
+	for (size_t i = 0; i < TIDE_ARRAY_SIZE(stores); i++) {
+		for (size_t k = 0; stores[i] && k < stores[i]->n; k++) {
+			const struct tide_sidecar_bitmap *entry = stores[i]->items[k];
+
+			if (!entry->base)
+				continue;
+			if (birth && tide_id_is_same(&birth->id, &entry->base->id))
+				return refuse(target, entry, true, err);
+			if (needs(entry->base, &old))
+				return refuse(target, entry, false, err);
+		}
+	}
+	return 0;
+}

@@ -1,0 +1,50 @@
+/* Finds the birth record of an image, wherever it is stored. */
+#include "identity.h"
+
+#include <stdio.h>
+#include <time.h>
+
+#include "base/mem.h"
+#include "store.h"
+
+/* The record beside a file counts as long as the file has the stamp that is stored with it. */
+static int find_beside(const struct tide_image *image, struct tide_birth **birth, struct tide_error *err)
+{
+	TIDE_AUTOFREE char *path = tide_mem_printf(err, "%s.bitmaps", tide_image_path(image));
+	const struct tide_stamp *stamp = tide_image_stamp(image);
+	struct tide_sidecar *sc = NULL;
+
+	if (!path)
+		return -1;
+	/* Commands that use the bitmaps report damage to the sidecar. */
+	if (tide_store_load(path, &sc, NULL) < 0 || !sc)
+		return 0;
+	if (sc->birth) {
+		*birth = sc->birth;
+		sc->birth = NULL;
+		(*birth)->intact = stamp->valid && sc->stamp.valid && tide_stamp_is_equal(stamp, &sc->stamp);
+	}
+	tide_sidecar_free(sc);
+	return 0;
+}
+
+int tide_identity_find(const struct tide_image *image, struct tide_birth **birth, struct tide_error *err)
+{
+	const struct tide_birth *inside = tide_image_info(image)->birth;
+
+	*birth = NULL;
+	if (inside) {
+		*birth = tide_birth_copy(inside, err);
+		return *birth ? 0 : -1;
+	}
+	return tide_image_is_file(image) && tide_image_stamp(image)->valid ? find_beside(image, birth, err) : 0;
+}
+
+void tide_identity_format_time(int64_t time, char text[TIDE_IDENTITY_TIME])
+{
+	time_t t = (time_t)time;
+	struct tm tm;
+
+	if (!gmtime_r(&t, &tm) || strftime(text, TIDE_IDENTITY_TIME, "%Y-%m-%d %H:%M:%S UTC", &tm) == 0)
+		snprintf(text, TIDE_IDENTITY_TIME, "an unknown time");
+}

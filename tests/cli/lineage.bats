@@ -1,0 +1,465 @@
+# Lineage: each increment on the backup that its bitmap counts from, and a part is never taken for a whole.
+load helper
+
+write() { ok image-write --pattern "$1" disk.img "$2" 64K; }
+
+inc() { done_ backup-run -q --sync incremental --bitmap n -F qcow2 "$@"; }
+
+auto() { done_ backup-run -q --sync auto --bitmap n -F qcow2 "$@"; }
+
+member() { head -n 1 <<< "$output" | jq -r ".return[\"$1\"]"; }
+
+# restores TOP: the chain shows the disk as it is now.
+restores() {
+	done_ chain-verify "$1"
+	ok chain-restore --overwrite "$1" restored.img
+	cmp restored.img disk.img
+}
+
+# A disk, a full backup, a bitmap that counts from it.
+begin() {
+	noise 4M > disk.img
+	auto disk.img full.qcow2
+	assert_equal "$(member x-sync)" full
+}
+
+verdict() {
+	attempt chain-verify "$2"
+	assert_equal "$status" "$1"
+}
+
+@test "an increment belongs on the backup that its bitmap counts from" {
+	begin
+	write 1 1M
+	inc --backing full.qcow2 disk.img a.qcow2
+	write 2 2M
+	refused_like "The bitmap 'n' counts from the backup '.*/a.qcow2' of .* UTC, and '.*/full.qcow2' is another backup, of .* UTC" \
+		backup-run --sync incremental --bitmap n -F qcow2 --backing full.qcow2 disk.img b.qcow2
+	[ ! -e b.qcow2 ]
+	# The bitmap has lost nothing.
+	inc --backing a.qcow2 disk.img b.qcow2
+	restores b.qcow2
+	write 3 3M
+	inc --allow-base=other --backing full.qcow2 disk.img c.qcow2
+	verdict 0 b.qcow2
+}
+
+@test "by itself, an increment is chained on its base, wherever that is" {
+	begin
+	mkdir far
+	write 1 1M
+	inc disk.img far/a.qcow2
+	assert_equal "$(qemu-img info --output=json far/a.qcow2 | jq -r '."backing-filename"')" "$PWD/full.qcow2"
+	write 2 2M
+	inc --allow-backing=outside disk.img b.qcow2
+	done_ chain-verify --allow-backing=outside b.qcow2
+	ok chain-restore --allow-backing=outside b.qcow2 restored.img
+	cmp restored.img disk.img
+	mv far/a.qcow2 away
+	mv b.qcow2 gone.qcow2
+	write 3 3M
+	refused_like "The backup that the bitmap 'n' counts from, '.*/b.qcow2' of .* UTC, is not there" \
+		backup-run --sync incremental --bitmap n -F qcow2 disk.img c.qcow2
+}
+
+@test "a part is told from a whole, and restored only on demand" {
+	begin
+	write 1 1M
+	inc --backing none disk.img part.qcow2
+	verdict 3 part.qcow2
+	[[ $output == *'a part'*'holds only what changed since its base, backup '* ]]
+	refused_like "'.*/part.qcow2' cannot be restored: it holds only what changed since its base" \
+		chain-restore part.qcow2 r.img
+	ok chain-restore --allow-part part.qcow2 r.img
+	# Raw targets have no backing image; their record is beside them.
+	write 2 2M
+	done_ backup-run -q --sync incremental --bitmap n -F raw disk.img part.img
+	verdict 3 part.img
+	refused_like "cannot be restored" chain-restore part.img r2.img
+}
+
+@test "what is attached later has to be the base" {
+	begin
+	noise 4M 2 > other.img
+	done_ backup-run -q -F qcow2 other.img other.qcow2
+	write 1 1M
+	inc --backing none disk.img part.qcow2
+	qemu-img rebase -u -b other.qcow2 -F qcow2 part.qcow2
+	verdict 3 part.qcow2
+	refused_like "cannot be restored" chain-restore part.qcow2 r.img
+	# The right one: a sample agrees, which proves nothing.
+	qemu-img rebase -u -b full.qcow2 -F qcow2 part.qcow2
+	verdict 1 part.qcow2
+	done_ chain-verify --against disk.img -F raw part.qcow2
+}
+
+@test "a commit by QEMU into a base, which leaves no other trace, is noticed" {
+	begin
+	write 1 1M
+	inc disk.img a.qcow2
+	write 2 2M
+	inc disk.img b.qcow2
+	verdict 0 b.qcow2
+	qemu-img commit -q a.qcow2
+	verdict 3 b.qcow2
+	write 3 3M
+	auto disk.img c.qcow2
+	assert_equal "$(member x-sync)" full
+	[[ $(member x-reason) == *'was changed after it had been made'* ]]
+	restores c.qcow2
+}
+
+@test "a bitmap without a known base: a sample of the disk decides" {
+	noise 4M > disk.img
+	noise 4M 2 > other.img
+	done_ backup-run -q -F qcow2 disk.img full.qcow2
+	done_ backup-run -q -F qcow2 other.img other.qcow2
+	ok bitmap-add disk.img n
+	write 1 1M
+	refused_like "'.*/other.qcow2' (is a backup of another disk|differs from the disk where the bitmap 'n' says)" \
+		backup-run --sync incremental --bitmap n -F qcow2 --backing other.qcow2 disk.img a.qcow2
+	qemu-img convert -O qcow2 other.img foreign.qcow2
+	refused_like "'.*/foreign.qcow2' differs from the disk where the bitmap 'n' says" \
+		backup-run --sync incremental --bitmap n -F qcow2 --backing foreign.qcow2 disk.img a.qcow2
+	inc --backing full.qcow2 disk.img a.qcow2
+	restores a.qcow2
+}
+
+@test "clear after a full backup: nothing was written in between, so the base is known" {
+	noise 4M > disk.img
+	ok bitmap-add disk.img n
+	done_ backup-run -q -F qcow2 disk.img full.qcow2
+	ok bitmap-clear disk.img n
+	write 1 1M
+	inc disk.img a.qcow2
+	assert_equal "$(qemu-img info --output=json a.qcow2 | jq -r '."backing-filename"')" full.qcow2
+	restores a.qcow2
+	done_ backup-run -q -F qcow2 disk.img full2.qcow2
+	write 2 2M
+	ok bitmap-clear disk.img n # lacks the write before it
+	write 3 3M
+	auto disk.img b.qcow2
+	assert_equal "$(member x-sync)" full
+	[[ $(member x-reason) == 'the backup that the bitmap counts from is not known' ]]
+	restores b.qcow2
+}
+
+@test "a transaction of clear and full backup, as in QEMU's document" {
+	noise 4M > disk.img
+	ok bitmap-add disk.img n
+	done_ txn-apply --drive d=disk.img - <<- 'JSON'
+	{"execute": "transaction", "arguments": {"actions": [
+	 {"type": "block-dirty-bitmap-clear", "data": {"node": "d", "name": "n"}},
+	 {"type": "drive-backup", "data": {"device": "d", "target": "full.qcow2", "sync": "full", "format": "qcow2"}}]}}
+	JSON
+	write 1 1M
+	inc disk.img a.qcow2
+	restores a.qcow2
+}
+
+@test "auto: decides by the chain, and is never stuck" {
+	begin
+	write 1 1M
+	auto disk.img 1.qcow2
+	assert_equal "$(member x-sync)" incremental
+	[[ $(member x-base) =~ ^[0-9a-f]{32}$ ]]
+	write 2 2M
+	auto --full-every 1 disk.img 2.qcow2
+	assert_equal "$(member x-sync)" full
+	assert_equal "$(member x-reason)" 'the chain has 1 increments'
+	write 3 3M
+	rm 2.qcow2
+	auto disk.img 3.qcow2
+	assert_equal "$(member x-sync)" full
+	[[ $(member x-reason) == *'cannot be opened'* ]]
+	write 4 1M
+	auto --backing full.qcow2 disk.img 4.qcow2
+	assert_equal "$(member x-sync)" full
+	assert_equal "$(member x-reason)" 'the backing image that was given is not the backup that the bitmap counts from'
+	write 5 1M
+	auto disk.img 5.qcow2
+	assert_equal "$(member x-sync)" incremental
+	restores 5.qcow2
+	# A first bitmap that was made by hand counts from nothing.
+	ok bitmap-add disk.img by-hand
+	done_ backup-run -q --sync auto --bitmap by-hand -F qcow2 disk.img 6.qcow2
+	assert_equal "$(member x-sync)" full
+	restores 6.qcow2
+}
+
+@test "auto of several disks in one transaction: a decision each, one point in time" {
+	begin
+	write 1 1M
+	noise 2M 3 > two.img
+	done_ txn-apply --drive d=disk.img --drive e=two.img - <<- 'JSON'
+	{"execute": "transaction", "arguments": {"actions": [
+	 {"type": "drive-backup", "data": {"device": "d", "target": "d.qcow2", "x-sync": "auto", "bitmap": "n", "format": "qcow2"}},
+	 {"type": "drive-backup", "data": {"device": "e", "target": "e.qcow2", "x-sync": "auto", "bitmap": "n", "format": "qcow2"}}]}}
+	JSON
+	local reply
+	reply=$(grep '"return"' <<< "$output")
+	assert_equal "$(jq -r '.return["x-backups"][] | ."x-sync"' <<< "$reply")" $'incremental\nfull'
+	restores d.qcow2
+	ok chain-restore e.qcow2 e.img
+	cmp e.img two.img
+}
+
+@test "image and sidecar rolled back together: the next backup belongs on what the bitmap counts from" {
+	mkdir vm
+	cd vm
+	begin
+	mv full.qcow2 ..
+	cd ..
+	mv vm vm1
+	mkdir vm
+	cp -a vm1/. vm/
+	cd vm
+	cp ../full.qcow2 full.qcow2
+	write 2 2M
+	auto disk.img ../day2.qcow2
+	cd ..
+	rm -r vm
+	cp -a vm1 vm
+	cd vm
+	cp ../full.qcow2 full.qcow2
+	write 3 3M
+	refused_like "is another backup" \
+		backup-run --sync incremental --bitmap n --allow-backing=outside -F qcow2 --backing ../day2.qcow2 disk.img day3.qcow2
+	auto --backing ../day2.qcow2 disk.img day3.qcow2
+	restores day3.qcow2
+}
+
+@test "disable and enable: the base stays known only while nothing is written" {
+	begin
+	ok bitmap-disable disk.img n
+	ok bitmap-enable disk.img n
+	write 1 1M
+	inc disk.img a.qcow2
+	restores a.qcow2
+	ok bitmap-disable disk.img n
+	write 2 2M
+	ok bitmap-enable disk.img n
+	write 3 3M
+	auto disk.img b.qcow2
+	assert_equal "$(member x-sync)" full
+	restores b.qcow2
+}
+
+@test "the disk itself is no backing image of its backup" {
+	begin
+	refused_like "cannot be the backing image of its backup|is another|Failed to get" \
+		backup-run --sync incremental --bitmap n -F qcow2 --backing disk.img,format=raw disk.img a.qcow2
+}
+
+@test "a backup that a bitmap counts from, or that such a one stands on, is never replaced" {
+	begin
+	write 1 1M
+	inc disk.img a.qcow2
+	unchanged refused_like "'full.qcow2': '.*/a.qcow2', from which the bitmap 'n' counts, needs the backup of that name" \
+		backup-run --overwrite -F qcow2 disk.img full.qcow2
+	unchanged refused_like "'a.qcow2': the bitmap 'n' counts from the backup of that name" \
+		backup-run --overwrite --sync incremental --bitmap n --backing full.qcow2 -F qcow2 disk.img a.qcow2
+	unchanged refused_like "'a.qcow2': the bitmap 'n' counts from the backup" \
+		backup-run --overwrite --sync auto --bitmap n -F qcow2 disk.img a.qcow2
+	# QMP replaces what exists, but not these.
+	rejected txn-apply --drive d=disk.img - <<- 'JSON'
+	{"execute": "drive-backup", "arguments": {"device": "d", "target": "full.qcow2", "sync": "full", "format": "qcow2"}}
+	JSON
+	[[ $output == *"needs the backup of that name"* ]]
+	restores a.qcow2
+	# By another name it is the same backup.
+	mv a.qcow2 moved.qcow2
+	unchanged refused_like "the bitmap 'n' counts from the backup of that name" \
+		backup-run --overwrite -F qcow2 disk.img moved.qcow2
+	# What nothing stands on may be replaced.
+	mv moved.qcow2 a.qcow2
+	write 2 2M
+	inc disk.img b.qcow2
+	ok bitmap-remove disk.img n
+	done_ backup-run --overwrite -F qcow2 disk.img full.qcow2
+}
+
+# Three increments; two of them are of places that the fingerprint looks at.
+chain_of_3() {
+	local i
+	begin
+	for i in 1 2 3; do
+		write $i ${i}M
+		inc disk.img $i.qcow2
+		cp disk.img disk.$i
+	done
+}
+
+@test "--accept: a chain that qemu-img commit has changed, and left right" {
+	chain_of_3
+	qemu-img commit -q 1.qcow2
+	verdict 3 3.qcow2
+	refused_like "cannot be restored" chain-restore 2.qcow2 r.img
+	done_ chain-verify --accept 3.qcow2
+	verdict 0 3.qcow2
+	# The first image has become another backup, and is one.
+	verdict 0 full.qcow2
+	ok chain-restore full.qcow2 r.img
+	cmp r.img disk.1
+	ok chain-restore --overwrite 2.qcow2 r.img
+	cmp r.img disk.2
+	# So it does without the image that is empty now.
+	qemu-img rebase -u -b full.qcow2 -F qcow2 2.qcow2
+	done_ chain-verify --accept --output=json 3.qcow2
+	jq -e '.return | .verdict == "whole" and .accepted > 0 and (.images | length == 3)' <<< "$output"
+	restores 3.qcow2
+	write 4 1M
+	auto disk.img 4.qcow2
+	assert_equal "$(member x-sync)" incremental
+	restores 4.qcow2
+}
+
+@test "--accept: what convert and rebase have left right" {
+	chain_of_3
+	qemu-img convert -O qcow2 2.qcow2 flat
+	mv flat 2.qcow2
+	verdict 1 3.qcow2
+	done_ chain-verify --accept 3.qcow2
+	restores 3.qcow2
+	assert_equal "$(qemu-img info --output=json --backing-chain 3.qcow2 | jq length)" 2
+	qemu-img rebase -b full.qcow2 -F qcow2 3.qcow2
+	verdict 1 3.qcow2
+	refused_like "its backing image is another backup than its base" chain-restore 3.qcow2 r.img
+	done_ chain-verify --accept --against disk.img -F raw 3.qcow2
+	[[ $output == *'accepted: 1 image got a record'* && $output == *'the same'* ]]
+	restores 3.qcow2
+}
+
+@test "--accept: what is wrong stays so" {
+	chain_of_3
+	qemu-img rebase -u -b full.qcow2 -F qcow2 3.qcow2
+	sha256sum ./*.qcow2 > before
+	attempt chain-verify --accept 3.qcow2
+	assert_equal "$status" 3
+	[[ $stderr == *'nothing is accepted'*'shows another disk than the one that was backed up'* ]]
+	# The right one again; and then another backup of that name, as it was made.
+	qemu-img rebase -u -b 2.qcow2 -F qcow2 3.qcow2
+	done_ chain-verify --accept 3.qcow2
+	noise 4M 5 > other.img
+	done_ backup-run -q -F qcow2 other.img other.qcow2
+	mv other.qcow2 2.qcow2
+	attempt chain-verify --accept 3.qcow2
+	assert_equal "$status" 3
+	# Damage is not accepted, and neither is a part.
+	inc --backing none disk.img part.qcow2
+	qemu-io -f qcow2 -c 'read -q 0 1' part.qcow2
+	attempt chain-verify --accept part.qcow2
+	assert_equal "$status" 3
+	# A difference to the disk is none either.
+	mkdir apart
+	cd apart
+	begin
+	qemu-io -f qcow2 -c 'read -q 0 1' full.qcow2
+	write 9 1M
+	attempt chain-verify --accept --against disk.img -F raw full.qcow2
+	assert_equal "$status" 3
+	verdict 1 full.qcow2
+	done_ chain-verify --accept full.qcow2
+	verdict 0 full.qcow2
+}
+
+@test "--accept: raw backups get their record beside them" {
+	noise 4M > disk.img
+	ok bitmap-add disk.img n
+	done_ backup-run -q -F raw --bitmap n --bitmap-mode on-success disk.img full.img
+	write 1 1M
+	inc disk.img a.qcow2
+	verdict 0 a.qcow2
+	touch full.img
+	verdict 1 a.qcow2
+	done_ chain-verify --accept a.qcow2
+	verdict 0 a.qcow2
+	verdict 0 full.img
+	restores a.qcow2
+}
+
+@test "an increment is refused on a chain that is not in order below its base" {
+	begin
+	write 1 1M
+	inc disk.img a.qcow2
+	noise 4M 2 > other.img
+	done_ backup-run -q -F qcow2 other.img other.qcow2
+	write 2 2M
+	# The base is the right one, and its own backing image is another backup.
+	qemu-img rebase -u -b other.qcow2 -F qcow2 a.qcow2
+	refused_like "An increment on '.*/a.qcow2' could not be restored: '.*/a.qcow2' is not in order" \
+		backup-run --sync incremental --bitmap n -F qcow2 disk.img b.qcow2
+	[ ! -e b.qcow2 ]
+	qemu-img rebase -u -b full.qcow2 -F qcow2 a.qcow2
+	inc disk.img b.qcow2
+	# Right, but only --accept makes it a chain that is restored.
+	qemu-img rebase -b other.qcow2 -F qcow2 a.qcow2
+	write 3 3M
+	refused_like "'.*/a.qcow2' is not in order: its backing image is another backup than its base" \
+		backup-run --sync incremental --bitmap n -F qcow2 disk.img c.qcow2
+	auto disk.img c.qcow2
+	restores c.qcow2
+}
+
+@test "where identifiers prove nothing, all of a small disk is compared" {
+	noise 12M > disk.img
+	auto disk.img full.qcow2
+	ok bitmap-disable disk.img n
+	# A place that a sample of 256 blocks nearly always misses.
+	ok image-write --pattern 1 disk.img 1822218 3
+	refused_like "'.*/full.qcow2' differs from the disk where the bitmap 'n' says" \
+		backup-run --sync incremental --bitmap n -F qcow2 --backing full.qcow2 disk.img a.qcow2
+}
+
+@test "a full backup in an overlay does without the images below" {
+	begin
+	write 1 1M
+	inc --backing none disk.img part.qcow2
+	qemu-img create -q -f qcow2 -b part.qcow2 -F qcow2 over.qcow2
+	auto --mode existing disk.img over.qcow2
+	assert_equal "$(member x-sync)" full
+	restores over.qcow2
+}
+
+@test "a copy of a backup that QEMU commits into is another disk" {
+	begin
+	cp full.qcow2 copy.qcow2
+	verdict 0 copy.qcow2
+	qemu-img create -q -f qcow2 -b copy.qcow2 -F qcow2 over.qcow2
+	qemu-io -f qcow2 -c 'write -q -P 7 0 64K' over.qcow2
+	qemu-img commit -q over.qcow2
+	verdict 3 copy.qcow2
+	refused_like "cannot be restored" chain-restore copy.qcow2 r.img
+}
+
+@test "an increment on an image without a record is whole until that one changes" {
+	noise 1M > disk.img
+	qemu-img convert -f raw -O qcow2 disk.img full.qcow2
+	ok bitmap-add disk.img b
+	ok image-write --pattern 7 disk.img 0 64K
+	done_ backup-run --sync incremental --bitmap b -F qcow2 --backing full.qcow2 disk.img top.qcow2
+	attempt chain-verify top.qcow2
+	assert_equal "$status" 0
+	qemu-io -f qcow2 -c 'write -q -P 9 512K 64K' full.qcow2
+	attempt chain-verify top.qcow2
+	[ "$status" -ne 0 ]
+}
+
+@test "what follows a part is a part, unless a backing image is given" {
+	local id='' before
+	raw disk.img 1M
+	ok bitmap-add disk.img b
+	for n in 1 2; do
+		ok image-write --pattern "$n" disk.img 0 64K
+		before=$id
+		done_ backup-run --sync incremental --bitmap b -F qcow2 disk.img "$n.qcow2"
+		id=$(jq -r 'select(.return) | .return["x-id"]' <<< "$output")
+		[[ $output == *'"x-part": true'* ]]
+		assert_equal "$(qemu-img info --output json "$n.qcow2" | jq -r '."backing-filename"')" null
+		attempt chain-verify "$n.qcow2"
+		assert_equal "$status" 3
+	done
+	[[ $(chain-info --output=json 2.qcow2) == *"\"base\": \"$before\""* ]]
+	refused_like "holds only what changed" \
+		backup-run --sync incremental --bitmap b --backing 2.qcow2 -F qcow2 disk.img 3.qcow2
+}
