@@ -89,7 +89,7 @@ DEPS_TEST := bats bats-support bats-assert mandoc shellcheck qemu-utils qemu-sys
 # What `analyze` and `valgrind` need besides.
 DEPS_MORE := clang-tidy cppcheck valgrind
 
-.PHONY: FORCE all help deps deps-more demo check check-build check-quick lint format analyze valgrind ways asan tsan fuzz fuzz-build fuzz-smoke sweep power soak bench bench-quick cov install uninstall dist clean
+.PHONY: FORCE all help deps deps-more demo check check-build check-quick lint format analyze valgrind ways asan tsan fuzz fuzz-build fuzz-smoke sweep power soak model bench bench-quick cov install uninstall dist clean
 all: $(BUILD)/lib/libtidemark.so $(BUILD)/lib/libtidemark.a $(BUILD)/lib/pkgconfig/tidemark.pc $(BINS) $(PLUGIN) $(MANPAGES)
 
 help:
@@ -112,6 +112,7 @@ help:
 #: sweep        every fault, every failed allocation and every death at every call: hours; ONLY=REGEX chooses
 #: power        the disks that a power cut leaves: POWER_STATES=N a command (default 1000), SEED=N
 #: soak         random programs of all commands with faults and kills: SECONDS=N (default 600), SEED=N repeats one
+#: model        random backups, and what people do to them, against a model: STEPS=N (default 10000), SEED=N is the first program
 #: bench        ratios to qemu-img and QEMU, measured side by side; bench-quick in little time
 #: cov          line coverage of the tests
 #: install      to $(DESTDIR)$(PREFIX); uninstall takes it away
@@ -221,6 +222,9 @@ power: all $(PRELOADS)
 # No executable, so that `check` leaves it out.  SECONDS is bash's own, and not one that it hands on.
 soak: all $(PRELOADS)
 	SECONDS=$(or $(SECONDS),600) SEED=$(SEED) BUILD=$(abspath $(BUILD)) python3 tests/crash/soak
+
+model: all
+	STEPS=$(or $(STEPS),10000) SEED=$(SEED) BUILD=$(abspath $(BUILD)) tests/crash/model
 
 demo: all
 	@sh tests/demo.sh $(abspath $(BUILD))/bin
