@@ -111,6 +111,21 @@ static int find_foreign(struct tide_node *node, const struct found *f, struct ti
 	return 0;
 }
 
+/* To commands that only look. */
+static void say_waiting(struct tide_node *node, const struct found *f, struct tide_sink *sink)
+{
+	struct tide_error why = TIDE_ERROR_INIT;
+
+	/* A record that is gone by now was completed meanwhile. */
+	if (tide_commit_recover_check(&f->at.record, f->at.path, f->at.fd, &why) < 0 && access(f->at.path, F_OK) == 0)
+		tide_event_warning(sink, node->path, "%s%s%s", why.msg, why.hint ? "; " : "", why.hint ? why.hint : "");
+	else
+		tide_event_warning(sink, node->path,
+		                   "a transaction was interrupted after its commit; the next command that changes "
+		                   "something will complete it");
+	tide_error_release(&why);
+}
+
 /* Shows the bitmaps as the transaction has decided them, to commands that only look. */
 static int show_decided(struct tide_node *node, const struct found *f, struct tide_sink *sink, struct tide_error *err)
 {
@@ -118,10 +133,7 @@ static int show_decided(struct tide_node *node, const struct found *f, struct ti
 	        tide_commit_recover_find_staged(&f->at.record, f->at.path, node->sidecar_path, err);
 	struct tide_sidecar *decided = NULL;
 
-	tide_event_warning(
-	        sink, node->path,
-	        "a transaction was interrupted after its commit; the next command that changes something will "
-	        "complete it");
+	say_waiting(node, f, sink);
 	if (find_foreign(node, f, err) < 0)
 		return -1;
 	if (!staged || tide_store_load(staged, &decided, err) < 0 || !decided)

@@ -331,8 +331,7 @@ static int make_change(const struct tide_commit_change *change, const char *reco
 	return 0;
 }
 
-int tide_commit_recover_renames(const struct tide_commit_record *record, const char *path, int fd,
-                                struct tide_error *err)
+int tide_commit_recover_check(const struct tide_commit_record *record, const char *path, int fd, struct tide_error *err)
 {
 	struct stat st;
 
@@ -343,6 +342,18 @@ int tide_commit_recover_renames(const struct tide_commit_record *record, const c
 		    check_change(&record->changes[i], path, st.st_uid, err) < 0)
 			return -1;
 	}
+	return 0;
+}
+
+int tide_commit_recover_renames(const struct tide_commit_record *record, const char *path, int fd,
+                                struct tide_error *err)
+{
+	struct stat st;
+
+	if (tide_commit_recover_check(record, path, fd, err) < 0)
+		return -1;
+	if (fstat(fd, &st) < 0)
+		return tide_error_set_sys(err, errno, "Could not look at '%s'", path);
 	for (size_t i = 0; i < record->n; i++) {
 		if (record->changes[i].kind == TIDE_COMMIT_RENAME &&
 		    make_change(&record->changes[i], path, st.st_uid, err) < 0)

@@ -54,6 +54,9 @@ void tide_commit_recover_names(const struct tide_commit_record *record, struct t
  */
 int tide_commit_recover_renames(const struct tide_commit_record *record, const char *path, int fd,
                                 struct tide_error *err);
+/* Could it?  Makes nothing. */
+int tide_commit_recover_check(const struct tide_commit_record *record, const char *path, int fd,
+                              struct tide_error *err);
 
 /*
  * Where the decided content of a file is, as long as it has not got its name: its temporary path, which the caller

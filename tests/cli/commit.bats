@@ -223,7 +223,16 @@ txn_prog() {
 
 @test "a staged file that was removed is no success" {
 	interrupted_group 1 . . t
+	done_ bitmap-list d0.img
+	[[ $stderr == *"the next command that changes something will complete it"* ]]
 	rm t/.t1.qcow2.*
+	# Looking says that it cannot be completed, and why.
+	for looks in 'bitmap-list d0.img' 'image-info d0.img' 'bitmap-list d1.img'; do
+		# shellcheck disable=SC2086 # several words
+		done_ $looks
+		[[ $stderr == *"its file for '$PWD/t/t1.qcow2' is missing"*"move '$PWD/d0.img.bitmaps.commit' away"* ]]
+		[[ $stderr != *"will complete it"* ]]
+	done
 	refused_like "its file for '$PWD/t/t1.qcow2' is missing" bitmap-enable d0.img b
 	[ ! -e t/t0.qcow2 ]
 	[ ! -e t/t1.qcow2 ]
