@@ -253,6 +253,11 @@ bool tide_sysio_is_absent(const char *path, int sys)
 	return sys == ENOENT || (sys == ENAMETOOLONG && strlen(path) < PATH_MAX);
 }
 
+bool tide_sysio_is_never_file(int sys)
+{
+	return sys == EISDIR || sys == ELOOP || sys == ENXIO;
+}
+
 int tide_sysio_fsync_dir(const char *path, struct tide_error *err)
 {
 	char *dir TIDE_AUTOFREE = tide_sysio_dir_name(path, err);

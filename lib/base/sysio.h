@@ -26,6 +26,8 @@ int tide_sysio_open_disk(const char *path, int flags, struct tide_error *err) TI
 int tide_sysio_claim(int fd, const char *path, int *claim, struct tide_error *err);
 /* After a call that failed with the error `sys`: is it certain that no file has this name? */
 bool tide_sysio_is_absent(const char *path, int sys);
+/* After an open(2) with O_NOFOLLOW that failed: has a directory, a symbolic link or a socket the name? */
+bool tide_sysio_is_never_file(int sys);
 /* Opens the same file again, with other flags (such as O_DIRECT); -1: not possible. */
 int tide_sysio_reopen(int fd, int flags);
 void tide_sysio_close(int fd); /* abandons; -1 is fine */

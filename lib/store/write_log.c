@@ -180,7 +180,7 @@ static int read_head(struct tide_write_log *log, struct tide_error *err)
 	if (fstat(log->fd, &st) < 0)
 		return tide_error_set_sys(err, errno, "Could not get its type and size");
 	if (!S_ISREG(st.st_mode))
-		return tide_error_set(err, TIDE_E_REFUSED, "It is not a regular file");
+		return 1;
 	len = TIDE_MIN((uint64_t)st.st_size, TIDE_WRITE_LOG_HEAD_MAX);
 	head = tide_mem_alloc(len + 1, 1, err);
 	if (!head || tide_sysio_pread(log->fd, head, len, 0, true, err) < 0)
@@ -202,6 +202,8 @@ int tide_write_log_open(const char *path, struct tide_write_log **out, struct ti
 	log->fd = open(path, O_RDWR | flags);
 	if (log->fd < 0 && (errno == EACCES || errno == EROFS))
 		log->fd = open(path, O_RDONLY | flags);
+	if (log->fd < 0 && tide_sysio_is_never_file(errno))
+		return 2;
 	if (log->fd < 0)
 		return tide_sysio_is_absent(path, errno) ? 0
 		                                         : tide_error_set_sys(err, errno, "Could not open '%s'", path);
@@ -269,13 +271,14 @@ static int fill_new(struct tide_write_log *log, int fd, struct tide_error *err)
 static int create_file(struct tide_write_log *log, int image_fd, struct tide_error *err)
 {
 	struct tide_staged st = TIDE_STAGED_INIT;
+	struct stat other;
 	int rc = -1;
 
 	/* An older log of ours was removed before, so a file of this name is not ours. */
 	if (tide_staged_begin(&st, log->path, 0600, err) == 0 && tide_store_set_owner(st.fd, image_fd, err) == 0 &&
 	    find_place(st.fd, &log->h.state, err) == 0 && fill_new(log, st.fd, err) == 0)
 		rc = tide_staged_commit(&st, true, err);
-	if (rc < 0 && err && err->sys == EEXIST)
+	if (rc < 0 && err && !st.named && lstat(log->path, &other) == 0)
 		tide_error_hint(err,
 		                "the existing file is not a write log of this image, and is unchanged; move it away");
 	if (rc == 0) {

@@ -154,6 +154,31 @@ foreign() {
 	sha256sum -c --quiet foreign.sum
 }
 
+@test "something in its place that is no file at all" {
+	raw disk.img 1M
+	ok bitmap-add disk.img b
+	local make
+	for make in 'mkdir disk.img.bitmaps.log' 'mkfifo disk.img.bitmaps.log' 'ln -s /dev/zero disk.img.bitmaps.log' \
+		'python3 -c "import socket; socket.socket(socket.AF_UNIX).bind(\"disk.img.bitmaps.log\")"'; do
+		eval "$make"
+		done_ timeout 10 bitmap-list disk.img
+		[[ $stderr == *"disk.img.bitmaps.log' is not a write log and is not used"* ]] || fail "$stderr"
+		ok timeout 10 bitmap-add disk.img c
+		ok timeout 10 bitmap-remove disk.img c
+		refused_like 'disk.img.bitmaps.log' timeout 10 image-write --pattern 1 disk.img 0 1
+		[[ $stderr == *'move it away'* ]] || fail "$stderr"
+		mv disk.img.bitmaps.log elsewhere
+		# A log that it replaced is missed.
+		ok image-write --pattern 1 disk.img 0 1
+		bitmap disk.img b '.inconsistent | not'
+		rm -rf disk.img.bitmaps.log
+		mv elsewhere disk.img.bitmaps.log
+		bitmap disk.img b .inconsistent
+		rm -rf disk.img.bitmaps.log disk.img.bitmaps
+		ok bitmap-add disk.img b
+	done
+}
+
 @test "on a device, where no stamp shows it, such a file may have replaced a log" {
 	truncate -s 1M dev.img
 	loop dev.img
