@@ -288,7 +288,11 @@ static int recover_slot(struct tide_node *node, const char *slot, struct tide_si
 	return rc;
 }
 
-/* A command that only looks, or that a lost transaction cannot mislead, gets a warning instead of a refusal. */
+/*
+ * A command that only looks, or that a lost transaction cannot mislead, gets a warning instead of a refusal.  A command
+ * that replaces the sidecar continues only if nothing can be completed: a record that is merely out of reach is still
+ * valid, and could not be completed over a newer sidecar.
+ */
 static int tolerate(struct tide_node *node, struct tide_sink *sink, struct tide_error *why, struct tide_error *err)
 {
 	bool is_damage = why->code == TIDE_E_CORRUPT;

@@ -279,6 +279,13 @@ static int decode_old(const char *data, size_t len, const char *path, struct tid
 	return 0;
 }
 
+/* No transaction depends on it: commands that such a file cannot mislead continue. */
+static int not_one(const char *path, struct tide_error *err)
+{
+	tide_error_set(err, TIDE_E_CORRUPT, "'%s' is not the record of a transaction", path);
+	return tide_error_hint(err, "the name is Tidemark's: move it away");
+}
+
 int tide_commit_record_decode(const char *data, size_t len, const char *path, struct tide_commit_record *record,
                               struct tide_error *err)
 {
@@ -288,8 +295,7 @@ int tide_commit_record_decode(const char *data, size_t len, const char *path, st
 		return decode_text(data, len, path, record, err);
 	if (len >= old && !memcmp(data, TIDE_COMMIT_TEXT_OLD, old))
 		return decode_old(data, len, path, record, err);
-	tide_error_set(err, TIDE_E_CORRUPT, "'%s' is not the record of a transaction", path);
-	return tide_error_hint(err, "the name is Tidemark's: move the file away");
+	return not_one(path, err);
 }
 
 /* ---- files ------------------------------------------------------------------------- */
@@ -302,7 +308,7 @@ static int read_file(int fd, const char *path, struct tide_commit_record *record
 	if (fstat(fd, &st) < 0)
 		return tide_error_set_sys(err, errno, "Could not look at '%s'", path);
 	if (!S_ISREG(st.st_mode) || st.st_size > TIDE_COMMIT_TEXT_MAX)
-		return tide_error_set(err, TIDE_E_CORRUPT, "'%s' is not the record of a transaction", path);
+		return not_one(path, err);
 	data = tide_mem_alloc((size_t)st.st_size + 1, 1, err);
 	if (!data || tide_sysio_pread(fd, data, (size_t)st.st_size, 0, false, err) < 0)
 		return -1;
@@ -317,6 +323,8 @@ int tide_commit_record_read(const char *path, struct tide_commit_record *record,
 		return 0;
 	if (fd < 0 && (errno == EACCES || errno == EROFS || errno == EPERM))
 		fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
+	if (fd < 0 && tide_sysio_is_never_file(errno))
+		return not_one(path, err);
 	if (fd < 0)
 		return tide_error_set_sys(err, errno, "Could not open '%s', the record of a transaction", path);
 	if (read_file(fd, path, record, err) < 0)

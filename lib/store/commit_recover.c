@@ -30,7 +30,7 @@ int tide_commit_recover_check_trust(int fd, const char *path, int image_fd, stru
 		return tide_error_set_sys(err, errno, "Could not look at '%s'", path);
 	if ((st.st_uid == 0 || st.st_uid == geteuid() || st.st_uid == image.st_uid) && !(st.st_mode & 022))
 		return 0;
-	tide_error_set(err, TIDE_E_REFUSED, "'%s' looks like the record of a transaction, but %s", path,
+	tide_error_set(err, TIDE_E_CORRUPT, "'%s' looks like the record of a transaction, but %s", path,
 	               st.st_mode & 022 ? "others can write it" : "neither you nor the owner of the image owns it");
 	return tide_error_hint(err, "find out who made it; it has no effect once it is moved away");
 }

@@ -318,6 +318,53 @@ txn_prog() {
 	ok bitmap-add d0.img b
 }
 
+# not_blocked DESC: a file in the place of a record, which this describes, blocks only what depends on the record.
+not_blocked() {
+	local how sum
+	for how in 'bitmap-list d0.img' 'image-info d0.img'; do
+		# shellcheck disable=SC2086 # several words
+		done_ timeout 10 $how
+		[[ $stderr == *"$1"*"move"*"away"* || $stderr == *"$1"*"moved away"* ]] || fail "$how: $stderr"
+	done
+	refused_like "$1" timeout 10 backup-run --sync incremental --bitmap b -F qcow2 d0.img t.qcow2
+	[[ $stderr == *"away"* ]]
+	done_ timeout 10 backup-run -F qcow2 d0.img t1.qcow2
+	done_ timeout 10 backup-run --sync full --bitmap b --bitmap-mode on-success -F qcow2 d0.img t2.qcow2
+	done_ timeout 10 backup-run --sync auto --bitmap z -F qcow2 d0.img t3.qcow2
+	ok timeout 10 bitmap-remove d0.img b
+	rm -f ./t?.qcow2
+}
+
+@test "anything in the place of a record blocks only what depends on it" {
+	local how
+	for how in 'mkdir $r' 'mkfifo $r' 'ln -s /dev/zero $r' 'truncate -s 2G $r' 'echo text > $r' \
+		'python3 -c "import socket; socket.socket(socket.AF_UNIX).bind(\"$r\")"'; do
+		rm -rf d0.img*
+		disk d0.img
+		r=d0.img.bitmaps.commit
+		eval "$how"
+		not_blocked "d0.img.bitmaps.commit' is not the record of a transaction"
+	done
+}
+
+@test "a record that others could have written blocks only what depends on it" {
+	[ "$(id -u)" -eq 0 ] || skip "takes root"
+	local how
+	for how in 'chown 12345' 'chmod 660'; do
+		rm -rf d?.img* t t?.qcow2
+		interrupted_group 1 . . t
+		$how d0.img.bitmaps.commit
+		not_blocked "looks like the record of a transaction, but"
+		# The sidecar is newer now: nothing puts the older one over it.
+		chown 0 d0.img.bitmaps.commit
+		chmod 600 d0.img.bitmaps.commit
+		refused_like "'$PWD/d0.img.bitmaps' has been replaced since" bitmap-enable d0.img z
+		[ ! -e t/t0.qcow2 ]
+		mv d0.img.bitmaps.commit away
+		ok bitmap-enable d0.img z
+	done
+}
+
 @test "a record of a stranger is not followed" {
 	[ "$(id -u)" -eq 0 ] || skip "takes root"
 	interrupted_group 1 . . t
