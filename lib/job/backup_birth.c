@@ -278,8 +278,7 @@ int tide_backup_find_base(const struct tide_backup_job *job, const struct tide_s
 	if (!base)
 		return 0;
 	if (is_there(base, format, &is_alone)) {
-		/* What follows a part is another one: chained on it, it would look like a backup that can be restored.
-		 */
+		/* Chained on a part, the backup would look like one that can be restored. */
 		if (is_alone)
 			return 0;
 		*path = tide_mem_strdup(base->path, err);
