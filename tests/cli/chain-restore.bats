@@ -622,10 +622,10 @@ readable() {
 @test "--salvage: what is sound, zeroes for the rest, as qemu-img reads it" {
 	damaged_chain
 	local lost='196608+65536 327680+65536 4093952+100352' way
-	unchanged refused_like 'L2 entry for the cluster at 196608' chain-restore top.qcow2 out.img
+	unchanged refused_like 'L2 entry for the cluster at' chain-restore top.qcow2 out.img
 	[ ! -e out.img ]
 	rescued "$lost" chain-restore --salvage top.qcow2 out.img
-	[[ $stderr == *"the first error: '$here/base.qcow2': L2 entry for the cluster at 196608"* ]] || fail "$stderr"
+	[[ $stderr == *"the first error: '$here/base.qcow2': L2 entry for the cluster at "* ]] || fail "$stderr"
 	qemu-img convert -q --salvage -O raw top.qcow2 want.img 2> /dev/null
 	cmp want.img out.img
 	rescued "$lost" chain-restore --salvage -F qcow2 -c top.qcow2 out.qcow2
