@@ -17,6 +17,11 @@
 #include "base/mem.h"
 #include "image/fingerprint.h"
 
+const char *const tide_backup_sync_names[] = {
+	[TIDE_SYNC_FULL] = "full",     [TIDE_SYNC_TOP] = "top",   [TIDE_SYNC_INCREMENTAL] = "incremental",
+	[TIDE_SYNC_BITMAP] = "bitmap", [TIDE_SYNC_NONE] = "none", [TIDE_SYNC_NONE + 1] = NULL,
+};
+
 #define RETRY_NAP_NS 10000000
 #define IGNORE_TRIES 4
 

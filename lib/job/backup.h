@@ -36,6 +36,15 @@
 
 struct tide_backup_job;
 
+/* QEMU's names of the modes that a job has: all but auto. */
+extern const char *const tide_backup_sync_names[TIDE_SYNC_NONE + 2]; /* NULL at the end */
+
+/* Does a job of this mode copy what a bitmap selects? */
+static inline bool tide_backup_is_increment(enum tide_sync_mode sync)
+{
+	return sync == TIDE_SYNC_INCREMENTAL || sync == TIDE_SYNC_BITMAP;
+}
+
 /* point: identifies the transaction.  onto: the drive that is the target, or NULL. */
 int tide_backup_prepare(struct tide_node *node, const struct tide_backup *args, const struct tide_id *point,
                         struct tide_node *onto, struct tide_sink *sink, struct tide_backup_job **job,

@@ -74,9 +74,7 @@ static int open_chain(const struct tide_node *node, struct chain *chain, struct 
 {
 	struct tide_image_options options = { .path = chain->base->path, .allow = node->allow };
 
-	if (tide_target_bitmaps_pinned(options.path, &options.format, err) < 0)
-		return -1;
-	return tide_image_open(&options, &chain->image, err);
+	return tide_target_bitmaps_open(&options, &chain->image, err);
 }
 
 /* Follows the identifiers from the base down to a full backup.  *broken: what breaks the chain, or NULL. */
@@ -127,8 +125,7 @@ static bool is_on_base(const struct tide_node *node, const struct tide_backup *a
 	TIDE_AUTOBIRTH struct tide_birth *birth = NULL;
 	const struct tide_image *backing;
 
-	if (tide_target_bitmaps_pinned(args->target, &options.format, NULL) < 0 ||
-	    tide_image_open(&options, &image, NULL) < 0)
+	if (tide_target_bitmaps_open(&options, &image, NULL) < 0)
 		return false;
 	backing = tide_image_backing(image);
 	return tide_identity_find(backing ? backing : image, &birth, NULL) == 0 && birth && birth->intact &&

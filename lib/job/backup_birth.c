@@ -28,11 +28,6 @@
 #define SAMPLE_BYTES 4096u
 #define SKIPS_MAX    64u /* zero extents that one sample leaps over, in search of data */
 
-static bool is_increment(const struct tide_backup_job *job)
-{
-	return job->sync == TIDE_SYNC_INCREMENTAL || job->sync == TIDE_SYNC_BITMAP;
-}
-
 /* A bitmap that was disabled lacks what was written meanwhile, unless nothing was written. */
 static const struct tide_base *known_base(const struct tide_backup_job *job, const struct tide_sidecar_bitmap *entry)
 {
@@ -230,7 +225,7 @@ int tide_backup_check_base(struct tide_backup_job *job, const struct tide_sideca
 	bool proven;
 	int differs;
 
-	if (!backing || !is_increment(job) || (job->node->allow & TIDE_ALLOW_BASE))
+	if (!backing || !tide_backup_is_increment(job->sync) || (job->node->allow & TIDE_ALLOW_BASE))
 		return 0;
 	if (tide_image_is_same_file(backing, job->node->image))
 		return tide_error_set(err, TIDE_E_REFUSED,
@@ -256,11 +251,8 @@ static bool is_there(const struct tide_base *base, const char **format, bool *is
 	TIDE_AUTOIMAGE struct tide_image *image = NULL;
 	TIDE_AUTOBIRTH struct tide_birth *birth = NULL;
 
-	*format = NULL;
-	if (tide_target_bitmaps_pinned(base->path, format, NULL) < 0)
-		return false;
-	options.format = *format;
-	if (tide_image_open(&options, &image, NULL) < 0 || tide_identity_find(image, &birth, NULL) < 0 || !birth)
+	if (tide_target_bitmaps_open(&options, &image, NULL) < 0 || tide_identity_find(image, &birth, NULL) < 0 ||
+	    !birth)
 		return false;
 	*format = tide_image_format_name(image);
 	*is_alone = birth->is_part && !tide_image_info(image)->backing;
@@ -306,7 +298,8 @@ static int set_disk(struct tide_backup_job *job, const struct tide_sidecar_bitma
 	bool makes = node->sidecar_path && (node->want.create || (entry && entry->in_image));
 	bool is_kept = node->has_sidecar || (node->mode != TIDE_NODE_READ && makes);
 
-	if (!tide_id_is_set(&list->disk) && below && is_increment(job) && !(node->allow & TIDE_ALLOW_BASE))
+	if (!tide_id_is_set(&list->disk) && below && tide_backup_is_increment(job->sync) &&
+	    !(node->allow & TIDE_ALLOW_BASE))
 		list->disk = below->disk;
 	/* Without a sidecar nothing would remember it. */
 	if (is_kept && !tide_id_is_set(&list->disk) && tide_id_new(&list->disk, err) < 0)
@@ -341,12 +334,13 @@ static int updates_base(const struct tide_backup_job *job, const struct tide_sid
 
 static int set_part(struct tide_backup_job *job, const struct tide_sidecar_bitmap *entry, struct tide_error *err)
 {
-	int updates = is_increment(job) ? updates_base(job, entry, err) : 0;
+	int updates = tide_backup_is_increment(job->sync) ? updates_base(job, entry, err) : 0;
 
 	if (updates < 0)
 		return -1;
-	job->birth.is_part =
-	        is_increment(job) ? !updates : job->sync == TIDE_SYNC_TOP && tide_image_backing(job->target.image);
+	job->birth.is_part = tide_backup_is_increment(job->sync)
+	                             ? !updates
+	                             : job->sync == TIDE_SYNC_TOP && tide_image_backing(job->target.image);
 	return 0;
 }
 
@@ -354,7 +348,7 @@ static int set_part(struct tide_backup_job *job, const struct tide_sidecar_bitma
 static void set_base_id(struct tide_backup_job *job, const struct tide_sidecar_bitmap *entry,
                         const struct tide_birth *below)
 {
-	const struct tide_base *base = is_increment(job) ? known_base(job, entry) : NULL;
+	const struct tide_base *base = tide_backup_is_increment(job->sync) ? known_base(job, entry) : NULL;
 
 	if (!job->birth.is_part)
 		return;
@@ -500,15 +494,7 @@ int tide_backup_tell(const struct tide_backup_job *job, struct tide_node *node, 
 /* A node of the same image whose bitmaps can be changed, or NULL. */
 static struct tide_node *open_apart(const struct tide_node *node, struct tide_sink *sink)
 {
-	const struct tide_drive drive = {
-		.id = node->id,
-		.path = node->path,
-		.format = node->format,
-		.sidecar = node->sidecar,
-		.ignore_stamp = node->ignore_stamp,
-		.allow = node->allow,
-	};
-	struct tide_node *apart = tide_node_new(&drive, NULL);
+	struct tide_node *apart = tide_node_new_like(node, NULL);
 
 	if (apart && tide_node_open_bitmaps(apart, TIDE_NODE_EDIT_BITMAPS, false, sink, NULL) == 0)
 		return apart;

@@ -14,10 +14,7 @@ static struct tide_image *open_chain(const struct tide_base *base)
 	struct tide_image_options options = { .path = base->path, .allow = TIDE_ALLOW_ANY, .force_share = true };
 	struct tide_image *image;
 
-	if (tide_target_bitmaps_pinned(base->path, &options.format, NULL) < 0 ||
-	    tide_image_open(&options, &image, NULL) < 0)
-		return NULL;
-	return image;
+	return tide_target_bitmaps_open(&options, &image, NULL) == 0 ? image : NULL;
 }
 
 static bool is_file(const char *path, const struct stat *file)
@@ -49,8 +46,7 @@ static struct tide_birth *find_birth(const char *path)
 	TIDE_AUTOIMAGE struct tide_image *image = NULL;
 	struct tide_birth *birth = NULL;
 
-	if (tide_target_bitmaps_pinned(path, &options.format, NULL) == 0 &&
-	    tide_image_open(&options, &image, NULL) == 0)
+	if (tide_target_bitmaps_open(&options, &image, NULL) == 0)
 		tide_identity_find(image, &birth, NULL);
 	return birth;
 }

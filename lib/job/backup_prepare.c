@@ -20,19 +20,14 @@
 #define UNIT_MIN      65536u
 #define NODE_NAME_MAX 31
 
-static const char *const sync_names[] = {
-	[TIDE_SYNC_FULL] = "full",     [TIDE_SYNC_TOP] = "top",   [TIDE_SYNC_INCREMENTAL] = "incremental",
-	[TIDE_SYNC_BITMAP] = "bitmap", [TIDE_SYNC_NONE] = "none", [TIDE_SYNC_AUTO] = "auto",
-};
-
 /* ---- arguments --------------------------------------------------------------------- */
 
 /* QEMU's checks, in its order (blockdev.c, do_backup_common); *entry becomes the bitmap if one is given. */
 static int check_bitmap_args(struct tide_backup_job *job, const struct tide_backup *args,
                              struct tide_sidecar_bitmap **entry, struct tide_error *err)
 {
-	bool wants = job->sync == TIDE_SYNC_INCREMENTAL || job->sync == TIDE_SYNC_BITMAP;
-	const char *sync = sync_names[job->sync];
+	bool wants = tide_backup_is_increment(job->sync);
+	const char *sync = tide_backup_sync_names[job->sync];
 	unsigned flags = job->bitmap_mode == TIDE_BITMAP_MODE_NEVER ? 0 : TIDE_BITMAP_WILL_WRITE;
 
 	if (wants && !args->bitmap)
@@ -165,8 +160,7 @@ static int find_base(struct tide_backup_job *job, const struct tide_backup *args
 	TIDE_AUTOFREE char *path = NULL;
 	struct tide_sidecar_bitmap *entry = NULL;
 
-	if ((job->sync != TIDE_SYNC_INCREMENTAL && job->sync != TIDE_SYNC_BITMAP) ||
-	    check_bitmap_args(job, args, &entry, NULL) < 0)
+	if (!tide_backup_is_increment(job->sync) || check_bitmap_args(job, args, &entry, NULL) < 0)
 		return 0;
 	if (tide_backup_find_base(job, entry, &path, &create->backing_format, err) < 0)
 		return -1;

@@ -18,9 +18,7 @@ static int open_other(const struct tide_bitmap_rescan *args, unsigned allow, str
 		.path = args->against, .format = args->against_format, .allow = allow, .cancel = &sink->cancelled
 	};
 
-	if (tide_target_bitmaps_pinned(args->against, &options.format, err) < 0)
-		return -1;
-	if (tide_image_open(&options, other, err) < 0)
+	if (tide_target_bitmaps_open(&options, other, err) < 0)
 		return -1;
 	return tide_image_check_format(*other, args->against, "--against-format", err);
 }

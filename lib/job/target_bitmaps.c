@@ -65,6 +65,13 @@ int tide_target_bitmaps_pinned(const char *path, const char **format, struct tid
 	return rc;
 }
 
+int tide_target_bitmaps_open(struct tide_image_options *options, struct tide_image **image, struct tide_error *err)
+{
+	if (tide_target_bitmaps_pinned(options->path, &options->format, err) < 0)
+		return -1;
+	return tide_image_open(options, image, err);
+}
+
 int tide_target_bitmaps_check(const struct tide_target_bitmaps *tb, const char *path, struct tide_error *err)
 {
 	struct tide_sidecar *sc = NULL;

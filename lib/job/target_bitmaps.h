@@ -46,5 +46,7 @@ void tide_target_bitmaps_release(struct tide_target_bitmaps *tb);
 
 /* The same in one call, for an image that is only read: *format becomes the pinned one if the image has a sidecar. */
 int tide_target_bitmaps_pinned(const char *path, const char **format, struct tide_error *err);
+/* Opens an image that is only read, in the pinned format if it has one. */
+int tide_target_bitmaps_open(struct tide_image_options *options, struct tide_image **image, struct tide_error *err);
 
 #endif

@@ -64,6 +64,20 @@ struct tide_node *tide_node_new(const struct tide_drive *drive, struct tide_erro
 	return node;
 }
 
+struct tide_node *tide_node_new_like(const struct tide_node *node, struct tide_error *err)
+{
+	const struct tide_drive drive = {
+		.id = node->id,
+		.path = node->path,
+		.format = node->format,
+		.sidecar = node->sidecar,
+		.ignore_stamp = node->ignore_stamp,
+		.allow = node->allow,
+	};
+
+	return tide_node_new(&drive, err);
+}
+
 void tide_node_free(struct tide_node *node)
 {
 	if (!node)

@@ -146,6 +146,8 @@ struct tide_node {
 };
 
 struct tide_node *tide_node_new(const struct tide_drive *drive, struct tide_error *err);
+/* Another node of the same image, to be opened apart from this one. */
+struct tide_node *tide_node_new_like(const struct tide_node *node, struct tide_error *err);
 void tide_node_free(struct tide_node *node);
 
 /*

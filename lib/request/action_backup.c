@@ -25,7 +25,6 @@ static struct tide_node *find_device(struct tide_session *session, const char *i
 
 /* ---- arguments --------------------------------------------------------------------- */
 
-static const char *const syncs[] = { "full", "top", "incremental", "bitmap", "none", NULL };
 static const char *const auto_syncs[] = { "auto", NULL };
 static const char *const bitmap_modes[] = { "on-success", "never", "always", NULL };
 static const char *const new_image_modes[] = { "absolute-paths", "existing", NULL };
@@ -65,11 +64,11 @@ static const struct tide_qmp_field backing_fields[] = {
 	        TIDE_FIELD_STRUCT("x-perf", false, perf_fields),                                                       \
 	        TIDE_FIELD_STRING("target", true, struct tide_backup, target)
 
-#define SYNC TIDE_FIELD_ENUM("sync", true, struct tide_backup, sync, syncs, TIDE_SYNC_FULL),
+#define SYNC TIDE_FIELD_ENUM("sync", true, struct tide_backup, sync, tide_backup_sync_names, TIDE_SYNC_FULL),
 
 /* With x-sync, the mode of QEMU may be left out. */
-#define SYNC_OR_AUTO                                                                           \
-	TIDE_FIELD_ENUM_OR("sync", "x-sync", struct tide_backup, sync, syncs, TIDE_SYNC_FULL), \
+#define SYNC_OR_AUTO                                                                                            \
+	TIDE_FIELD_ENUM_OR("sync", "x-sync", struct tide_backup, sync, tide_backup_sync_names, TIDE_SYNC_FULL), \
 	        TIDE_FIELD_ENUM("x-sync", false, struct tide_backup, sync, auto_syncs, TIDE_SYNC_AUTO),
 
 #define NEW_TARGET_FIELDS                                                                                             \
@@ -100,7 +99,7 @@ static const struct tide_qmp_field blockdev_fields[] = { BACKUP_FIELDS(SYNC), IN
 /* A full backup takes nothing from the bitmaps, and auto decides by their state. */
 static void want(struct tide_node *node, const struct tide_backup *args, enum tide_node_mode mode, bool create)
 {
-	bool from_bitmap = args->sync == TIDE_SYNC_INCREMENTAL || args->sync == TIDE_SYNC_BITMAP;
+	bool from_bitmap = tide_backup_is_increment(args->sync);
 
 	(from_bitmap ? tide_node_want : tide_node_want_in_doubt)(node, mode, create);
 	node->want.chain = true;
@@ -226,7 +225,7 @@ static struct tide_backup_job *backup_job(const struct tide_step *step)
 static bool backup_describe(const struct tide_step *step, struct tide_json_writer *w)
 {
 	const struct tide_backup *args = step->args;
-	const char *sync = syncs[args->sync];
+	const char *sync = tide_backup_sync_names[args->sync];
 
 	if (!args->describe || (!args->reason && tide_backup_is_dry(step->state)))
 		return false;

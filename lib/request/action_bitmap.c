@@ -495,16 +495,8 @@ static bool others_change(const struct tide_session *session, const struct tide_
 /* Prepare reports all that is wrong with the node, and completes what an interrupted program left. */
 static struct tide_node *open_apart(const struct tide_node *node, struct tide_sink *sink)
 {
-	const struct tide_drive drive = {
-		.id = node->id,
-		.path = node->path,
-		.format = node->format,
-		.sidecar = node->sidecar,
-		.ignore_stamp = node->ignore_stamp,
-		.allow = node->allow,
-	};
 	struct tide_error ignored = TIDE_ERROR_INIT;
-	struct tide_node *apart = tide_node_new(&drive, &ignored);
+	struct tide_node *apart = tide_node_new_like(node, &ignored);
 	void (*warning)(void *data, const char *image, const char *message) = sink->to.warning;
 	int rc = -1;
 

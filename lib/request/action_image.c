@@ -91,7 +91,6 @@ static int restore_result(struct tide_txn *txn, const struct tide_step *step, st
 	struct tide_json_writer w = { &sb, false };
 	const struct tide_bitmap *lost = tide_restore_lost(step->state);
 	uint64_t off = 0, len;
-	char *answer;
 
 	if (!lost)
 		return 0;
@@ -105,10 +104,8 @@ static int restore_result(struct tide_txn *txn, const struct tide_step *step, st
 	}
 	tide_json_end(&w, ']');
 	tide_json_end(&w, '}');
-	answer = tide_strbuf_steal(&sb, err);
-	if (!answer)
+	if (tide_txn_set_answer(txn, &sb, err) < 0)
 		return -1;
-	tide_txn_set_answer(txn, answer);
 	return tide_restore_check_lost(step->state, args->target, err);
 }
 

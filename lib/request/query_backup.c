@@ -4,12 +4,8 @@
 #include <stdlib.h>
 
 #include "base/mem.h"
+#include "job/backup.h"
 #include "store/identity.h"
-
-static const char *const syncs[] = {
-	[TIDE_SYNC_FULL] = "full",     [TIDE_SYNC_TOP] = "top",   [TIDE_SYNC_INCREMENTAL] = "incremental",
-	[TIDE_SYNC_BITMAP] = "bitmap", [TIDE_SYNC_NONE] = "none",
-};
 
 static int copy_id(char **to, const struct tide_id *id, struct tide_error *err)
 {
@@ -32,7 +28,7 @@ static int copy_text(char **to, const char *from, struct tide_error *err)
 
 static int copy(struct tide_backup_info *to, const struct tide_birth *birth, struct tide_error *err)
 {
-	to->sync = (size_t)birth->sync < TIDE_ARRAY_SIZE(syncs) ? syncs[birth->sync] : "unknown";
+	to->sync = birth->sync <= TIDE_SYNC_NONE ? tide_backup_sync_names[birth->sync] : "unknown";
 	to->time = birth->time;
 	to->base_time = birth->base_time;
 	to->exact_size = birth->exact_size;

@@ -479,9 +479,7 @@ static int open_other(const struct tide_chain_options *options, const struct tid
 		.cancel = &sink->cancelled,
 	};
 
-	if (tide_target_bitmaps_pinned(options->against, &open.format, err) < 0)
-		return -1;
-	if (tide_image_open(&open, other, err) < 0)
+	if (tide_target_bitmaps_open(&open, other, err) < 0)
 		return -1;
 	return tide_image_check_format(*other, options->against, "--against-format", err);
 }

@@ -92,10 +92,11 @@ struct tide_session *tide_txn_session(const struct tide_txn *txn)
 	return txn->session;
 }
 
-void tide_txn_set_answer(struct tide_txn *txn, char *json)
+int tide_txn_set_answer(struct tide_txn *txn, struct tide_strbuf *json, struct tide_error *err)
 {
 	free(txn->answer);
-	txn->answer = json;
+	txn->answer = tide_strbuf_steal(json, err);
+	return txn->answer ? 0 : -1;
 }
 
 void tide_txn_set_grouped(struct tide_txn *txn, bool grouped)
@@ -342,7 +343,6 @@ static int make_answer(struct tide_txn *txn, struct tide_error *err)
 	struct tide_strbuf sb = TIDE_STRBUF_INIT;
 	struct tide_json_writer w = { &sb, false };
 	bool any = false, in_list = txn->n_given > 1;
-	char *answer;
 
 	for (size_t i = 0; i < txn->n; i++)
 		any |= txn->steps[i].action->describe && txn->steps[i].action->describe(&txn->steps[i], NULL);
@@ -356,11 +356,7 @@ static int make_answer(struct tide_txn *txn, struct tide_error *err)
 	if (in_list)
 		tide_json_end(&w, ']');
 	tide_json_end(&w, '}');
-	answer = tide_strbuf_steal(&sb, err);
-	if (!answer)
-		return -1;
-	tide_txn_set_answer(txn, answer);
-	return 0;
+	return tide_txn_set_answer(txn, &sb, err);
 }
 
 static int prepare_all(struct tide_txn *txn, struct tide_error *err)

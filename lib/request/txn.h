@@ -14,8 +14,8 @@
 #include "action.h"
 
 struct tide_session *tide_txn_session(const struct tide_txn *txn);
-/* Sets what the reply returns instead of {}: JSON, which the transaction owns from now on. */
-void tide_txn_set_answer(struct tide_txn *txn, char *json);
+/* Sets what the reply returns instead of {}: the JSON that was written to the buffer, which is empty afterwards. */
+int tide_txn_set_answer(struct tide_txn *txn, struct tide_strbuf *json, struct tide_error *err);
 
 /* Appends an action.  args: its argument structure, which is copied. */
 int tide_txn_append(struct tide_txn *txn, const struct tide_action *action, const void *args, struct tide_error *err);

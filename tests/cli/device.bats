@@ -141,12 +141,7 @@ sys.exit(struct.unpack("i", fcntl.ioctl(int(sys.argv[1]), termios.FIONREAD, byte
 
 @test "another program's write while a command holds the device" {
 	kept
-	mkfifo input
-	image-write --sidecar s "$loop" 0 5M < input > bg.out 2> bg.err 3>&- &
-	bg=$!
-	bg_pids+=("$bg")
-	exec 7> input
-	noise 4M >&7
+	hold_write --sidecar s "$loop" 0 5M
 	# Not during one of its own writes: it has made the first, and waits for the data of the second.
 	eventually is_starved "$bg" 7
 	dd if=dev.img of="$loop" bs=4K count=1 seek=1800 oflag=direct conv=notrunc status=none

@@ -364,6 +364,16 @@ start() {
 	bg_pids+=("$bg")
 }
 
+# hold_write ARG...: image-write with these arguments has got 4 MiB of its data, and waits for more on descriptor 7.
+hold_write() {
+	mkfifo input
+	image-write "$@" < input > bg.out 2> bg.err 3>&- &
+	bg=$!
+	bg_pids+=("$bg")
+	exec 7> input
+	noise 4M >&7
+}
+
 # finish: waits for what `start` started; its end is in $status, $output and $stderr.
 finish() {
 	status=0

@@ -275,12 +275,7 @@ same_start() {
 		"$f" disk.img 16M
 		ok bitmap-add disk.img b
 		if [ $f = qcow2 ]; then ok bitmap-add --store image -g 32K disk.img in; fi
-		mkfifo input
-		image-write disk.img 0 8M < input > bg.out 2> bg.err 3>&- &
-		bg=$!
-		bg_pids+=("$bg")
-		exec 7> input
-		noise 4M >&7
+		hold_write disk.img 0 8M
 		if [ $f = raw ]; then eventually same_start; else sleep 0.5; fi
 		printf x | dd of=disk.img bs=1 seek=$(($(stat -c %s disk.img) - 1)) conv=notrunc status=none
 		noise 4M >&7

@@ -206,12 +206,7 @@ test_busy() {
 	mknod node2 b $((0x$(stat -c %t "$loop"))) $((0x$(stat -c %T "$loop"))) || skip 'cannot make device nodes'
 	blockdev --getsize64 node2 > size 2> size.err || skip 'cannot open device nodes here'
 	ok bitmap-add --sidecar s "$loop" b
-	mkfifo input
-	image-write --sidecar s "$loop" 0 5M < input > bg.out 2> bg.err 3>&- &
-	bg=$!
-	bg_pids+=("$bg")
-	exec 7> input
-	noise 4M >&7
+	hold_write --sidecar s "$loop" 0 5M
 	eventually test -e s.log
 	refused_like 'Failed to get.*lock' image-write --sidecar s --pattern 7 ./node2 6M 64K
 	refused_like 'Failed to get.*lock' backup-run -F raw ./node2 copy.img
