@@ -6,7 +6,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "cmd.h"
 
@@ -19,7 +18,7 @@ static const struct poptOption options[] = { { "output", 0, POPT_ARG_STRING, NUL
 /* The cells of one image.  The name is escaped; the other cells fit into their arrays. */
 struct row {
 	char *name;
-	char disk[UI_SIZE_MAX], data[UI_SIZE_MAX], file[UI_SIZE_MAX], modified[32];
+	char disk[UI_SIZE_MAX], data[UI_SIZE_MAX], file[UI_SIZE_MAX], modified[UI_TIME_MAX];
 	const char *format;
 };
 
@@ -43,8 +42,6 @@ static int indent_of(size_t depth)
 static int fill(struct row *row, const struct tide_chain_image *image, size_t depth)
 {
 	CMD_AUTOFREE char *plain = ui_escape(image->filename);
-	time_t when = (time_t)image->modified_s;
-	struct tm tm;
 
 	if (!plain || asprintf(&row->name, "%*s%s%s", depth ? indent_of(depth - 1) : 0, "",
 	                       depth == 0     ? ""
@@ -65,8 +62,7 @@ static int fill(struct row *row, const struct tide_chain_image *image, size_t de
 		return 0;
 	}
 	ui_size(row->file, image->actual_size);
-	if (localtime_r(&when, &tm))
-		strftime(row->modified, sizeof(row->modified), "%Y-%m-%d %H:%M:%S", &tm);
+	ui_time(row->modified, image->modified_s);
 	return 0;
 }
 
@@ -104,12 +100,9 @@ static void print_bitmap(const struct tide_bitmap_info *b, int indent)
 
 static void print_backup(const struct tide_backup_info *b, int indent)
 {
-	time_t when = (time_t)b->time;
-	char text[32] = "an unknown time";
-	struct tm tm;
+	char text[UI_TIME_MAX] = "an unknown time";
 
-	if (localtime_r(&when, &tm))
-		strftime(text, sizeof(text), "%Y-%m-%d %H:%M:%S", &tm);
+	ui_time(text, b->time);
 	printf("%*s= backup %s of %s", indent, "", b->id, text);
 	if (b->disk)
 		printf(", disk %s", b->disk);

@@ -5,7 +5,6 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 
 #include "cmd.h"
 
@@ -77,12 +76,9 @@ static void print_snapshot(const struct tide_snapshot *s)
 {
 	CMD_AUTOFREE char *id = ui_escape(s->id);
 	CMD_AUTOFREE char *name = ui_escape(s->name);
-	char size[UI_SIZE_MAX], date[32] = "", clock[40];
-	time_t when = (time_t)s->date_sec;
-	struct tm tm;
+	char size[UI_SIZE_MAX], date[UI_TIME_MAX] = "", clock[40];
 
-	if (localtime_r(&when, &tm))
-		strftime(date, sizeof(date), "%Y-%m-%d %H:%M:%S", &tm);
+	ui_time(date, (int64_t)s->date_sec);
 	snprintf(clock, sizeof(clock), "%02" PRIu64 ":%02" PRIu64 ":%02" PRIu64 ".%03" PRIu64, s->vm_clock_sec / 3600,
 	         s->vm_clock_sec / 60 % 60, s->vm_clock_sec % 60, s->vm_clock_nsec / 1000000);
 	printf("%-9s %-16s %8s %19s %12s", id ? id : "", name ? name : "", ui_size(size, s->vm_state_size), date,

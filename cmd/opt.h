@@ -31,9 +31,9 @@ enum {
 	OPT_IGNORE_STAMP,
 	OPT_FORCE_SHARE,
 	OPT_ALLOW_BACKING,
-	OPT_ALLOW_BASE,     /* the same */
 	OPT_ALLOW_PART,     /* of chain-restore */
 	OPT_ALLOW_CHANGING, /* of the commands that back up, in their own tables */
+	OPT_ALLOW_BASE,     /* the same */
 	OPT_DRY_RUN,
 	OPT_JOB_EVENTS, /* of backup-run, in its own table */
 	OPT_PROGRESS,

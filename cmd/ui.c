@@ -169,6 +169,15 @@ const char *ui_size(char text[UI_SIZE_MAX], uint64_t size)
 	return text;
 }
 
+void ui_time(char text[UI_TIME_MAX], int64_t seconds)
+{
+	time_t when = (time_t)seconds;
+	struct tm tm;
+
+	if (localtime_r(&when, &tm))
+		strftime(text, UI_TIME_MAX, "%Y-%m-%d %H:%M:%S", &tm);
+}
+
 static int percent(const struct tide_progress *p)
 {
 	if (p->len == 0 || p->offset >= p->len)

@@ -58,6 +58,9 @@ int ui_width(const char *text);
 /* "448 KiB", in the manner of qemu-img: three digits, the unit changes at 1000. */
 #define UI_SIZE_MAX 24
 const char *ui_size(char text[UI_SIZE_MAX], uint64_t size);
+/* Seconds since 1970 as "2026-11-28 23:00:00", local time.  If there is no such time, text stays. */
+#define UI_TIME_MAX 32
+void ui_time(char text[UI_TIME_MAX], int64_t seconds);
 
 /* The width of the output: $COLUMNS, the terminal of fd, or 80. */
 int ui_columns(int fd);

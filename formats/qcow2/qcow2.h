@@ -97,6 +97,7 @@ enum {
 };
 
 #define TIDE_QCOW2_FINGERPRINT_BYTES   72u
+#define TIDE_QCOW2_BIRTH_FILE_BYTES    16u /* the identity of the file, before its birth record */
 #define TIDE_QCOW2_FINGERPRINT_2_BYTES 112u
 #define TIDE_QCOW2_HEADER_ROOM         128u /* bytes left free in the first cluster beside a fingerprint */
 
@@ -127,7 +128,7 @@ struct tide_qcow2_header {
 	char *data_file;                     /* the external data file, or NULL */
 	struct tide_fingerprint fingerprint; /* of the backing image; its digits may be empty */
 	uint32_t fingerprint_name;           /* the CRC-32C of the backing name it belongs to */
-	uint8_t birth_file[16];
+	uint8_t birth_file[TIDE_QCOW2_BIRTH_FILE_BYTES];
 	size_t birth_len; /* 0: no birth record */
 	uint8_t birth[TIDE_BIRTH_BYTES_MAX];
 	uint32_t n_bitmaps; /* 0: none, or not reliable */
@@ -463,10 +464,11 @@ int tide_qcow2_ext_set_exact_size(void *state, uint64_t size, struct tide_driver
 /* The bytes of the extension, at most TIDE_QCOW2_FINGERPRINT_2_BYTES. Returns their number. */
 size_t tide_qcow2_ext_encode_fingerprint(const struct tide_fingerprint *fp, const char *backing, uint8_t *out);
 int tide_qcow2_ext_set_fingerprint(void *state, const struct tide_fingerprint *fp, struct tide_error *err);
-/* Is this, by what the extension says of its file, a file that was changed since? */
-bool tide_qcow2_ext_is_changed(int fd, const uint8_t birth_file[16]);
-/* The file is another one than that whose identity this is, or that is not known. */
-bool tide_qcow2_ext_is_copy(int fd, const uint8_t birth_file[16]);
+/*
+ * *is_copy: the file is another one than that whose identity this is, or that is not known; then *is_changed is false.
+ */
+void tide_qcow2_ext_compare_file(int fd, const uint8_t birth_file[TIDE_QCOW2_BIRTH_FILE_BYTES], bool *is_changed,
+                                 bool *is_copy);
 int tide_qcow2_ext_set_birth(void *state, const struct tide_birth *birth, struct tide_error *err);
 
 /* ---- qcow2_check.c: see driver.h ---- */

@@ -25,6 +25,8 @@
 
 #define EXTENSION_HEAD 8u
 
+#define INODE_BYTES 8u /* at the beginning of the identity of a file */
+
 enum { AT_BACKING = 8, AT_BACKING_LEN = 16, AT_HEADER_LENGTH = 100 };
 
 /* The first cluster. */
@@ -250,7 +252,7 @@ static int set_intact(struct tide_qcow2 *q, struct tide_error *err)
  * The identity of a file: its inode, and a checksum of device, inode, size and time of change. The same inode with
  * another checksum was changed; another inode is a copy, of which they say nothing. Zeroes: unknown.
  */
-static void identify(const struct stat *st, uint8_t out[16])
+static void identify(const struct stat *st, uint8_t out[TIDE_QCOW2_BIRTH_FILE_BYTES])
 {
 	uint8_t raw[36];
 
@@ -264,27 +266,19 @@ static void identify(const struct stat *st, uint8_t out[16])
 	tide_put_le32(out + 12, tide_checksum_crc32c(UINT32_MAX, raw, sizeof(raw)));
 }
 
-bool tide_qcow2_ext_is_changed(int fd, const uint8_t birth_file[16])
+void tide_qcow2_ext_compare_file(int fd, const uint8_t birth_file[TIDE_QCOW2_BIRTH_FILE_BYTES], bool *is_changed,
+                                 bool *is_copy)
 {
-	static const uint8_t unknown[16];
-	uint8_t now[16];
+	uint8_t now[TIDE_QCOW2_BIRTH_FILE_BYTES];
 	struct stat st;
 
-	if (fstat(fd, &st) < 0 || memcmp(birth_file, unknown, sizeof(unknown)) == 0)
-		return false;
-	identify(&st, now);
-	return memcmp(birth_file, now, 8) == 0 && memcmp(birth_file, now, sizeof(now)) != 0;
-}
-
-bool tide_qcow2_ext_is_copy(int fd, const uint8_t birth_file[16])
-{
-	uint8_t now[16];
-	struct stat st;
-
+	*is_changed = false;
+	*is_copy = true;
 	if (fstat(fd, &st) < 0)
-		return true;
+		return;
 	identify(&st, now);
-	return memcmp(birth_file, now, 8) != 0;
+	*is_copy = memcmp(birth_file, now, INODE_BYTES) != 0;
+	*is_changed = !*is_copy && memcmp(birth_file, now, sizeof(now)) != 0;
 }
 
 /*
@@ -312,8 +306,8 @@ static int set_time(const struct tide_qcow2 *q, const struct stat *st, struct ti
 
 static int put_birth(struct tide_qcow2 *q, const struct tide_birth *birth, struct tide_error *err)
 {
-	uint8_t bytes[16 + TIDE_BIRTH_BYTES_MAX] = { 0 };
-	size_t len = tide_birth_encode(birth, bytes + 16);
+	uint8_t bytes[TIDE_QCOW2_BIRTH_FILE_BYTES + TIDE_BIRTH_BYTES_MAX] = { 0 };
+	size_t len = tide_birth_encode(birth, bytes + TIDE_QCOW2_BIRTH_FILE_BYTES);
 	struct stat st;
 	bool timed;
 	int rc;
@@ -324,13 +318,16 @@ static int put_birth(struct tide_qcow2 *q, const struct tide_birth *birth, struc
 	timed = choose_time(q, &st);
 	if (timed)
 		identify(&st, bytes);
-	rc = put(q, &(struct content){ .type = TIDE_QCOW2_EXT_BIRTH, .data = bytes, .len = 16 + len }, err);
+	rc = put(q,
+	         &(struct content){
+	                 .type = TIDE_QCOW2_EXT_BIRTH, .data = bytes, .len = TIDE_QCOW2_BIRTH_FILE_BYTES + len },
+	         err);
 	if (rc == 0)
 		rc = set_intact(q, err);
 	if (rc != 0)
 		return rc;
-	memcpy(q->header.birth_file, bytes, 16);
-	memcpy(q->header.birth, bytes + 16, len);
+	memcpy(q->header.birth_file, bytes, TIDE_QCOW2_BIRTH_FILE_BYTES);
+	memcpy(q->header.birth, bytes + TIDE_QCOW2_BIRTH_FILE_BYTES, len);
 	q->header.birth_len = len;
 	return timed ? set_time(q, &st, err) : 0;
 }

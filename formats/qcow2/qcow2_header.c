@@ -577,13 +577,14 @@ static int add_features(const struct tide_qcow2_header *h, struct tide_driver_in
 
 static int add_birth(int fd, const struct tide_qcow2_header *h, struct tide_driver_info *info, struct tide_error *err)
 {
+	bool is_changed;
+
 	if (tide_birth_decode(h->birth, h->birth_len, &info->birth, err) < 0)
 		return -1;
 	if (!info->birth)
 		return 0;
-	info->birth->intact =
-	        (h->autoclear & TIDE_QCOW2_AUTOCLEAR_INTACT) && !tide_qcow2_ext_is_changed(fd, h->birth_file);
-	info->birth->is_copy = tide_qcow2_ext_is_copy(fd, h->birth_file);
+	tide_qcow2_ext_compare_file(fd, h->birth_file, &is_changed, &info->birth->is_copy);
+	info->birth->intact = (h->autoclear & TIDE_QCOW2_AUTOCLEAR_INTACT) && !is_changed;
 	return 0;
 }
 

@@ -27,6 +27,11 @@ bool tide_id_is_same(const struct tide_id *a, const struct tide_id *b)
 	return memcmp(a, b, sizeof(*a)) == 0;
 }
 
+bool tide_id_differs(const struct tide_id *a, const struct tide_id *b)
+{
+	return tide_id_is_set(a) && tide_id_is_set(b) && !tide_id_is_same(a, b);
+}
+
 void tide_id_format(const struct tide_id *id, char text[TIDE_ID_TEXT])
 {
 	for (size_t i = 0; i < TIDE_ID_BYTES; i++)

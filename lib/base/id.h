@@ -20,6 +20,7 @@ struct tide_id {
 int tide_id_new(struct tide_id *id, struct tide_error *err);
 bool tide_id_is_set(const struct tide_id *id);
 bool tide_id_is_same(const struct tide_id *a, const struct tide_id *b);
+bool tide_id_differs(const struct tide_id *a, const struct tide_id *b); /* false also if one is not set */
 void tide_id_format(const struct tide_id *id, char text[TIDE_ID_TEXT]);
 
 #endif

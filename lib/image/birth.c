@@ -52,6 +52,13 @@ void tide_birth_freep(struct tide_birth **birth)
 	tide_birth_free(*birth);
 }
 
+bool tide_birth_has_fingerprint(const struct tide_birth *birth)
+{
+	static const uint8_t none[TIDE_BIRTH_FINGERPRINT_BYTES];
+
+	return memcmp(birth->fingerprint, none, sizeof(none)) != 0;
+}
+
 struct tide_birth *tide_birth_copy(const struct tide_birth *birth, struct tide_error *err)
 {
 	TIDE_AUTOBIRTH struct tide_birth *copy = tide_mem_alloc(1, sizeof(*copy), err);

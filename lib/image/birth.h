@@ -41,6 +41,7 @@ void tide_birth_free(struct tide_birth *birth); /* NULL: nothing */
 void tide_birth_freep(struct tide_birth **birth);
 #define TIDE_AUTOBIRTH TIDE_CLEANUP(tide_birth_freep)
 
+bool tide_birth_has_fingerprint(const struct tide_birth *birth);
 struct tide_birth *tide_birth_copy(const struct tide_birth *birth, struct tide_error *err);
 
 /* Puts the record's bytes at out, which has room for TIDE_BIRTH_BYTES_MAX, and returns their number. */

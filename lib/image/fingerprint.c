@@ -123,3 +123,14 @@ void tide_fingerprint_shorten(const struct tide_fingerprint *fp, uint8_t out[TID
 	for (size_t i = 0; i < TIDE_BIRTH_FINGERPRINT_BYTES; i++)
 		out[i] = (uint8_t)(digit(fp->disk[2 * i]) << 4 | digit(fp->disk[2 * i + 1]));
 }
+
+int tide_fingerprint_take_short(struct tide_image *image, uint8_t out[TIDE_BIRTH_FINGERPRINT_BYTES],
+                                struct tide_error *err)
+{
+	struct tide_fingerprint fp;
+
+	if (tide_fingerprint_take(image, &fp, err) < 0)
+		return -1;
+	tide_fingerprint_shorten(&fp, out);
+	return 0;
+}

@@ -29,6 +29,8 @@ int tide_fingerprint_remember(struct tide_image *image, struct tide_error *err);
 
 /* The first bytes of the disk's part, as a birth record has them (birth.h). */
 void tide_fingerprint_shorten(const struct tide_fingerprint *fp, uint8_t out[TIDE_BIRTH_FINGERPRINT_BYTES]);
+int tide_fingerprint_take_short(struct tide_image *image, uint8_t out[TIDE_BIRTH_FINGERPRINT_BYTES],
+                                struct tide_error *err);
 
 /* Was the file written to between the two? False also when they are of different files, where this is unknown. */
 bool tide_fingerprint_is_written(const struct tide_fingerprint *then, const struct tide_fingerprint *now);

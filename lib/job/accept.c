@@ -32,15 +32,13 @@ struct tide_accept {
 
 static int look_at(struct member *m, struct tide_image *image, struct tide_error *err)
 {
-	struct tide_fingerprint fp;
-
 	m->image = image;
 	m->path = tide_mem_strdup(tide_image_path(image), err);
 	m->format = tide_image_format_name(image);
 	m->stamp = *tide_image_stamp(image);
-	if (!m->path || tide_identity_find(image, &m->own, err) < 0 || tide_fingerprint_take(image, &fp, err) < 0)
+	if (!m->path || tide_identity_find(image, &m->own, err) < 0 ||
+	    tide_fingerprint_take_short(image, m->fingerprint, err) < 0)
 		return -1;
-	tide_fingerprint_shorten(&fp, m->fingerprint);
 	m->as_born = m->own && memcmp(m->own->fingerprint, m->fingerprint, sizeof(m->fingerprint)) == 0;
 	return 0;
 }
@@ -65,9 +63,7 @@ static const char *refuse_member(const struct member *m, const struct member *be
 
 static const char *refuse_top(const struct member *top)
 {
-	static const uint8_t none[TIDE_BIRTH_FINGERPRINT_BYTES];
-
-	if (!top->own || memcmp(top->own->fingerprint, none, sizeof(none)) == 0)
+	if (!top->own || !tide_birth_has_fingerprint(top->own))
 		return "has no record of the disk that was backed up, so nothing can be compared";
 	return top->as_born ? NULL : "shows another disk than the one that was backed up";
 }

@@ -93,7 +93,7 @@ static int follow(struct chain *chain, const struct tide_id *disk, const char **
 			*broken = "is another file than the backup of that name";
 		else if (!birth->intact)
 			*broken = "was changed after it had been made";
-		else if (tide_id_is_set(disk) && tide_id_is_set(&birth->disk) && !tide_id_is_same(&birth->disk, disk))
+		else if (tide_id_differs(disk, &birth->disk))
 			*broken = "is a backup of another disk";
 		else if (!birth->is_part || birth->is_incomplete)
 			chain->full_time = birth->time;

@@ -179,7 +179,7 @@ static int check_birth(const struct tide_backup_job *job, struct tide_image *bac
 		return tide_error_set(err, TIDE_E_REFUSED,
 		                      "The backup '%s' was made of a disk of %llu bytes, and has another size now",
 		                      path, (unsigned long long)birth->exact_size);
-	if (tide_id_is_set(disk) && tide_id_is_set(&birth->disk) && !tide_id_is_same(disk, &birth->disk)) {
+	if (tide_id_differs(disk, &birth->disk)) {
 		tide_error_set(err, TIDE_E_REFUSED, "'%s' is a backup of another disk", path);
 		return tide_error_hint(err, "is the image the one that you mean? --allow-base=other does as you say");
 	}
@@ -196,16 +196,15 @@ static int check_chain(struct tide_image *backing, bool is_base, bool *proven, s
 
 	*proven = true;
 	for (struct tide_image *link = backing; link; above = link, link = tide_image_backing(link)) {
-		bool is_continued = above ? tide_kinship_is_continued(above, link) : is_base;
 		TIDE_AUTOFREE char *text = NULL;
 		enum tide_kinship kinship;
 
-		if (tide_kinship_check(link, is_continued, &kinship, &text, err) < 0)
+		if (tide_kinship_check(link, above, is_base && !above, &kinship, &text, err) < 0)
 			return -1;
 		if (kinship == TIDE_KINSHIP_COMPLETE)
 			break;
 		*proven = *proven && kinship == TIDE_KINSHIP_PROVEN;
-		if (kinship != TIDE_KINSHIP_WRONG && kinship != TIDE_KINSHIP_PART && kinship != TIDE_KINSHIP_REBASED)
+		if (!tide_kinship_is_bad(kinship))
 			continue;
 		tide_error_set(err, TIDE_E_REFUSED,
 		               "An increment on '%s' could not be restored: '%s' is not in order: %s",
@@ -244,15 +243,23 @@ int tide_backup_check_base(struct tide_backup_job *job, const struct tide_sideca
 	return differs > 0 ? refuse_sample(job, tide_image_path(backing), err) : differs;
 }
 
+struct tide_birth *tide_backup_find_birth(const char *path, struct tide_image **image)
+{
+	struct tide_image_options options = { .path = path, .no_backing = true, .force_share = true };
+	struct tide_birth *birth = NULL;
+
+	if (tide_target_bitmaps_open(&options, image, NULL) == 0)
+		tide_identity_find(*image, &birth, NULL);
+	return birth;
+}
+
 /* Is the file at the path of the base that backup?  *format becomes its format; *is_alone: it is a part, on nothing. */
 static bool is_there(const struct tide_base *base, const char **format, bool *is_alone)
 {
-	struct tide_image_options options = { .path = base->path, .force_share = true, .no_backing = true };
 	TIDE_AUTOIMAGE struct tide_image *image = NULL;
-	TIDE_AUTOBIRTH struct tide_birth *birth = NULL;
+	TIDE_AUTOBIRTH struct tide_birth *birth = tide_backup_find_birth(base->path, &image);
 
-	if (tide_target_bitmaps_open(&options, &image, NULL) < 0 || tide_identity_find(image, &birth, NULL) < 0 ||
-	    !birth)
+	if (!birth)
 		return false;
 	*format = tide_image_format_name(image);
 	*is_alone = birth->is_part && !tide_image_info(image)->backing;
@@ -334,14 +341,15 @@ static int updates_base(const struct tide_backup_job *job, const struct tide_sid
 
 static int set_part(struct tide_backup_job *job, const struct tide_sidecar_bitmap *entry, struct tide_error *err)
 {
-	int updates = tide_backup_is_increment(job->sync) ? updates_base(job, entry, err) : 0;
+	int updates;
 
-	if (updates < 0)
-		return -1;
-	job->birth.is_part = tide_backup_is_increment(job->sync)
-	                             ? !updates
-	                             : job->sync == TIDE_SYNC_TOP && tide_image_backing(job->target.image);
-	return 0;
+	if (!tide_backup_is_increment(job->sync)) {
+		job->birth.is_part = job->sync == TIDE_SYNC_TOP && tide_image_backing(job->target.image);
+		return 0;
+	}
+	updates = updates_base(job, entry, err);
+	job->birth.is_part = !updates;
+	return updates < 0 ? -1 : 0;
 }
 
 /* The id of the backup below the target; if that has none, the one that the bitmap knows. */
@@ -377,7 +385,7 @@ int tide_backup_announce_full(struct tide_node *node, const char *target, struct
 	return node->next_full ? 0 : -1;
 }
 
-int tide_backup_set_birth(struct tide_backup_job *job, const struct tide_backup *args, const struct tide_id *point,
+int tide_backup_set_birth(struct tide_backup_job *job, const struct tide_id *point,
                           const struct tide_sidecar_bitmap *entry, struct tide_error *err)
 {
 	struct tide_birth *birth = &job->birth;
@@ -385,7 +393,7 @@ int tide_backup_set_birth(struct tide_backup_job *job, const struct tide_backup 
 	const struct tide_image *backing = tide_image_backing(job->target.image);
 	TIDE_AUTOBIRTH struct tide_birth *below = NULL;
 
-	birth->sync = args->sync;
+	birth->sync = job->sync;
 	birth->exact_size = job->exact_size;
 	birth->device = job->node->id;
 	birth->bitmap = job->bitmap;

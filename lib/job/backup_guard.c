@@ -42,13 +42,9 @@ static bool needs(const struct tide_base *base, const struct stat *file)
 /* The record in the existing file, which may have been moved here, or NULL. */
 static struct tide_birth *find_birth(const char *path)
 {
-	struct tide_image_options options = { .path = path, .no_backing = true, .force_share = true };
 	TIDE_AUTOIMAGE struct tide_image *image = NULL;
-	struct tide_birth *birth = NULL;
 
-	if (tide_target_bitmaps_open(&options, &image, NULL) == 0)
-		tide_identity_find(image, &birth, NULL);
-	return birth;
+	return tide_backup_find_birth(path, &image);
 }
 
 static int refuse(const char *target, const struct tide_sidecar_bitmap *entry, bool is_base, struct tide_error *err)

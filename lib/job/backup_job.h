@@ -1,7 +1,7 @@
 /*
- * Declarations that the parts of the backup job share: backup_prepare.c, up to the frozen bitmap;
- * backup_birth.c, its place among other backups; backup.c,
- * from the start to the last event; and backup_settle.c, its part in the commit.  No other file includes this.
+ * Declarations that the parts of the backup job share: backup_prepare.c, up to the frozen bitmap; backup_guard.c, what
+ * the target must not replace; backup_birth.c, its place among other backups; backup.c, from the start to the last
+ * event; and backup_settle.c, its part in the commit.  No other file includes this.
  */
 #ifndef TIDE_BACKUP_JOB_H
 #define TIDE_BACKUP_JOB_H
@@ -59,10 +59,12 @@ int tide_backup_find_base(const struct tide_backup_job *job, const struct tide_s
  */
 int tide_backup_check_base(struct tide_backup_job *job, const struct tide_sidecar_bitmap *entry,
                            struct tide_error *err);
+/* The record of the backup at this path, or NULL.  *image: the file alone, or NULL; the caller closes it. */
+struct tide_birth *tide_backup_find_birth(const char *path, struct tide_image **image);
 /* Refuses to replace a backup that a bitmap of the disk counts from, or an image below such a one (backup_guard.c). */
 int tide_backup_guard_base(const struct tide_node *node, const char *target, struct tide_error *err);
 /* Decides the birth record.  point: the same for all backups of a transaction. */
-int tide_backup_set_birth(struct tide_backup_job *job, const struct tide_backup *args, const struct tide_id *point,
+int tide_backup_set_birth(struct tide_backup_job *job, const struct tide_id *point,
                           const struct tide_sidecar_bitmap *entry, struct tide_error *err);
 /* After the copy. */
 void tide_backup_take_fingerprint(struct tide_backup_job *job);

@@ -476,7 +476,7 @@ static int prepare(struct tide_backup_job *job, const struct tide_backup *args, 
 	    check_job(job, args, err) < 0)
 		return -1;
 	if (tide_copy_way_wanted(&job->copy.way, err) < 0 || plan(job, entry, err) < 0 ||
-	    tide_backup_check_base(job, entry, err) < 0 || tide_backup_set_birth(job, args, point, entry, err) < 0)
+	    tide_backup_check_base(job, entry, err) < 0 || tide_backup_set_birth(job, point, entry, err) < 0)
 		return -1;
 	/* A server's bitmap cannot be changed, so it is neither frozen nor settled. */
 	return entry && !tide_node_is_owned_by_server(job->node, entry) ? freeze(job, entry, err) : 0;

@@ -231,7 +231,7 @@ static int find_lead(const struct tide_commit_member *m, enum turn turn, struct 
 
 	*lead = (struct lead){ m, NULL, turn == NEW_IMAGES ? NULL : node };
 	if (turn == NEW_IMAGES && target)
-		lead->sidecar = tide_target_sidecar(target->staged.path, err);
+		lead->sidecar = tide_store_default(target->staged.path, err);
 	else if (turn != NEW_IMAGES && node && node->sidecar_path && has_stake(node) == (turn == NODES_WITH_STAKE))
 		lead->sidecar = tide_mem_strdup(node->sidecar_path, err);
 	else

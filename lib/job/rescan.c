@@ -46,17 +46,15 @@ static int set_dirty(struct tide_compare *compare, uint64_t off, uint64_t len, s
 /* *base: the other image as a backup; NULL unless it is a backup and known to be as it was made. */
 static int find_base(const struct tide_image *other, struct tide_base **base, struct tide_error *err)
 {
-	struct tide_birth *birth;
+	TIDE_AUTOBIRTH struct tide_birth *birth = NULL;
 
 	*base = NULL;
 	if (tide_identity_find(other, &birth, err) < 0)
 		return -1;
-	if (birth && birth->intact && (!birth->is_part || tide_image_backing(other)))
-		*base = tide_lineage_base_new(&birth->id, birth->time, tide_image_path(other), err);
-	else
-		err = NULL;
-	tide_birth_free(birth);
-	return *base || !err ? 0 : -1;
+	if (!birth || !birth->intact || (birth->is_part && !tide_image_backing(other)))
+		return 0;
+	*base = tide_lineage_base_new(&birth->id, birth->time, tide_image_path(other), err);
+	return *base ? 0 : -1;
 }
 
 int tide_rescan_run(struct tide_node *node, const struct tide_bitmap_rescan *args, uint64_t granularity,

@@ -263,15 +263,12 @@ static int check_kinship(const struct tide_restore *restore, struct tide_error *
 	const struct tide_image *above = NULL;
 
 	for (struct tide_image *link = restore->node->image; link; above = link, link = tide_image_backing(link)) {
-		bool is_continued = tide_kinship_is_continued(above, link);
 		TIDE_AUTOFREE char *text = NULL;
 		enum tide_kinship kinship;
 
-		if (restore->node->allow & TIDE_ALLOW_PART)
-			return 0;
-		if (tide_kinship_check(link, is_continued, &kinship, &text, err) < 0)
+		if (tide_kinship_check(link, above, false, &kinship, &text, err) < 0)
 			return -1;
-		if (kinship == TIDE_KINSHIP_PART || kinship == TIDE_KINSHIP_WRONG || kinship == TIDE_KINSHIP_REBASED)
+		if (tide_kinship_is_bad(kinship))
 			return refuse_kinship(link, text, kinship == TIDE_KINSHIP_REBASED, err);
 		if (kinship == TIDE_KINSHIP_COMPLETE)
 			break;
@@ -320,7 +317,7 @@ static int prepare(struct tide_restore *restore, const struct tide_chain_restore
 		return -1;
 	restore->exact_size = tide_image_exact_size(source);
 	if (tide_image_check_format(source, restore->node->path, "-f", err) < 0 ||
-	    (!args->salvage && check_kinship(restore, err) < 0))
+	    (!args->salvage && !(restore->node->allow & TIDE_ALLOW_PART) && check_kinship(restore, err) < 0))
 		return -1;
 	if (tide_copy_way_wanted(&copy->way, err) < 0 || find_target(restore, args, err) < 0)
 		return -1;

@@ -74,7 +74,7 @@ static int check_pinned(const char *path, const char *format, struct tide_error 
 	int rc = 0;
 
 	/* Also that of an image that was removed. A device never gets here. */
-	sidecar = tide_target_sidecar(path, &ignored);
+	sidecar = tide_store_default(path, &ignored);
 	if (sidecar && tide_store_load(sidecar, &sc, &ignored) == 0 && sc && strcmp(sc->format, format)) {
 		tide_error_set(err, TIDE_E_REFUSED,
 		               "Could not create '%s': its sidecar pins the format '%s', and the new image is '%s'",
@@ -352,8 +352,7 @@ static struct tide_sidecar *make_sidecar(const struct tide_target *target, const
 		if (!sc)
 			return NULL;
 	}
-	for (size_t i = 0; i < sc->n; i++)
-		sc->items[i]->untracked = true;
+	tide_sidecar_distrust(sc);
 	snprintf(sc->format, sizeof(sc->format), "%s", tide_image_format_name(target->image));
 	if (!target->existing)
 		sc->compatible |= TIDE_SIDECAR_FORMAT_GIVEN;
@@ -371,7 +370,7 @@ static struct tide_sidecar *make_sidecar(const struct tide_target *target, const
 /* Called when the content of the target is complete, because the sidecar has its stamp. */
 static int stage_sidecar(struct tide_target *target, struct tide_error *err)
 {
-	TIDE_AUTOFREE char *path = tide_mem_printf(err, "%s.bitmaps", tide_target_path(target));
+	TIDE_AUTOFREE char *path = tide_store_default(tide_target_path(target), err);
 	int fd = tide_image_fd(target->image), rc;
 	struct tide_sidecar *sc = NULL;
 
@@ -426,8 +425,8 @@ int tide_target_stage(struct tide_target *target, struct tide_error *err)
 	rc = set_birth(target, err);
 	if (rc < 0 || (!target->existing && flush_files(target, err) < 0))
 		return -1;
-	if (rc <= 0 || !has_default_sidecar(target))
-		return rc < 0 ? -1 : 0;
+	if (rc == 0 || !has_default_sidecar(target))
+		return 0;
 	if (stage_sidecar(target, &why) == 0)
 		return 0;
 	/* The directory of an existing image may be closed to the caller, and a long name has no room for more. */

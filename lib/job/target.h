@@ -59,8 +59,6 @@ int tide_target_adopt(struct tide_target *target, struct tide_image *image, cons
  * the request then: it may be the one that was interrupted.  path: absolute, without symbolic links.
  */
 int tide_target_recover(const char *path, bool dry_run, const atomic_bool *cancel, struct tide_error *err);
-/* The name of the sidecar that a new target would have, beside which a commit record may be; the caller frees it. */
-char *tide_target_sidecar(const char *path, struct tide_error *err);
 /* The pointer from the target to a commit record, written before the record and removed after it, or left. */
 int tide_target_point(struct tide_target *target, const char *record, struct tide_error *err);
 void tide_target_unpoint(struct tide_target *target);
@@ -79,7 +77,7 @@ void tide_target_recorded(struct tide_target *target);
 void tide_target_unrecorded(struct tide_target *target);
 /* Is neither file renamed yet? */
 bool tide_target_is_untouched(const struct tide_target *target);
-/* Have all files their names? */
+/* Have the image and its data file their names?  The sidecar with its record may lack its own. */
 bool tide_target_is_named(const struct tide_target *target);
 int tide_target_name(struct tide_target *target, struct tide_error *err);
 /* The absolute path that a name leads to, through symbolic links; the name itself if its directory does not exist. */

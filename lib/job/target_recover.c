@@ -18,17 +18,12 @@
 #include "store/commit_recover.h"
 #include "target.h"
 
-char *tide_target_sidecar(const char *path, struct tide_error *err)
-{
-	return tide_mem_printf(err, "%s.bitmaps", path);
-}
-
 /* ---- the pointer ------------------------------------------------------------------- */
 
 int tide_target_point(struct tide_target *target, const char *record, struct tide_error *err)
 {
 	TIDE_AUTOCOMMITRECORD struct tide_commit_record pointer = TIDE_COMMIT_RECORD_INIT;
-	TIDE_AUTOFREE char *sidecar = tide_target_sidecar(target->staged.path, err);
+	TIDE_AUTOFREE char *sidecar = tide_store_default(target->staged.path, err);
 
 	if (!sidecar || target->pointer)
 		return sidecar ? 0 : -1;
@@ -163,7 +158,7 @@ static int recover(const char *name, const char *sidecar, unsigned i, bool dry_r
 
 int tide_target_recover(const char *path, bool dry_run, const atomic_bool *cancel, struct tide_error *err)
 {
-	TIDE_AUTOFREE char *sidecar = tide_target_sidecar(path, err);
+	TIDE_AUTOFREE char *sidecar = tide_store_default(path, err);
 
 	if (!sidecar)
 		return -1;

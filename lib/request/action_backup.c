@@ -229,15 +229,15 @@ static bool backup_describe(const struct tide_step *step, struct tide_json_write
 
 	if (!args->describe || (!args->reason && tide_backup_is_dry(step->state)))
 		return false;
-	if (w && args->reason) {
+	if (!w)
+		return true;
+	if (args->reason) {
 		tide_json_string(w, "sync", sync);
 		tide_json_string(w, "reason", args->reason);
 	}
-	if (w) {
-		tide_json_string(w, "x-sync", sync);
-		tide_json_string(w, "x-reason", args->reason ? args->reason : "as requested");
-		tide_backup_describe(step->state, w);
-	}
+	tide_json_string(w, "x-sync", sync);
+	tide_json_string(w, "x-reason", args->reason ? args->reason : "as requested");
+	tide_backup_describe(step->state, w);
 	return true;
 }
 

@@ -390,7 +390,7 @@ static int check_kinship(struct tide_image *image, const struct tide_image *abov
 	bool damaged = to->verdict == TIDE_VERDICT_DAMAGED;
 	enum tide_kinship kinship;
 
-	if (tide_kinship_check(image, tide_kinship_is_continued(above, image), &kinship, &text, &cause) < 0)
+	if (tide_kinship_check(image, above, false, &kinship, &text, &cause) < 0)
 		return say_error(to, TIDE_FINDING_ENTRY, &cause, err);
 	*complete = kinship == TIDE_KINSHIP_COMPLETE;
 	if (!*complete && kinship != TIDE_KINSHIP_PROVEN && tide_image_backing(image) &&

@@ -331,18 +331,26 @@ static int make_change(const struct tide_commit_change *change, const char *reco
 	return 0;
 }
 
+/* Does this with all changes that are renames. */
+typedef int for_rename(const struct tide_commit_change *change, const char *path, uid_t owner, struct tide_error *err);
+
+static int each_rename(const struct tide_commit_record *record, const char *path, uid_t owner, for_rename *act,
+                       struct tide_error *err)
+{
+	for (size_t i = 0; i < record->n; i++) {
+		if (record->changes[i].kind == TIDE_COMMIT_RENAME && act(&record->changes[i], path, owner, err) < 0)
+			return -1;
+	}
+	return 0;
+}
+
 int tide_commit_recover_check(const struct tide_commit_record *record, const char *path, int fd, struct tide_error *err)
 {
 	struct stat st;
 
 	if (fstat(fd, &st) < 0)
 		return tide_error_set_sys(err, errno, "Could not look at '%s'", path);
-	for (size_t i = 0; i < record->n; i++) {
-		if (record->changes[i].kind == TIDE_COMMIT_RENAME &&
-		    check_change(&record->changes[i], path, st.st_uid, err) < 0)
-			return -1;
-	}
-	return 0;
+	return each_rename(record, path, st.st_uid, check_change, err);
 }
 
 int tide_commit_recover_renames(const struct tide_commit_record *record, const char *path, int fd,
@@ -350,16 +358,11 @@ int tide_commit_recover_renames(const struct tide_commit_record *record, const c
 {
 	struct stat st;
 
-	if (tide_commit_recover_check(record, path, fd, err) < 0)
-		return -1;
 	if (fstat(fd, &st) < 0)
 		return tide_error_set_sys(err, errno, "Could not look at '%s'", path);
-	for (size_t i = 0; i < record->n; i++) {
-		if (record->changes[i].kind == TIDE_COMMIT_RENAME &&
-		    make_change(&record->changes[i], path, st.st_uid, err) < 0)
-			return -1;
-	}
-	return 0;
+	if (each_rename(record, path, st.st_uid, check_change, err) < 0)
+		return -1;
+	return each_rename(record, path, st.st_uid, make_change, err);
 }
 
 void tide_commit_found_release(struct tide_commit_found *found)

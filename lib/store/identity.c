@@ -10,7 +10,7 @@
 /* The record beside a file counts as long as the file has the stamp that is stored with it. */
 static int find_beside(const struct tide_image *image, struct tide_birth **birth, struct tide_error *err)
 {
-	TIDE_AUTOFREE char *path = tide_mem_printf(err, "%s.bitmaps", tide_image_path(image));
+	TIDE_AUTOFREE char *path = tide_store_default(tide_image_path(image), err);
 	const struct tide_stamp *stamp = tide_image_stamp(image);
 	struct tide_sidecar *sc = NULL;
 

@@ -12,6 +12,7 @@
 
 struct link {
 	struct tide_image *image;
+	const struct tide_image *above; /* what is on top of it, or NULL */
 	struct tide_birth *own, *below; /* or NULL */
 	enum tide_kinship kinship;
 	char *text;
@@ -63,15 +64,11 @@ static int judge_ids(struct link *link, struct tide_error *err)
  */
 static bool is_unlike(const struct link *link)
 {
-	static const uint8_t none[TIDE_BIRTH_FINGERPRINT_BYTES];
 	uint8_t now[TIDE_BIRTH_FINGERPRINT_BYTES];
-	struct tide_fingerprint fp;
 
-	if (!link->own->is_copy || memcmp(link->own->fingerprint, none, sizeof(none)) == 0 ||
-	    tide_fingerprint_take(link->image, &fp, NULL) < 0)
-		return false;
-	tide_fingerprint_shorten(&fp, now);
-	return memcmp(link->own->fingerprint, now, sizeof(now)) != 0;
+	return link->own->is_copy && tide_birth_has_fingerprint(link->own) &&
+	       tide_fingerprint_take_short(link->image, now, NULL) == 0 &&
+	       memcmp(link->own->fingerprint, now, sizeof(now)) != 0;
 }
 
 static bool is_rebased(const struct link *link)
@@ -82,16 +79,15 @@ static bool is_rebased(const struct link *link)
 
 static int judge_content(struct link *link, struct tide_error *err)
 {
-	static const uint8_t none[TIDE_BIRTH_FINGERPRINT_BYTES];
+	const struct tide_birth *own = link->own;
 	uint8_t now[TIDE_BIRTH_FINGERPRINT_BYTES];
-	struct tide_fingerprint fp;
 	struct tide_error why = TIDE_ERROR_INIT;
 
-	if (memcmp(link->own->fingerprint, none, sizeof(none)) == 0) {
+	if (!tide_birth_has_fingerprint(own)) {
 		link->kinship = TIDE_KINSHIP_FOREIGN;
 		return 0;
 	}
-	if (tide_fingerprint_take(link->image, &fp, &why) < 0) {
+	if (tide_fingerprint_take_short(link->image, now, &why) < 0) {
 		int rc = why.code == TIDE_E_CORRUPT ? JUDGE(link, TIDE_KINSHIP_LIKELY, err,
 		                                            "it or its backing image was changed after it had been "
 		                                            "made, and cannot be read completely")
@@ -100,31 +96,36 @@ static int judge_content(struct link *link, struct tide_error *err)
 		tide_error_release(&why);
 		return rc;
 	}
-	tide_fingerprint_shorten(&fp, now);
-	if (memcmp(link->own->fingerprint, now, sizeof(now)) == 0 && is_rebased(link))
+	if (memcmp(own->fingerprint, now, sizeof(now)) != 0)
+		return JUDGE(link, TIDE_KINSHIP_WRONG, err,
+		             "it or its backing image was changed after it had been made: the disk is not the one that "
+		             "was backed up");
+	if (is_rebased(link))
 		return JUDGE(link, TIDE_KINSHIP_REBASED, err,
 		             "its backing image is another backup than its base; a sample of the disk is as it was");
 	/* It was made on an image without a record: its fingerprint of that image decides. */
-	if (memcmp(link->own->fingerprint, now, sizeof(now)) == 0 && link->own->intact && !link->below &&
-	    !tide_id_is_set(&link->own->base))
+	if (own->intact && !link->below && !tide_id_is_set(&own->base))
 		return 0;
-	if (memcmp(link->own->fingerprint, now, sizeof(now)) == 0)
-		return JUDGE(
-		        link, TIDE_KINSHIP_LIKELY, err,
-		        "it or its backing image was changed after it had been made; a sample of the disk is as it "
-		        "was");
-	return JUDGE(link, TIDE_KINSHIP_WRONG, err,
-	             "it or its backing image was changed after it had been made: the disk is not the one that was "
-	             "backed up");
+	return JUDGE(link, TIDE_KINSHIP_LIKELY, err,
+	             "it or its backing image was changed after it had been made; a sample of the disk is as it was");
 }
 
-static int judge(struct link *link, bool is_continued, struct tide_error *err)
+/* Does the backup on top of the image count from it? */
+static bool is_continued(const struct link *link)
+{
+	TIDE_AUTOBIRTH struct tide_birth *upper = NULL;
+
+	return link->above && tide_identity_find(link->above, &upper, NULL) == 0 && upper &&
+	       tide_id_is_same(&upper->base, &link->own->id);
+}
+
+static int judge(struct link *link, bool is_base, struct tide_error *err)
 {
 	const struct tide_birth *own = link->own, *below = link->below;
 
 	if (!own)
 		return 0;
-	if (own->is_incomplete && !is_continued)
+	if (own->is_incomplete && !is_base && !is_continued(link))
 		return JUDGE(link, TIDE_KINSHIP_PART, err,
 		             "its backup ended early: it holds only some of what it was to hold");
 	if (own->is_part && !tide_image_backing(link->image))
@@ -137,25 +138,17 @@ static int judge(struct link *link, bool is_continued, struct tide_error *err)
 	return judge_content(link, err);
 }
 
-bool tide_kinship_is_continued(const struct tide_image *above, const struct tide_image *image)
+int tide_kinship_check(struct tide_image *image, const struct tide_image *above, bool is_base,
+                       enum tide_kinship *kinship, char **text, struct tide_error *err)
 {
-	TIDE_AUTOBIRTH struct tide_birth *upper = NULL, *own = NULL;
-
-	return above && tide_identity_find(above, &upper, NULL) == 0 && tide_identity_find(image, &own, NULL) == 0 &&
-	       upper && own && tide_id_is_same(&upper->base, &own->id);
-}
-
-int tide_kinship_check(struct tide_image *image, bool is_continued, enum tide_kinship *kinship, char **text,
-                       struct tide_error *err)
-{
-	struct link link = { .image = image };
+	struct link link = { .image = image, .above = above };
 	const struct tide_image *backing = tide_image_backing(image);
 	int rc = tide_identity_find(image, &link.own, err);
 
 	if (rc == 0 && link.own && backing)
 		rc = tide_identity_find(backing, &link.below, err);
 	if (rc == 0)
-		rc = judge(&link, is_continued, err);
+		rc = judge(&link, is_base, err);
 	tide_birth_free(link.own);
 	tide_birth_free(link.below);
 	*kinship = link.kinship;

@@ -19,11 +19,16 @@ enum tide_kinship {
 
 /*
  * *text explains all but FOREIGN, COMPLETE and PROVEN, else NULL; the caller frees it.  -1: the disk cannot be read.
- * is_continued: what is on top of it counts from it, so it may be a backup that ended early (bitmap-mode always).
+ * above: the image on top of it, or NULL; is_base: a new backup that counts from it will be. A backup that ended early
+ * (bitmap-mode always) is in order below one that counts from it.
  */
-int tide_kinship_check(struct tide_image *image, bool is_continued, enum tide_kinship *kinship, char **text,
-                       struct tide_error *err);
-/* Does the backup above count from this image?  NULL: no. */
-bool tide_kinship_is_continued(const struct tide_image *above, const struct tide_image *image);
+int tide_kinship_check(struct tide_image *image, const struct tide_image *above, bool is_base,
+                       enum tide_kinship *kinship, char **text, struct tide_error *err);
+
+/* Is no backup above it to be restored? */
+static inline bool tide_kinship_is_bad(enum tide_kinship kinship)
+{
+	return kinship == TIDE_KINSHIP_WRONG || kinship == TIDE_KINSHIP_PART || kinship == TIDE_KINSHIP_REBASED;
+}
 
 #endif

@@ -29,17 +29,25 @@ struct tide_base *tide_lineage_base_new(const struct tide_id *id, int64_t time, 
 	return NULL;
 }
 
+/* A copy with its own path. */
+static int copy_into(struct tide_base *to, const struct tide_base *from, struct tide_error *err)
+{
+	*to = *from;
+	to->path = tide_mem_strdup(from->path, err);
+	return to->path ? 0 : -1;
+}
+
 int tide_lineage_base_copy(struct tide_base **to, const struct tide_base *from, struct tide_error *err)
 {
 	*to = NULL;
 	if (!from)
 		return 0;
-	*to = tide_lineage_base_new(&from->id, from->time, from->path, err);
-	if (!*to)
-		return -1;
-	(*to)->paused = from->paused;
-	memcpy((*to)->fingerprint, from->fingerprint, sizeof(from->fingerprint));
-	return 0;
+	*to = tide_mem_alloc(1, sizeof(**to), err);
+	if (*to && copy_into(*to, from, err) == 0)
+		return 0;
+	free(*to);
+	*to = NULL;
+	return -1;
 }
 
 bool tide_lineage_base_is_same(const struct tide_base *a, const struct tide_base *b)
@@ -67,9 +75,8 @@ int tide_lineage_named_add(struct tide_named_bases *named, const char *name, con
 		return -1;
 	named->items = grown;
 	item = &grown[named->n];
-	*item = (struct tide_named_base){ .name = tide_mem_strdup(name, err), .base = *base };
-	item->base.path = item->name ? tide_mem_strdup(base->path, err) : NULL;
-	if (item->base.path) {
+	item->name = tide_mem_strdup(name, err);
+	if (item->name && copy_into(&item->base, base, err) == 0) {
 		named->n++;
 		return 0;
 	}
@@ -103,9 +110,8 @@ int tide_lineage_last_copy(struct tide_last_full **to, const struct tide_last_fu
 	last = tide_mem_alloc(1, sizeof(*last), err);
 	if (!last)
 		return -1;
-	*last = *from;
-	last->base.path = tide_mem_strdup(from->base.path, err);
-	if (!last->base.path) {
+	last->stamp = from->stamp;
+	if (copy_into(&last->base, &from->base, err) < 0) {
 		free(last);
 		return -1;
 	}

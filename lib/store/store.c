@@ -118,6 +118,11 @@ char *tide_store_beside(const char *sidecar, const char *suffix, struct tide_err
 	return tide_mem_printf(err, "%.*s" HASHED "%.32s%s", (int)(base - sidecar), sidecar, hex, suffix);
 }
 
+char *tide_store_default(const char *path, struct tide_error *err)
+{
+	return tide_mem_printf(err, "%s.bitmaps", path);
+}
+
 char *tide_store_path(const char *image_path, const char *override, bool *nameless, struct tide_error *err)
 {
 	TIDE_AUTOFREE char *name = NULL;
@@ -136,7 +141,7 @@ char *tide_store_path(const char *image_path, const char *override, bool *namele
 		return NULL;
 	}
 	if (!S_ISBLK(st.st_mode))
-		return tide_mem_printf(err, "%s.bitmaps", image_path);
+		return tide_store_default(image_path, err);
 	name = mapper_name(st.st_rdev, err);
 	if (!name)
 		name = by_id_name(st.st_rdev, err);

@@ -33,6 +33,9 @@ struct tide_store {
  */
 char *tide_store_path(const char *image_path, const char *override, bool *nameless, struct tide_error *err);
 
+/* The same for a file, or for one that is to be made. */
+char *tide_store_default(const char *path, struct tide_error *err);
+
 /* Refuses a sidecar in a place where no new file may be made, or called "-". override: as above. */
 int tide_store_check_place(const char *sidecar, const char *override, struct tide_error *err);
 
