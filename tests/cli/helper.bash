@@ -181,13 +181,16 @@ event_names() {
 	jq -r -s '[.[] | select(.event) | .event] | join(" ")' <<< "$output"
 }
 
+# plain_replies: how many replies in $output have no members but x- ones.
+plain_replies() { jq -s 'map(select(.return | objects | keys | all(startswith("x-")))) | length' <<< "$output"; }
+
 # backed_up LEN backup-run...: success, the reply, and one event, with len and offset LEN.
 backed_up() {
 	local len=$1
 	shift
 	attempt "$@"
 	assert_equal "$status" 0
-	assert_equal "$(jq -s 'map(select(.return | objects | keys | all(startswith("x-")))) | length' <<< "$output")" 1
+	assert_equal "$(plain_replies)" 1
 	assert_equal "$(event_names)" BLOCK_JOB_COMPLETED
 	event BLOCK_JOB_COMPLETED \
 		"{\"device\": \"${device:-disk}\", \"len\": $len, \"offset\": $len, \"speed\": 0, \"type\": \"backup\"}"
@@ -200,7 +203,7 @@ backup_failed() {
 	attempt "$@"
 	assert_equal "$status" 1
 	assert_equal "$(event_names)" 'BLOCK_JOB_ERROR BLOCK_JOB_COMPLETED'
-	assert_equal "$(jq -s 'map(select(.return | objects | keys | all(startswith("x-")))) | length' <<< "$output")" 1
+	assert_equal "$(plain_replies)" 1
 	event BLOCK_JOB_ERROR "{\"device\": \"${device:-disk}\", \"operation\": \"$operation\", \"action\": \"report\"}"
 	jq -s -e --arg d "${device:-disk}" --arg e "$error" --argjson l "$len" 'map(select(.event == "BLOCK_JOB_COMPLETED"))[0].data |
 		.device == $d and .type == "backup" and .len == $l and .offset < .len and .speed == 0 and .error == $e' \

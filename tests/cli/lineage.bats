@@ -116,7 +116,7 @@ verdict() {
 	done_ backup-run -q -F qcow2 other.img other.qcow2
 	ok bitmap-add disk.img n
 	write 1 1M
-	refused_like "'.*/other.qcow2' (is a backup of another disk|differs from the disk where the bitmap 'n' says)" \
+	refused_like "'.*/other.qcow2' differs from the disk where the bitmap 'n' says" \
 		backup-run --sync incremental --bitmap n -F qcow2 --backing other.qcow2 disk.img a.qcow2
 	qemu-img convert -O qcow2 other.img foreign.qcow2
 	refused_like "'.*/foreign.qcow2' differs from the disk where the bitmap 'n' says" \
@@ -247,7 +247,7 @@ verdict() {
 
 @test "the disk itself is no backing image of its backup" {
 	begin
-	refused_like "cannot be the backing image of its backup|is another|Failed to get" \
+	refused_like "The disk '.*/disk.img' itself cannot be the backing image of its backup" \
 		backup-run --sync incremental --bitmap n -F qcow2 --backing disk.img,format=raw disk.img a.qcow2
 }
 
@@ -462,4 +462,17 @@ chain_of_3() {
 	[[ $(chain-info --output=json 2.qcow2) == *"\"base\": \"$before\""* ]]
 	refused_like "holds only what changed" \
 		backup-run --sync incremental --bitmap b --backing 2.qcow2 -F qcow2 disk.img 3.qcow2
+}
+
+@test "identifiers of disks, and the size of a backup" {
+	noise 1M > disk.img
+	cp disk.img same.img
+	auto disk.img full.qcow2
+	auto same.img same.qcow2
+	ok bitmap-add disk.img m
+	refused_like "'.*/same.qcow2' is a backup of another disk" \
+		backup-run --sync incremental --bitmap m -F qcow2 --backing same.qcow2 disk.img a.qcow2
+	qemu-img resize -q -f qcow2 full.qcow2 2M
+	refused_like "'.*/full.qcow2' was made of a disk of 1048576 bytes, and has another size now" \
+		backup-run --sync incremental --bitmap m -F qcow2 --backing full.qcow2 disk.img a.qcow2
 }

@@ -352,6 +352,7 @@ small_btrfs() {
 	serve -r file=disk.img
 	done_ backup-run -F qcow2 disk.img y.qcow2
 	ended TERM
+	run -1 cmp -s disk.img.bitmaps before
 }
 
 @test "read-only, in all the ways that nbdkit's command line can say it" {

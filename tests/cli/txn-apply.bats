@@ -448,7 +448,8 @@ compares() {
 		actions = [{"type": sys.argv[1], "data": {"node": "disk", "name": f"b{i}"}} for i in range(int(sys.argv[2]))]
 		print(json.dumps({"actions": actions}))
 	PY
-	COMPARES=$PWD/compares LD_PRELOAD=$BUILD/helpers/compares.so txn-apply --drive disk=disk.img many.json > out.json
+	COMPARES=$PWD/compares LD_PRELOAD=$BUILD/helpers/compares.so txn-apply --drive disk=disk.img many.json > out.json || return
+	[ "$(cat out.json)" = '{"return": {}}' ] || return
 	cat compares
 }
 
