@@ -9,6 +9,7 @@
  * type that means nothing. A sync separates the steps, and after each of them the header is valid.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -24,8 +25,6 @@
 #include "qcow2.h"
 
 #define EXTENSION_HEAD 8u
-
-#define INODE_BYTES 8u /* at the beginning of the identity of a file */
 
 enum { AT_BACKING = 8, AT_BACKING_LEN = 16, AT_HEADER_LENGTH = 100 };
 
@@ -249,21 +248,36 @@ static int set_intact(struct tide_qcow2 *q, struct tide_error *err)
 }
 
 /*
- * The identity of a file: its inode, and a checksum of device, inode, size and time of change. The same inode with
- * another checksum was changed; another inode is a copy, of which they say nothing. Zeroes: unknown.
+ * The identity of a file: two checksums of its inode and birth time, which say which file it is, then one of size and
+ * modification time and one without the nanoseconds. A file system that is mounted as another device changes none of
+ * them. The same file with other times was changed; another file is a copy. Zeroes: unknown.
  */
-static void identify(const struct stat *st, uint8_t out[TIDE_QCOW2_BIRTH_FILE_BYTES])
-{
-	uint8_t raw[36];
+enum { AT_WHICH = 0, AT_CHANGE = 8, AT_CHANGE_SEC = 12 };
 
-	tide_put_le64(raw, st->st_dev);
-	tide_put_le64(raw + 8, st->st_ino);
-	tide_put_le64(raw + 16, (uint64_t)st->st_size);
-	tide_put_le64(raw + 24, (uint64_t)st->st_mtim.tv_sec);
-	tide_put_le32(raw + 32, (uint32_t)st->st_mtim.tv_nsec);
-	tide_put_le64(out, st->st_ino);
-	tide_put_le32(out + 8, tide_checksum_crc32c(0, raw, sizeof(raw)));
-	tide_put_le32(out + 12, tide_checksum_crc32c(UINT32_MAX, raw, sizeof(raw)));
+static void identify(int fd, const struct stat *st, uint8_t out[TIDE_QCOW2_BIRTH_FILE_BYTES])
+{
+	uint8_t raw[20] = { 0 };
+	struct statx sx;
+
+	tide_put_le64(raw, st->st_ino);
+	if (statx(fd, "", AT_EMPTY_PATH, STATX_BTIME, &sx) == 0 && (sx.stx_mask & STATX_BTIME)) {
+		tide_put_le64(raw + 8, (uint64_t)sx.stx_btime.tv_sec);
+		tide_put_le32(raw + 16, sx.stx_btime.tv_nsec);
+	}
+	tide_put_le32(out + AT_WHICH, tide_checksum_crc32c(0, raw, sizeof(raw)));
+	tide_put_le32(out + AT_WHICH + 4, tide_checksum_crc32c(UINT32_MAX, raw, sizeof(raw)));
+	tide_put_le64(raw, (uint64_t)st->st_size);
+	tide_put_le64(raw + 8, (uint64_t)st->st_mtim.tv_sec);
+	tide_put_le32(raw + 16, (uint32_t)st->st_mtim.tv_nsec);
+	tide_put_le32(out + AT_CHANGE, tide_checksum_crc32c(0, raw, sizeof(raw)));
+	tide_put_le32(out + AT_CHANGE_SEC, tide_checksum_crc32c(0, raw, 16));
+}
+
+/* A copy may have lost the nanoseconds, such as one from an archive of tar. */
+static bool has_changed(const struct stat *st, const uint8_t *then, const uint8_t *now)
+{
+	return memcmp(then + AT_CHANGE_SEC, now + AT_CHANGE_SEC, 4) != 0 ||
+	       (st->st_mtim.tv_nsec != 0 && memcmp(then + AT_CHANGE, now + AT_CHANGE, 4) != 0);
 }
 
 void tide_qcow2_ext_compare_file(int fd, const uint8_t birth_file[TIDE_QCOW2_BIRTH_FILE_BYTES], bool *is_changed,
@@ -276,9 +290,9 @@ void tide_qcow2_ext_compare_file(int fd, const uint8_t birth_file[TIDE_QCOW2_BIR
 	*is_copy = true;
 	if (fstat(fd, &st) < 0)
 		return;
-	identify(&st, now);
-	*is_copy = memcmp(birth_file, now, INODE_BYTES) != 0;
-	*is_changed = !*is_copy && memcmp(birth_file, now, sizeof(now)) != 0;
+	identify(fd, &st, now);
+	*is_copy = memcmp(birth_file + AT_WHICH, now + AT_WHICH, 8) != 0;
+	*is_changed = !*is_copy && has_changed(&st, birth_file, now);
 }
 
 /*
@@ -317,7 +331,7 @@ static int put_birth(struct tide_qcow2 *q, const struct tide_birth *birth, struc
 		return -1;
 	timed = choose_time(q, &st);
 	if (timed)
-		identify(&st, bytes);
+		identify(q->fd, &st, bytes);
 	rc = put(q,
 	         &(struct content){
 	                 .type = TIDE_QCOW2_EXT_BIRTH, .data = bytes, .len = TIDE_QCOW2_BIRTH_FILE_BYTES + len },

@@ -476,3 +476,45 @@ chain_of_3() {
 	refused_like "'.*/full.qcow2' was made of a disk of 1048576 bytes, and has another size now" \
 		backup-run --sync incremental --bitmap m -F qcow2 --backing full.qcow2 disk.img a.qcow2
 }
+
+# mount_image DIR: fs.img, as whichever device comes next.
+mount_image() {
+	loop fs.img
+	mount "$loop" "$1" 2> /dev/null || skip 'cannot mount'
+	mounts+=("$PWD/$1")
+}
+
+@test "backups on a file system that becomes another device are as they were made" {
+	mkdir fs
+	truncate -s 64M fs.img
+	mkfs.ext4 -q fs.img
+	mount_image fs
+	begin
+	done_ backup-run -q --sync auto --bitmap m -F qcow2 disk.img fs/0.qcow2
+	write 1 1M
+	done_ backup-run -q --sync auto --bitmap m -F qcow2 disk.img fs/1.qcow2
+	local before=$loop
+	umount fs
+	losetup -d "$loop"
+	mounts=() loops=()
+	truncate -s 1M other.img
+	loop other.img
+	mount_image fs
+	[ "$loop" != "$before" ]
+	verdict 0 fs/1.qcow2
+	write 2 2M
+	done_ backup-run -q --sync auto --bitmap m -F qcow2 disk.img fs/2.qcow2
+	assert_equal "$(member x-sync)" incremental
+	qemu-img commit -q fs/1.qcow2
+	verdict 3 fs/2.qcow2
+}
+
+@test "a copy whose time lost its nanoseconds is not a changed file" {
+	begin
+	write 1 1M
+	inc disk.img 1.qcow2
+	touch -d "@$(stat -c %Y full.qcow2)" full.qcow2
+	verdict 0 1.qcow2
+	touch -d "@$(($(stat -c %Y full.qcow2) + 1))" full.qcow2
+	verdict 1 1.qcow2
+}
