@@ -81,24 +81,50 @@ static int exists(const char *path, struct tide_error *err)
 	return is_absence(errno) ? 0 : tide_error_set_sys(err, errno, "Could not look at '%s'", path);
 }
 
+/* Both places exist: the record was copied, together with files that it names. */
+static int say_copied(const char *absolute, const char *moved, const char *record, struct tide_error *err)
+{
+	tide_error_set(
+	        err, TIDE_E_REFUSED,
+	        "The record of an interrupted transaction, '%s', was copied: it names '%s', and '%s' exists, too",
+	        record, absolute, moved);
+	return tide_error_hint(err,
+	                       "complete the transaction where it ran; a copy is as before the transaction once '%s' "
+	                       "is moved away",
+	                       record);
+}
+
+static bool is_same_file(const char *a, const char *b)
+{
+	struct stat x, y;
+
+	return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
 int tide_commit_recover_place(const char *absolute, const char *relative, const char *record, char **place,
                               struct tide_error *err)
 {
 	TIDE_AUTOFREE char *moved = NULL;
-	int rc = exists(absolute, err);
+	int here = exists(absolute, err), there = 0;
 
 	*place = NULL;
-	if (rc > 0)
-		*place = tide_mem_strdup(absolute, err);
-	if (rc || !relative)
-		return rc < 0 || (rc > 0 && !*place) ? -1 : rc;
-	moved = from_record(relative, record, err);
-	rc = moved ? exists(moved, err) : -1;
-	if (rc > 0) {
-		*place = moved;
-		moved = NULL;
+	if (here < 0)
+		return -1;
+	if (relative) {
+		moved = from_record(relative, record, err);
+		there = moved ? exists(moved, err) : -1;
 	}
-	return rc;
+	if (there < 0)
+		return -1;
+	if (here && there && !is_same_file(absolute, moved))
+		return say_copied(absolute, moved, record, err);
+	if (here) {
+		*place = tide_mem_strdup(absolute, err);
+		return *place ? 1 : -1;
+	}
+	*place = there ? moved : NULL;
+	moved = there ? NULL : moved;
+	return there;
 }
 
 /* A directory where a file may be, and the file's name in it. */
@@ -146,6 +172,23 @@ static enum state look_in(const struct tide_commit_change *change, const char *p
 	return open_dir_of(path, &place->dir, err) < 0 ? FAILED : look(change, place);
 }
 
+/* Is there a file of the change, found in `place`, in the same place from the record as well?  1, 0, -1 */
+static int is_copied(const struct tide_commit_change *change, const struct place *place, const char *moved,
+                     struct tide_error *err)
+{
+	struct stat here, there, st;
+	int dir, copied = 0;
+
+	if (open_dir_of(moved, &dir, err) < 0)
+		return -1;
+	if (dir >= 0 && fstat(place->dir, &here) == 0 && fstat(dir, &there) == 0)
+		copied = (here.st_dev != there.st_dev || here.st_ino != there.st_ino) &&
+		         (fstatat(dir, change->tmp, &st, AT_SYMLINK_NOFOLLOW) == 0 ||
+		          fstatat(dir, place->base, &st, AT_SYMLINK_NOFOLLOW) == 0);
+	tide_sysio_close(dir);
+	return copied;
+}
+
 /*
  * Looks where the file was to go, then in the same place from the record.  place->dir stays the caller's to close.
  * FAILED: with an error; where the file is cannot be known.
@@ -158,10 +201,21 @@ static enum state find(const struct tide_commit_change *change, const char *reco
 
 	*place = (struct place){ -1, tide_sysio_base_name(change->path) };
 	state = look_in(change, change->path, place, err);
-	if (state != MISSING || !change->relative)
+	if (state == FAILED || !change->relative)
 		return state;
 	moved = from_record(change->relative, record, err);
-	return moved ? look_in(change, moved, place, err) : FAILED;
+	if (!moved)
+		return FAILED;
+	if (state == MISSING)
+		return look_in(change, moved, place, err);
+	switch (is_copied(change, place, moved, err)) {
+	case 0:
+		return state;
+	case 1:
+		say_copied(change->path, moved, record, err); /* fall through */
+	default:
+		return FAILED;
+	}
 }
 
 char *tide_commit_recover_find_staged(const struct tide_commit_record *record, const char *path, const char *file,

@@ -221,6 +221,41 @@ txn_prog() {
 	completed_group a b t
 }
 
+@test "a copied directory completes nothing, neither there nor here" {
+	mkdir old
+	pushd old > /dev/null
+	interrupted_group 1 a b t
+	popd > /dev/null
+	cp -a old new
+	for disk in a/d0 b/d1; do
+		refused_like "was copied: it names '$PWD/old/" bitmap-enable "new/$disk.img" b
+		[[ $stderr == *"a copy is as before the transaction once '$PWD/new/"*"is moved away"* ]]
+	done
+	[ ! -e old/t/t0.qcow2 ]
+	# Given up, the copy is as before; the original is completed.
+	rm new/?/*.commit
+	ok bitmap-enable new/a/d0.img b
+	[ "$(dirty new/a/d0.img)" -eq 262144 ]
+	cd old
+	ok bitmap-enable b/d1.img b
+	completed_group a b t
+	# A copy that is made afterwards has nothing to complete.
+	cp -a ../old ../later
+	ok bitmap-enable ../later/b/d1.img b
+}
+
+@test "a copy of an interrupted group does not count what the original completed" {
+	mkdir old
+	pushd old > /dev/null
+	interrupted_group 1 . . t
+	cp -a ../old ../new
+	ok bitmap-enable d1.img b
+	popd > /dev/null
+	refused_like "was copied: it names '$PWD/old/" bitmap-enable new/d0.img b
+	[ -e new/d0.img.bitmaps.commit ]
+	[ ! -e new/t/t0.qcow2 ]
+}
+
 @test "a staged file that was removed is no success" {
 	interrupted_group 1 . . t
 	done_ bitmap-list d0.img
