@@ -1,7 +1,8 @@
 /*
  * Declarations that the parts of the backup job share: backup_prepare.c, up to the frozen bitmap; backup_guard.c, what
- * the target must not replace; backup_birth.c, its place among other backups; backup.c, from the start to the last
- * event; and backup_settle.c, its part in the commit.  No other file includes this.
+ * the target must not replace; backup_base.c, the backup that an increment belongs on; backup_birth.c, its place among
+ * other backups; backup.c, from the start to the last event; and backup_settle.c, its part in the commit.  No other
+ * file includes this.
  */
 #ifndef TIDE_BACKUP_JOB_H
 #define TIDE_BACKUP_JOB_H
@@ -47,6 +48,12 @@ struct tide_backup_job {
 /* The callback of the copy engine after an error: applies the job's policy.  True: try again. */
 bool tide_backup_retry(struct tide_copy *copy, bool reading, unsigned tries, const struct tide_error *err);
 
+/*
+ * What the bitmap counts from, or NULL. One that was disabled lacks what was written meanwhile, unless nothing was
+ * written.
+ */
+const struct tide_base *tide_backup_known_base(const struct tide_backup_job *job,
+                                               const struct tide_sidecar_bitmap *entry);
 /*
  * The backup that a new target is to be chained on: *path is that of the bitmap's base, with *format; NULL if the
  * bitmap has none.  Fails if the base is not there any more.
