@@ -62,9 +62,14 @@ int tide_backup_unite(const struct tide_node *top, const char *name, struct tide
                       struct tide_error *err);
 /* Is the identifier of the base not enough, so that a sample of the disk decides too? */
 bool tide_backup_needs_sample(const struct tide_node *node, const struct tide_sidecar_bitmap *entry);
-/* Compares a sample of what has not changed.  1: the images differ there. */
+/*
+ * Compares a sample of what has not changed, or all of it: own: of what the other image holds itself.  1: they differ
+ * there.  *complete: all was compared; a small disk is, also for a sample.
+ */
 int tide_backup_compare_sample(struct tide_image *disk, struct tide_image *backing, const struct tide_bitmap *changed,
-                               struct tide_error *err);
+                               struct tide_sink *sink, bool *complete, struct tide_error *err);
+int tide_backup_compare_all(struct tide_image *disk, struct tide_image *other, const struct tide_bitmap *changed,
+                            bool own, struct tide_sink *sink, bool *complete, struct tide_error *err);
 /* Is nothing made, as the request is only tried? */
 bool tide_backup_is_dry(const struct tide_backup_job *job);
 /* Adds to an object what the backup is: its id and base, and its target. */

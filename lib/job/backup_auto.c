@@ -115,36 +115,51 @@ static bool is_base(const char *path, const struct tide_base *base)
 	return real && where && !strcmp(real, where);
 }
 
-/* Has an existing target the base as its backing image, or is it the base itself? */
-static bool is_on_base(const struct tide_node *node, const struct tide_backup *args, const struct tide_base *base)
+static bool is_record_of(const struct tide_image *image, const struct tide_base *base)
+{
+	TIDE_AUTOBIRTH struct tide_birth *birth = NULL;
+
+	return tide_identity_find(image, &birth, NULL) == 0 && birth && birth->intact &&
+	       tide_id_is_same(&birth->id, &base->id);
+}
+
+/* The reason against an increment in the existing target, or NULL: it is the base, or an overlay of it. */
+static const char *doubt_existing(struct tide_node *node, const struct tide_backup *args,
+                                  struct tide_sidecar_bitmap *entry, struct tide_sink *sink)
 {
 	struct tide_image_options options = {
 		.path = args->target, .format = args->format, .allow = node->allow, .force_share = true
 	};
 	TIDE_AUTOIMAGE struct tide_image *image = NULL;
-	TIDE_AUTOBIRTH struct tide_birth *birth = NULL;
 	const struct tide_image *backing;
+	const struct tide_bitmap *bm;
+	bool complete = false;
 
 	if (tide_target_bitmaps_open(&options, &image, NULL) < 0)
-		return false;
+		return "the target could not be looked at";
+	if (is_record_of(image, entry->base))
+		return NULL;
 	backing = tide_image_backing(image);
-	return tide_identity_find(backing ? backing : image, &birth, NULL) == 0 && birth && birth->intact &&
-	       tide_id_is_same(&birth->id, &base->id);
+	if (!backing || !is_record_of(backing, entry->base))
+		return "the target is not chained on the backup that the bitmap counts from";
+	bm = tide_node_bitmap(node, entry, NULL);
+	if (bm && tide_backup_compare_all(node->image, image, bm, true, sink, &complete, NULL) == 0)
+		return NULL;
+	return "the target holds data of its own that differs from the disk";
 }
 
 /* A reason that lies in the target and its arguments, or NULL. */
-static const char *doubt_target(const struct tide_node *node, const struct tide_backup *args,
-                                const struct tide_base *base)
+static const char *doubt_target(struct tide_node *node, const struct tide_backup *args,
+                                struct tide_sidecar_bitmap *entry, struct tide_sink *sink)
 {
+	const struct tide_base *base = entry->base;
 	const char *own =
 	        tide_image_is_file(node->image) ? tide_image_format_name(node->image) : tide_image_raw_driver()->name;
 	const struct tide_image_driver *driver = tide_image_find_driver(args->format ? args->format : own);
 	TIDE_AUTOFREE char *given = NULL;
 
 	if (args->mode == TIDE_MODE_EXISTING)
-		return is_on_base(node, args, base)
-		               ? NULL
-		               : "the target is not chained on the backup that the bitmap counts from";
+		return doubt_existing(node, args, entry, sink);
 	if (driver && !driver->has_backing)
 		return "the target's format has no backing images, so an increment could not be restored";
 	given = args->backing ? tide_target_backing_name(args->target, args->backing, NULL) : NULL;
@@ -195,17 +210,19 @@ static int choose_backing(const struct chain *chain, const struct tide_backup *a
 
 /* 1: the disk has changed where the bitmap says that it has not. */
 static int compare(struct tide_node *node, struct tide_sidecar_bitmap *entry, const struct chain *chain,
-                   struct tide_error *err)
+                   struct tide_sink *sink, struct tide_error *err)
 {
 	const struct tide_bitmap *bm = tide_node_bitmap(node, entry, err);
+	bool complete;
 
-	return bm ? tide_backup_compare_sample(node->image, chain->image, bm, err) : -1;
+	return bm ? tide_backup_compare_sample(node->image, chain->image, bm, sink, &complete, err) : -1;
 }
 
 static int decide_chain(struct tide_node *node, const struct tide_backup *args, struct tide_sidecar_bitmap *entry,
-                        struct chain *chain, struct tide_backup_decision *decision, struct tide_error *err)
+                        struct chain *chain, struct tide_sink *sink, struct tide_backup_decision *decision,
+                        struct tide_error *err)
 {
-	const char *target = doubt_target(node, args, chain->base), *broken;
+	const char *target = doubt_target(node, args, entry, sink), *broken;
 	struct tide_error why = TIDE_ERROR_INIT;
 	char when[TIDE_IDENTITY_TIME];
 	int rc;
@@ -225,7 +242,7 @@ static int decide_chain(struct tide_node *node, const struct tide_backup *args, 
 		return FULL(decision, err,
 		            "in the chain of the backup that the bitmap counts from, '%s' of %s, a file %s",
 		            chain->base->path, when, broken);
-	rc = tide_backup_needs_sample(node, entry) ? compare(node, entry, chain, err) : 0;
+	rc = tide_backup_needs_sample(node, entry) ? compare(node, entry, chain, sink, err) : 0;
 	if (rc < 0)
 		return -1;
 	if (rc > 0)
@@ -258,7 +275,7 @@ int tide_backup_auto_decide(struct tide_node *node, const struct tide_backup *ar
 	if (reason)
 		return FULL(decision, err, "%s", reason);
 	chain.base = bitmap->base;
-	rc = decide_chain(node, args, bitmap, &chain, decision, err);
+	rc = decide_chain(node, args, bitmap, &chain, sink, decision, err);
 	tide_image_close(chain.image);
 	return rc;
 }

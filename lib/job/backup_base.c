@@ -12,7 +12,8 @@
 #include "store/identity.h"
 #include "store/kinship.h"
 
-const struct tide_base *tide_backup_known_base(const struct tide_backup_job *job, const struct tide_sidecar_bitmap *entry)
+const struct tide_base *tide_backup_known_base(const struct tide_backup_job *job,
+                                               const struct tide_sidecar_bitmap *entry)
 {
 	const struct tide_stamp *stamp = tide_image_stamp(job->node->image);
 	const struct tide_base *base = entry ? entry->base : NULL;
@@ -48,6 +49,12 @@ static int refuse_other(const struct tide_backup_job *job, const struct tide_bas
 
 static int refuse_sample(const struct tide_backup_job *job, const char *backing, struct tide_error *err)
 {
+	if (job->sync == TIDE_SYNC_TOP) {
+		tide_error_set(err, TIDE_E_REFUSED,
+		               "'%s' differs from the disk where the top image of that holds nothing", backing);
+		return tide_error_hint(err, "use a target on the backing image of the disk, or make a full backup; "
+		                            "--allow-base=other does as you say");
+	}
 	tide_error_set(err, TIDE_E_REFUSED,
 	               "'%s' differs from the disk where the bitmap '%s' says that nothing has changed since", backing,
 	               job->bitmap);
@@ -102,32 +109,182 @@ static int check_chain(struct tide_image *backing, bool is_base, bool *proven, s
 	return 0;
 }
 
-int tide_backup_check_base(struct tide_backup_job *job, const struct tide_sidecar_bitmap *entry, struct tide_error *err)
+/* ---- what the backup is part of ----------------------------------------------------- */
+
+struct basis {
+	struct tide_backup_job *job;
+	const struct tide_sidecar_bitmap *entry;
+	const struct tide_base *base;   /* that the bitmap counts from, or NULL */
+	struct tide_birth *own, *below; /* of an existing target; of its backing image; or NULL */
+	bool updates;                   /* the target is the base itself, which becomes the new backup */
+	bool proven;                    /* identifiers prove all links below the new backup */
+};
+
+static int refuse_own(const struct tide_backup_job *job, struct tide_error *err)
 {
-	struct tide_image *backing = tide_image_backing(job->target.image);
-	const struct tide_base *base = tide_backup_known_base(job, entry);
-	TIDE_AUTOBIRTH struct tide_birth *birth = NULL;
-	bool proven;
+	tide_error_set(err, TIDE_E_REFUSED,
+	               "The target '%s' holds data of its own that differs from the disk where nothing is copied",
+	               tide_image_path(job->target.image));
+	return tide_error_hint(err, "write to a new target or to an empty overlay, or make a full backup; "
+	                            "--allow-base=other does as you say");
+}
+
+static bool is_forced(const struct basis *b)
+{
+	return b->job->node->allow & TIDE_ALLOW_BASE;
+}
+
+/* Data that the target holds already is visible where nothing is copied. */
+static int check_own(const struct basis *b, struct tide_error *err)
+{
+	struct tide_backup_job *job = b->job;
+	bool complete;
 	int differs;
 
-	if (!backing || !tide_backup_is_increment(job->sync) || (job->node->allow & TIDE_ALLOW_BASE))
+	if (!job->target.existing || b->updates)
 		return 0;
-	if (tide_image_is_same_file(backing, job->node->image))
-		return tide_error_set(err, TIDE_E_REFUSED,
-		                      "The disk '%s' itself cannot be the backing image of its backup",
-		                      tide_image_path(backing));
-	if (tide_identity_find(backing, &birth, err) < 0)
-		return -1;
-	if (birth && base && !tide_id_is_same(&birth->id, &base->id))
-		return refuse_other(job, base, tide_image_path(backing), birth, err);
-	if ((birth && check_birth(job, backing, birth, err) < 0) ||
-	    check_chain(backing, birth && base, &proven, err) < 0)
-		return -1;
-	if (birth && base && proven && !tide_backup_needs_sample(job->node, entry))
-		return 0;
-	differs = tide_backup_compare_sample(job->node->image, backing, job->copy.todo, err);
-	return differs > 0 ? refuse_sample(job, tide_image_path(backing), err) : differs;
+	differs = tide_backup_compare_all(job->node->image, job->target.image, job->copy.todo, true, job->sink,
+	                                  &complete, err);
+	return differs > 0 ? refuse_own(job, err) : differs;
 }
+
+static int check_sample(const struct basis *b, struct tide_error *err)
+{
+	struct tide_backup_job *job = b->job;
+	struct tide_image *target = job->target.image, *backing = tide_image_backing(target);
+	bool complete;
+	int differs = tide_backup_compare_sample(job->node->image, b->updates ? target : backing, job->copy.todo,
+	                                         job->sink, &complete, err);
+
+	return differs > 0 ? refuse_sample(job, tide_image_path(b->updates ? target : backing), err) : differs;
+}
+
+/* Identifiers: another backup than the base is refused. */
+static int check_identity(struct basis *b, struct tide_error *err)
+{
+	struct tide_backup_job *job = b->job;
+	struct tide_image *target = job->target.image, *backing = tide_image_backing(target);
+	struct tide_image *source = tide_image_backing(job->node->image);
+
+	if (job->sync == TIDE_SYNC_TOP) {
+		/* Both read the same file where the top image has nothing. */
+		b->proven = source && tide_image_is_same_file(source, backing);
+		return 0;
+	}
+	if (b->updates)
+		return check_chain(target, true, &b->proven, err);
+	if (b->below && b->base && !tide_id_is_same(&b->below->id, &b->base->id))
+		return refuse_other(job, b->base, tide_image_path(backing), b->below, err);
+	if ((b->below && check_birth(job, backing, b->below, err) < 0) ||
+	    check_chain(backing, b->below && b->base, &b->proven, err) < 0)
+		return -1;
+	b->proven = b->proven && b->below && b->base;
+	return 0;
+}
+
+static int check_link(struct basis *b, struct tide_error *err)
+{
+	if (check_identity(b, err) < 0)
+		return -1;
+	if ((!b->proven || (b->entry && tide_backup_needs_sample(b->job->node, b->entry))) && check_sample(b, err) < 0)
+		return -1;
+	return check_own(b, err);
+}
+
+static int decide_on_backing(struct basis *b, struct tide_error *err)
+{
+	struct tide_backup_job *job = b->job;
+
+	if (!is_forced(b)) {
+		if (tide_image_is_same_file(tide_image_backing(job->target.image), job->node->image))
+			return tide_error_set(err, TIDE_E_REFUSED,
+			                      "The disk '%s' itself cannot be the backing image of its backup",
+			                      tide_image_path(job->node->image));
+		if (check_link(b, err) < 0)
+			return -1;
+	}
+	job->birth.is_part = !b->updates || b->own->is_part;
+	if (job->birth.is_part && b->below) {
+		job->birth.base = b->below->id;
+		job->birth.base_time = b->below->time;
+	}
+	return 0;
+}
+
+/* Can the target be asked later which backup it is?  A raw device or an export has no place for a record. */
+static bool has_record(const struct tide_backup_job *job)
+{
+	const struct tide_image *target = job->target.image;
+
+	return !tide_image_is_raw(target) || !tide_target_is_device(tide_image_path(target));
+}
+
+/* 1: the target shows the disk, as the existing target is the base, or is like it. */
+static int is_whole(const struct basis *b, struct tide_error *err)
+{
+	struct tide_backup_job *job = b->job;
+	struct tide_image *disk = job->node->image, *target = job->target.image;
+	bool complete, by_sample = b->updates || !has_record(job);
+	int differs;
+
+	if (!job->target.existing || (b->own && (b->own->is_part || b->own->is_incomplete)))
+		return 0;
+	if (b->updates && !tide_backup_needs_sample(job->node, b->entry))
+		return 1;
+	if (by_sample)
+		differs = tide_backup_compare_sample(disk, target, job->copy.todo, job->sink, &complete, err);
+	else
+		differs = tide_backup_compare_all(disk, target, job->copy.todo, false, job->sink, &complete, err);
+	return differs < 0 ? -1 : !differs && (complete || by_sample);
+}
+
+/* Without a backing image: a part, unless an existing target is brought up to date. */
+static int decide_alone(struct basis *b, struct tide_error *err)
+{
+	struct tide_birth *birth = &b->job->birth;
+	int whole = is_whole(b, err);
+
+	if (whole < 0)
+		return -1;
+	birth->is_part = !whole;
+	if (whole)
+		return 0;
+	if (b->updates) {
+		birth->base = b->own->base;
+		birth->base_time = b->own->base_time;
+	} else if (b->base) {
+		birth->base = b->base->id;
+		birth->base_time = b->base->time;
+	}
+	/* Data in a part is visible when it gets a backing image; a raw file gets none. */
+	return is_forced(b) || tide_image_is_raw(b->job->target.image) ? 0 : check_own(b, err);
+}
+
+int tide_backup_check_base(struct tide_backup_job *job, const struct tide_sidecar_bitmap *entry, struct tide_error *err)
+{
+	bool counts = tide_backup_is_increment(job->sync);
+	struct basis b = {
+		.job = job,
+		.entry = entry,
+		.base = counts ? tide_backup_known_base(job, entry) : NULL,
+	};
+	struct tide_image *target = job->target.image, *backing = tide_image_backing(target);
+	int rc;
+
+	if (!counts && (job->sync != TIDE_SYNC_TOP || (!job->target.existing && !backing)))
+		return 0;
+	rc = job->target.existing ? tide_identity_find(target, &b.own, err) : 0;
+	if (rc == 0 && backing)
+		rc = tide_identity_find(backing, &b.below, err);
+	b.updates = b.own && b.own->intact && b.base && tide_id_is_same(&b.own->id, &b.base->id);
+	if (rc == 0)
+		rc = backing ? decide_on_backing(&b, err) : decide_alone(&b, err);
+	tide_birth_free(b.own);
+	tide_birth_free(b.below);
+	return rc;
+}
+
+/* ---- where the base is --------------------------------------------------------------- */
 
 struct tide_birth *tide_backup_find_birth(const char *path, struct tide_image **image)
 {

@@ -38,60 +38,6 @@ static int set_disk(struct tide_backup_job *job, const struct tide_sidecar_bitma
 	return 0;
 }
 
-/*
- * Does an existing target without a backing image hold the base itself, which the increment then brings up to date?  1:
- * yes.
- */
-static int updates_base(const struct tide_backup_job *job, const struct tide_sidecar_bitmap *entry,
-                        struct tide_error *err)
-{
-	const struct tide_base *base = tide_backup_known_base(job, entry);
-	struct tide_image *target = job->target.image;
-	TIDE_AUTOBIRTH struct tide_birth *birth = NULL;
-	int differs;
-
-	if (!job->target.existing || tide_image_backing(target))
-		return 0;
-	if (tide_identity_find(target, &birth, err) < 0)
-		return -1;
-	if (birth && (birth->is_part || birth->is_incomplete))
-		return 0;
-	if (birth && birth->intact && base && !tide_backup_needs_sample(job->node, entry))
-		return tide_id_is_same(&birth->id, &base->id);
-	differs = tide_backup_compare_sample(job->node->image, target, job->copy.todo, err);
-	return differs < 0 ? -1 : !differs;
-}
-
-static int set_part(struct tide_backup_job *job, const struct tide_sidecar_bitmap *entry, struct tide_error *err)
-{
-	int updates;
-
-	if (!tide_backup_is_increment(job->sync)) {
-		job->birth.is_part = job->sync == TIDE_SYNC_TOP && tide_image_backing(job->target.image);
-		return 0;
-	}
-	updates = updates_base(job, entry, err);
-	job->birth.is_part = !updates;
-	return updates < 0 ? -1 : 0;
-}
-
-/* The id of the backup below the target; if that has none, the one that the bitmap knows. */
-static void set_base_id(struct tide_backup_job *job, const struct tide_sidecar_bitmap *entry,
-                        const struct tide_birth *below)
-{
-	const struct tide_base *base = tide_backup_is_increment(job->sync) ? tide_backup_known_base(job, entry) : NULL;
-
-	if (!job->birth.is_part)
-		return;
-	if (below) {
-		job->birth.base = below->id;
-		job->birth.base_time = below->time;
-	} else if (base && !tide_image_backing(job->target.image)) {
-		job->birth.base = base->id;
-		job->birth.base_time = base->time;
-	}
-}
-
 /* A name that leads nowhere is reported when the target is made. */
 int tide_backup_announce_full(struct tide_node *node, const char *target, struct tide_error *err)
 {
@@ -126,10 +72,8 @@ int tide_backup_set_birth(struct tide_backup_job *job, const struct tide_id *poi
 		birth->id = next->id;
 	else if (tide_id_new(&birth->id, err) < 0)
 		return -1;
-	if (set_part(job, entry, err) < 0 || (backing && tide_identity_find(backing, &below, err) < 0) ||
-	    set_disk(job, entry, below, err) < 0)
+	if ((backing && tide_identity_find(backing, &below, err) < 0) || set_disk(job, entry, below, err) < 0)
 		return -1;
-	set_base_id(job, entry, below);
 	job->target.birth = birth;
 	return 0;
 }

@@ -49,8 +49,8 @@ struct tide_backup_job {
 bool tide_backup_retry(struct tide_copy *copy, bool reading, unsigned tries, const struct tide_error *err);
 
 /*
- * What the bitmap counts from, or NULL. One that was disabled lacks what was written meanwhile, unless nothing was
- * written.
+ * The backup that the bitmap counts from, or NULL.  A bitmap that was disabled lacks what was written meanwhile, unless
+ * nothing was written.
  */
 const struct tide_base *tide_backup_known_base(const struct tide_backup_job *job,
                                                const struct tide_sidecar_bitmap *entry);
@@ -61,8 +61,9 @@ const struct tide_base *tide_backup_known_base(const struct tide_backup_job *job
 int tide_backup_find_base(const struct tide_backup_job *job, const struct tide_sidecar_bitmap *entry, char **path,
                           const char **format, struct tide_error *err);
 /*
- * Refuses a backing image of the target that is not the backup which the bitmap counts from.  The plan of what is
- * copied is complete.
+ * Decides what the backup is part of, for its record.  Refuses a backing image of the target that is not the backup
+ * which the bitmap counts from, and an existing target that would show data of its own in place of the disk's.  The
+ * plan of what is copied is complete.
  */
 int tide_backup_check_base(struct tide_backup_job *job, const struct tide_sidecar_bitmap *entry,
                            struct tide_error *err);
@@ -70,7 +71,7 @@ int tide_backup_check_base(struct tide_backup_job *job, const struct tide_sideca
 struct tide_birth *tide_backup_find_birth(const char *path, struct tide_image **image);
 /* Refuses to replace a backup that a bitmap of the disk counts from, or an image below such a one (backup_guard.c). */
 int tide_backup_guard_base(const struct tide_node *node, const char *target, struct tide_error *err);
-/* Decides the birth record.  point: the same for all backups of a transaction. */
+/* Decides the rest of the birth record.  point: the same for all backups of a transaction. */
 int tide_backup_set_birth(struct tide_backup_job *job, const struct tide_id *point,
                           const struct tide_sidecar_bitmap *entry, struct tide_error *err);
 /* After the copy. */
