@@ -259,7 +259,8 @@ static int decide_chain(struct tide_node *node, const struct tide_backup *args, 
 }
 
 int tide_backup_auto_decide(struct tide_node *node, const struct tide_backup *args, struct tide_sidecar_bitmap *bitmap,
-                            struct tide_sink *sink, struct tide_backup_decision *decision, struct tide_error *err)
+                            bool will_change, struct tide_sink *sink, struct tide_backup_decision *decision,
+                            struct tide_error *err)
 {
 	const char *reason;
 	char text[REASON_MAX];
@@ -269,6 +270,8 @@ int tide_backup_auto_decide(struct tide_node *node, const struct tide_backup *ar
 	*decision = (struct tide_backup_decision){ 0 };
 	if (node->unusable)
 		return FULL(decision, err, "%s", node->unusable);
+	if (will_change)
+		return FULL(decision, err, "an earlier action of the transaction changes the bitmap");
 	if (bitmap && bitmap->token) /* busy: the backup refuses it, with QEMU's text */
 		return 0;
 	reason = doubt(node, bitmap, sink, text);

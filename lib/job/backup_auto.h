@@ -17,9 +17,13 @@ struct tide_backup_decision {
 	const char *backing_format;
 };
 
-/* The node is open.  bitmap: args->bitmap, or NULL if it does not exist.  Release it also after a failure. */
+/*
+ * The node is open.  bitmap: args->bitmap, or NULL if it does not exist.  will_change: an earlier action of the
+ * transaction changes the bitmap before the backup.  Release it also after a failure.
+ */
 int tide_backup_auto_decide(struct tide_node *node, const struct tide_backup *args, struct tide_sidecar_bitmap *bitmap,
-                            struct tide_sink *sink, struct tide_backup_decision *decision, struct tide_error *err);
+                            bool will_change, struct tide_sink *sink, struct tide_backup_decision *decision,
+                            struct tide_error *err);
 void tide_backup_auto_release(struct tide_backup_decision *decision);
 
 #endif

@@ -11,6 +11,8 @@
  *            rescan.  It is called only if there are other actions.
  *   decide   for an action that depends on the state of its nodes, which are open by now: appends the steps that
  *            are run in its place and returns 1, or returns 0: it is run itself.
+ *   changes  names the bitmap that the action creates, removes, or lets count from another point; actions that decide
+ *            look at those before them.
  *   announce says what later and earlier actions of the transaction need to know of this one; all are asked before the
  *            first action is prepared.
  *   prepare  does all that can fail: checks, changes bitmaps in memory, makes targets that have no name yet.
@@ -50,6 +52,11 @@ enum tide_action_use {
 	TIDE_ACTION_ANYWHERE = 3,
 };
 
+struct tide_bitmap_change {
+	const char *node, *name;
+	bool removes; /* the bitmap does not exist afterwards */
+};
+
 struct tide_action {
 	const char *name; /* in QMP */
 	unsigned use;     /* enum tide_action_use; 0: only the library's calls make it */
@@ -59,6 +66,7 @@ struct tide_action {
 	/* The step is steps[i]; those before it will change its node. */
 	int (*begin)(struct tide_session *session, struct tide_step *steps, size_t i, struct tide_error *err);
 	int (*decide)(struct tide_txn *txn, const struct tide_step *step, struct tide_error *err);
+	void (*changes)(const struct tide_step *step, struct tide_bitmap_change *change); /* no name: none */
 	int (*announce)(struct tide_session *session, const struct tide_step *step, struct tide_error *err);
 	int (*prepare)(struct tide_session *session, struct tide_step *step, struct tide_error *err);
 	struct tide_image *(*image)(const struct tide_step *step);

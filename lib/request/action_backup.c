@@ -330,6 +330,7 @@ static int backup_decide(struct tide_txn *txn, const struct tide_step *step, str
 	struct tide_node *node;
 	struct tide_backup_decision decision = { 0 };
 	struct tide_sidecar_bitmap *bitmap;
+	bool exists, changes;
 	int rc;
 
 	if (args.sync != TIDE_SYNC_AUTO)
@@ -337,9 +338,17 @@ static int backup_decide(struct tide_txn *txn, const struct tide_step *step, str
 	node = find_device(tide_txn_session(txn), args.device, err);
 	if (!node || check_args(&args, err) < 0 || find_bitmap(node, args.bitmap, &bitmap, err) < 0)
 		return -1;
-	rc = tide_backup_auto_decide(node, &args, bitmap, &tide_txn_session(txn)->sink, &decision, err);
+	exists = bitmap != NULL;
+	changes = tide_txn_changes_bitmap(txn, args.device, args.bitmap, &exists);
+	/* As in QEMU, the name is not free before the commit. */
+	if (changes && !exists)
+		return tide_error_set(
+		        err, TIDE_E_REFUSED,
+		        "The transaction removes the bitmap '%s' before a backup of sync mode 'auto' uses it",
+		        args.bitmap);
+	rc = tide_backup_auto_decide(node, &args, bitmap, changes, &tide_txn_session(txn)->sink, &decision, err);
 	if (rc == 0)
-		rc = append_decided(txn, node, &args, bitmap != NULL, &decision, err);
+		rc = append_decided(txn, node, &args, exists, &decision, err);
 	tide_backup_auto_release(&decision);
 	return rc < 0 ? -1 : 1;
 }

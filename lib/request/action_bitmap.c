@@ -111,12 +111,20 @@ static int add_prepare(struct tide_session *session, struct tide_step *step, str
 	return tide_action_add_bitmap(session, step->args, err);
 }
 
+static void add_changes(const struct tide_step *step, struct tide_bitmap_change *change)
+{
+	const struct tide_bitmap_add *args = step->args;
+
+	*change = (struct tide_bitmap_change){ .node = args->node, .name = args->name };
+}
+
 const struct tide_action tide_action_bitmap_add = {
 	.name = "block-dirty-bitmap-add",
 	.use = TIDE_ACTION_ANYWHERE,
 	.fields = add_fields,
 	.args_size = sizeof(struct tide_bitmap_add),
 	.declare = add_declare,
+	.changes = add_changes,
 	.prepare = add_prepare,
 };
 
@@ -154,6 +162,15 @@ static struct tide_sidecar_bitmap *find_edited(struct tide_session *session, con
 	return *node ? tide_node_find_usable(*node, args->name, flags | TIDE_BITMAP_WILL_WRITE, err) : NULL;
 }
 
+static void edit_changes(const struct tide_step *step, struct tide_bitmap_change *change)
+{
+	const struct tide_bitmap_edit *args = step->args;
+
+	*change = (struct tide_bitmap_change){ .node = args->node,
+		                               .name = args->name,
+		                               .removes = step->action == &tide_action_bitmap_remove };
+}
+
 static int remove_prepare(struct tide_session *session, struct tide_step *step, struct tide_error *err)
 {
 	struct tide_node *node;
@@ -171,6 +188,7 @@ const struct tide_action tide_action_bitmap_remove = {
 	.fields = edit_fields,
 	.args_size = sizeof(struct tide_bitmap_edit),
 	.declare = remove_declare,
+	.changes = edit_changes,
 	.prepare = remove_prepare,
 };
 
@@ -191,6 +209,7 @@ const struct tide_action tide_action_bitmap_clear = {
 	.fields = edit_fields,
 	.args_size = sizeof(struct tide_bitmap_edit),
 	.declare = edit_declare,
+	.changes = edit_changes,
 	.prepare = clear_prepare,
 };
 
@@ -223,6 +242,7 @@ const struct tide_action tide_action_bitmap_enable = {
 	.fields = edit_fields,
 	.args_size = sizeof(struct tide_bitmap_edit),
 	.declare = edit_declare,
+	.changes = edit_changes,
 	.prepare = enable_prepare,
 };
 
@@ -232,6 +252,7 @@ const struct tide_action tide_action_bitmap_disable = {
 	.fields = edit_fields,
 	.args_size = sizeof(struct tide_bitmap_edit),
 	.declare = edit_declare,
+	.changes = edit_changes,
 	.prepare = disable_prepare,
 };
 
@@ -418,11 +439,21 @@ static int mark_prepare(struct tide_session *session, struct tide_step *step, st
 	return 0;
 }
 
+/* Dirty ranges only add to an increment. */
+static void mark_changes(const struct tide_step *step, struct tide_bitmap_change *change)
+{
+	const struct tide_bitmap_mark *args = step->args;
+
+	if (args->unset)
+		*change = (struct tide_bitmap_change){ .node = args->node, .name = args->name };
+}
+
 const struct tide_action tide_action_bitmap_mark = {
 	.name = "x-block-dirty-bitmap-mark",
 	.fields = mark_fields,
 	.args_size = sizeof(struct tide_bitmap_mark),
 	.declare = mark_declare,
+	.changes = mark_changes,
 	.prepare = mark_prepare,
 };
 
@@ -622,12 +653,20 @@ static void rescan_clean(struct tide_step *step)
 	step->state = NULL;
 }
 
+static void rescan_changes(const struct tide_step *step, struct tide_bitmap_change *change)
+{
+	const struct tide_bitmap_rescan *args = step->args;
+
+	*change = (struct tide_bitmap_change){ .node = args->node, .name = args->name };
+}
+
 const struct tide_action tide_action_bitmap_rescan = {
 	.name = "x-block-dirty-bitmap-rescan",
 	.use = TIDE_ACTION_ANYWHERE,
 	.fields = rescan_fields,
 	.args_size = sizeof(struct tide_bitmap_rescan),
 	.declare = rescan_declare,
+	.changes = rescan_changes,
 	.begin = rescan_begin,
 	.prepare = rescan_prepare,
 	.image = rescan_image,

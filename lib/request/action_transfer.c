@@ -192,12 +192,21 @@ static int transfer_prepare(struct tide_session *session, struct tide_step *step
 	return pass_base(args, node, err) < 0 ? -1 : set_rest(session, args, known, target, node, err);
 }
 
+/* The target may be new. */
+static void transfer_changes(const struct tide_step *step, struct tide_bitmap_change *change)
+{
+	const struct tide_bitmap_transfer *args = step->args;
+
+	*change = (struct tide_bitmap_change){ .node = args->target.node, .name = args->target.name };
+}
+
 const struct tide_action tide_action_bitmap_import = {
 	.name = "x-block-dirty-bitmap-import",
 	.use = TIDE_ACTION_ANYWHERE,
 	.fields = import_fields,
 	.args_size = sizeof(struct tide_bitmap_transfer),
 	.declare = transfer_declare,
+	.changes = transfer_changes,
 	.prepare = transfer_prepare,
 };
 
@@ -207,5 +216,6 @@ const struct tide_action tide_action_bitmap_export = {
 	.fields = export_fields,
 	.args_size = sizeof(struct tide_bitmap_transfer),
 	.declare = transfer_declare,
+	.changes = transfer_changes,
 	.prepare = transfer_prepare,
 };

@@ -257,6 +257,24 @@ static int refuse_completed(struct tide_txn *txn, struct tide_error *err)
 	return 0;
 }
 
+bool tide_txn_changes_bitmap(const struct tide_txn *txn, const char *node, const char *name, bool *exists)
+{
+	bool changes = false;
+
+	for (size_t i = 0; i < txn->n; i++) {
+		const struct tide_step *step = &txn->steps[i];
+		struct tide_bitmap_change change = { 0 };
+
+		if (step->action->changes)
+			step->action->changes(step, &change);
+		if (!change.name || !change.node || strcmp(change.node, node) != 0 || strcmp(change.name, name) != 0)
+			continue;
+		changes = true;
+		*exists = !change.removes;
+	}
+	return changes;
+}
+
 /* Replaces each action that decides by the actions that it decides on. */
 static int decide(struct tide_txn *txn, struct tide_error *err)
 {

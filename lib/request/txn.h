@@ -17,6 +17,12 @@ struct tide_session *tide_txn_session(const struct tide_txn *txn);
 /* Sets what the reply returns instead of {}: the JSON that was written to the buffer, which is empty afterwards. */
 int tide_txn_set_answer(struct tide_txn *txn, struct tide_strbuf *json, struct tide_error *err);
 
+/*
+ * For an action that decides: does an earlier action of the transaction change the bitmap?  *exists: does that exist
+ * afterwards; unchanged if none does.
+ */
+bool tide_txn_changes_bitmap(const struct tide_txn *txn, const char *node, const char *name, bool *exists);
+
 /* Appends an action.  args: its argument structure, which is copied. */
 int tide_txn_append(struct tide_txn *txn, const struct tide_action *action, const void *args, struct tide_error *err);
 

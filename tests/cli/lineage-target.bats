@@ -90,3 +90,48 @@ load lineage
 	done_ backup-run -q --sync top --mode existing -F qcow2 disk.qcow2 d.qcow2
 	verdict 3 d.qcow2
 }
+
+# txn-apply of these actions, and then of auto with the bitmap n.
+auto_after() {
+	done_ txn-apply --drive d=disk.img - <<- JSON
+	{"execute": "transaction", "arguments": {"actions": [$1,
+	 {"type": "drive-backup", "data": {"device": "d", "target": "$2", "x-sync": "auto", "bitmap": "n", "format": "qcow2"}}]}}
+	JSON
+}
+
+action() { printf '{"type": "%s", "data": {"node": "d", "name": "n"}}' "$1"; }
+
+@test "auto in a transaction sees what earlier actions do to its bitmap" {
+	local clear remove add disable i=0 x
+	clear=$(action block-dirty-bitmap-clear)
+	remove=$(action block-dirty-bitmap-remove)
+	add=$(action block-dirty-bitmap-add)
+	disable=$(action block-dirty-bitmap-disable)
+	noise 32M > disk.img
+	auto disk.img full.qcow2
+	for x in "$clear" "$disable"; do
+		write $((++i)) ${i}M
+		auto_after "$x" $i.qcow2
+		assert_equal "$(jq -r 'select(.return) | .return["x-backups"][0]["x-sync"]' <<< "$output")" full
+		assert_equal "$(jq -r 'select(.return) | .return["x-backups"][0]["x-reason"]' <<< "$output")" \
+			'an earlier action of the transaction changes the bitmap'
+		restores $i.qcow2
+	done
+	# A bitmap that the transaction adds; and one that it removes.
+	ok bitmap-remove disk.img n
+	auto_after "$add" added.qcow2
+	assert_equal "$(jq -r 'select(.return) | .return["x-backups"][0]["x-sync"]' <<< "$output")" full
+	restores added.qcow2
+	rejected txn-apply --drive d=disk.img - <<- JSON
+	{"execute": "transaction", "arguments": {"actions": [$remove,
+	 {"type": "drive-backup", "data": {"device": "d", "target": "x.qcow2", "x-sync": "auto", "bitmap": "n", "format": "qcow2"}}]}}
+	JSON
+	[[ $desc == "The transaction removes the bitmap 'n' before"* ]]
+	# More dirty ranges do no harm, and neither does a bitmap of another name.
+	ok bitmap-add disk.img m
+	write 9 9M
+	auto_after '{"type": "block-dirty-bitmap-merge", "data": {"node": "d", "target": "n", "bitmaps": ["m"]}},
+	 {"type": "block-dirty-bitmap-clear", "data": {"node": "d", "name": "m"}}' merged.qcow2
+	assert_equal "$(jq -r 'select(.return) | .return["x-backups"][0]["x-sync"]' <<< "$output")" incremental
+	restores merged.qcow2
+}
