@@ -157,6 +157,7 @@ const struct tide_image_driver tide_qcow2_driver = {
 	.snapshots = tide_qcow2_snapshot_list,
 	.bitmap_reclaim = tide_qcow2_bitmap_reclaim,
 	.bitmap_read = tide_qcow2_bitmap_read,
+	.bitmaps_token = tide_qcow2_stage_token,
 	.bitmaps_stage = tide_qcow2_stage_bitmaps,
 	.bitmaps_commit = tide_qcow2_stage_commit,
 	.bitmaps_abort = tide_qcow2_stage_abort,

@@ -92,6 +92,10 @@ enum {
 	 * a backup (image/birth.h).
 	 */
 	TIDE_QCOW2_EXT_BIRTH = 0x54494442,
+	/*
+	 * "TIDT": 16 random bytes that belong to the bitmaps, see bitmaps_token in image/driver.h.
+	 */
+	TIDE_QCOW2_EXT_TOKEN = 0x54494454,
 	/* "TIDV": space of an extension that was replaced. */
 	TIDE_QCOW2_EXT_VOID = 0x54494456,
 };
@@ -131,8 +135,9 @@ struct tide_qcow2_header {
 	uint8_t birth_file[TIDE_QCOW2_BIRTH_FILE_BYTES];
 	size_t birth_len; /* 0: no birth record */
 	uint8_t birth[TIDE_BIRTH_BYTES_MAX];
-	uint32_t n_bitmaps; /* 0: none, or not reliable */
-	bool bitmaps_lost;  /* a program without support for them has changed the image: they count as gone */
+	struct tide_id token; /* of the bitmaps; zero: none */
+	uint32_t n_bitmaps;   /* 0: none, or not reliable */
+	bool bitmaps_lost;    /* a program without support for them has changed the image: they count as gone */
 	uint64_t bitmap_dir_offset, bitmap_dir_size;
 };
 
@@ -250,6 +255,8 @@ struct tide_qcow2 {
 	struct tide_qcow2_runs deferred; /* in place: clusters that the next flush releases */
 	struct tide_qcow2_meta meta;
 	struct tide_qcow2_stage *stage; /* a staged change of the bitmaps, or NULL */
+	bool has_next_token;            /* the next stage sets the token to: */
+	struct tide_id next_token;
 };
 
 static inline uint64_t tide_qcow2_clusters(const struct tide_qcow2 *q, uint64_t bytes)
@@ -432,10 +439,14 @@ int tide_qcow2_stage_commit(void *state, struct tide_driver_info *info, struct t
 void tide_qcow2_stage_abort(void *state);
 void tide_qcow2_stage_release(struct tide_qcow2 *q); /* frees the memory only */
 
+int tide_qcow2_stage_token(void *state, const struct tide_id *token, struct tide_error *err);
+
 /* The new content of the bitmaps extension; n 0: no extension. */
 struct tide_qcow2_extension {
 	uint32_t n;
 	uint64_t dir_offset, dir_size;
+	bool sets_token;      /* else the header keeps the one that it has */
+	struct tide_id token; /* zero: none */
 };
 
 /* The extension with the names of features, if the switch removes it; the caller frees data. */
@@ -447,8 +458,11 @@ struct tide_qcow2_names {
 
 /* Does the extension fit into the header? Changes nothing. */
 int tide_qcow2_switch_check(const struct tide_qcow2 *q, const struct tide_qcow2_extension *to, struct tide_error *err);
-/* Prepares the switch to this extension, and moves the backing file's name first if that is in the way. */
-int tide_qcow2_switch_plan(struct tide_qcow2 *q, const struct tide_qcow2_extension *to, struct tide_driver_switch *sw,
+/*
+ * Prepares the switch to this extension, and moves the backing file's name first if that is in the way. If the header
+ * has no room for the token, it has none afterwards, and to->token becomes zero.
+ */
+int tide_qcow2_switch_plan(struct tide_qcow2 *q, struct tide_qcow2_extension *to, struct tide_driver_switch *sw,
                            struct tide_qcow2_names *names, struct tide_error *err);
 /* After the switch: restores the feature names, which only help programs that do not know a feature. */
 void tide_qcow2_switch_restore_names(struct tide_qcow2 *q, const struct tide_qcow2_names *names);

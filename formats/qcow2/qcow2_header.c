@@ -445,6 +445,8 @@ static int read_extensions(const struct raw *raw, struct tide_qcow2_header *h, s
 			read_fingerprint(data, len, h);
 		else if (type == TIDE_QCOW2_EXT_BIRTH)
 			read_birth(data, len, h);
+		else if (type == TIDE_QCOW2_EXT_TOKEN && len == TIDE_ID_BYTES)
+			memcpy(h->token.bytes, data, TIDE_ID_BYTES);
 		if (rc < 0)
 			return -1;
 	}
@@ -599,6 +601,7 @@ int tide_qcow2_header_info(int fd, const struct tide_qcow2_header *h, struct tid
 	info->dirty = h->incompatible & TIDE_QCOW2_INCOMPAT_DIRTY;
 	info->corrupt = h->incompatible & TIDE_QCOW2_INCOMPAT_CORRUPT;
 	info->bitmaps_lost = h->bitmaps_lost;
+	info->bitmaps_token = h->token;
 	info->snapshots = h->snapshots;
 	if (h->backing) {
 		info->backing = tide_mem_strdup(h->backing, err);

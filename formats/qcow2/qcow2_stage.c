@@ -5,7 +5,7 @@
  *           2  flush: their counts, then a sync (qcow2_flush.c). Nothing refers to them.
  *           3  if the header has no room for the switch, move its backing file name
  *              (qcow2_switch.c)
- *   commit  4  the switch: the bitmaps extension and its autoclear flag, in one sector
+ *   commit  4  the switch: the bitmaps extension, its autoclear flag and the token, in one sector
  *           5  sync
  *           6  flush: the counts of clusters that only the old set used go down
  *           7  restore the table of feature names, if it had to make room
@@ -171,6 +171,8 @@ static int put_all(struct tide_qcow2 *q, const struct tide_driver_bitmap_put *pu
 			return -1;
 	}
 	s->ext.n = (uint32_t)n;
+	s->ext.sets_token = q->has_next_token;
+	s->ext.token = q->next_token;
 	if (n == 0)
 		return 0;
 	return tide_qcow2_put_directory(q, s->bitmaps, n, &s->ext.dir_offset, &s->ext.dir_size, &s->added, err);
@@ -197,11 +199,22 @@ static int stage(struct tide_qcow2 *q, const struct tide_driver_bitmap_put *put,
 	/* The counts are flushed first, so that the switch is prepared on a header that does not change any more. */
 	if (list_old(q, put, n, err) == 0 && put_all(q, put, n, err) == 0 && tide_qcow2_flush_locked(q, err) == 0 &&
 	    tide_qcow2_switch_plan(q, &s->ext, &s->sw, &s->names, err) == 0 && guard_directory(q, &s->sw, err) == 0) {
+		s->sw.lacks_token = q->has_next_token && !tide_id_is_same(&s->ext.token, &q->next_token);
 		*sw = s->sw;
+		q->has_next_token = false;
 		return 0;
 	}
 	give_up(q);
 	return -1;
+}
+
+int tide_qcow2_stage_token(void *state, const struct tide_id *token, struct tide_error *err)
+{
+	struct tide_qcow2 *q = state;
+
+	q->has_next_token = true;
+	q->next_token = *token;
+	return 0;
 }
 
 int tide_qcow2_stage_bitmaps(void *state, const struct tide_driver_bitmap_put *put, size_t n,
@@ -233,6 +246,8 @@ static void take_over(struct tide_qcow2 *q, struct tide_driver_info *info)
 		q->header.autoclear |= TIDE_QCOW2_AUTOCLEAR_BITMAPS;
 	else
 		q->header.autoclear &= ~(uint64_t)TIDE_QCOW2_AUTOCLEAR_BITMAPS;
+	if (s->ext.sets_token)
+		q->header.token = info->bitmaps_token = s->ext.token;
 	tide_driver_bitmaps_free(info->bitmaps, info->n_bitmaps);
 	info->bitmaps = s->info;
 	info->n_bitmaps = s->n;

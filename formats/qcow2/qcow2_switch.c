@@ -7,7 +7,7 @@
  *     0        112              128                 520       552   560
  *
  * From one set of bitmaps to another: the autoclear flag at 88 stays, so only 24 bytes of the extension
- * change, in place, if they lie within one sector.
+ * change, in place, if they lie within one sector; and the token, if it changes, is in the same one.
  *
  * Every other change rewrites the first sector from the flag on: all extensions except the bitmaps and the
  * table of names, in their order, then the bitmaps if there are to be any, then the end mark. The same
@@ -48,6 +48,7 @@ struct head {
 	uint64_t end;            /* the end of the extensions, with their end mark */
 	uint64_t bitmaps,
 	        n_bitmaps; /* offset of the (last) bitmaps extension's data, and the number of these extensions */
+	uint64_t token;    /* offset of the token's data; 0: none of this length */
 };
 
 static uint64_t padded(uint64_t len)
@@ -82,7 +83,7 @@ static int read_head(const struct tide_qcow2 *q, struct head *h, struct tide_err
 	h->length = tide_get_be32(h->data + AT_HEADER_LENGTH);
 	h->name = tide_get_be64(h->data + AT_BACKING);
 	h->name_len = h->name ? tide_get_be32(h->data + AT_BACKING_LEN) : 0;
-	h->bitmaps = h->n_bitmaps = 0;
+	h->bitmaps = h->n_bitmaps = h->token = 0;
 	if (h->length > h->size || !tide_range_is_within(h->name, h->name_len, h->size))
 		return tide_error_set(err, TIDE_E_CORRUPT,
 		                      "The header has changed since the image was opened: its length is %" PRIu64
@@ -92,6 +93,8 @@ static int read_head(const struct tide_qcow2 *q, struct head *h, struct tide_err
 		if (type == TIDE_QCOW2_EXT_BITMAPS) {
 			h->bitmaps = off + EXTENSION_HEAD;
 			h->n_bitmaps++;
+		} else if (type == TIDE_QCOW2_EXT_TOKEN) {
+			h->token = n == padded(TIDE_ID_BYTES) ? off + EXTENSION_HEAD : 0;
 		}
 	}
 	h->end = TIDE_MIN(off + EXTENSION_HEAD, h->size);
@@ -176,14 +179,15 @@ static int move_name(const struct tide_qcow2 *q, struct head *h, uint64_t need, 
  * Puts the extensions that stay into `sector`, from the header's end on; *end is the offset after them, or beyond
  * the sector.
  */
-static void put_others(const struct head *h, uint8_t *sector, uint64_t *end)
+static void put_others(const struct head *h, bool sets_token, uint8_t *sector, uint64_t *end)
 {
 	uint64_t n;
 	uint32_t type;
 
 	*end = h->length;
 	for (uint64_t off = h->length; (n = extension(h, off, &type)) > 0; off += n) {
-		if (type == TIDE_QCOW2_EXT_BITMAPS || type == TIDE_QCOW2_EXT_FEATURES)
+		if (type == TIDE_QCOW2_EXT_BITMAPS || type == TIDE_QCOW2_EXT_FEATURES ||
+		    (type == TIDE_QCOW2_EXT_TOKEN && sets_token))
 			continue;
 		if (*end + n <= SECTOR)
 			memcpy(sector + *end, h->data + off, n);
@@ -214,8 +218,9 @@ static int check_room(const struct head *h, const struct tide_qcow2_extension *t
 {
 	uint64_t unused;
 
-	put_others(h, sector, others);
-	*end = *others + (to->n ? padded(BITMAPS_BYTES) : 0) + EXTENSION_HEAD;
+	put_others(h, to->sets_token, sector, others);
+	*end = *others + (to->n ? padded(BITMAPS_BYTES) : 0) +
+	       (tide_id_is_set(&to->token) ? padded(TIDE_ID_BYTES) : 0) + EXTENSION_HEAD;
 	if (*end > SECTOR)
 		return refuse_room(*end - h->length, h->length < SECTOR ? SECTOR - h->length : 0, err);
 	if (plan_move(h, *end, &unused) == NO_ROOM)
@@ -223,22 +228,57 @@ static int check_room(const struct head *h, const struct tide_qcow2_extension *t
 	return 0;
 }
 
-static int plan_sector(const struct tide_qcow2 *q, struct head *h, const struct tide_qcow2_extension *to,
+static uint64_t put_head(uint8_t *sector, uint64_t at, uint32_t type, uint32_t len)
+{
+	tide_put_be32(sector + at, type);
+	tide_put_be32(sector + at + 4, len);
+	return at + EXTENSION_HEAD;
+}
+
+/* Does without the token if there is no room. */
+static int make_room(const struct head *h, struct tide_qcow2_extension *to, uint8_t *sector, uint64_t *others,
+                     uint64_t *end, struct tide_error *err)
+{
+	if (check_room(h, to, sector, others, end, NULL) == 0)
+		return 0;
+	to->sets_token = true;
+	to->token = (struct tide_id){ { 0 } };
+	return check_room(h, to, sector, others, end, err);
+}
+
+/* The token is in another sector than the bitmaps, or is to be removed: it goes first, so that it never says more. */
+static int retire_token(const struct tide_qcow2 *q, const struct head *h, struct tide_error *err)
+{
+	uint8_t type[4];
+
+	if (!h->token)
+		return 0;
+	tide_put_be32(type, TIDE_QCOW2_EXT_VOID);
+	if (tide_sysio_pwrite(q->fd, type, sizeof(type), h->token - EXTENSION_HEAD, err) < 0)
+		return -1;
+	return tide_sysio_fdatasync(q->fd, err);
+}
+
+static int plan_sector(const struct tide_qcow2 *q, struct head *h, struct tide_qcow2_extension *to,
                        struct tide_driver_switch *sw, struct tide_qcow2_names *names, struct tide_error *err)
 {
 	uint8_t sector[SECTOR];
 	uint64_t flags, at, end;
 
-	if (check_room(h, to, sector, &at, &end, err) < 0 || move_name(q, h, end, err) < 0 ||
+	if (make_room(h, to, sector, &at, &end, err) < 0 || move_name(q, h, end, err) < 0 ||
 	    keep_names(h, names, err) < 0)
 		return -1;
 	memcpy(sector, h->data, h->length);
 	flags = tide_get_be64(sector + TIDE_QCOW2_AT_AUTOCLEAR) & ~(uint64_t)TIDE_QCOW2_AUTOCLEAR_BITMAPS;
 	tide_put_be64(sector + TIDE_QCOW2_AT_AUTOCLEAR, flags | (to->n ? TIDE_QCOW2_AUTOCLEAR_BITMAPS : 0));
 	if (to->n) {
-		tide_put_be32(sector + at, TIDE_QCOW2_EXT_BITMAPS);
-		tide_put_be32(sector + at + 4, BITMAPS_BYTES);
-		put_bitmaps(sector + at + EXTENSION_HEAD, to);
+		at = put_head(sector, at, TIDE_QCOW2_EXT_BITMAPS, BITMAPS_BYTES);
+		put_bitmaps(sector + at, to);
+		at += BITMAPS_BYTES;
+	}
+	if (tide_id_is_set(&to->token)) {
+		at = put_head(sector, at, TIDE_QCOW2_EXT_TOKEN, TIDE_ID_BYTES);
+		memcpy(sector + at, to->token.bytes, TIDE_ID_BYTES);
 	}
 	names->at = end - EXTENSION_HEAD;
 	memset(sector + names->at, 0, EXTENSION_HEAD);
@@ -257,18 +297,40 @@ enum way { NOTHING, IN_PLACE, WHOLE_SECTOR };
 
 static enum way choose(const struct tide_qcow2 *q, const struct head *h, const struct tide_qcow2_extension *to)
 {
-	uint64_t last = h->bitmaps + BITMAPS_BYTES - 1;
+	uint64_t first = h->bitmaps, last = h->bitmaps + BITMAPS_BYTES - 1;
 
-	if (to->n == 0 && h->n_bitmaps == 0)
+	if (to->n == 0 && h->n_bitmaps == 0 && !(to->sets_token && h->token))
 		return NOTHING;
-	if (to->n && q->n_bitmaps && h->n_bitmaps == 1 && h->bitmaps / SECTOR == last / SECTOR)
+	if (to->sets_token) {
+		first = TIDE_MIN(first, h->token);
+		last = TIDE_MAX(last, h->token + TIDE_ID_BYTES - 1);
+		if (!h->token || !tide_id_is_set(&to->token))
+			return WHOLE_SECTOR;
+	}
+	if (to->n && q->n_bitmaps && h->n_bitmaps == 1 && first / SECTOR == last / SECTOR)
 		return IN_PLACE;
 	return WHOLE_SECTOR;
+}
+
+static void plan_in_place(const struct head *h, const struct tide_qcow2_extension *to, struct tide_driver_switch *sw)
+{
+	uint64_t end = h->bitmaps + BITMAPS_BYTES;
+
+	sw->offset = to->sets_token ? TIDE_MIN(h->bitmaps, h->token) : h->bitmaps;
+	if (to->sets_token)
+		end = TIDE_MAX(end, h->token + TIDE_ID_BYTES);
+	sw->len = end - sw->offset;
+	memcpy(sw->before, h->data + sw->offset, sw->len);
+	memcpy(sw->after, sw->before, sw->len);
+	put_bitmaps(sw->after + (h->bitmaps - sw->offset), to);
+	if (to->sets_token)
+		memcpy(sw->after + (h->token - sw->offset), to->token.bytes, TIDE_ID_BYTES);
 }
 
 int tide_qcow2_switch_check(const struct tide_qcow2 *q, const struct tide_qcow2_extension *to, struct tide_error *err)
 {
 	TIDE_AUTOFREE uint8_t *data = tide_mem_alloc(1, q->cluster_size, err);
+	struct tide_qcow2_extension tried = *to;
 	struct head h = { .data = data };
 	uint8_t sector[SECTOR];
 	uint64_t at, end;
@@ -279,14 +341,17 @@ int tide_qcow2_switch_check(const struct tide_qcow2 *q, const struct tide_qcow2_
 		return 0;
 	if (read_head(q, &h, err) < 0)
 		return -1;
-	return choose(q, &h, to) == WHOLE_SECTOR ? check_room(&h, to, sector, &at, &end, err) : 0;
+	return choose(q, &h, to) == WHOLE_SECTOR ? make_room(&h, &tried, sector, &at, &end, err) : 0;
 }
 
-int tide_qcow2_switch_plan(struct tide_qcow2 *q, const struct tide_qcow2_extension *to, struct tide_driver_switch *sw,
+int tide_qcow2_switch_plan(struct tide_qcow2 *q, struct tide_qcow2_extension *to, struct tide_driver_switch *sw,
                            struct tide_qcow2_names *names, struct tide_error *err)
 {
 	TIDE_AUTOFREE uint8_t *data = tide_mem_alloc(1, q->cluster_size, err);
+	struct tide_qcow2_extension plain = *to;
 	struct head h = { .data = data };
+	uint8_t sector[SECTOR];
+	uint64_t at, end;
 	enum way way;
 
 	*sw = (struct tide_driver_switch){ 0 };
@@ -297,14 +362,18 @@ int tide_qcow2_switch_plan(struct tide_qcow2 *q, const struct tide_qcow2_extensi
 	if (read_head(q, &h, err) < 0)
 		return -1;
 	way = choose(q, &h, to);
+	plain.sets_token = false;
+	if (way == WHOLE_SECTOR && to->sets_token && choose(q, &h, &plain) == IN_PLACE &&
+	    make_room(&h, to, sector, &at, &end, NULL) < 0) {
+		if (retire_token(q, &h, err) < 0)
+			return -1;
+		plan_in_place(&h, &plain, sw);
+		return 0;
+	}
 	if (way == WHOLE_SECTOR)
 		return plan_sector(q, &h, to, sw, names, err);
-	if (way == IN_PLACE) {
-		sw->offset = h.bitmaps;
-		sw->len = BITMAPS_BYTES;
-		memcpy(sw->before, data + sw->offset, sw->len);
-		put_bitmaps(sw->after, to);
-	}
+	if (way == IN_PLACE)
+		plan_in_place(&h, to, sw);
 	return 0;
 }
 

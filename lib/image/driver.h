@@ -54,6 +54,9 @@
  *               writes is a valid image. With TIDE_OPEN_NEW (a file that nobody else can see
  *               yet) the order does not matter, and flush is called once, before the file gets
  *               its name.
+ *   bitmaps_token   the next stage puts this token beside the bitmaps, with the same switch; zero: it removes the one
+ *               that the image has. Without this call the image keeps its token, whoever changes the bitmaps. If it has
+ *               no room, it has no token afterwards, and the switch says so.
  *   bitmaps_stage   writes a new set of bitmaps, durably, into clusters that nothing refers to.
  *               Only the switch then remains: some bytes within one sector of the file.
  *   bitmaps_commit  makes the switch, durably, and frees what only the old set used. -1: it is
@@ -74,6 +77,7 @@
 #include <stdatomic.h>
 
 #include "base/compiler.h"
+#include "base/id.h"
 #include "base/json.h"
 #include "base/stamp.h"
 #include "bitmap/bitmap.h"
@@ -116,6 +120,7 @@ struct tide_driver_switch {
 	uint64_t offset;
 	size_t len;
 	uint8_t before[512], after[512];
+	bool lacks_token;                 /* there is no room for the one that was to be set */
 	uint64_t guard_offset, guard_len; /* guard_len 0: no old directory */
 	uint32_t guard_crc;
 };
@@ -141,8 +146,9 @@ struct tide_driver_info {
 	struct tide_fingerprint *fingerprint; /* of the backing image when this one was made, or NULL */
 	struct tide_birth *birth;             /* the record in the image itself, or NULL */
 	bool dirty, corrupt;
-	bool may_change;   /* other programs can change the disk although it is open */
-	bool bitmaps_lost; /* it had bitmaps, but a program without support for them has changed it */
+	bool may_change;              /* other programs can change the disk although it is open */
+	bool bitmaps_lost;            /* it had bitmaps, but a program without support for them has changed it */
+	struct tide_id bitmaps_token; /* zero: none */
 	uint32_t snapshots;
 	size_t n_features;
 	struct tide_feature *features; /* for image-info; see tidemark.h */
@@ -278,6 +284,7 @@ struct tide_image_driver {
 	 * without its "Can't make bitmap 'NAME' persistent in 'NODE': ". commit replaces info->bitmaps by
 	 * the new list.
 	 */
+	int (*bitmaps_token)(void *state, const struct tide_id *token, struct tide_error *err);
 	int (*bitmaps_stage)(void *state, const struct tide_driver_bitmap_put *put, size_t n,
 	                     struct tide_driver_switch *sw, struct tide_error *err);
 	int (*bitmaps_commit)(void *state, struct tide_driver_info *info, struct tide_error *err);

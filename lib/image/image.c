@@ -474,6 +474,11 @@ bool tide_image_can_store_bitmaps(const struct tide_image *image)
 	return image->driver->bitmaps_stage != NULL;
 }
 
+int tide_image_set_bitmaps_token(struct tide_image *image, const struct tide_id *token, struct tide_error *err)
+{
+	return image->driver->bitmaps_token ? image->driver->bitmaps_token(image->state, token, err) : 0;
+}
+
 int tide_image_stage_bitmaps(struct tide_image *image, const struct tide_driver_bitmap_put *put, size_t n,
                              struct tide_driver_switch *sw, struct tide_error *err)
 {

@@ -210,6 +210,7 @@ bool tide_image_can_store_bitmaps(const struct tide_image *image);
  * Change the bitmaps of an image that is open for writing (driver.h). After the commit tide_image_info has the new
  * list.
  */
+int tide_image_set_bitmaps_token(struct tide_image *image, const struct tide_id *token, struct tide_error *err);
 int tide_image_stage_bitmaps(struct tide_image *image, const struct tide_driver_bitmap_put *put, size_t n,
                              struct tide_driver_switch *sw, struct tide_error *err);
 int tide_image_commit_bitmaps(struct tide_image *image, struct tide_error *err);

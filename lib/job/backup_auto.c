@@ -56,6 +56,9 @@ static const char *doubt(const struct tide_node *node, const struct tide_sidecar
 		return "the bitmap was disabled, and did not record what was written";
 	if (!can_unite(node, bitmap->name, sink))
 		return "a bitmap of the same name in a backing image could not be used";
+	if (!bitmap->base && bitmap->in_image && node->image_bitmaps.is_stranger)
+		return "the image and its sidecar are not of the same time: the backup that the bitmap counts from is "
+		       "not known";
 	if (!bitmap->base || bitmap->base->paused.valid)
 		return "the backup that the bitmap counts from is not known";
 	return NULL;

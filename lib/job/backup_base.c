@@ -129,6 +129,25 @@ static int refuse_own(const struct tide_backup_job *job, struct tide_error *err)
 	                            "--allow-base=other does as you say");
 }
 
+static int refuse_stranger(const struct tide_backup_job *job, struct tide_error *err)
+{
+	tide_error_set(err, TIDE_E_REFUSED,
+	               "The image and its sidecar are not of the same time, so the backup that the bitmap '%s' counts "
+	               "from is not known",
+	               job->bitmap);
+	return tide_error_hint(err, "one of the two was restored without the other; make a full backup, as --sync auto "
+	                            "does; --allow-base=other does as you say");
+}
+
+/* Has the sidecar a base for this bitmap inside the image, which is not that of these bitmaps? */
+static bool is_stranger(const struct basis *b)
+{
+	const struct tide_node *node = b->job->node;
+
+	return b->entry && b->entry->in_image && node->image_bitmaps.is_stranger && !b->entry->base &&
+	       tide_lineage_named_find(&node->in_sidecar.list->inside, b->entry->name);
+}
+
 static bool is_forced(const struct basis *b)
 {
 	return b->job->node->allow & TIDE_ALLOW_BASE;
@@ -200,6 +219,8 @@ static int decide_on_backing(struct basis *b, struct tide_error *err)
 			return tide_error_set(err, TIDE_E_REFUSED,
 			                      "The disk '%s' itself cannot be the backing image of its backup",
 			                      tide_image_path(job->node->image));
+		if (is_stranger(b))
+			return refuse_stranger(job, err);
 		if (check_link(b, err) < 0)
 			return -1;
 	}
@@ -224,7 +245,7 @@ static int is_whole(const struct basis *b, struct tide_error *err)
 {
 	struct tide_backup_job *job = b->job;
 	struct tide_image *disk = job->node->image, *target = job->target.image;
-	bool complete, by_sample = b->updates || !has_record(job);
+	bool complete, by_sample = (b->updates || !has_record(job)) && !is_stranger(b);
 	int differs;
 
 	if (!job->target.existing || (b->own && (b->own->is_part || b->own->is_incomplete)))

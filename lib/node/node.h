@@ -84,6 +84,7 @@ struct tide_node_log {
 struct tide_node_image_bitmaps {
 	struct tide_error why_not;        /* why they cannot be changed, in a format that can store bitmaps */
 	struct tide_driver_switch change; /* puts the staged bitmaps in place */
+	bool is_stranger;                 /* the sidecar has bases of bitmaps that are not those in the image */
 	bool has_marked;                  /* the sidecar on disk contains a writer token for this change */
 	bool is_held;                     /* a job uses one of them */
 	bool is_deferred;                 /* a group changes them only at its end */
@@ -233,7 +234,7 @@ uint64_t tide_node_default_granularity(const struct tide_node *node);
  * new, from the last full backup if nothing was written since; else from none that is known.
  * enable: it is about to be enabled or disabled.
  * merge: it has got the bits of another bitmap of the same node.
- * attach: the bitmaps inside the image get the bases that the sidecar has for them.
+ * attach: the bitmaps inside the image get the bases that the sidecar has for them, if both files have the same token.
  * collect: the sidecar, made if there is none, gets the bases of the bitmaps inside the image, before both are staged.
  * set: its contents are the differences from this backup; NULL: from one that is unknown.
  */

@@ -59,11 +59,15 @@ void tide_node_base_enable(const struct tide_node *node, struct tide_sidecar_bit
 int tide_node_base_attach(struct tide_node *node, struct tide_error *err)
 {
 	const struct tide_named_bases *inside = &node->in_sidecar.list->inside;
+	const struct tide_id *token = &tide_image_info(node->image)->bitmaps_token;
+	/* If only one of the two files was restored, the bitmaps count from another backup. */
+	bool fits = tide_id_is_set(token) && tide_id_is_same(token, &inside->token);
 
+	node->image_bitmaps.is_stranger = inside->n && !fits;
 	for (size_t i = 0; i < node->in_image.list->n; i++) {
 		struct tide_sidecar_bitmap *entry = node->in_image.list->items[i];
 
-		if (set(entry, tide_lineage_named_find(inside, entry->name), err) < 0)
+		if (set(entry, fits ? tide_lineage_named_find(inside, entry->name) : NULL, err) < 0)
 			return -1;
 	}
 	return 0;
@@ -99,20 +103,33 @@ static int lock_sidecar(struct tide_node *node, bool *there, struct tide_error *
 	return 0;
 }
 
+/* The bases have changed: the image gets a new token, or none, in the step that changes the bitmaps. */
+static int renew_token(struct tide_node *node, struct tide_named_bases *now, struct tide_error *err)
+{
+	if (now->n && tide_id_new(&now->token, err) < 0)
+		return -1;
+	return tide_image_set_bitmaps_token(node->image, &now->token, err);
+}
+
 int tide_node_base_collect(struct tide_node *node, struct tide_error *err)
 {
 	struct tide_named_bases *inside = &node->in_sidecar.list->inside, now = { 0 };
-	bool there = true;
+	bool there = true, any = false;
 	int rc = 0;
 
 	for (size_t i = 0; i < node->in_image.list->n && rc == 0; i++) {
 		const struct tide_sidecar_bitmap *entry = node->in_image.list->items[i];
 
+		any |= !entry->removed;
 		if (entry->base && !entry->removed)
 			rc = tide_lineage_named_add(&now, entry->name, entry->base, err);
 	}
-	if (rc == 0 && node->sidecar_path && !is_same(&now, inside)) {
-		rc = lock_sidecar(node, &there, err);
+	/* A sidecar that belongs to other bitmaps says so until one of these has a base. */
+	if (rc == 0 && node->sidecar_path &&
+	    (node->image_bitmaps.is_stranger ? now.n || !any : !is_same(&now, inside))) {
+		rc = renew_token(node, &now, err);
+		if (rc == 0)
+			rc = lock_sidecar(node, &there, err);
 		if (rc == 0 && there) {
 			struct tide_named_bases was = *inside;
 

@@ -287,8 +287,12 @@ static int stage_puts(struct tide_node *node, struct tide_error *err)
 			.contents = entry->bitmap,
 		};
 	}
-	if (tide_image_stage_bitmaps(node->image, puts, n, &node->image_bitmaps.change, err) == 0)
+	if (tide_image_stage_bitmaps(node->image, puts, n, &node->image_bitmaps.change, err) == 0) {
+		/* Nothing would reveal that one of the two files was restored alone. */
+		if (node->image_bitmaps.change.lacks_token)
+			tide_lineage_named_free(&node->in_sidecar.list->inside);
 		return 0;
+	}
 	for (size_t i = 0; i < n; i++) {
 		const struct tide_sidecar_bitmap *entry = node->in_image.list->items[i];
 

@@ -448,8 +448,9 @@ void tide_node_log_keep_untracked(struct tide_node *node, struct tide_sink *sink
 {
 	if (!node->untracked)
 		return;
-	tide_event_warning(sink, node->path, "the image %s; its bitmaps stay inconsistent",
-	                   tide_node_why_untracked(node));
+	if (node->in_sidecar.list->n)
+		tide_event_warning(sink, node->path, "the image %s; its bitmaps stay inconsistent",
+		                   tide_node_why_untracked(node));
 	node->in_sidecar.is_dirty = true; /* the stamp will match again */
 }
 

@@ -29,6 +29,7 @@ struct tide_last_full {
 
 /* The bases of bitmaps that are not in the sidecar, but inside the image. */
 struct tide_named_bases {
+	struct tide_id token; /* that of the bitmaps in the image (driver.h): the bases are theirs; zero: unknown */
 	size_t n;
 	struct tide_named_base {
 		char *name;

@@ -214,6 +214,7 @@ struct tide_sidecar *tide_sidecar_copy(const struct tide_sidecar *sc, struct tid
 	to->birth = NULL;
 	to->last_full = NULL;
 	to->inside = (struct tide_named_bases){ 0 };
+	to->inside.token = sc->inside.token;
 	for (size_t i = 0; i < sc->inside.n; i++) {
 		if (tide_lineage_named_add(&to->inside, sc->inside.items[i].name, &sc->inside.items[i].base, err) < 0)
 			return NULL;

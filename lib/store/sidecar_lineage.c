@@ -13,7 +13,7 @@
 #include "base/range.h"
 #include "sidecar_format.h"
 
-enum record { BASE = 1, LAST_FULL = 2, BIRTH = 3, DEVICE = 4, INSIDE = 5 };
+enum record { BASE = 1, LAST_FULL = 2, BIRTH = 3, DEVICE = 4, INSIDE = 5, TOKEN = 6 };
 
 /* A record's head: its kind, zeroes, the length of its payload. */
 enum { RECORD_KIND = 0, RECORD_LEN = 4, RECORD_PAYLOAD = 8 };
@@ -69,6 +69,12 @@ static size_t inside_len(const struct tide_named_base *item)
 	return inside_name_len(strlen(item->name)) + base_len(&item->base);
 }
 
+/* Without bases it says nothing. */
+static bool has_token(const struct tide_sidecar *sc)
+{
+	return sc->inside.n && tide_id_is_set(&sc->inside.token);
+}
+
 size_t tide_sidecar_lineage_len(const struct tide_sidecar *sc)
 {
 	uint8_t birth[TIDE_BIRTH_BYTES_MAX];
@@ -80,6 +86,8 @@ size_t tide_sidecar_lineage_len(const struct tide_sidecar *sc)
 	}
 	for (size_t i = 0; i < sc->inside.n; i++)
 		len += record_len(inside_len(&sc->inside.items[i]));
+	if (has_token(sc))
+		len += record_len(TIDE_ID_BYTES);
 	if (sc->last_full)
 		len += record_len(STAMP_BYTES + base_len(&sc->last_full->base));
 	if (sc->device.is_one)
@@ -149,6 +157,10 @@ static uint8_t *put_inside(const struct tide_sidecar *sc, uint8_t *p)
 		memcpy(payload + INSIDE_NAME, item->name, len);
 		put_base(payload + inside_name_len(len), &item->base);
 		p += record_len(inside_len(item));
+	}
+	if (has_token(sc)) {
+		memcpy(put_head(p, TOKEN, TIDE_ID_BYTES), sc->inside.token.bytes, TIDE_ID_BYTES);
+		p += record_len(TIDE_ID_BYTES);
 	}
 	return p;
 }
@@ -268,6 +280,16 @@ static int get_inside(struct tide_sidecar *sc, const uint8_t *p, size_t len, uin
 	return rc;
 }
 
+static int get_token(struct tide_sidecar *sc, const uint8_t *p, size_t len, uint64_t at, struct tide_error *err)
+{
+	if (tide_id_is_set(&sc->inside.token))
+		return tide_error_set(err, TIDE_E_CORRUPT, "token at byte %" PRIu64 ": there is one already", at);
+	if (tide_sidecar_format_check_range(err, "length of the token", at, TIDE_ID_BYTES, TIDE_ID_BYTES, len) < 0)
+		return -1;
+	memcpy(sc->inside.token.bytes, p, TIDE_ID_BYTES);
+	return 0;
+}
+
 static int get_last_full(struct tide_sidecar *sc, const uint8_t *p, size_t len, uint64_t at, struct tide_error *err)
 {
 	struct tide_stamp stamp;
@@ -314,6 +336,8 @@ static int get_record(struct tide_sidecar *sc, const uint8_t *p, size_t len, uin
 		return get_last_full(sc, p + RECORD_PAYLOAD, len, at, err);
 	case INSIDE:
 		return get_inside(sc, p + RECORD_PAYLOAD, len, at, err);
+	case TOKEN:
+		return get_token(sc, p + RECORD_PAYLOAD, len, at, err);
 	case BIRTH:
 		return get_birth(sc, p + RECORD_PAYLOAD, len, at, err);
 	case DEVICE:

@@ -492,3 +492,78 @@ mount_image() {
 	touch -d "@$(($(stat -c %Y full.qcow2) + 1))" full.qcow2
 	verdict 1 1.qcow2
 }
+
+
+# backed_up_as SYNC TARGET [REASON]: the backup has everything that the disk has.
+backed_up_as() {
+	auto disk.qcow2 "$2"
+	assert_equal "$(member x-sync)" "$1"
+	[ -z "${3-}" ] || assert_equal "$(member x-reason)" "$3"
+	ok chain-restore --overwrite "$2" restored.img
+	same raw restored.img qcow2 disk.qcow2
+}
+
+@test "a bitmap inside an image that is restored without its sidecar, or the sidecar without it" {
+	local stranger='the image and its sidecar are not of the same time: the backup that the bitmap counts from is not known'
+	qemu-img create -q -f qcow2 disk.qcow2 64M # too large to be compared completely
+	ok bitmap-add --store image disk.qcow2 n
+	backed_up_as full full.qcow2
+	ok image-write --pattern 1 disk.qcow2 1M 64K
+	backed_up_as incremental 1.qcow2
+	cp -a disk.qcow2 old.qcow2
+	cp -a disk.qcow2.bitmaps old.bitmaps
+	# QEMU keeps what connects the two.
+	qemu-io -f qcow2 -c 'write -q -P 2 21M 64K' disk.qcow2
+	qemu-img bitmap --add -f qcow2 disk.qcow2 other
+	backed_up_as incremental 2.qcow2
+	ok image-write --pattern 3 disk.qcow2 22M 64K
+	assert_equal "$stderr" ''
+	backed_up_as incremental 3.qcow2
+	clean disk.qcow2
+	cp -a old.bitmaps disk.qcow2.bitmaps
+	ok image-write --pattern 4 disk.qcow2 23M 64K
+	refused_like 'The image and its sidecar are not of the same time' \
+		backup-run --sync incremental --bitmap n -F qcow2 --backing 1.qcow2 disk.qcow2 4.qcow2
+	backed_up_as full 4.qcow2 "$stranger"
+	ok image-write --pattern 5 disk.qcow2 35M 64K
+	backed_up_as incremental 5.qcow2
+	cp -a old.qcow2 disk.qcow2
+	ok image-write --pattern 5 disk.qcow2 24M 64K
+	refused_like 'The image and its sidecar are not of the same time' \
+		backup-run --sync incremental --bitmap n -F qcow2 --backing 5.qcow2 disk.qcow2 6.qcow2
+	backed_up_as full 6.qcow2 "$stranger"
+	ok image-write --pattern 7 disk.qcow2 37M 64K
+	backed_up_as incremental 7.qcow2
+	# Both together are of one time.
+	cp -a old.qcow2 disk.qcow2
+	cp -a old.bitmaps disk.qcow2.bitmaps
+	qemu-io -f qcow2 -c 'write -q -P 6 25M 64K' disk.qcow2
+	backed_up_as incremental 8.qcow2
+	ok bitmap-remove disk.qcow2 n
+	qemu-img bitmap --add -f qcow2 disk.qcow2 n
+	cp -a old.bitmaps disk.qcow2.bitmaps
+	backed_up_as full 9.qcow2 "$stranger"
+}
+
+@test "a bitmap inside an image whose header has no room: its base stays unknown" {
+	qemu-img create -q -f qcow2 -o cluster_size=512 disk.qcow2 32M
+	ok bitmap-add --store image -g 64K disk.qcow2 n
+	python3 - disk.qcow2 <<- 'PY'
+		import struct, sys
+		with open(sys.argv[1], "r+b") as f:
+		    head = f.read(512)
+		    off, = struct.unpack_from(">I", head, 100)
+		    while struct.unpack_from(">I", head, off)[0]:
+		        off += 8 + (struct.unpack_from(">I", head, off + 4)[0] + 7) // 8 * 8
+		    f.seek(off)
+		    f.write(struct.pack(">II", 0x12345678, 512 - off - 16) + bytes(512 - off - 8))
+	PY
+	backed_up_as full full.qcow2
+	clean disk.qcow2
+	ok image-write --pattern 1 disk.qcow2 1M 64K
+	backed_up_as full 1.qcow2 'the backup that the bitmap counts from is not known'
+	bitmap disk.qcow2 n '.base == null'
+	ok image-write --pattern 2 disk.qcow2 1M 64K
+	inc --backing 1.qcow2 disk.qcow2 2.qcow2
+	done_ chain-verify --against disk.qcow2 2.qcow2
+}
