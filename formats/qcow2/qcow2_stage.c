@@ -172,7 +172,8 @@ static int put_all(struct tide_qcow2 *q, const struct tide_driver_bitmap_put *pu
 	}
 	s->ext.n = (uint32_t)n;
 	s->ext.sets_token = q->has_next_token;
-	s->ext.token = q->next_token;
+	if (n > 0)
+		s->ext.token = q->next_token;
 	if (n == 0)
 		return 0;
 	return tide_qcow2_put_directory(q, s->bitmaps, n, &s->ext.dir_offset, &s->ext.dir_size, &s->added, err);
@@ -199,7 +200,7 @@ static int stage(struct tide_qcow2 *q, const struct tide_driver_bitmap_put *put,
 	/* The counts are flushed first, so that the switch is prepared on a header that does not change any more. */
 	if (list_old(q, put, n, err) == 0 && put_all(q, put, n, err) == 0 && tide_qcow2_flush_locked(q, err) == 0 &&
 	    tide_qcow2_switch_plan(q, &s->ext, &s->sw, &s->names, err) == 0 && guard_directory(q, &s->sw, err) == 0) {
-		s->sw.lacks_token = q->has_next_token && !tide_id_is_same(&s->ext.token, &q->next_token);
+		s->sw.lacks_token = n > 0 && q->has_next_token && !tide_id_is_same(&s->ext.token, &q->next_token);
 		*sw = s->sw;
 		q->has_next_token = false;
 		return 0;

@@ -54,18 +54,15 @@
  *               writes is a valid image. With TIDE_OPEN_NEW (a file that nobody else can see
  *               yet) the order does not matter, and flush is called once, before the file gets
  *               its name.
- *   bitmaps_token   the next stage puts this token beside the bitmaps, with the same switch; zero: it removes the one
- *               that the image has. Without this call the image keeps its token, whoever changes the bitmaps. If it has
- *               no room, it has no token afterwards, and the switch says so.
- *   bitmaps_stage   writes a new set of bitmaps, durably, into clusters that nothing refers to.
- *               Only the switch then remains: some bytes within one sector of the file.
- *   bitmaps_commit  makes the switch, durably, and frees what only the old set used. -1: it is
- *               unknown which set the file holds, but it is one of the two, complete; nothing
- *               is freed.
- *   bitmaps_abort   frees what was staged; the old set stays.
- *   snapshots   lists the internal snapshots, as many as info->snapshots, and a NULL.
- *   close       releases everything. It writes nothing and never fails; without flush the
- *               commits since the last flush may be lost, and the image stays valid.
+ *   bitmaps_token   the next stage puts this token beside the bitmaps, with the same switch; without
+ *               bitmaps it gets none. Without this call the image keeps its token, whoever changes the bitmaps. If it
+ * has no room, it has no token afterwards, and the switch says so. bitmaps_stage   writes a new set of bitmaps,
+ * durably, into clusters that nothing refers to. Only the switch then remains: some bytes within one sector of the
+ * file. bitmaps_commit  makes the switch, durably, and frees what only the old set used. -1: it is unknown which set
+ * the file holds, but it is one of the two, complete; nothing is freed. bitmaps_abort   frees what was staged; the old
+ * set stays. snapshots   lists the internal snapshots, as many as info->snapshots, and a NULL. close       releases
+ * everything. It writes nothing and never fails; without flush the commits since the last flush may be lost, and the
+ * image stays valid.
  *
  * Threads: extent, read, write, discard, write_begin, write_commit, write_abort, zero and write_packed may
  * be called from several threads at once, on ranges that do not overlap; pack always. No other call may run

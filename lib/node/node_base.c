@@ -103,10 +103,13 @@ static int lock_sidecar(struct tide_node *node, bool *there, struct tide_error *
 	return 0;
 }
 
-/* The bases have changed: the image gets a new token, or none, in the step that changes the bitmaps. */
+/*
+ * The bases have changed: the image gets a new token in the step that changes the bitmaps. Without bases, no sidecar
+ * has it.
+ */
 static int renew_token(struct tide_node *node, struct tide_named_bases *now, struct tide_error *err)
 {
-	if (now->n && tide_id_new(&now->token, err) < 0)
+	if (tide_id_new(&now->token, err) < 0)
 		return -1;
 	return tide_image_set_bitmaps_token(node->image, &now->token, err);
 }

@@ -371,6 +371,18 @@ void tide_node_image_abort(struct tide_node *node)
 
 /* ---- after a group's death ---------------------------------------------------------- */
 
+/* Once the switch is made, something else may follow it, in place of zeroes that mark the end of a header. */
+static bool has_switch(const struct tide_driver_switch *sw, const uint8_t *now)
+{
+	static const uint8_t end[8];
+	size_t len = sw->len;
+
+	if (len > sizeof(end) && !memcmp(sw->after + len - sizeof(end), end, sizeof(end)) &&
+	    memcmp(sw->before, sw->after, len - sizeof(end)) != 0)
+		len -= sizeof(end);
+	return !memcmp(now, sw->after, len);
+}
+
 /* 1: the file is as it was when the change was staged; 2: it has the change; 0: neither. */
 static int compare_switch(int fd, const struct tide_driver_switch *sw, const struct tide_stamp *stamp,
                           struct tide_error *err)
@@ -387,7 +399,7 @@ static int compare_switch(int fd, const struct tide_driver_switch *sw, const str
 		return 0;
 	if (tide_sysio_pread(fd, now, sw->len, sw->offset, false, err) < 0)
 		return -1;
-	if (!memcmp(now, sw->after, sw->len))
+	if (has_switch(sw, now))
 		return 2;
 	if (memcmp(now, sw->before, sw->len) || !tide_stamp_is_equal(&taken, stamp))
 		return 0;
