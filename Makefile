@@ -83,7 +83,7 @@ PLUGIN := $(if $(shell pkg-config --exists nbdkit 2>/dev/null && echo yes),$(BUI
 # Text that several pages share is in man/common; the pages are complete in $(BUILD)/man.
 MANPAGES := $(patsubst man/%,$(BUILD)/man/%,$(wildcard man/*.1 man/*.5 man/*.7))
 
-DEPS_BUILD := gcc libc6-dev pkg-config libpopt-dev libjson-c-dev libexpat1-dev libzstd-dev libdeflate-dev libnbd-dev nbdkit-plugin-dev
+DEPS_BUILD := gcc libc6-dev pkg-config libpopt-dev libjson-c-dev libexpat1-dev libzstd-dev libdeflate-dev libxxhash-dev libnbd-dev nbdkit-plugin-dev
 DEPS_TEST := bats bats-support bats-assert mandoc shellcheck qemu-utils qemu-system-x86 python3 jq strace parallel \
 	e2fsprogs xfsprogs btrfs-progs libnbd-bin gnutls-bin liburing-dev nbdkit fio fuse3 util-linux clang clang-format libclang-rt-dev zstd netbase
 # What `analyze` and `valgrind` need besides.
