@@ -11,16 +11,17 @@
 #include "error.h"
 #include "mem.h"
 
-#define CALLS(CALL)                         \
-	CALL(zstd, ZSTD_, compress)         \
-	CALL(zstd, ZSTD_, compressCCtx)     \
-	CALL(zstd, ZSTD_, createCCtx)       \
-	CALL(zstd, ZSTD_, createDCtx)       \
-	CALL(zstd, ZSTD_, decompressStream) \
-	CALL(zstd, ZSTD_, freeCCtx)         \
-	CALL(zstd, ZSTD_, freeDCtx)         \
-	CALL(zstd, ZSTD_, getErrorCode)     \
-	CALL(zstd, ZSTD_, getErrorName)     \
+#define CALLS(CALL)                          \
+	CALL(zstd, ZSTD_, compress)          \
+	CALL(zstd, ZSTD_, CCtx_setParameter) \
+	CALL(zstd, ZSTD_, compress2)         \
+	CALL(zstd, ZSTD_, createCCtx)        \
+	CALL(zstd, ZSTD_, createDCtx)        \
+	CALL(zstd, ZSTD_, decompressStream)  \
+	CALL(zstd, ZSTD_, freeCCtx)          \
+	CALL(zstd, ZSTD_, freeDCtx)          \
+	CALL(zstd, ZSTD_, getErrorCode)      \
+	CALL(zstd, ZSTD_, getErrorName)      \
 	CALL(zstd, ZSTD_, isError)
 
 TIDE_DYNLIB_DOOR(zstd, CALLS, "libzstd.so.1", "zstd compression", "libzstd1");
@@ -54,7 +55,6 @@ int tide_compress_zstd(void *out, size_t *out_len, const void *in, size_t len, i
 
 struct tide_compress {
 	ZSTD_CCtx *zstd;
-	int level;
 };
 
 struct tide_compress *tide_compress_new(int level, struct tide_error *err)
@@ -66,9 +66,9 @@ struct tide_compress *tide_compress_new(int level, struct tide_error *err)
 	ctx = tide_mem_alloc(1, sizeof(*ctx), err);
 	if (!ctx)
 		return NULL;
-	ctx->level = level;
 	ctx->zstd = zstd.createCCtx();
-	if (!ctx->zstd) {
+	if (!ctx->zstd || zstd.isError(zstd.CCtx_setParameter(ctx->zstd, ZSTD_c_compressionLevel, level)) ||
+	    zstd.isError(zstd.CCtx_setParameter(ctx->zstd, ZSTD_c_checksumFlag, 1))) {
 		tide_error_set_nomem(err);
 		tide_compress_free(ctx);
 		return NULL;
@@ -86,7 +86,7 @@ void tide_compress_free(struct tide_compress *ctx)
 int tide_compress_next(struct tide_compress *ctx, void *out, size_t *out_len, const void *in, size_t len,
                        struct tide_error *err)
 {
-	size_t used = zstd.compressCCtx(ctx->zstd, out, *out_len, in, len, ctx->level);
+	size_t used = zstd.compress2(ctx->zstd, out, *out_len, in, len);
 
 	if (zstd.getErrorCode(used) == ZSTD_error_dstSize_tooSmall)
 		return 1;

@@ -15,8 +15,8 @@ int tide_compress_zstd(void *out, size_t *out_len, const void *in, size_t len, i
 
 /*
  * The same for many inputs, with one context, because making a context of libzstd is slow. Each call makes
- * one frame and returns 1 when the room is too small. The result depends on the input and the level alone,
- * not on earlier calls.
+ * one frame, which ends with a checksum of the input that libzstd compares when it decompresses, and returns 1 when the
+ * room is too small. The result depends on the input and the level alone, not on earlier calls.
  */
 struct tide_compress;
 struct tide_compress *tide_compress_new(int level, struct tide_error *err);

@@ -108,6 +108,33 @@ static void test_damage(void)
 	CHECK_ERR(&err, TIDE_E_CORRUPT, NULL);
 }
 
+static size_t pack_fresh(size_t len)
+{
+	struct tide_error err = TIDE_ERROR_INIT;
+	struct tide_compress *ctx = tide_compress_new(3, &err);
+	size_t used = sizeof(packed);
+
+	CHECK_EQ_I64(tide_compress_next(ctx, packed, &used, plain, len, &err), 0);
+	tide_compress_free(ctx);
+	return used;
+}
+
+/* Each changed byte of a frame is found by the frame's own checksum, if not by something else. */
+static void test_frame_checksum(void)
+{
+	struct tide_error err = TIDE_ERROR_INIT;
+	size_t used = pack_fresh(3000);
+
+	CHECK_OK(tide_compress_unzstd(back, 3000, packed, used, true, &err), &err);
+	for (size_t i = 6; i < used; i += 7) {
+		UNIT_ROW("byte %zu", i);
+		packed[i] ^= 1;
+		CHECK_EQ_I64(tide_compress_unzstd(back, 3000, packed, used, true, &err), -1);
+		CHECK_ERR(&err, TIDE_E_CORRUPT, NULL);
+		packed[i] ^= 1;
+	}
+}
+
 /* A context gives what a new one would, whatever it did before. */
 static void test_context(void)
 {
@@ -119,7 +146,7 @@ static void test_context(void)
 	if (!CHECK(ctx))
 		return;
 	for (size_t i = 0; i < TIDE_ARRAY_SIZE(lens); i++) {
-		size_t want = pack(lens[i]), used = sizeof(again);
+		size_t want = pack_fresh(lens[i]), used = sizeof(again);
 
 		UNIT_ROW("%zu bytes, the %zu.", lens[i], i);
 		CHECK_EQ_I64(tide_compress_next(ctx, again, &used, plain, lens[i], &err), 0);
@@ -136,6 +163,7 @@ int main(void)
 {
 	UNIT_RUN(test_round_trip);
 	UNIT_RUN(test_too_small);
+	UNIT_RUN(test_frame_checksum);
 	UNIT_RUN(test_context);
 	UNIT_RUN(test_cut);
 	UNIT_RUN(test_tail);
