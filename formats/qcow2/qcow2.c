@@ -116,7 +116,7 @@ static int open_image(int fd, const char *dir, unsigned flags, struct tide_drive
 	if (!q)
 		return -1;
 	q->fd = fd;
-	q->is_new = flags & TIDE_OPEN_NEW;
+	q->is_new = q->is_hidden = flags & TIDE_OPEN_NEW;
 	q->writable = q->is_new || (flags & TIDE_OPEN_WRITE);
 	q->late = flags & TIDE_OPEN_LATER;
 	q->salvage = (flags & TIDE_OPEN_SALVAGE) && !q->writable;
@@ -149,6 +149,11 @@ const struct tide_image_driver tide_qcow2_driver = {
 	.set_exact_size = tide_qcow2_ext_set_exact_size,
 	.set_fingerprint = tide_qcow2_ext_set_fingerprint,
 	.set_birth = tide_qcow2_ext_set_birth,
+	.sums_range = tide_qcow2_sums_range,
+	.sums_store = tide_qcow2_sums_store,
+	.sums_load = tide_qcow2_sums_load,
+	.sums_use = tide_qcow2_sums_use,
+	.sums_disk = tide_qcow2_sums_disk,
 	.packer_new = tide_qcow2_pack_new,
 	.packer_free = tide_qcow2_pack_free,
 	.pack = tide_qcow2_pack_cluster,

@@ -33,8 +33,11 @@
 
 #include <pthread.h>
 
+#include <sys/stat.h>
+
 #include "image/birth.h"
 #include "image/driver.h"
+#include "image/sums.h"
 
 #define TIDE_QCOW2_MAGIC     0x514649fbu
 #define TIDE_QCOW2_HEADER_V2 72u
@@ -66,6 +69,8 @@ enum {
  * but not when it reopens it, as for a commit. So the flag alone proves nothing, and the file's time counts too.
  */
 #define TIDE_QCOW2_AUTOCLEAR_INTACT (UINT64_C(1) << 62)
+/* Another one, of the same kind: the table of checksums describes the file as it is (qcow2_sums.c). */
+#define TIDE_QCOW2_AUTOCLEAR_SUMS (UINT64_C(1) << 61)
 
 enum { TIDE_QCOW2_ZLIB = 0, TIDE_QCOW2_ZSTD = 1 };
 
@@ -96,12 +101,13 @@ enum {
 	 * "TIDT": 16 random bytes that belong to the bitmaps, see bitmaps_token in image/driver.h.
 	 */
 	TIDE_QCOW2_EXT_TOKEN = 0x54494454,
+	/* "TIDC": where the table of checksums is (qcow2_sums.c). */
+	TIDE_QCOW2_EXT_SUMS = 0x54494443,
 	/* "TIDV": space of an extension that was replaced. */
 	TIDE_QCOW2_EXT_VOID = 0x54494456,
 };
 
 #define TIDE_QCOW2_FINGERPRINT_BYTES   72u
-#define TIDE_QCOW2_BIRTH_FILE_BYTES    16u /* the identity of the file, before its birth record */
 #define TIDE_QCOW2_FINGERPRINT_2_BYTES 112u
 #define TIDE_QCOW2_HEADER_ROOM         128u /* bytes left free in the first cluster beside a fingerprint */
 
@@ -119,6 +125,19 @@ enum { TIDE_QCOW2_AT_REFTABLE = 48, TIDE_QCOW2_AT_INCOMPATIBLE = 72, TIDE_QCOW2_
 #define TIDE_QCOW2_BITMAP_ALLOC    UINT64_C(0x00000000ffffffff)
 #define TIDE_QCOW2_BITMAP_ZERO     UINT64_C(0xffffffff00000000)
 
+#define TIDE_QCOW2_ID_BYTES   16u /* of the identity of a file (qcow2_ext.c) */
+#define TIDE_QCOW2_SUMS_BYTES 64u /* of the extension for checksums */
+
+struct tide_qcow2_sums_place {
+	bool exists, known; /* known: the extension is valid, and the rest is set */
+	uint64_t offset, len;
+	uint64_t sum;          /* the table's own checksum */
+	uint64_t guard;        /* the checksum of fields of the header */
+	bool of_birth;         /* they are of the backup as it was made */
+	uint64_t file_size;    /* as the checksums were stored */
+	struct timespec mtime; /* the same; tv_nsec UINT32_MAX: unknown */
+};
+
 struct tide_qcow2_header {
 	unsigned version, cluster_bits, refcount_order, compression;
 	uint64_t size;
@@ -132,9 +151,10 @@ struct tide_qcow2_header {
 	char *data_file;                     /* the external data file, or NULL */
 	struct tide_fingerprint fingerprint; /* of the backing image; its digits may be empty */
 	uint32_t fingerprint_name;           /* the CRC-32C of the backing name it belongs to */
-	uint8_t birth_file[TIDE_QCOW2_BIRTH_FILE_BYTES];
+	uint8_t birth_file[TIDE_QCOW2_ID_BYTES];
 	size_t birth_len; /* 0: no birth record */
 	uint8_t birth[TIDE_BIRTH_BYTES_MAX];
+	struct tide_qcow2_sums_place sums;
 	struct tide_id token; /* of the bitmaps; zero: none */
 	uint32_t n_bitmaps;   /* 0: none, or not reliable */
 	bool bitmaps_lost;    /* a program without support for them has changed the image: they count as gone */
@@ -212,6 +232,7 @@ struct libdeflate_decompressor;
 struct tide_qcow2 {
 	int fd;
 	bool writable, is_new;
+	bool is_hidden; /* other programs cannot see it yet: no order of writes is needed */
 	bool late;      /* check whether it may be written only before the first change */
 	bool is_device; /* the file cannot grow */
 	bool salvage;   /* open for reading: ignore reserved bits, and read what cut or missing files have left */
@@ -257,6 +278,8 @@ struct tide_qcow2 {
 	struct tide_qcow2_stage *stage; /* a staged change of the bitmaps, or NULL */
 	bool has_next_token;            /* the next stage sets the token to: */
 	struct tide_id next_token;
+	struct tide_sums *collect; /* checksums of what is written go there; or NULL */
+	struct tide_sums *proof;   /* what is read must have these checksums; or NULL */
 };
 
 static inline uint64_t tide_qcow2_clusters(const struct tide_qcow2 *q, uint64_t bytes)
@@ -481,9 +504,32 @@ int tide_qcow2_ext_set_fingerprint(void *state, const struct tide_fingerprint *f
 /*
  * *is_copy: the file is another one than that whose identity this is, or that is not known; then *is_changed is false.
  */
-void tide_qcow2_ext_compare_file(int fd, const uint8_t birth_file[TIDE_QCOW2_BIRTH_FILE_BYTES], bool *is_changed,
-                                 bool *is_copy);
+void tide_qcow2_ext_compare_file(int fd, const uint8_t id[TIDE_QCOW2_ID_BYTES], bool *is_changed, bool *is_copy);
 int tide_qcow2_ext_set_birth(void *state, const struct tide_birth *birth, struct tide_error *err);
+/*
+ * Lock held, after the last write: stores the file's identity beside the birth record, if that is intact, and the table
+ * of checksums, if that is valid, and sets the file's time: to this one, or to now (NULL).
+ */
+int tide_qcow2_ext_seal(struct tide_qcow2 *q, const struct timespec *mtime, struct tide_error *err);
+/* Lock held: adds or replaces an extension of the header.  1: the header has no room. */
+int tide_qcow2_ext_put(struct tide_qcow2 *q, uint32_t type, const uint8_t *data, size_t len, struct tide_error *err);
+
+/* ---- qcow2_sums.c: see driver.h ---- */
+
+/* Lock held: writes the extension, with this size and time of the file; NULL: they are unknown. */
+int tide_qcow2_sums_put(struct tide_qcow2 *q, const struct stat *st, struct tide_error *err);
+void tide_qcow2_sums_read_extension(const uint8_t *data, uint32_t len, struct tide_qcow2_header *h);
+enum tide_sums_state tide_qcow2_sums_state(int fd, const struct tide_qcow2_header *h);
+int tide_qcow2_sums_range(void *state, int *fd, uint64_t *start, uint64_t *end, struct tide_error *err);
+int tide_qcow2_sums_store(void *state, struct tide_sums *sums, struct tide_error *err);
+int tide_qcow2_sums_load(void *state, struct tide_sums **out, struct tide_error *err);
+int tide_qcow2_sums_use(void *state, struct tide_sums *collect, struct tide_sums *proof, struct tide_error *err);
+int tide_qcow2_sums_disk(void *state, const struct tide_bitmap *bad,
+                         int (*found)(void *data, uint64_t off, uint64_t len, struct tide_error *err), void *data,
+                         struct tide_error *err);
+/* Have bytes that were read from the file their checksums, if it has any that count? */
+int tide_qcow2_sums_prove(const struct tide_qcow2 *q, const void *buf, uint64_t off, uint64_t len,
+                          struct tide_error *err);
 
 /* ---- qcow2_check.c: see driver.h ---- */
 
@@ -540,6 +586,8 @@ int tide_qcow2_flush_prepare(struct tide_qcow2 *q, struct tide_error *err);
 int tide_qcow2_flush_prepare_meta(struct tide_qcow2 *q, struct tide_error *err);
 /* Lock held: replaces a word of feature flags in the header, at this offset, and syncs; version 2 has none. */
 int tide_qcow2_flush_put_flags(struct tide_qcow2 *q, uint64_t at, uint64_t *flags, uint64_t to, struct tide_error *err);
+/* Sets and clears autoclear flags, durably. */
+int tide_qcow2_flush_set_autoclear(struct tide_qcow2 *q, uint64_t set, uint64_t clear, struct tide_error *err);
 
 /* ---- qcow2_alloc.c: the same questions for in-place and new images; lock held ---- */
 

@@ -92,7 +92,8 @@ static int fetch(struct reader *r, const struct tide_qcow2_cluster *c, int n, st
 	}
 	/* A cluster may end within its last sector, and the file with it; the bytes that it lacks are not zeroes. */
 	r->read = TIDE_MIN(r->to, r->file_size) - r->from;
-	if (tide_sysio_pread(r->q->fd, r->packed, r->read, r->from, true, err) < 0)
+	if (tide_sysio_pread(r->q->fd, r->packed, r->read, r->from, true, err) < 0 ||
+	    tide_qcow2_sums_prove(r->q, r->packed, r->from, r->read, err) < 0)
 		return -1;
 	return i;
 }

@@ -52,7 +52,7 @@ static int write_synced(const struct tide_qcow2 *q, const void *buf, size_t len,
 {
 	if (tide_sysio_pwrite(q->fd, buf, len, off, err) < 0)
 		return -1;
-	return q->is_new ? 0 : tide_sysio_fdatasync(q->fd, err);
+	return q->is_hidden ? 0 : tide_sysio_fdatasync(q->fd, err);
 }
 
 static bool fits(const struct content *c, uint64_t room)
@@ -179,6 +179,11 @@ static int put(struct tide_qcow2 *q, const struct content *c, struct tide_error 
 	return rc == 0 ? retire(q, &h, err) : rc;
 }
 
+int tide_qcow2_ext_put(struct tide_qcow2 *q, uint32_t type, const uint8_t *data, size_t len, struct tide_error *err)
+{
+	return put(q, &(struct content){ .type = type, .data = data, .len = len }, err);
+}
+
 int tide_qcow2_ext_set_exact_size(void *state, uint64_t size, struct tide_driver_info *info, struct tide_error *err)
 {
 	struct tide_qcow2 *q = state;
@@ -240,13 +245,6 @@ int tide_qcow2_ext_set_fingerprint(void *state, const struct tide_fingerprint *f
 	return rc;
 }
 
-static int set_intact(struct tide_qcow2 *q, struct tide_error *err)
-{
-	uint64_t *flags = &q->header.autoclear;
-
-	return tide_qcow2_flush_put_flags(q, TIDE_QCOW2_AT_AUTOCLEAR, flags, *flags | TIDE_QCOW2_AUTOCLEAR_INTACT, err);
-}
-
 /*
  * The identity of a file: two checksums of its inode and birth time, which say which file it is, then one of size and
  * modification time and one without the nanoseconds. A file system that is mounted as another device changes none of
@@ -254,7 +252,7 @@ static int set_intact(struct tide_qcow2 *q, struct tide_error *err)
  */
 enum { AT_WHICH = 0, AT_CHANGE = 8, AT_CHANGE_SEC = 12 };
 
-static void identify(int fd, const struct stat *st, uint8_t out[TIDE_QCOW2_BIRTH_FILE_BYTES])
+static void identify(int fd, const struct stat *st, uint8_t out[TIDE_QCOW2_ID_BYTES])
 {
 	uint8_t raw[20] = { 0 };
 	struct statx sx;
@@ -280,10 +278,9 @@ static bool has_changed(const struct stat *st, const uint8_t *then, const uint8_
 	       (st->st_mtim.tv_nsec != 0 && memcmp(then + AT_CHANGE, now + AT_CHANGE, 4) != 0);
 }
 
-void tide_qcow2_ext_compare_file(int fd, const uint8_t birth_file[TIDE_QCOW2_BIRTH_FILE_BYTES], bool *is_changed,
-                                 bool *is_copy)
+void tide_qcow2_ext_compare_file(int fd, const uint8_t id[TIDE_QCOW2_ID_BYTES], bool *is_changed, bool *is_copy)
 {
-	uint8_t now[TIDE_QCOW2_BIRTH_FILE_BYTES];
+	uint8_t now[TIDE_QCOW2_ID_BYTES];
 	struct stat st;
 
 	*is_changed = false;
@@ -291,19 +288,21 @@ void tide_qcow2_ext_compare_file(int fd, const uint8_t birth_file[TIDE_QCOW2_BIR
 	if (fstat(fd, &st) < 0)
 		return;
 	identify(fd, &st, now);
-	*is_copy = memcmp(birth_file + AT_WHICH, now + AT_WHICH, 8) != 0;
-	*is_changed = !*is_copy && has_changed(&st, birth_file, now);
+	*is_copy = memcmp(id + AT_WHICH, now + AT_WHICH, 8) != 0;
+	*is_changed = !*is_copy && has_changed(&st, id, now);
 }
 
 /*
- * The record is part of the file whose time it contains: the time is chosen first, and set after the last write. False:
- * this is impossible, because the file is another user's or a device.
+ * The identity is part of the file whose time it contains: the time is chosen first, and set after the last write.
+ * False: this is impossible, because the file is another user's or a device.
  */
-static bool choose_time(const struct tide_qcow2 *q, struct stat *st)
+static bool choose_time(const struct tide_qcow2 *q, const struct timespec *given, struct stat *st)
 {
 	struct timespec times[2] = { { .tv_nsec = UTIME_OMIT } };
 
-	if (q->is_device || clock_gettime(CLOCK_REALTIME, &times[1]) < 0 || futimens(q->fd, times) < 0)
+	if (given)
+		times[1] = *given;
+	if (q->is_device || (!given && clock_gettime(CLOCK_REALTIME, &times[1]) < 0) || futimens(q->fd, times) < 0)
 		return false;
 	return fstat(q->fd, st) == 0; /* the file system may cut the time */
 }
@@ -315,35 +314,65 @@ static int set_time(const struct tide_qcow2 *q, const struct stat *st, struct ti
 	if (futimens(q->fd, times) < 0)
 		return tide_error_set_sys(err, errno, "Could not set the time of the file");
 	/* fdatasync need not store the time. */
-	return q->is_new || fsync(q->fd) == 0 ? 0 : tide_error_set_sys(err, errno, "Could not flush the file");
+	return q->is_hidden || fsync(q->fd) == 0 ? 0 : tide_error_set_sys(err, errno, "Could not flush the file");
 }
 
-static int put_birth(struct tide_qcow2 *q, const struct tide_birth *birth, struct tide_error *err)
+static int put_birth(struct tide_qcow2 *q, const uint8_t id[TIDE_QCOW2_ID_BYTES], struct tide_error *err)
 {
-	uint8_t bytes[TIDE_QCOW2_BIRTH_FILE_BYTES + TIDE_BIRTH_BYTES_MAX] = { 0 };
-	size_t len = tide_birth_encode(birth, bytes + TIDE_QCOW2_BIRTH_FILE_BYTES);
+	uint8_t bytes[TIDE_QCOW2_ID_BYTES + TIDE_BIRTH_BYTES_MAX];
+
+	memcpy(q->header.birth_file, id, TIDE_QCOW2_ID_BYTES);
+	memcpy(bytes, id, TIDE_QCOW2_ID_BYTES);
+	memcpy(bytes + TIDE_QCOW2_ID_BYTES, q->header.birth, q->header.birth_len);
+	return put(q,
+	           &(struct content){
+	                   .type = TIDE_QCOW2_EXT_BIRTH,
+	                   .data = bytes,
+	                   .len = TIDE_QCOW2_ID_BYTES + q->header.birth_len,
+	           },
+	           err);
+}
+
+int tide_qcow2_ext_seal(struct tide_qcow2 *q, const struct timespec *mtime, struct tide_error *err)
+{
+	uint64_t *flags = &q->header.autoclear;
+	uint8_t id[TIDE_QCOW2_ID_BYTES] = { 0 };
+	bool timed, sums = *flags & TIDE_QCOW2_AUTOCLEAR_SUMS;
 	struct stat st;
-	bool timed;
+	int rc = 0;
+
+	timed = choose_time(q, mtime, &st);
+	if (timed)
+		identify(q->fd, &st, id);
+	if (*flags & TIDE_QCOW2_AUTOCLEAR_INTACT)
+		rc = put_birth(q, id, err);
+	if (rc == 0 && sums)
+		rc = tide_qcow2_sums_put(q, timed ? &st : NULL, err);
+	if (rc < 0)
+		return -1;
+	return timed && set_time(q, &st, err) < 0 ? -1 : rc;
+}
+
+/* 1: the header has no room. */
+static int set_birth(struct tide_qcow2 *q, const struct tide_birth *birth, struct tide_error *err)
+{
+	uint64_t *flags = &q->header.autoclear;
+	static const uint8_t unknown[TIDE_QCOW2_ID_BYTES];
 	int rc;
 
 	/* The first change of an image may extend its file. */
 	if (tide_qcow2_flush_prepare_meta(q, err) < 0)
 		return -1;
-	timed = choose_time(q, &st);
-	if (timed)
-		identify(q->fd, &st, bytes);
-	rc = put(q,
-	         &(struct content){
-	                 .type = TIDE_QCOW2_EXT_BIRTH, .data = bytes, .len = TIDE_QCOW2_BIRTH_FILE_BYTES + len },
-	         err);
+	q->header.birth_len = tide_birth_encode(birth, q->header.birth);
+	rc = put_birth(q, unknown, err);
 	if (rc == 0)
-		rc = set_intact(q, err);
-	if (rc != 0)
+		rc = tide_qcow2_flush_put_flags(q, TIDE_QCOW2_AT_AUTOCLEAR, flags, *flags | TIDE_QCOW2_AUTOCLEAR_INTACT,
+		                                err);
+	if (rc != 0) {
+		q->header.birth_len = 0;
 		return rc;
-	memcpy(q->header.birth_file, bytes, TIDE_QCOW2_BIRTH_FILE_BYTES);
-	memcpy(q->header.birth, bytes + TIDE_QCOW2_BIRTH_FILE_BYTES, len);
-	q->header.birth_len = len;
-	return timed ? set_time(q, &st, err) : 0;
+	}
+	return tide_qcow2_ext_seal(q, NULL, err);
 }
 
 int tide_qcow2_ext_set_birth(void *state, const struct tide_birth *birth, struct tide_error *err)
@@ -355,7 +384,7 @@ int tide_qcow2_ext_set_birth(void *state, const struct tide_birth *birth, struct
 	if (q->header.version < 3)
 		return 1;
 	pthread_mutex_lock(&q->lock);
-	rc = put_birth(q, birth, err);
+	rc = set_birth(q, birth, err);
 	pthread_mutex_unlock(&q->lock);
 	return rc;
 }

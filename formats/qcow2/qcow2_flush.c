@@ -199,7 +199,7 @@ int tide_qcow2_flush_put_flags(struct tide_qcow2 *q, uint64_t at, uint64_t *flag
 		return 0;
 	tide_put_be64(buf, to);
 	if (tide_sysio_pwrite(q->fd, buf, sizeof(buf), at, err) < 0 ||
-	    (!q->is_new && tide_sysio_fdatasync(q->fd, err) < 0))
+	    (!q->is_hidden && tide_sysio_fdatasync(q->fd, err) < 0))
 		return -1;
 	*flags = to;
 	return 0;
@@ -213,10 +213,21 @@ static int keep_features(struct tide_qcow2 *q, uint64_t kept, struct tide_error 
 /* A program must clear the autoclear flags of features it does not know before its first change. */
 static int clear_unknown(struct tide_qcow2 *q, struct tide_error *err)
 {
+	const uint64_t own = TIDE_QCOW2_AUTOCLEAR_INTACT | TIDE_QCOW2_AUTOCLEAR_SUMS;
+	bool changed, is_copy;
+
+	/* QEMU does not clear a flag for a commit. */
+	tide_qcow2_ext_compare_file(q->fd, q->header.birth_file, &changed, &is_copy);
+	changed = changed || tide_qcow2_sums_state(q->fd, &q->header) == TIDE_SUMS_DOUBTFUL;
 	return keep_features(q,
 	                     q->header.autoclear & (TIDE_QCOW2_AUTOCLEAR_BITMAPS | TIDE_QCOW2_AUTOCLEAR_DATA_FILE_RAW |
-	                                            TIDE_QCOW2_AUTOCLEAR_INTACT),
+	                                            (changed ? 0 : own)),
 	                     err);
+}
+
+int tide_qcow2_flush_set_autoclear(struct tide_qcow2 *q, uint64_t set, uint64_t clear, struct tide_error *err)
+{
+	return keep_features(q, (q->header.autoclear | set) & ~clear, err);
 }
 
 /* Extends the file to whole clusters, so that writes near its end need no special care. */
@@ -254,5 +265,7 @@ int tide_qcow2_flush_prepare(struct tide_qcow2 *q, struct tide_error *err)
 {
 	if (tide_qcow2_flush_prepare_meta(q, err) < 0)
 		return -1;
-	return q->is_new ? 0 : keep_features(q, q->header.autoclear & ~TIDE_QCOW2_AUTOCLEAR_INTACT, err);
+	if (q->is_new)
+		return 0;
+	return tide_qcow2_flush_set_autoclear(q, 0, TIDE_QCOW2_AUTOCLEAR_INTACT | TIDE_QCOW2_AUTOCLEAR_SUMS, err);
 }

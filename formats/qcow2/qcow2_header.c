@@ -447,6 +447,8 @@ static int read_extensions(const struct raw *raw, struct tide_qcow2_header *h, s
 			read_birth(data, len, h);
 		else if (type == TIDE_QCOW2_EXT_TOKEN && len == TIDE_ID_BYTES)
 			memcpy(h->token.bytes, data, TIDE_ID_BYTES);
+		else if (type == TIDE_QCOW2_EXT_SUMS)
+			tide_qcow2_sums_read_extension(data, len, h);
 		if (rc < 0)
 			return -1;
 	}
@@ -603,6 +605,8 @@ int tide_qcow2_header_info(int fd, const struct tide_qcow2_header *h, struct tid
 	info->bitmaps_lost = h->bitmaps_lost;
 	info->bitmaps_token = h->token;
 	info->snapshots = h->snapshots;
+	info->sums = tide_qcow2_sums_state(fd, h);
+	info->sums_of_birth = h->sums.of_birth && (h->autoclear & TIDE_QCOW2_AUTOCLEAR_INTACT);
 	if (h->backing) {
 		info->backing = tide_mem_strdup(h->backing, err);
 		if (!info->backing)

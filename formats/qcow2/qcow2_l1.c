@@ -35,6 +35,8 @@ static int read_page(struct tide_qcow2 *q, uint64_t page, struct tide_error *err
 		return 0;
 	if (tide_sysio_pread(q->fd, entry, n * 8, q->header.l1_offset + first * 8, false, err) < 0)
 		return tide_error_wrap(err, "Could not read L1 table");
+	if (tide_qcow2_sums_prove(q, entry, q->header.l1_offset + first * 8, n * 8, err) < 0)
+		return -1;
 	for (uint64_t i = 0; i < n; i++)
 		entry[i] = tide_get_be64(&entry[i]);
 	q->l1_read[page] = 1;

@@ -296,6 +296,10 @@ int tide_qcow2_l2_load(struct tide_qcow2 *q, uint64_t l1_index, struct tide_qcow
 		tide_qcow2_cache_drop(&q->l2, t);
 		return tide_error_wrap(err, "Could not read the L2 table of L1 entry %" PRIu64, l1_index);
 	}
+	if (tide_qcow2_sums_prove(q, t->data, t->host, q->cluster_size, err) < 0) {
+		tide_qcow2_cache_drop(&q->l2, t);
+		return -1;
+	}
 	*out = t;
 	return 0;
 }

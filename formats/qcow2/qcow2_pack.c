@@ -159,6 +159,7 @@ static void undo_place(struct tide_qcow2 *q, uint64_t host, size_t len)
 {
 	uint64_t first = host >> q->cluster_bits;
 
+	tide_sums_forget(q->collect, host, len);
 	tide_qcow2_alloc_undo(q, first, ((host + len - 1) >> q->cluster_bits) - first + 1);
 	q->pack_at = 0;
 }
@@ -198,6 +199,7 @@ static int write_all(struct tide_qcow2 *q, const struct tide_packed *c, size_t n
 			len += c[i].len;
 		if (tide_sysio_pwrite(q->fd, c[first].data, len, host[first], err) < 0)
 			return -1;
+		tide_sums_note(q->collect, c[first].data, host[first], len);
 		/* Only starts writeback early. An error is reported by the sync at the end, too. */
 		sync_file_range(q->fd, (off_t)host[first], (off_t)len, SYNC_FILE_RANGE_WRITE);
 	}

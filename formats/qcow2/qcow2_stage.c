@@ -192,7 +192,8 @@ static int stage(struct tide_qcow2 *q, const struct tide_driver_bitmap_put *put,
 	/* All refusals come before the first change. */
 	if (tide_qcow2_put_check(q, put, n, err) < 0 ||
 	    tide_qcow2_switch_check(q, &(struct tide_qcow2_extension){ .n = (uint32_t)n }, err) < 0 ||
-	    tide_qcow2_flush_prepare_meta(q, err) < 0)
+	    tide_qcow2_flush_prepare_meta(q, err) < 0 ||
+	    tide_qcow2_flush_set_autoclear(q, 0, TIDE_QCOW2_AUTOCLEAR_SUMS, err) < 0)
 		return -1;
 	q->stage = s = tide_mem_alloc(1, sizeof(*s), err);
 	if (!s)

@@ -41,6 +41,15 @@
  *               format has no place for it.
  *   set_birth   stores the birth record in the image itself, durably, and marks the disk as not changed since. 1: it
  *               has no room. NULL: the format has no place for it.
+ *   sums_range  the file, and the range of it, of which the image can have checksums (sums.h), when nothing is left to
+ *               be flushed. 1: it cannot have any. NULL: no image of the format can.
+ *   sums_store  stores the complete table of that range, and the fact that it describes the image; each later change
+ *               of the disk makes the table void. 1: the image has no room for it.
+ *   sums_load   *out NULL: the image has no table, or a void one. TIDE_E_DAMAGED: the image is damaged, others: the
+ * table. sums_use    from now on, checksums of what is written are collected (or NULL), and what is read must have its
+ *               checksum (or NULL): tables, and the data that read returns.
+ *   sums_disk   finds the ranges of the disk for which the file has bytes where `bad`, which begins where sums_range
+ *               does, has bits.
  *   discard     the range is not needed any more and may read as anything; NULL: zero is used.
  *   pack        compresses one whole cluster, the disk's last one filled up with zeroes, and
  *               changes nothing but its packer: any number of threads, a packer each. The
@@ -79,6 +88,7 @@
 #include "base/stamp.h"
 #include "bitmap/bitmap.h"
 #include "extent.h"
+#include "sums.h"
 #include "tidemark.h"
 
 enum {
@@ -130,6 +140,17 @@ struct tide_fingerprint {
 	struct tide_stamp stamp; /* includes its data file's */
 };
 
+/* Checksums of the stored data (sums.h). */
+enum tide_sums_state {
+	TIDE_SUMS_ABSENT = 0,
+	TIDE_SUMS_VOID,     /* a program has changed the image since they were computed */
+	TIDE_SUMS_DOUBTFUL, /* the file is a copy, or a program may have changed it without a note in it */
+	TIDE_SUMS_VALID,
+};
+
+/* What to do about data that does not have its checksum (image_sums.c). */
+const char *tide_image_sums_hint(enum tide_sums_state state);
+
 struct tide_birth;
 
 struct tide_driver_info {
@@ -141,7 +162,9 @@ struct tide_driver_info {
 	char *backing_format;                 /* or NULL */
 	char *data_file;                      /* external data file with the disk's bytes, as written, or NULL */
 	struct tide_fingerprint *fingerprint; /* of the backing image when this one was made, or NULL */
-	struct tide_birth *birth;             /* the record in the image itself, or NULL */
+	enum tide_sums_state sums;
+	bool sums_of_birth;       /* bytes that have their checksums are as the birth record describes them */
+	struct tide_birth *birth; /* the record in the image itself, or NULL */
 	bool dirty, corrupt;
 	bool may_change;              /* other programs can change the disk although it is open */
 	bool bitmaps_lost;            /* it had bitmaps, but a program without support for them has changed it */
@@ -253,6 +276,14 @@ struct tide_image_driver {
 	int (*set_fingerprint)(void *state, const struct tide_fingerprint *fp, struct tide_error *err);
 
 	int (*set_birth)(void *state, const struct tide_birth *birth, struct tide_error *err);
+
+	int (*sums_range)(void *state, int *fd, uint64_t *start, uint64_t *end, struct tide_error *err);
+	int (*sums_store)(void *state, struct tide_sums *sums, struct tide_error *err);
+	int (*sums_load)(void *state, struct tide_sums **out, struct tide_error *err);
+	int (*sums_use)(void *state, struct tide_sums *collect, struct tide_sums *proof, struct tide_error *err);
+	int (*sums_disk)(void *state, const struct tide_bitmap *bad,
+	                 int (*found)(void *data, uint64_t off, uint64_t len, struct tide_error *err), void *data,
+	                 struct tide_error *err);
 
 	int (*discard)(void *state, uint64_t off, uint64_t len, struct tide_error *err);
 

@@ -43,6 +43,8 @@ void tide_image_close(struct tide_image *image)
 
 		if (image->state)
 			image->driver->close(image->state);
+		tide_sums_free(image->sums);
+		tide_sums_free(image->proof);
 		tide_driver_info_release(&image->info);
 		tide_error_release(&image->broken);
 		tide_error_release(&image->data_broken);

@@ -111,6 +111,43 @@ int tide_image_set_fingerprint(struct tide_image *image, const struct tide_finge
  * writes do not change the record, but it is not `intact` any more.
  */
 int tide_image_set_birth(struct tide_image *image, const struct tide_birth *birth, struct tide_error *err);
+/*
+ * Checksums of the stored data (sums.h). begin: from now on they are collected; 1: the image cannot have any. all: of
+ * data, too, that the kernel copies, and if the image has no room for them that is an error; cancel: ends storing them.
+ * store: nothing if they are not collected; the image is flushed.
+ */
+int tide_image_sums_begin(struct tide_image *image, bool all, const atomic_bool *cancel, struct tide_error *err);
+int tide_image_sums_store(struct tide_image *image, struct tide_error *err);
+void tide_image_sums_drop(struct tide_image *image);
+/* A raw file has no place for them: store does nothing, and the caller stores what finish returns (store/sums_file.h).
+ */
+bool tide_image_sums_are_beside(const struct tide_image *image);
+/* *sums NULL: they are not collected, or the kernel copied some of the data and nobody asked for all. It stays the
+ * image's. */
+int tide_image_sums_finish(struct tide_image *image, struct tide_sums **sums, struct tide_error *err);
+/* For callers that write to a place themselves: they wrote, let the kernel copy, or nothing they said counts. */
+void tide_image_sums_note(struct tide_image *image, int fd, const void *buf, uint64_t off, uint64_t len);
+void tide_image_sums_skip(struct tide_image *image, const struct tide_extent *place);
+void tide_image_sums_forget(struct tide_image *image, const struct tide_extent *place);
+void tide_image_sums_spoil(struct tide_image *image);
+/* The driver's calls (driver.h). */
+int tide_image_sums_load(struct tide_image *image, struct tide_sums **sums, struct tide_error *err);
+int tide_image_sums_range(struct tide_image *image, int *fd, uint64_t *start, uint64_t *end, struct tide_error *err);
+int tide_image_sums_disk(struct tide_image *image, const struct tide_bitmap *bad,
+                         int (*found)(void *data, uint64_t off, uint64_t len, struct tide_error *err), void *data,
+                         struct tide_error *err);
+/* All bytes of the file have their checksums: the backup is what its record says, if both are of the same time. */
+void tide_image_sums_confirm(struct tide_image *image);
+/*
+ * From now on, whatever is read from this image, not from those below it, must have its checksum if it has one; or
+ * reading fails with TIDE_E_CORRUPT. An error now is about the table, unless it is TIDE_E_DAMAGED.
+ */
+int tide_image_prove(struct tide_image *image, struct tide_error *err);
+/* The same by a table that the caller has found, and gives away. */
+void tide_image_prove_by(struct tide_image *image, struct tide_sums *sums);
+/* The same for a caller that has read bytes of the chain at `at` of a file by itself; off: of the disk. */
+int tide_image_prove_bytes(struct tide_image *image, int fd, const void *buf, uint64_t at, uint64_t off, uint64_t len,
+                           struct tide_error *err);
 const struct tide_driver_info *tide_image_info(const struct tide_image *image);
 /* The least that is written without its neighbours: a cluster, or a subcluster; 0: any number of bytes. */
 uint64_t tide_image_write_unit(const struct tide_image *image);

@@ -57,6 +57,11 @@ struct tide_image {
 	pthread_mutex_t head_lock; /* held while the first or last bytes of a probed raw image are written */
 	struct tide_image_watch watch;
 	struct tide_salvage *salvage; /* of the top image; NULL: damage is an error */
+	/* Checksums, and the files that they are of: of what is written, to be stored; of what is read. */
+	struct tide_sums *sums, *proof;
+	int sums_fd, proof_fd;
+	bool sums_all; /* of everything in the file */
+	const atomic_bool *sums_cancel;
 };
 
 /* The stamp of all files of the image; *data: of its data file alone. */

@@ -97,10 +97,13 @@ int tide_image_read_extent(struct tide_image *owner, const struct tide_extent *e
 		memset(buf, 0, e->len);
 		return 0;
 	}
-	if (e->mapped)
+	if (e->mapped) {
 		rc = tide_sysio_pread(e->map_fd, buf, e->len, e->map_off, true, err);
-	else
+		if (rc == 0 && owner->proof)
+			return tide_image_prove_bytes(owner, e->map_fd, buf, e->map_off, e->off, e->len, err);
+	} else {
 		rc = owner->driver->read(owner->state, buf, e->off, e->len, err);
+	}
 	return rc < 0 ? tide_error_wrap(err, "'%s'", owner->path) : 0;
 }
 
@@ -160,13 +163,15 @@ int tide_image_write_begin(struct tide_image *image, uint64_t off, uint64_t len,
 
 int tide_image_write_commit(struct tide_image *image, const struct tide_extent *place, struct tide_error *err)
 {
-	if (image->driver->write_commit(image->state, place, err) < 0)
-		return tide_error_wrap(err, "'%s'", image->path);
-	return 0;
+	if (image->driver->write_commit(image->state, place, err) == 0)
+		return 0;
+	tide_image_sums_forget(image, place);
+	return tide_error_wrap(err, "'%s'", image->path);
 }
 
 void tide_image_write_abort(struct tide_image *image, const struct tide_extent *place)
 {
+	tide_image_sums_forget(image, place);
 	image->driver->write_abort(image->state, place);
 }
 
@@ -177,6 +182,7 @@ static int write_place(struct tide_image *image, const struct tide_extent *place
 		tide_image_write_abort(image, place);
 		return tide_error_wrap(err, "'%s'", image->path);
 	}
+	tide_image_sums_note(image, place->map_fd, buf, place->map_off, place->len);
 	return tide_image_write_commit(image, place, err);
 }
 
