@@ -80,7 +80,7 @@ static char *by_id_name(dev_t rdev, struct tide_error *err)
 
 bool tide_store_is_reserved(const char *path)
 {
-	static const char *const ends[] = { "", ".log", ".lock", ".group", ".commit" };
+	static const char *const ends[] = { "", ".log", ".lock", ".group", ".commit", ".sums" };
 	const char *name = tide_sysio_base_name(path), *at;
 
 	if (!strncmp(name, HASHED, strlen(HASHED)))

@@ -45,7 +45,8 @@ int tide_store_check_place(const char *sidecar, const char *override, struct tid
  */
 char *tide_store_beside(const char *sidecar, const char *suffix, struct tide_error *err);
 
-/* Does the name belong to the bitmaps of an image: IMAGE.bitmaps, its log, its lock file, or one of a transaction? */
+/* Does the name belong to the bitmaps of an image: IMAGE.bitmaps, its log, its lock file, the checksums of the
+ * image, or one of a transaction? */
 bool tide_store_is_reserved(const char *path);
 
 /* *sc NULL: there is no sidecar. */
