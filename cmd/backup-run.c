@@ -21,6 +21,7 @@ enum {
 	SPEED,
 	COMPRESS,
 	DETECT_ZEROES,
+	CHECKSUMS,
 	ON_SOURCE_ERROR,
 	ON_TARGET_ERROR,
 	RETRY_AFTER,
@@ -54,6 +55,8 @@ static const struct poptOption options[] = {
 	{ "compress", 0, POPT_ARG_NONE, NULL, COMPRESS, "compress the data", NULL },
 	{ "detect-zeroes", 0, POPT_ARG_NONE, NULL, DETECT_ZEROES,
 	  "read all data to find zeroes, even where the file system can share it with IMAGE", NULL },
+	{ "checksums", 0, POPT_ARG_STRING, NULL, CHECKSUMS,
+	  "store checksums of TARGET's data, for chain-verify --data (default: auto)", "auto|never|always" },
 	{ "on-source-error", 0, POPT_ARG_STRING, NULL, ON_SOURCE_ERROR, "when reading IMAGE fails (default: report)",
 	  "report|ignore|enospc|stop|auto" },
 	{ "on-target-error", 0, POPT_ARG_STRING, NULL, ON_TARGET_ERROR, "when writing TARGET fails (default: report)",
@@ -71,10 +74,12 @@ static int parse_choices(const struct opt_line *line, struct tide_backup *args, 
 {
 	int sync = TIDE_SYNC_FULL, mode = TIDE_MODE_ABSOLUTE_PATHS, bitmap_mode = -1;
 	int store = TIDE_STORE_SIDECAR, on_source = TIDE_ON_ERROR_REPORT, on_target = TIDE_ON_ERROR_REPORT;
+	int checksums = -1;
 
 	if (opt_choice(line, SYNC, &sync, err) || opt_choice(line, STORE, &store, err) ||
 	    opt_choice(line, BITMAP_MODE, &bitmap_mode, err) || opt_choice(line, MODE, &mode, err) ||
-	    opt_choice(line, ON_SOURCE_ERROR, &on_source, err) || opt_choice(line, ON_TARGET_ERROR, &on_target, err))
+	    opt_choice(line, ON_SOURCE_ERROR, &on_source, err) || opt_choice(line, ON_TARGET_ERROR, &on_target, err) ||
+	    opt_choice(line, CHECKSUMS, &checksums, err))
 		return -1;
 	if (opt_has(line, STORE) && sync != TIDE_SYNC_AUTO)
 		return opt_usage(err, "--store can be used only with --sync auto, which creates a missing bitmap");
@@ -90,6 +95,7 @@ static int parse_choices(const struct opt_line *line, struct tide_backup *args, 
 	        (enum tide_bitmap_mode)(bitmap_mode + 1); /* the list does not contain the first value, "unset" */
 	args->on_source_error = (enum tide_on_error)on_source;
 	args->on_target_error = (enum tide_on_error)on_target;
+	args->checksums = (enum tide_checksums)(checksums + 1); /* the same */
 	return 0;
 }
 

@@ -309,6 +309,13 @@ enum tide_on_error {
 	TIDE_ON_ERROR_AUTO,
 };
 
+enum tide_checksums {
+	TIDE_CHECKSUMS_UNSET = 0, /* auto */
+	TIDE_CHECKSUMS_AUTO,      /* in a new target that can have them, of all but what the kernel copied */
+	TIDE_CHECKSUMS_NEVER,
+	TIDE_CHECKSUMS_ALWAYS, /* of everything, even if it has to be read for that; or the backup is refused */
+};
+
 struct tide_backup {
 	const char *device;
 	const char *target;
@@ -339,6 +346,7 @@ struct tide_backup {
 	bool describe;               /* the reply says what the backup is: its id, base, target, mode and reason */
 	bool use_base; /* backing NULL: an increment is chained on the backup that its bitmap counts from, if that is
 	                  known */
+	enum tide_checksums checksums; /* of the stored data, in the target */
 };
 
 /* "key=value" settings of a new image, as qemu-img's -o. */

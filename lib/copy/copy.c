@@ -176,6 +176,8 @@ static void do_piece(struct tide_copy_worker *w, const struct tide_copy_piece *p
 		if (rc >= 0 || !may_retry(w->e, reading, ++tries, &err))
 			break;
 		tide_error_release(&err);
+		/* The piece may get other places now, and its first ones another use. */
+		tide_image_sums_spoil(w->e->copy->target);
 	}
 	if (rc <= 0)
 		finish_piece(w->e, p, rc == 0, reading, &err);

@@ -228,6 +228,7 @@ bool tide_copy_offload(struct tide_copy_mover *m, const struct tide_copy_stretch
 			tide_image_write_abort(m->target, &place);
 			return false;
 		}
+		tide_image_sums_skip(m->target, &place);
 		if (tide_image_write_commit(m->target, &place, NULL) < 0)
 			return false;
 		if (m->way == TIDE_COPY_WAY_KERNEL)

@@ -239,6 +239,11 @@ int tide_copy_read(struct tide_copy_engine *e, const struct tide_copy_stretch *s
 
 		if (!get_direct(e, p, to) && read_part(source, p, to, err) < 0)
 			return -1;
+		/* Damage is met again when the image reads the bytes, which also knows what to do about it. */
+		if (p->fd >= 0 && !p->zero &&
+		    tide_image_prove_bytes(source, p->fd, to, p->at, p->off, p->len, NULL) < 0 &&
+		    tide_image_read(source, to, p->off, p->len, err) < 0)
+			return -1;
 	}
 	drop_fetched(e, s);
 	return 0;

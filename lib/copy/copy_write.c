@@ -115,14 +115,20 @@ static void wrote(struct tide_copy_writer *p, int fd, uint64_t off, uint64_t len
 int tide_copy_write_file(struct tide_copy_engine *e, int fd, const uint8_t *buf, uint64_t len, uint64_t off,
                          struct tide_error *err)
 {
-	int rc = put_direct(&e->writer, fd, buf, len, off, err);
+	int rc;
 
+	/* The data is in the cache now, and then for the write. After a failure nothing that was noted counts. */
+	tide_image_sums_note(e->copy->target, fd, buf, off, len);
+	rc = put_direct(&e->writer, fd, buf, len, off, err);
 	if (rc > 0) {
 		rc = tide_sysio_pwrite(fd, buf, len, off, err);
 		if (rc == 0)
 			wrote(&e->writer, fd, off, len);
 	}
-	return rc < 0 ? tide_error_wrap(err, "'%s'", tide_image_path(e->copy->target)) : 0;
+	if (rc == 0)
+		return 0;
+	tide_image_sums_spoil(e->copy->target);
+	return tide_error_wrap(err, "'%s'", tide_image_path(e->copy->target));
 }
 
 /* ---- Buffers of the disk ---- */

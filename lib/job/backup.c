@@ -163,12 +163,28 @@ static int ready_target(struct tide_backup_job *job, struct tide_error *err)
 	return tide_fingerprint_remember(job->target.image, err);
 }
 
+/* A file that existed before has data whose checksums would have to be computed by reading it. */
+static int begin_checksums(struct tide_backup_job *job, struct tide_error *err)
+{
+	struct tide_error why = TIDE_ERROR_INIT;
+	bool always = job->checksums == TIDE_CHECKSUMS_ALWAYS;
+
+	if (job->checksums == TIDE_CHECKSUMS_NEVER || (job->target.existing && !always) ||
+	    tide_image_sums_begin(job->target.image, always, &job->sink->cancelled, &why) >= 0)
+		return 0;
+	if (always || why.code == TIDE_E_NOMEM)
+		return tide_error_move(err, &why);
+	tide_event_warning(job->sink, job->node->path, "the backup has no checksums: %s", why.msg);
+	tide_error_release(&why);
+	return 0;
+}
+
 bool tide_backup_copy(struct tide_backup_job *job)
 {
 	struct tide_error err = TIDE_ERROR_INIT;
 	bool reading;
 
-	if (ready_target(job, &err) < 0) {
+	if (ready_target(job, &err) < 0 || begin_checksums(job, &err) < 0) {
 		fail(job, false, &err);
 	} else if (tide_image_settle_chain(job->node->image, &err) < 0) {
 		fail(job, true, &err);

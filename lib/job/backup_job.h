@@ -36,7 +36,8 @@ struct tide_backup_job {
 	struct tide_birth birth;            /* its names are the job's and the node's */
 	struct tide_fingerprint *source;    /* of the disk, or NULL */
 	struct tide_target_bitmaps bitmaps; /* of an existing target */
-	uint64_t exact_size;                /* of the source */
+	enum tide_checksums checksums;
+	uint64_t exact_size; /* of the source */
 	struct tide_copy copy;
 	enum tide_backup_outcome outcome; /* the outcome that this commit brings about */
 	bool is_decided;         /* it is committed; the next opener completes what could not be put in place */

@@ -88,6 +88,20 @@ static bool is_id(const char *id)
 	                              "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")];
 }
 
+static int check_checksums(const struct tide_backup_job *job, const struct tide_backup *args, struct tide_error *err)
+{
+	uint64_t start, end;
+	int fd, rc;
+
+	if (args->checksums != TIDE_CHECKSUMS_ALWAYS)
+		return 0;
+	rc = tide_image_sums_range(job->target.image, &fd, &start, &end, err);
+	if (rc <= 0)
+		return rc;
+	tide_error_set(err, TIDE_E_REFUSED, "'%s' cannot have checksums of its data", args->target);
+	return tide_error_hint(err, "a raw file can, and a qcow2 file of version 3 without an external data file");
+}
+
 /* The checks that QEMU makes last. */
 static int check_job(const struct tide_backup_job *job, const struct tide_backup *args, struct tide_error *err)
 {
@@ -472,8 +486,8 @@ static int prepare(struct tide_backup_job *job, const struct tide_backup *args, 
 		                      "Node '%s' is busy: block device is in use by block job: backup", job->node->id);
 	if (check_source(job->node, err) < 0 || open_target(job, args, err) < 0 ||
 	    check_bitmap_args(job, args, &entry, err) < 0 || check_supported(job, args, onto, err) < 0 ||
-	    check_perf(args, err) < 0 || check_sizes(job, err) < 0 || check_chunk(job, args, err) < 0 ||
-	    check_job(job, args, err) < 0)
+	    check_perf(args, err) < 0 || check_checksums(job, args, err) < 0 || check_sizes(job, err) < 0 ||
+	    check_chunk(job, args, err) < 0 || check_job(job, args, err) < 0)
 		return -1;
 	if (tide_copy_way_wanted(&job->copy.way, err) < 0 || plan(job, entry, err) < 0 ||
 	    tide_backup_check_base(job, entry, err) < 0 || tide_backup_set_birth(job, point, entry, err) < 0)
@@ -501,6 +515,7 @@ int tide_backup_prepare(struct tide_node *node, const struct tide_backup *args, 
 	job->on_source_error = args->on_source_error;
 	job->on_target_error = args->on_target_error;
 	job->retry_after = args->retry_after;
+	job->checksums = args->checksums;
 	job->copy.sink = sink;
 	job->copy.speed = args->speed;
 	job->copy.workers = args->has_max_workers ? (unsigned)TIDE_MIN(args->max_workers, INT_MAX) : 0;

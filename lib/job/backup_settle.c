@@ -150,6 +150,9 @@ static int stage(void *member, struct tide_sink *sink, struct tide_error *err)
 
 	job->is_settling = false;
 	job->birth.is_incomplete = job->outcome == TIDE_BACKUP_KEPT;
+	/* To compute the rest of its checksums takes time, and a cancelled job ends at once. */
+	if (job->outcome == TIDE_BACKUP_KEPT)
+		tide_image_sums_drop(job->target.image);
 	if (job->outcome != TIDE_BACKUP_FAILED && tide_target_stage(&job->target, err) < 0) {
 		job->unsound = true;
 		return -1;

@@ -24,6 +24,7 @@
 #include "image/fingerprint.h"
 #include "store/sidecar.h"
 #include "store/store.h"
+#include "store/sums_file.h"
 #include "store/write_log.h"
 
 char *tide_target_final_path(const char *path, struct tide_error *err)
@@ -411,18 +412,11 @@ static int flush_files(struct tide_target *target, struct tide_error *err)
 	return tide_staged_flush(&target->staged, err);
 }
 
-/*
- * The record is the last that is written, because it contains the time of the file. A target without a place for it is
- * a backup too.
- */
-int tide_target_stage(struct tide_target *target, struct tide_error *err)
+static int stage_birth(struct tide_target *target, struct tide_error *err)
 {
 	struct tide_error why = TIDE_ERROR_INIT;
-	int rc;
+	int rc = set_birth(target, err);
 
-	if (tide_image_flush(target->image, err) < 0)
-		return -1;
-	rc = set_birth(target, err);
 	if (rc < 0 || (!target->existing && flush_files(target, err) < 0))
 		return -1;
 	if (rc == 0 || !has_default_sidecar(target))
@@ -435,6 +429,40 @@ int tide_target_stage(struct tide_target *target, struct tide_error *err)
 	tide_error_release(&why);
 	tide_store_release(&target->sidecar);
 	return 0;
+}
+
+/* Checksums that are beside the target: the file has its final time. Without them it is a backup, too. */
+static int stage_sums(struct tide_target *target, struct tide_error *err)
+{
+	struct tide_error why = TIDE_ERROR_INIT;
+	struct tide_sums *sums;
+	int rc;
+
+	if (!tide_image_sums_are_beside(target->image))
+		return 0;
+	if (tide_image_sums_finish(target->image, &sums, err) < 0)
+		return -1;
+	rc = sums ? tide_sums_file_stage(&target->sums, tide_target_path(target), tide_image_fd(target->image), sums,
+	                                 &why)
+	          : 0;
+	tide_image_sums_drop(target->image);
+	if (rc == 0 || (!target->existing && why.sys != ENAMETOOLONG))
+		return rc < 0 ? tide_error_move(err, &why) : 0;
+	tide_error_release(&why);
+	tide_staged_release(&target->sums);
+	return 0;
+}
+
+/*
+ * The record is the last that is written, because it contains the time of the file. A target without a place for it is
+ * a backup too.
+ */
+int tide_target_stage(struct tide_target *target, struct tide_error *err)
+{
+	if (tide_image_flush(target->image, err) < 0 || tide_image_sums_store(target->image, err) < 0 ||
+	    stage_birth(target, err) < 0)
+		return -1;
+	return stage_sums(target, err);
 }
 
 unsigned tide_target_count_renames(const struct tide_target *target)
@@ -491,8 +519,13 @@ static void unname_data_file(struct tide_target *target, char **tmp)
 	*tmp = NULL;
 }
 
+/* A file with checksums that is missing only means that the data is not proven, and an old one does not count. */
 static int name_sidecar(struct tide_target *target, struct tide_error *err)
 {
+	bool named = target->sums.fd >= 0 && tide_staged_commit(&target->sums, false, NULL) == 0;
+
+	if (!named && !target->existing)
+		tide_sums_file_remove(tide_target_path(target));
 	return target->has_sidecar ? tide_store_commit(&target->sidecar, err) : 0;
 }
 
@@ -543,6 +576,7 @@ void tide_target_release(struct tide_target *target)
 	tide_staged_release(&target->staged);
 	tide_staged_release(&target->data);
 	tide_store_release(&target->sidecar);
+	tide_staged_release(&target->sums);
 	tide_sysio_close(target->old_fd);
 	free(target->pointer);
 	*target = (struct tide_target)TIDE_TARGET_INIT;

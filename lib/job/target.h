@@ -33,11 +33,13 @@ struct tide_target {
 	const struct tide_birth *birth; /* to be stored by stage; NULL: no backup.  It stays the caller's */
 	struct tide_store sidecar;      /* with the birth record, if that has no place in the image */
 	bool has_sidecar;
+	struct tide_staged sums; /* the file with the checksums of a raw target */
 };
 
 #define TIDE_TARGET_INIT                                                                                        \
 	{                                                                                                       \
 		.staged = TIDE_STAGED_INIT, .data = TIDE_STAGED_INIT, .old_fd = -1, .sidecar = TIDE_STORE_INIT, \
+		.sums = TIDE_STAGED_INIT,                                                                       \
 	}
 
 /*

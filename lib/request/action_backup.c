@@ -26,6 +26,7 @@ static struct tide_node *find_device(struct tide_session *session, const char *i
 /* ---- arguments --------------------------------------------------------------------- */
 
 static const char *const auto_syncs[] = { "auto", NULL };
+static const char *const checksums[] = { "auto", "never", "always", NULL };
 static const char *const bitmap_modes[] = { "on-success", "never", "always", NULL };
 static const char *const new_image_modes[] = { "absolute-paths", "existing", NULL };
 static const char *const on_errors[] = { "report", "ignore", "enospc", "stop", "auto", NULL };
@@ -61,6 +62,7 @@ static const struct tide_qmp_field backing_fields[] = {
 	                        TIDE_ON_ERROR_REPORT),                                                                 \
 	        TIDE_FIELD_CHECKED("auto-finalize", TIDE_QMP_BOOL), TIDE_FIELD_CHECKED("auto-dismiss", TIDE_QMP_BOOL), \
 	        TIDE_FIELD_STRING("filter-node-name", false, struct tide_backup, filter_node_name),                    \
+	        TIDE_FIELD_ENUM("x-checksums", false, struct tide_backup, checksums, checksums, TIDE_CHECKSUMS_AUTO),  \
 	        TIDE_FIELD_STRUCT("x-perf", false, perf_fields),                                                       \
 	        TIDE_FIELD_STRING("target", true, struct tide_backup, target)
 
