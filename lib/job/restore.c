@@ -25,6 +25,7 @@
 #include "image/fingerprint.h"
 #include "node/node_log.h"
 #include "store/kinship.h"
+#include "store/sums_file.h"
 #include "target.h"
 #include "target_bitmaps.h"
 #include "target_node.h"
@@ -447,8 +448,44 @@ static int run_existing(struct tide_restore *restore, struct tide_error *err)
 	return restore->into ? write_recorded(restore, err) : write_existing(restore, err);
 }
 
+static int prove_image(struct tide_image *image, struct tide_error *err)
+{
+	struct tide_sums *sums;
+	bool changed;
+
+	if (!tide_image_sums_are_beside(image))
+		return tide_image_prove(image, err);
+	if (tide_sums_file_load(image, &sums, &changed, err) < 0)
+		return -1;
+	if (sums)
+		tide_image_prove_by(image, sums);
+	return 0;
+}
+
+/* Data is proven by its checksums as it is read. A table that is damaged only means that the data is not proven. */
+static int prove_chain(struct tide_restore *restore, struct tide_error *err)
+{
+	for (struct tide_image *image = restore->node->image; image; image = tide_image_backing(image)) {
+		struct tide_error why = TIDE_ERROR_INIT;
+
+		if (prove_image(image, &why) == 0)
+			continue;
+		if (why.code == TIDE_E_DAMAGED && !restore->salvage)
+			why.code = TIDE_E_CORRUPT;
+		else if (why.code == TIDE_E_CORRUPT || why.code == TIDE_E_DAMAGED)
+			why.code = TIDE_E_UNSUPPORTED;
+		if (why.code != TIDE_E_UNSUPPORTED)
+			return tide_error_move(err, &why);
+		tide_event_warning(restore->sink, restore->node->path, "%s; its data is not proven", why.msg);
+		tide_error_release(&why);
+	}
+	return 0;
+}
+
 int tide_restore_run(struct tide_restore *restore, struct tide_error *err)
 {
+	if (prove_chain(restore, err) < 0)
+		return -1;
 	/* So that a change of the chain is noticed at the end. */
 	if (tide_image_settle_chain(restore->node->image, err) < 0)
 		return -1;
