@@ -9,7 +9,7 @@
 
 #define LINES_MAX 20 /* printed of the findings of an image, and of the differences */
 
-enum { AGAINST = 1, AGAINST_FORMAT, ACCEPT };
+enum { AGAINST = 1, AGAINST_FORMAT, ACCEPT, DATA, RECORD };
 
 static const struct poptOption options[] = {
 	{ "against", 0, POPT_ARG_STRING, NULL, AGAINST, "compare every byte with this image or top of a chain",
@@ -18,6 +18,9 @@ static const struct poptOption options[] = {
 	  "format of that image (default: probed; a raw image is refused)", OPT_FILE_FORMAT },
 	{ "accept", 0, POPT_ARG_NONE, NULL, ACCEPT,
 	  "if the disk looks like the one that was backed up, record that the images are as they should be", NULL },
+	{ "data", 0, POPT_ARG_NONE, NULL, DATA, "prove all stored data by its checksums", NULL },
+	{ "record", 0, POPT_ARG_NONE, NULL, RECORD, "store checksums in images that have none, then prove the data",
+	  NULL },
 	{ "output", 0, POPT_ARG_STRING, NULL, OPT_OUTPUT, "text, or the reply (default: human)", "human|json" },
 	POPT_TABLEEND
 };
@@ -39,6 +42,14 @@ static void print_finding(const struct tide_finding *f)
 	puts(text ? text : "");
 }
 
+static void print_proven(const struct tide_chain_image *image)
+{
+	char size[UI_SIZE_MAX];
+
+	printf("    checksums: %" PRIu64 " bytes of the file (%s) were compared\n", image->proven,
+	       ui_size(size, image->proven));
+}
+
 static void print_image(const struct tide_chain_image *image)
 {
 	CMD_AUTOFREE char *name = ui_escape(image->filename);
@@ -46,6 +57,8 @@ static void print_image(const struct tide_chain_image *image)
 
 	printf("%s: %s%s%s\n", name ? name : "", image->format ? image->format : "", image->format ? ", " : "",
 	       verdicts[image->verdict]);
+	if (image->proven)
+		print_proven(image);
 	for (size_t i = 0; i < shown; i++)
 		print_finding(image->findings[i]);
 	if (shown < image->n_findings)
@@ -94,6 +107,8 @@ static int run(struct cmd *c, struct tide_error *err)
 		.against = opt_text(c->opt, AGAINST),
 		.against_format = opt_text(c->opt, AGAINST_FORMAT),
 		.accept = opt_has(c->opt, ACCEPT),
+		.data = opt_has(c->opt, DATA),
+		.record = opt_has(c->opt, RECORD),
 	};
 	struct tide_chain *chain = NULL;
 	int output = CMD_OUTPUT_HUMAN, failed;

@@ -522,6 +522,7 @@ enum tide_finding_kind {
 	TIDE_FINDING_DOUBT,    /* may be in order, but should be known; no damage */
 	TIDE_FINDING_UNKNOWN,  /* what could not be checked, and why */
 	TIDE_FINDING_PART,     /* the image holds only what changed since another one, which is not there */
+	TIDE_FINDING_DATA,     /* stored data does not have its checksum: off and len are bytes of the disk */
 	TIDE_FINDING_KINDS,
 };
 
@@ -578,6 +579,8 @@ struct tide_chain_image {
 	size_t n_findings; /* the first TIDE_FINDINGS_MAX of them */
 	struct tide_finding **findings;
 	struct tide_backup_info *backup; /* NULL: it has no birth record */
+	uint64_t proven;                 /* with `data`: bytes of the file that have checksums, right or wrong */
+	uint64_t unproven;               /* the same: bytes of the disk that have none, if others have */
 };
 
 #define TIDE_FINDINGS_MAX 10000
@@ -606,6 +609,9 @@ struct tide_chain_options {
 	 * `against`.
 	 */
 	bool accept;
+	bool data;   /* verify: prove all stored data by its checksums */
+	bool record; /* verify: store checksums in images that have none, unless there is damage; then they are proven
+	              */
 };
 
 /*

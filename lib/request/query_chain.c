@@ -21,6 +21,7 @@
 #include "job/accept.h"
 #include "job/target_bitmaps.h"
 #include "query_backup.h"
+#include "query_chain.h"
 #include "session.h"
 #include "store/kinship.h"
 
@@ -31,7 +32,7 @@ static const char *const finding_names[] = {
 	[TIDE_FINDING_LEAK] = "leak",       [TIDE_FINDING_REFCOUNT] = "refcount", [TIDE_FINDING_OVERLAP] = "overlap",
 	[TIDE_FINDING_BOUNDS] = "bounds",   [TIDE_FINDING_ENTRY] = "entry",       [TIDE_FINDING_COPIED] = "copied",
 	[TIDE_FINDING_HEADER] = "header",   [TIDE_FINDING_LINK] = "link",         [TIDE_FINDING_DOUBT] = "doubt",
-	[TIDE_FINDING_UNKNOWN] = "unknown", [TIDE_FINDING_PART] = "part",
+	[TIDE_FINDING_UNKNOWN] = "unknown", [TIDE_FINDING_PART] = "part",         [TIDE_FINDING_DATA] = "data",
 };
 
 const char *tide_finding_name(enum tide_finding_kind kind)
@@ -71,8 +72,8 @@ static bool continues(const struct tide_chain_image *to, enum tide_finding_kind 
 	return last && last->kind == kind && last->len && last->off + last->len == off && !strcmp(last->text, text);
 }
 
-static int add_finding(void *data, enum tide_finding_kind kind, uint64_t off, uint64_t len, const char *text,
-                       struct tide_error *err)
+int tide_query_chain_find(void *data, enum tide_finding_kind kind, uint64_t off, uint64_t len, const char *text,
+                          struct tide_error *err)
 {
 	struct tide_chain_image *to = data;
 	struct tide_finding *finding;
@@ -110,19 +111,18 @@ static TIDE_PRINTF(4, 5) int say(struct tide_chain_image *to, enum tide_finding_
 	va_start(ap, fmt);
 	vsnprintf(text, sizeof(text), fmt, ap);
 	va_end(ap);
-	return add_finding(to, kind, 0, 0, text, err);
+	return tide_query_chain_find(to, kind, 0, 0, text, err);
 }
 
-/* An error becomes a finding: damage, if the file causes it, else unknown.  Cancelling and lack of memory end the
- * query. */
-static int say_error(struct tide_chain_image *to, enum tide_finding_kind damage, struct tide_error *cause,
-                     struct tide_error *err)
+int tide_query_chain_find_error(struct tide_chain_image *to, enum tide_finding_kind damage, struct tide_error *cause,
+                                struct tide_error *err)
 {
 	int rc;
 
 	if (cause->code == TIDE_E_CANCELLED || cause->code == TIDE_E_NOMEM)
 		return tide_error_move(err, cause);
-	rc = add_finding(to, cause->code == TIDE_E_CORRUPT ? damage : TIDE_FINDING_UNKNOWN, 0, 0, cause->msg, err);
+	rc = tide_query_chain_find(to, cause->code == TIDE_E_CORRUPT ? damage : TIDE_FINDING_UNKNOWN, 0, 0, cause->msg,
+	                           err);
 	tide_error_release(cause);
 	return rc;
 }
@@ -156,7 +156,7 @@ static int measure(struct tide_image *image, struct tide_chain_image *to, struct
 
 	for (uint64_t off = 0; off < size; off += x.len) {
 		if (tide_image_extent_top(image, off, size - off, &x, &cause) < 0)
-			return say_error(to, TIDE_FINDING_ENTRY, &cause, err);
+			return tide_query_chain_find_error(to, TIDE_FINDING_ENTRY, &cause, err);
 		if (x.kind == TIDE_EXTENT_DATA)
 			to->data += x.len;
 		else if (x.kind == TIDE_EXTENT_ZERO)
@@ -174,7 +174,7 @@ static int count_bitmap(struct tide_image *image, size_t index, struct tide_bitm
 	if (to->inconsistent)
 		return 0;
 	if (tide_image_read_bitmap(image, index, &bm, &cause) < 0)
-		return say_error(at, TIDE_FINDING_ENTRY, &cause, err);
+		return tide_query_chain_find_error(at, TIDE_FINDING_ENTRY, &cause, err);
 	to->count = tide_bitmap_count(bm) * to->granularity;
 	tide_bitmap_free(bm);
 	return 0;
@@ -265,8 +265,8 @@ static int explain_break(struct tide_chain *chain, const struct tide_image *abov
 
 	if (!to || !path || set_path(to, path, top, err) < 0)
 		return -1;
-	return add_finding(to, gone || why->code == TIDE_E_CORRUPT ? TIDE_FINDING_LINK : TIDE_FINDING_UNKNOWN, 0, 0,
-	                   why->msg, err);
+	return tide_query_chain_find(to, gone || why->code == TIDE_E_CORRUPT ? TIDE_FINDING_LINK : TIDE_FINDING_UNKNOWN,
+	                             0, 0, why->msg, err);
 }
 
 static int check_sizes(struct tide_chain_image *to, const struct tide_chain_image *below, struct tide_error *err)
@@ -340,6 +340,14 @@ static int walk(struct tide_image *top, bool verify, struct tide_chain *chain, s
 	return 0;
 }
 
+/* Checksums that are added make the file larger and keep the time of its last change. */
+static bool is_only_recorded(const struct tide_image *image, const struct tide_fingerprint *then,
+                             const struct tide_fingerprint *now)
+{
+	return tide_image_info(tide_image_backing(image))->sums == TIDE_SUMS_VALID &&
+	       then->stamp.mtime_sec == now->stamp.mtime_sec && then->stamp.mtime_nsec == now->stamp.mtime_nsec;
+}
+
 /*
  * Compares the fingerprint that the image stores of its backing disk with the disk.  A difference means that the image
  * shows data that never belonged together.  compared: the caller also compares every byte, so a doubt is not reported.
@@ -353,12 +361,12 @@ static int check_content(struct tide_image *image, bool compared, struct tide_ch
 	if (!recorded)
 		return 0;
 	if (tide_fingerprint_take(tide_image_backing(image), &now, &cause) < 0)
-		return say_error(to, TIDE_FINDING_ENTRY, &cause, err);
+		return tide_query_chain_find_error(to, TIDE_FINDING_ENTRY, &cause, err);
 	if (strcmp(recorded->disk, now.disk))
 		return say(to, TIDE_FINDING_LINK, err,
 		           "the backing image has changed: its disk has a different content than when this image was "
 		           "created on it");
-	if (compared || !tide_fingerprint_is_written(recorded, &now))
+	if (compared || !tide_fingerprint_is_written(recorded, &now) || is_only_recorded(image, recorded, &now))
 		return 0;
 	return say(to, TIDE_FINDING_UNKNOWN, err,
 	           "the backing image was written to after this image was created on it; --against checks whether its "
@@ -391,7 +399,7 @@ static int check_kinship(struct tide_image *image, const struct tide_image *abov
 	enum tide_kinship kinship;
 
 	if (tide_kinship_check(image, above, false, &kinship, &text, &cause) < 0)
-		return say_error(to, TIDE_FINDING_ENTRY, &cause, err);
+		return tide_query_chain_find_error(to, TIDE_FINDING_ENTRY, &cause, err);
 	*complete = kinship == TIDE_KINSHIP_COMPLETE;
 	if (!*complete && kinship != TIDE_KINSHIP_PROVEN && tide_image_backing(image) &&
 	    check_content(image, compared, to, err) < 0)
@@ -442,7 +450,7 @@ struct checking {
 static int on_found(void *data, enum tide_finding_kind kind, uint64_t off, uint64_t len, const char *text,
                     struct tide_error *err)
 {
-	return add_finding(((struct checking *)data)->to, kind, off, len, text, err);
+	return tide_query_chain_find(((struct checking *)data)->to, kind, off, len, text, err);
 }
 
 static bool on_cancelled(void *data)
@@ -459,7 +467,7 @@ static int check_images(struct tide_image *image, struct tide_chain *chain, stru
 		struct tide_error cause = TIDE_ERROR_INIT;
 
 		if (tide_image_check(image, &check, &cause) < 0 &&
-		    say_error(data.to, TIDE_FINDING_HEADER, &cause, err) < 0)
+		    tide_query_chain_find_error(data.to, TIDE_FINDING_HEADER, &cause, err) < 0)
 			return -1;
 	}
 	chain->verified = true;
@@ -574,8 +582,9 @@ static int compare_disks(struct tide_node *node, struct tide_image *other, struc
 	if (!different)
 		return -1;
 	if (tide_compare_run(&compare, &cause) < 0 || tide_image_check_unchanged(other, &cause) < 0)
-		return compare.cancelled ? tide_error_move(err, &cause)
-		                         : say_error(chain->images[0], TIDE_FINDING_ENTRY, &cause, err);
+		return compare.cancelled
+		               ? tide_error_move(err, &cause)
+		               : tide_query_chain_find_error(chain->images[0], TIDE_FINDING_ENTRY, &cause, err);
 	chain->compared = true;
 	if (list_differences(different, chain, err) < 0)
 		return -1;
@@ -611,7 +620,7 @@ static int check_format(const struct tide_node *node, struct tide_chain *chain, 
 
 	if (tide_image_check_format(node->image, node->path, "-f", &cause) == 0)
 		return 0;
-	return say_error(chain->images[0], TIDE_FINDING_UNKNOWN, &cause, err);
+	return tide_query_chain_find_error(chain->images[0], TIDE_FINDING_UNKNOWN, &cause, err);
 }
 
 static int verify_chain(struct tide_session *session, struct tide_node *node, const struct tide_chain_options *options,
@@ -621,6 +630,11 @@ static int verify_chain(struct tide_session *session, struct tide_node *node, co
 
 	if (check_format(node, chain, err) < 0 || check_images(node->image, chain, &session->sink, err) < 0)
 		return -1;
+	if (options->record && !options->data)
+		return 0;
+	/* A backup all of which is proven is as it was made, whatever the times of the files say. */
+	if (options->data && tide_query_data(node->image, chain, &session->sink, node->id, err) < 0)
+		return -1;
 	if (chain->images[chain->n - 1]->format &&
 	    check_contents(node->image, options->against, chain, &session->sink, err) < 0)
 		return -1;
@@ -628,7 +642,7 @@ static int verify_chain(struct tide_session *session, struct tide_node *node, co
 		return -1;
 	/* With force_share the caller accepts that other programs write. */
 	if (!node->force_share && tide_image_check_unchanged(node->image, &cause) < 0)
-		return say_error(chain->images[0], TIDE_FINDING_UNKNOWN, &cause, err);
+		return tide_query_chain_find_error(chain->images[0], TIDE_FINDING_UNKNOWN, &cause, err);
 	return 0;
 }
 
@@ -643,7 +657,7 @@ static int query_chain(struct tide_session *session, struct tide_node *node, con
 	    check_links(node->image, chain, err) < 0)
 		return -1;
 	if (tide_node_list(node, &chain->images[0]->bitmaps, &cause) < 0 &&
-	    say_error(chain->images[0], TIDE_FINDING_ENTRY, &cause, err) < 0)
+	    tide_query_chain_find_error(chain->images[0], TIDE_FINDING_ENTRY, &cause, err) < 0)
 		return -1;
 	if (options->verify && verify_chain(session, node, options, chain, err) < 0)
 		return -1;
@@ -685,19 +699,19 @@ static bool is_acceptable(const struct tide_chain *chain)
 			if (image->counts[kind])
 				return false;
 		}
-		if (!image->format)
+		if (!image->format || image->counts[TIDE_FINDING_DATA])
 			return false;
 	}
 	return !chain->n_differences;
 }
 
 /* The chain as it is afterwards, with what the comparison has found before. */
-static int query_again(struct tide_session *session, struct tide_node *node, struct tide_chain **chain,
+static int query_again(struct tide_session *session, struct tide_node *node, bool data, struct tide_chain **chain,
                        struct tide_error *err)
 {
 	struct tide_chain *before = *chain, *after;
 
-	if (run_query(session, node, &(struct tide_chain_options){ .verify = true }, &after, err) < 0)
+	if (run_query(session, node, &(struct tide_chain_options){ .verify = true, .data = data }, &after, err) < 0)
 		return -1;
 	after->compared = before->compared;
 	after->size = before->size;
@@ -708,8 +722,8 @@ static int query_again(struct tide_session *session, struct tide_node *node, str
 	return 0;
 }
 
-static int accept_chain(struct tide_session *session, struct tide_node *node, struct tide_chain **chain,
-                        struct tide_error *err)
+static int accept_chain(struct tide_session *session, struct tide_node *node, const struct tide_chain_options *options,
+                        struct tide_chain **chain, struct tide_error *err)
 {
 	TIDE_AUTOFREE char *refusal = NULL;
 	struct tide_accept *accept;
@@ -730,10 +744,41 @@ static int accept_chain(struct tide_session *session, struct tide_node *node, st
 	tide_session_close_nodes(session);
 	rc = tide_accept_apply(accept, node->allow, &session->sink, &(*chain)->accepted, err);
 	tide_accept_free(accept);
-	return rc < 0 ? -1 : query_again(session, node, chain, err);
+	return rc < 0 ? -1 : query_again(session, node, options->data, chain, err);
+}
+
+/* ---- recording ---------------------------------------------------------------------- */
+
+/* The structures of the images are checked first, so that no damage of theirs is given checksums. */
+static int check_and_record(struct tide_session *session, struct tide_node *node, struct tide_chain_options *options,
+                            struct tide_error *err)
+{
+	unsigned allow = node->allow;
+	struct tide_chain *chain;
+	int rc;
+
+	options->data = false;
+	rc = run_query(session, node, options, &chain, err);
+	options->data = true;
+	tide_session_close_nodes(session);
+	if (rc < 0)
+		return -1;
+	rc = tide_query_data_record(chain, allow, &session->sink, err);
+	tide_chain_free(chain);
+	return rc;
 }
 
 /* ---- the entry ----------------------------------------------------------------------- */
+
+static int query(struct tide_session *session, struct tide_node *node, struct tide_chain_options *options,
+                 struct tide_chain **chain, struct tide_error *err)
+{
+	if (options->verify && options->record && check_and_record(session, node, options, err) < 0)
+		return -1;
+	if (run_query(session, node, options, chain, err) < 0)
+		return -1;
+	return options->verify && options->accept ? accept_chain(session, node, options, chain, err) : 0;
+}
 
 int tide_query_chain_sized(struct tide_session *session, const char *id, const struct tide_chain_options *given,
                            size_t size, struct tide_chain **out, struct tide_error *err)
@@ -748,9 +793,7 @@ int tide_query_chain_sized(struct tide_session *session, const char *id, const s
 		return -1;
 	if (!node)
 		return tide_error_set(err, TIDE_E_REFUSED, "Cannot find device='%s' nor node-name='%s'", id, id);
-	rc = run_query(session, node, &options, &chain, err);
-	if (rc == 0 && options.verify && options.accept)
-		rc = accept_chain(session, node, &chain, err);
+	rc = query(session, node, &options, &chain, err);
 	tide_session_close_nodes(session);
 	if (rc < 0) {
 		tide_chain_free(chain);

@@ -100,6 +100,10 @@ static void put_image(struct tide_json_writer *w, const struct tide_chain_image 
 		tide_reply_put_bitmaps(w, "bitmaps", image->bitmaps, true);
 	tide_json_string(w, "verdict", verdict_names[image->verdict]);
 	put_findings(w, image);
+	if (image->proven || image->unproven) {
+		tide_json_uint(w, "proven", image->proven);
+		tide_json_uint(w, "unproven", image->unproven);
+	}
 	tide_json_end(w, '}');
 }
 
