@@ -19,8 +19,8 @@ static const struct poptOption options[] = {
 	{ "accept", 0, POPT_ARG_NONE, NULL, ACCEPT,
 	  "if the disk looks like the one that was backed up, record that the images are as they should be", NULL },
 	{ "data", 0, POPT_ARG_NONE, NULL, DATA, "prove all stored data by its checksums", NULL },
-	{ "record", 0, POPT_ARG_NONE, NULL, RECORD, "store checksums in images that have none, then prove the data",
-	  NULL },
+	{ "record", 0, POPT_ARG_NONE, NULL, RECORD,
+	  "store checksums in images that have none or not all, then prove the data", NULL },
 	{ "output", 0, POPT_ARG_STRING, NULL, OPT_OUTPUT, "text, or the reply (default: human)", "human|json" },
 	POPT_TABLEEND
 };

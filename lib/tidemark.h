@@ -609,9 +609,13 @@ struct tide_chain_options {
 	 * `against`.
 	 */
 	bool accept;
-	bool data;   /* verify: prove all stored data by its checksums */
-	bool record; /* verify: store checksums in images that have none, unless there is damage; then they are proven
-	              */
+	bool data; /* verify: prove all stored data by its checksums */
+	/*
+	 * verify: store checksums in images that have none or not all, unless there is damage; then prove them. With
+	 * `accept`, which then accepts nothing else, data may differ from checksums that it had if a program can have
+	 * changed it.
+	 */
+	bool record;
 };
 
 /*

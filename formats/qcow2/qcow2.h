@@ -508,9 +508,10 @@ void tide_qcow2_ext_compare_file(int fd, const uint8_t id[TIDE_QCOW2_ID_BYTES], 
 int tide_qcow2_ext_set_birth(void *state, const struct tide_birth *birth, struct tide_error *err);
 /*
  * Lock held, after the last write: stores the file's identity beside the birth record, if that is intact, and the table
- * of checksums, if that is valid, and sets the file's time: to this one, or to now (NULL).
+ * of checksums, if that is valid, and sets the file's time: to this one, or to now (NULL). is_copy: the record is of
+ * another file, whose identity stays.
  */
-int tide_qcow2_ext_seal(struct tide_qcow2 *q, const struct timespec *mtime, struct tide_error *err);
+int tide_qcow2_ext_seal(struct tide_qcow2 *q, const struct timespec *mtime, bool is_copy, struct tide_error *err);
 /* Lock held: adds or replaces an extension of the header.  1: the header has no room. */
 int tide_qcow2_ext_put(struct tide_qcow2 *q, uint32_t type, const uint8_t *data, size_t len, struct tide_error *err);
 
@@ -522,7 +523,7 @@ void tide_qcow2_sums_read_extension(const uint8_t *data, uint32_t len, struct ti
 enum tide_sums_state tide_qcow2_sums_state(int fd, const struct tide_qcow2_header *h);
 int tide_qcow2_sums_range(void *state, int *fd, uint64_t *start, uint64_t *end, struct tide_error *err);
 int tide_qcow2_sums_store(void *state, struct tide_sums *sums, struct tide_error *err);
-int tide_qcow2_sums_load(void *state, struct tide_sums **out, struct tide_error *err);
+int tide_qcow2_sums_load(void *state, bool old, struct tide_sums **out, struct tide_error *err);
 int tide_qcow2_sums_use(void *state, struct tide_sums *collect, struct tide_sums *proof, struct tide_error *err);
 int tide_qcow2_sums_disk(void *state, const struct tide_bitmap *bad,
                          int (*found)(void *data, uint64_t off, uint64_t len, struct tide_error *err), void *data,

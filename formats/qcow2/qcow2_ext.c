@@ -333,7 +333,7 @@ static int put_birth(struct tide_qcow2 *q, const uint8_t id[TIDE_QCOW2_ID_BYTES]
 	           err);
 }
 
-int tide_qcow2_ext_seal(struct tide_qcow2 *q, const struct timespec *mtime, struct tide_error *err)
+int tide_qcow2_ext_seal(struct tide_qcow2 *q, const struct timespec *mtime, bool is_copy, struct tide_error *err)
 {
 	uint64_t *flags = &q->header.autoclear;
 	uint8_t id[TIDE_QCOW2_ID_BYTES] = { 0 };
@@ -344,7 +344,7 @@ int tide_qcow2_ext_seal(struct tide_qcow2 *q, const struct timespec *mtime, stru
 	timed = choose_time(q, mtime, &st);
 	if (timed)
 		identify(q->fd, &st, id);
-	if (*flags & TIDE_QCOW2_AUTOCLEAR_INTACT)
+	if ((*flags & TIDE_QCOW2_AUTOCLEAR_INTACT) && !is_copy)
 		rc = put_birth(q, id, err);
 	if (rc == 0 && sums)
 		rc = tide_qcow2_sums_put(q, timed ? &st : NULL, err);
@@ -372,7 +372,7 @@ static int set_birth(struct tide_qcow2 *q, const struct tide_birth *birth, struc
 		q->header.birth_len = 0;
 		return rc;
 	}
-	return tide_qcow2_ext_seal(q, NULL, err);
+	return tide_qcow2_ext_seal(q, NULL, false, err);
 }
 
 int tide_qcow2_ext_set_birth(void *state, const struct tide_birth *birth, struct tide_error *err)

@@ -213,16 +213,16 @@ static int keep_features(struct tide_qcow2 *q, uint64_t kept, struct tide_error 
 /* A program must clear the autoclear flags of features it does not know before its first change. */
 static int clear_unknown(struct tide_qcow2 *q, struct tide_error *err)
 {
-	const uint64_t own = TIDE_QCOW2_AUTOCLEAR_INTACT | TIDE_QCOW2_AUTOCLEAR_SUMS;
-	bool changed, is_copy;
+	uint64_t kept = TIDE_QCOW2_AUTOCLEAR_BITMAPS | TIDE_QCOW2_AUTOCLEAR_DATA_FILE_RAW;
+	bool is_changed, is_copy;
 
 	/* QEMU does not clear a flag for a commit. */
-	tide_qcow2_ext_compare_file(q->fd, q->header.birth_file, &changed, &is_copy);
-	changed = changed || tide_qcow2_sums_state(q->fd, &q->header) == TIDE_SUMS_DOUBTFUL;
-	return keep_features(q,
-	                     q->header.autoclear & (TIDE_QCOW2_AUTOCLEAR_BITMAPS | TIDE_QCOW2_AUTOCLEAR_DATA_FILE_RAW |
-	                                            (changed ? 0 : own)),
-	                     err);
+	tide_qcow2_ext_compare_file(q->fd, q->header.birth_file, &is_changed, &is_copy);
+	if (!is_changed)
+		kept |= TIDE_QCOW2_AUTOCLEAR_INTACT;
+	if (tide_qcow2_sums_state(q->fd, &q->header) != TIDE_SUMS_DOUBTFUL)
+		kept |= TIDE_QCOW2_AUTOCLEAR_SUMS;
+	return keep_features(q, q->header.autoclear & kept, err);
 }
 
 int tide_qcow2_flush_set_autoclear(struct tide_qcow2 *q, uint64_t set, uint64_t clear, struct tide_error *err)

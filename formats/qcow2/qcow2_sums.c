@@ -12,7 +12,7 @@
  * Extension "TIDC", little-endian: u16 version 1, u16 flags, u32 CRC-32C of the other bytes; u64 each: the table's
  * offset, its length, the XXH3 of its head and directory, and the XXH3 of those fields of the header that decide how
  * the rest is read, the size of the file, and the seconds of its time; u32 nanoseconds, UINT32_MAX: unknown; u32 0.
- * Flag 1: the birth record was intact when the checksums were computed.
+ * Flag 1: the birth record was intact when the checksums were computed, and the file was not a copy.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -167,12 +167,20 @@ static int write_table(struct tide_qcow2 *q, struct tide_sums *sums, struct tide
 	return sync_file(q, err);
 }
 
+static bool is_copy(const struct tide_qcow2 *q)
+{
+	bool is_changed, copy;
+
+	tide_qcow2_ext_compare_file(q->fd, q->header.birth_file, &is_changed, &copy);
+	return copy;
+}
+
 int tide_qcow2_sums_put(struct tide_qcow2 *q, const struct stat *st, struct tide_error *err)
 {
 	struct tide_qcow2_sums_place *p = &q->header.sums;
 	uint8_t bytes[TIDE_QCOW2_SUMS_BYTES];
 
-	p->of_birth = q->header.autoclear & TIDE_QCOW2_AUTOCLEAR_INTACT;
+	p->of_birth = (q->header.autoclear & TIDE_QCOW2_AUTOCLEAR_INTACT) && !is_copy(q);
 	p->file_size = st ? (uint64_t)st->st_size : 0;
 	p->mtime = st ? st->st_mtim : (struct timespec){ .tv_nsec = UINT32_MAX };
 	encode(p, bytes);
@@ -222,7 +230,7 @@ int tide_qcow2_sums_store(void *state, struct tide_sums *sums, struct tide_error
 	q->touched = touched && !q->is_new;
 	/* The disk is the same as before, so the time of its change is, too. */
 	if (rc == 0)
-		rc = tide_qcow2_ext_seal(q, &st.st_mtim, err);
+		rc = tide_qcow2_ext_seal(q, &st.st_mtim, is_copy(q), err);
 	pthread_mutex_unlock(&q->lock);
 	return rc;
 }
@@ -268,19 +276,19 @@ static int load(const struct tide_qcow2 *q, struct tide_sums **out, struct tide_
 	return tide_error_set(err, TIDE_E_CORRUPT, "the table of checksums is damaged: it is of another file");
 }
 
-int tide_qcow2_sums_load(void *state, struct tide_sums **out, struct tide_error *err)
+int tide_qcow2_sums_load(void *state, bool old, struct tide_sums **out, struct tide_error *err)
 {
 	const struct tide_qcow2 *q = state;
 	enum tide_sums_state is = can_have(q) ? tide_qcow2_sums_state(q->fd, &q->header) : TIDE_SUMS_ABSENT;
 	struct tide_error why = TIDE_ERROR_INIT;
 
 	*out = NULL;
-	if (is != TIDE_SUMS_VALID && is != TIDE_SUMS_DOUBTFUL)
+	if (is == TIDE_SUMS_ABSENT || (is == TIDE_SUMS_VOID && !old))
 		return 0;
 	if (load(q, out, &why) == 0)
 		return 0;
 	/* A program that changed the file may have used the place of the table, or changed the header. */
-	if (is == TIDE_SUMS_VALID || (why.code != TIDE_E_CORRUPT && why.code != TIDE_E_DAMAGED))
+	if (is == TIDE_SUMS_VALID || (why.code != TIDE_E_CORRUPT && (old || why.code != TIDE_E_DAMAGED)))
 		return tide_error_move(err, &why);
 	tide_error_release(&why);
 	return 0;

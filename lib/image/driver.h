@@ -45,8 +45,9 @@
  *               be flushed. 1: it cannot have any. NULL: no image of the format can.
  *   sums_store  stores the complete table of that range, and the fact that it describes the image; each later change
  *               of the disk makes the table void. 1: the image has no room for it.
- *   sums_load   *out NULL: the image has no table, or a void one. TIDE_E_DAMAGED: the image is damaged, others: the
- * table. sums_use    from now on, checksums of what is written are collected (or NULL), and what is read must have its
+ *   sums_load   *out NULL: the image has no table, or a void one that is not wanted (old) or not there any more.
+ *               TIDE_E_DAMAGED: the error is about the image, or its header was changed; others: about the table.
+ *   sums_use    from now on, checksums of what is written are collected (or NULL), and what is read must have its
  *               checksum (or NULL): tables, and the data that read returns.
  *   sums_disk   finds the ranges of the disk for which the file has bytes where `bad`, which begins where sums_range
  *               does, has bits.
@@ -279,7 +280,7 @@ struct tide_image_driver {
 
 	int (*sums_range)(void *state, int *fd, uint64_t *start, uint64_t *end, struct tide_error *err);
 	int (*sums_store)(void *state, struct tide_sums *sums, struct tide_error *err);
-	int (*sums_load)(void *state, struct tide_sums **out, struct tide_error *err);
+	int (*sums_load)(void *state, bool old, struct tide_sums **out, struct tide_error *err);
 	int (*sums_use)(void *state, struct tide_sums *collect, struct tide_sums *proof, struct tide_error *err);
 	int (*sums_disk)(void *state, const struct tide_bitmap *bad,
 	                 int (*found)(void *data, uint64_t off, uint64_t len, struct tide_error *err), void *data,

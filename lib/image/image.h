@@ -131,7 +131,7 @@ void tide_image_sums_skip(struct tide_image *image, const struct tide_extent *pl
 void tide_image_sums_forget(struct tide_image *image, const struct tide_extent *place);
 void tide_image_sums_spoil(struct tide_image *image);
 /* The driver's calls (driver.h). */
-int tide_image_sums_load(struct tide_image *image, struct tide_sums **sums, struct tide_error *err);
+int tide_image_sums_load(struct tide_image *image, bool old, struct tide_sums **sums, struct tide_error *err);
 int tide_image_sums_range(struct tide_image *image, int *fd, uint64_t *start, uint64_t *end, struct tide_error *err);
 int tide_image_sums_disk(struct tide_image *image, const struct tide_bitmap *bad,
                          int (*found)(void *data, uint64_t off, uint64_t len, struct tide_error *err), void *data,

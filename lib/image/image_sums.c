@@ -139,10 +139,10 @@ int tide_image_sums_store(struct tide_image *image, struct tide_error *err)
 
 /* ---- using ------------------------------------------------------------------------- */
 
-int tide_image_sums_load(struct tide_image *image, struct tide_sums **sums, struct tide_error *err)
+int tide_image_sums_load(struct tide_image *image, bool old, struct tide_sums **sums, struct tide_error *err)
 {
 	*sums = NULL;
-	return image->driver->sums_load ? image->driver->sums_load(image->state, sums, err) : 0;
+	return image->driver->sums_load ? image->driver->sums_load(image->state, old, sums, err) : 0;
 }
 
 int tide_image_sums_disk(struct tide_image *image, const struct tide_bitmap *bad,
@@ -162,8 +162,10 @@ int tide_image_sums_disk(struct tide_image *image, const struct tide_bitmap *bad
 
 void tide_image_sums_confirm(struct tide_image *image)
 {
-	if (image->info.birth && image->info.sums_of_birth)
-		image->info.birth->intact = true;
+	if (!image->info.birth || !image->info.sums_of_birth)
+		return;
+	image->info.birth->intact = true;
+	image->info.birth->is_copy = false;
 }
 
 const char *tide_image_sums_hint(enum tide_sums_state state)
@@ -171,7 +173,8 @@ const char *tide_image_sums_hint(enum tide_sums_state state)
 	return state == TIDE_SUMS_DOUBTFUL
 	               ? "or a program that does not mark its changes, such as qemu-img commit, has written to it; if "
 	                 "that "
-	                 "was intended, chain-verify --record computes new checksums; --salvage restores the rest"
+	                 "was intended, chain-verify --record --accept computes new checksums; --salvage restores the "
+	                 "rest"
 	               : "chain-verify --data lists all damage; chain-restore --salvage restores the rest";
 }
 
@@ -181,7 +184,7 @@ int tide_image_prove(struct tide_image *image, struct tide_error *err)
 
 	if (!image->driver->sums_load || image->proof)
 		return 0;
-	if (tide_image_sums_load(image, &image->proof, err) < 0)
+	if (tide_image_sums_load(image, false, &image->proof, err) < 0)
 		return tide_error_wrap(err, "'%s'", image->path);
 	if (!image->proof)
 		return 0;

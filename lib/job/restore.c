@@ -455,7 +455,7 @@ static int prove_image(struct tide_image *image, struct tide_error *err)
 
 	if (!tide_image_sums_are_beside(image))
 		return tide_image_prove(image, err);
-	if (tide_sums_file_load(image, &sums, &changed, err) < 0)
+	if (tide_sums_file_load(image, false, &sums, &changed, err) < 0)
 		return -1;
 	if (sums)
 		tide_image_prove_by(image, sums);

@@ -763,7 +763,7 @@ static int check_and_record(struct tide_session *session, struct tide_node *node
 	tide_session_close_nodes(session);
 	if (rc < 0)
 		return -1;
-	rc = tide_query_data_record(chain, allow, &session->sink, err);
+	rc = tide_query_record(chain, options->accept, allow, &session->sink, err);
 	tide_chain_free(chain);
 	return rc;
 }
@@ -777,7 +777,8 @@ static int query(struct tide_session *session, struct tide_node *node, struct ti
 		return -1;
 	if (run_query(session, node, options, chain, err) < 0)
 		return -1;
-	return options->verify && options->accept ? accept_chain(session, node, options, chain, err) : 0;
+	return options->verify && options->accept && !options->record ? accept_chain(session, node, options, chain, err)
+	                                                              : 0;
 }
 
 int tide_query_chain_sized(struct tide_session *session, const char *id, const struct tide_chain_options *given,

@@ -1,5 +1,5 @@
 /*
- * Proves the data of a chain by its checksums, image by image, and stores the checksums of images that have none.
+ * Proves the data of a chain by its checksums, image by image.
  *
  * A block of a file that does not have its checksum is traced to the ranges of the disk that it holds, and these to
  * the restore points in which they are visible: the image itself, and each image above it that does not cover them.
@@ -19,7 +19,6 @@
 #include "image/prove.h"
 #include "image/sums.h"
 #include "query_chain.h"
-#include "store/store.h"
 #include "store/sums_file.h"
 
 #define NAMES_MAX 8u /* restore points that a finding names */
@@ -173,7 +172,7 @@ static const char *why_none(const struct tide_image *image, bool changed)
 {
 	if (changed || tide_image_info(image)->sums != TIDE_SUMS_ABSENT)
 		return "the checksums are void, because a program has changed the image since they were computed; "
-		       "--record computes new ones";
+		       "--record compares them, and computes new ones";
 	return "the image has no checksums, so its data is not proven; --record adds them";
 }
 
@@ -185,8 +184,8 @@ static int examine(struct member *m, struct tide_sink *sink, const char *device,
 	bool changed = false;
 	int rc;
 
-	if ((tide_image_sums_are_beside(m->image) ? tide_sums_file_load(m->image, &sums, &changed, &cause)
-	                                          : tide_image_sums_load(m->image, &sums, &cause)) < 0) {
+	if ((tide_image_sums_are_beside(m->image) ? tide_sums_file_load(m->image, false, &sums, &changed, &cause)
+	                                          : tide_image_sums_load(m->image, false, &sums, &cause)) < 0) {
 		/* Without its table, the data is neither proven nor damaged. */
 		if (cause.code == TIDE_E_CORRUPT)
 			cause.code = TIDE_E_REFUSED;
@@ -210,109 +209,6 @@ int tide_query_data(struct tide_image *top, struct tide_chain *chain, struct tid
 		if (tide_event_is_cancelled(sink))
 			return tide_error_set(err, TIDE_E_CANCELLED, "Cancelled");
 		if (examine(&m, sink, device, err) < 0)
-			return -1;
-	}
-	return 0;
-}
-
-/* ---- recording --------------------------------------------------------------------- */
-
-/* A sidecar has the stamp of its image: the change would make its bitmaps inconsistent. */
-static int check_no_bitmaps(const char *path, struct tide_error *err)
-{
-	TIDE_AUTOFREE char *sidecar = tide_mem_printf(err, "%s.bitmaps", path);
-	struct tide_sidecar *sc;
-	bool in_use;
-
-	if (!sidecar || tide_store_load(sidecar, &sc, err) < 0)
-		return -1;
-	in_use = sc && sc->n > 0;
-	tide_sidecar_free(sc);
-	if (!in_use)
-		return 0;
-	return tide_error_set(err, TIDE_E_REFUSED,
-	                      "'%s' has bitmaps in a sidecar, so it is a disk in use: checksums are for backups", path);
-}
-
-static int record_beside(struct tide_image *image, struct tide_error *err)
-{
-	struct tide_staged staged TIDE_CLEANUP(tide_staged_release) = TIDE_STAGED_INIT;
-	struct tide_sums *sums;
-	bool changed;
-
-	/* A damaged table is replaced. */
-	if (tide_sums_file_load(image, &sums, &changed, NULL) == 0 && sums) {
-		tide_sums_free(sums);
-		return 0;
-	}
-	if (tide_image_sums_finish(image, &sums, err) < 0 ||
-	    tide_sums_file_stage(&staged, tide_image_path(image), tide_image_fd(image), sums, err) < 0)
-		return -1;
-	return tide_image_check_unchanged(image, err) < 0 ? -1 : tide_staged_commit(&staged, false, err);
-}
-
-/* 1: it has a table. A damaged one is replaced, but not if the image is. */
-static int has_table(struct tide_image *image, struct tide_error *err)
-{
-	struct tide_error why = TIDE_ERROR_INIT;
-	struct tide_sums *sums;
-	bool has;
-
-	if (tide_image_info(image)->sums != TIDE_SUMS_VALID)
-		return 0;
-	if (tide_image_sums_load(image, &sums, &why) == 0) {
-		has = sums != NULL;
-		tide_sums_free(sums);
-		return has;
-	}
-	if (why.code != TIDE_E_CORRUPT && why.code != TIDE_E_UNSUPPORTED)
-		return tide_error_move(err, &why);
-	tide_error_release(&why);
-	return 0;
-}
-
-static int record(struct tide_image *image, struct tide_sink *sink, struct tide_error *err)
-{
-	bool beside = tide_image_sums_are_beside(image);
-	int rc = has_table(image, err);
-
-	if (rc != 0)
-		return rc < 0 ? tide_error_wrap(err, "'%s'", tide_image_path(image)) : 0;
-	rc = tide_image_sums_begin(image, true, &sink->cancelled, err);
-	if (rc != 0)
-		return rc < 0 ? -1 : 0;
-	if (beside)
-		return record_beside(image, err);
-	return tide_image_sums_store(image, err) < 0 ? -1 : tide_image_sync_times(image, err);
-}
-
-static int record_image(const struct tide_chain_image *to, unsigned allow, struct tide_sink *sink,
-                        struct tide_error *err)
-{
-	struct tide_image_options options = { .path = to->path,
-		                              .format = to->format,
-		                              .write = to->cluster_size > 0,
-		                              .no_backing = true,
-		                              .allow = allow,
-		                              .cancel = &sink->cancelled };
-	TIDE_AUTOIMAGE struct tide_image *image = NULL;
-
-	if (check_no_bitmaps(to->path, err) < 0 || tide_image_open(&options, &image, err) < 0)
-		return -1;
-	return record(image, sink, err);
-}
-
-int tide_query_data_record(const struct tide_chain *chain, unsigned allow, struct tide_sink *sink,
-                           struct tide_error *err)
-{
-	for (size_t i = 0; i < chain->n; i++) {
-		if (chain->images[i]->format && chain->images[i]->verdict != TIDE_VERDICT_DAMAGED)
-			continue;
-		return tide_error_set(err, TIDE_E_DAMAGED, "'%s' is damaged or missing: no checksums were stored",
-		                      chain->images[i]->path);
-	}
-	for (size_t i = 0; i < chain->n; i++) {
-		if (!chain->images[i]->is_remote && record_image(chain->images[i], allow, sink, err) < 0)
 			return -1;
 	}
 	return 0;

@@ -64,7 +64,8 @@ static int damaged(struct tide_error *err, const char *what)
 	return tide_error_set(err, TIDE_E_CORRUPT, "the table of checksums is damaged: %s", what);
 }
 
-static int load(int fd, struct tide_image *image, struct tide_sums **sums, bool *changed, struct tide_error *err)
+static int load(int fd, struct tide_image *image, bool old, struct tide_sums **sums, bool *changed,
+                struct tide_error *err)
 {
 	struct tide_stamp stamp;
 	uint8_t head[HEAD];
@@ -77,20 +78,21 @@ static int load(int fd, struct tide_image *image, struct tide_sums **sums, bool 
 	if (tide_get_le16(head + AT_VERSION) != VERSION)
 		return damaged(err, "its file has an unknown version");
 	*changed = !is_of(head, &stamp);
-	if (*changed)
+	if (*changed && !old)
 		return 0;
 	*sums = tide_sums_read(fd, HEAD, tide_get_le64(head + AT_LEN), tide_get_le64(head + AT_SUM), err);
 	if (!*sums)
 		return -1;
 	tide_sums_own(*sums, fd);
-	if (tide_sums_start(*sums) == 0 && tide_sums_end(*sums) == stamp.size)
+	if (tide_sums_start(*sums) == 0 && tide_sums_end(*sums) == tide_get_le64(head + AT_SIZE))
 		return 0;
 	tide_sums_free(*sums);
 	*sums = NULL;
 	return damaged(err, "it is of another file");
 }
 
-int tide_sums_file_load(struct tide_image *image, struct tide_sums **sums, bool *changed, struct tide_error *err)
+int tide_sums_file_load(struct tide_image *image, bool old, struct tide_sums **sums, bool *changed,
+                        struct tide_error *err)
 {
 	TIDE_AUTOFREE char *path = path_of(tide_image_path(image), err);
 	struct stat st;
@@ -105,7 +107,7 @@ int tide_sums_file_load(struct tide_image *image, struct tide_sums **sums, bool 
 		return errno == ENOENT || errno == ENAMETOOLONG
 		               ? 0
 		               : tide_error_set_sys(err, errno, "Could not open '%s'", path);
-	rc = fstat(fd, &st) == 0 && S_ISREG(st.st_mode) ? load(fd, image, sums, changed, err)
+	rc = fstat(fd, &st) == 0 && S_ISREG(st.st_mode) ? load(fd, image, old, sums, changed, err)
 	                                                : damaged(err, "its file is not a regular file");
 	if (!*sums)
 		close(fd);

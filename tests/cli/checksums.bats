@@ -255,10 +255,18 @@ committed() {
 	same raw out.img raw disk.img
 }
 
-@test "--record after a change: new checksums, and not the old backup" {
+# kept ARG...: --record finds data without the checksum it had, and no file changes.
+kept() {
+	unchanged attempt chain-verify --output=json --record "$@"
+	assert_equal "$status" 3
+}
+
+@test "--record after a change: only if that is accepted, and not the old backup" {
 	backups
 	committed 2M
-	attempt chain-verify --output=json --record full.qcow2
+	kept full.qcow2
+	jq -e '.return.images[0].findings | any(.kind == "data" and .offset == 2097152)' <<< "$output"
+	attempt chain-verify --output=json --record --accept full.qcow2
 	jq -e '.return.images[0] | .unproven == 0 and (.findings | all(.kind != "data"))' <<< "$output"
 	# Checksums of today prove nothing about the day of the backup.
 	data 1 unknown full.qcow2
@@ -269,6 +277,112 @@ committed() {
 	data 0 whole --record other.qcow2
 	committed 1M
 	qemu-img check -q full.qcow2
+}
+
+@test "--record does not accept the rot of a copy" {
+	local at
+	backups
+	at=$(place full.qcow2 2100000)
+	cp full.qcow2 copy.qcow2
+	unchanged data 0 whole --record copy.qcow2
+	rot copy.qcow2 "$at"
+	kept copy.qcow2
+	jq -e '.return.images[0].findings | any(.kind == "data" and .offset <= 2100000 and 2100000 < .offset + .length)' <<< "$output"
+	data 3 damaged --data copy.qcow2
+	# In a header that is read in another way, and in the middle of a chain.
+	cp full.qcow2 copy.qcow2
+	rot copy.qcow2 30
+	kept copy.qcow2
+	[[ $stderr == *'the header does not have its checksum'* ]]
+	rot full.qcow2 "$at"
+	touch full.qcow2
+	kept inc.qcow2
+	# No consent helps where only damage explains a difference.
+	rm -f disk.img* full.qcow2 inc.qcow2
+	backups
+	rot full.qcow2 "$at"
+	kept --accept full.qcow2
+}
+
+@test "--record does not accept the rot of a void table's image" {
+	local at
+	backups
+	at=$(place full.qcow2 2100000)
+	# A program that opens the image for writing, and changes nothing, makes the checksums void.
+	qemu-io -c 'flush' full.qcow2
+	cp -p full.qcow2 void.qcow2
+	data 1 unknown --data full.qcow2
+	rot full.qcow2 "$at"
+	data 1 unknown --data full.qcow2
+	kept inc.qcow2
+	[[ $stderr == *'do not have the checksum they had'*--accept* ]]
+	cp -p void.qcow2 full.qcow2
+	attempt chain-verify --record full.qcow2
+	attempt chain-verify --output=json --data full.qcow2
+	jq -e '.return.images[0] | .proven > 0 and .unproven == 0 and (.findings | all(.kind != "data"))' <<< "$output"
+	# A change on purpose.
+	qemu-io -c 'write -P 7 2M 1000' full.qcow2 > /dev/null
+	kept full.qcow2
+	attempt chain-verify --output=json --record --accept full.qcow2
+	jq -e '.return.images[0] | .proven > 0 and .unproven == 0 and (.findings | all(.kind != "data"))' <<< "$output"
+}
+
+@test "--record does not accept the rot of a raw file" {
+	raw disk.img 4M
+	truncate -s 4000001 disk.img
+	done_ backup-run --checksums always -F raw disk.img copy.img
+	mkdir away
+	cp copy.img copy.img.bitmaps copy.img.bitmaps.sums away
+	cd away
+	data 1 unknown --data copy.img
+	flip copy.img 3000000
+	kept copy.img
+	[[ $stderr == *'do not have the checksum they had'* ]]
+	# Nor if the file was cut or became longer.
+	flip copy.img 3000000
+	truncate -s 4000000 copy.img
+	kept copy.img
+	truncate -s 4100000 copy.img
+	kept copy.img
+	cp ../copy.img copy.img
+	# One without a change gets checksums that count.
+	attempt chain-verify --record copy.img
+	attempt chain-verify --output=json --data copy.img
+	jq -e '.return.images[0].proven == 4000001' <<< "$output"
+	flip copy.img 3000000
+	kept copy.img
+	attempt chain-verify --record --accept copy.img
+	attempt chain-verify --output=json --data copy.img
+	jq -e '.return.images[0] | .proven == 4000001 and (.findings | all(.kind != "data"))' <<< "$output"
+}
+
+@test "--record completes checksums, and compares those that there are" {
+	local at
+	raw disk.img 4M
+	TIDE_COPY=kernel done_ backup-run -F qcow2 disk.img copy.qcow2
+	cp -p copy.qcow2 first.qcow2
+	data 1 unknown --data copy.qcow2
+	data 0 whole --record copy.qcow2
+	unchanged data 0 whole --data copy.qcow2
+	# The L1 table has checksums.
+	cp -p first.qcow2 copy.qcow2
+	at=$((0x$(od -An -tx1 -j40 -N8 copy.qcow2 | tr -d ' ')))
+	rot copy.qcow2 $((at + 4000))
+	kept copy.qcow2
+}
+
+@test "a copy that a commit changed gets no proof of its birth from --record" {
+	backups --checksums never
+	cp full.qcow2 first.qcow2
+	mv first.qcow2 full.qcow2
+	qemu-img create -q -f qcow2 -b full.qcow2 -F qcow2 over.qcow2
+	qemu-io -c 'write -P 7 0 4M' over.qcow2 > /dev/null
+	qemu-img commit -q over.qcow2
+	data 3 damaged full.qcow2
+	attempt chain-verify --record full.qcow2
+	data 3 damaged full.qcow2
+	data 3 damaged --data full.qcow2
+	jq -e '.images[0] | .proven > 0 and .unproven == 0' chain.json
 }
 
 @test "--record refuses damage, and a disk in use" {
