@@ -98,7 +98,7 @@ static void print_bitmap(const struct tide_bitmap_info *b, int indent)
 		       ui_size(size, b->count));
 }
 
-static void print_backup(const struct tide_backup_info *b, int indent)
+static void print_backup(const struct tide_backup_info *b, bool has_checksums, int indent)
 {
 	char text[UI_TIME_MAX] = "an unknown time";
 
@@ -110,13 +110,15 @@ static void print_backup(const struct tide_backup_info *b, int indent)
 		printf(", counts from %s", b->base);
 	else if (b->is_part)
 		printf(", a part");
+	if (has_checksums)
+		printf(", with checksums");
 	puts(b->is_incomplete ? ", incomplete" : b->is_unchanged ? "" : ", changed since");
 }
 
 static void print_notes(const struct tide_chain_image *image, int indent)
 {
 	if (image->backup)
-		print_backup(image->backup, indent);
+		print_backup(image->backup, image->has_checksums, indent);
 	for (size_t i = 0; image->bitmaps && i < image->bitmaps->n; i++)
 		print_bitmap(image->bitmaps->items[i], indent);
 	for (size_t i = 0; i < image->n_findings; i++) {

@@ -579,6 +579,7 @@ struct tide_chain_image {
 	size_t n_findings; /* the first TIDE_FINDINGS_MAX of them */
 	struct tide_finding **findings;
 	struct tide_backup_info *backup; /* NULL: it has no birth record */
+	bool has_checksums;              /* of stored data, which chain-verify --data compares */
 	uint64_t proven;                 /* with `data`: bytes of the file that have checksums, right or wrong */
 	uint64_t unproven;               /* the same: bytes of the disk that have none, if others have */
 };

@@ -18,12 +18,14 @@
 #include "bitmap/bitmap_list.h"
 #include "image/compare.h"
 #include "image/fingerprint.h"
+#include "image/sums.h"
 #include "job/accept.h"
 #include "job/target_bitmaps.h"
 #include "query_backup.h"
 #include "query_chain.h"
 #include "session.h"
 #include "store/kinship.h"
+#include "store/sums_file.h"
 
 #define UNIT_MIN  4096u
 #define UNITS_MAX (UINT64_C(1) << 30) /* of a comparison: a bit each, 128 MiB */
@@ -214,6 +216,22 @@ static int look_at_flags(const struct tide_driver_info *info, struct tide_chain_
 	return 0;
 }
 
+/* A table that is damaged or void does not count. */
+static bool has_checksums(struct tide_image *image)
+{
+	enum tide_sums_state state = tide_image_info(image)->sums;
+	struct tide_error ignored = TIDE_ERROR_INIT;
+	struct tide_sums *sums = NULL;
+	bool changed, has;
+
+	if (!tide_image_sums_are_beside(image))
+		return state == TIDE_SUMS_VALID || state == TIDE_SUMS_DOUBTFUL;
+	has = tide_sums_file_load(image, false, &sums, &changed, &ignored) == 0 && sums;
+	tide_sums_free(sums);
+	tide_error_release(&ignored);
+	return has;
+}
+
 static int describe(struct tide_image *image, const char *top, bool verify, struct tide_chain_image *to,
                     struct tide_error *err)
 {
@@ -224,6 +242,7 @@ static int describe(struct tide_image *image, const char *top, bool verify, stru
 	if (is_file && fstat(tide_image_fd(image), &st) < 0)
 		return tide_error_set_sys(err, errno, "fstat");
 	to->is_remote = !is_file;
+	to->has_checksums = is_file && has_checksums(image);
 	to->virtual_size = info->size;
 	to->cluster_size = info->cluster_size;
 	to->actual_size = (uint64_t)st.st_blocks * 512;

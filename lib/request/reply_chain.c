@@ -94,6 +94,8 @@ static void put_image(struct tide_json_writer *w, const struct tide_chain_image 
 		tide_json_string(w, "backing-filename", image->backing_filename);
 	if (image->backing_format)
 		tide_json_string(w, "backing-filename-format", image->backing_format);
+	if (image->has_checksums)
+		tide_json_bool(w, "checksums", true);
 	if (image->backup)
 		put_backup(w, image->backup);
 	if (image->bitmaps)

@@ -72,6 +72,22 @@ committed() {
 	qemu-img check -q inc.qcow2
 }
 
+@test "chain-info says which images have checksums" {
+	backups
+	cp disk.img raw.img
+	done_ backup-run -f raw -F raw --checksums always raw.img r.raw
+	done_ backup-run -f raw -F qcow2 --checksums never raw.img n.qcow2
+	done_ chain-info --output=json inc.qcow2
+	assert_equal "$(jq -c '[.return.images[].checksums]' <<< "$output")" '[true,true]'
+	done_ chain-info --output=json n.qcow2
+	assert_equal "$(jq -c '[.return.images[].checksums]' <<< "$output")" '[null]'
+	done_ chain-info -f raw r.raw
+	[[ $output == *", with checksums"* ]]
+	touch -d '2020-01-01' r.raw
+	done_ chain-info -f raw r.raw
+	[[ $output != *checksums* ]]
+}
+
 @test "a rotten byte: its range of the disk and the restore points" {
 	local at
 	backups
