@@ -55,9 +55,6 @@ static const char *refuse_member(const struct member *m, const struct member *be
 		return "is a backup that ended early";
 	if (own->is_part && !below)
 		return "is a part, and has no backing image";
-	if (own->is_part && own->intact && below->own && below->own->intact &&
-	    !tide_id_is_same(&own->base, &below->own->id))
-		return "is as it was made, and its backing image is not its base";
 	return NULL;
 }
 
@@ -68,14 +65,33 @@ static const char *refuse_top(const struct member *top)
 	return top->as_born ? NULL : "shows another disk than the one that was backed up";
 }
 
-static int find_refusal(const struct tide_accept *accept, char **refusal, struct tide_error *err)
+/* Only a comparison of all of the disk shows that another backup than the base does as well. */
+static const char *refuse_rebased(const struct member *m, const struct member *below, bool is_top, bool compared)
+{
+	const struct tide_birth *own = m->own, *other = below ? below->own : NULL;
+
+	if (!own || !own->is_part || !other || !tide_id_is_set(&own->base) || tide_id_is_same(&own->base, &other->id))
+		return NULL;
+	if (!is_top)
+		return "is on another backup than its base, and only the top image is compared; accept it first, by "
+		       "itself, with --against the disk that it is a backup of";
+	return compared ? NULL
+	                : "is on another backup than its base, and a sample proves too little; use --against the disk "
+	                  "that it is a backup of, or the original";
+}
+
+static int find_refusal(const struct tide_accept *accept, bool compared, char **refusal, struct tide_error *err)
 {
 	const char *why = refuse_top(&accept->members[0]);
 	const struct member *m = accept->members;
 
 	for (size_t i = 0; i < accept->n && !why; i++) {
+		const struct member *below = i + 1 < accept->n ? &accept->members[i + 1] : NULL;
+
 		m = &accept->members[i];
-		why = refuse_member(m, i + 1 < accept->n ? m + 1 : NULL);
+		why = refuse_member(m, below);
+		if (!why)
+			why = refuse_rebased(m, below, i == 0, compared);
 	}
 	if (!why)
 		return 0;
@@ -85,19 +101,17 @@ static int find_refusal(const struct tide_accept *accept, char **refusal, struct
 
 /* ---- what it will be ---------------------------------------------------------------- */
 
-/* The record of a file that is another backup than its record says, or has none. */
+/*
+ * The record of a file that may be another backup than its record says, or has none. It has a new identifier, because
+ * other backups may count from the one that it was.
+ */
 static int make_record(struct member *m, const struct member *above, struct tide_error *err)
 {
 	const struct tide_birth *wanted = above->birth;
 	struct tide_birth made = { .disk = wanted->disk, .time = (int64_t)time(NULL), .device = wanted->device };
 
-	if (above->own && tide_id_is_set(&above->own->base) &&
-	    (!m->own || !tide_id_is_same(&m->own->id, &above->own->base))) {
-		made.id = above->own->base;
-		made.time = above->own->base_time ? above->own->base_time : made.time;
-	} else if (tide_id_new(&made.id, err) < 0) {
+	if (tide_id_new(&made.id, err) < 0)
 		return -1;
-	}
 	made.exact_size = tide_image_exact_size(m->image);
 	made.is_part = tide_image_backing(m->image) != NULL;
 	made.sync = made.is_part ? TIDE_SYNC_INCREMENTAL : TIDE_SYNC_FULL;
@@ -111,7 +125,9 @@ static int keep_record(struct member *m, struct tide_error *err)
 {
 	m->birth = tide_birth_copy(m->own, err);
 	m->due = !m->own->intact;
-	return m->birth ? 0 : -1;
+	if (!m->birth)
+		return -1;
+	return m->due ? tide_id_new(&m->birth->id, err) : 0;
 }
 
 static int decide(struct tide_accept *accept, struct tide_error *err)
@@ -119,7 +135,8 @@ static int decide(struct tide_accept *accept, struct tide_error *err)
 	for (size_t i = 0; i < accept->n; i++) {
 		struct member *m = &accept->members[i];
 
-		if (m->as_born ? keep_record(m, err) < 0 : make_record(m, m - 1, err) < 0)
+		/* The top one has been compared. */
+		if (m->as_born && (i == 0 || m->own->intact) ? keep_record(m, err) < 0 : make_record(m, m - 1, err) < 0)
 			return -1;
 		if (i == 0 || !m[-1].birth->is_part || tide_id_is_same(&m[-1].birth->base, &m->birth->id))
 			continue;
@@ -130,7 +147,8 @@ static int decide(struct tide_accept *accept, struct tide_error *err)
 	return 0;
 }
 
-int tide_accept_plan(struct tide_image *top, struct tide_accept **out, char **refusal, struct tide_error *err)
+int tide_accept_plan(struct tide_image *top, bool compared, struct tide_accept **out, char **refusal,
+                     struct tide_error *err)
 {
 	struct tide_accept *accept = tide_mem_alloc(1, sizeof(*accept), err);
 	size_t depth = 0;
@@ -147,7 +165,7 @@ int tide_accept_plan(struct tide_image *top, struct tide_accept **out, char **re
 	for (struct tide_image *link = top; link && rc == 0; link = tide_image_backing(link))
 		rc = look_at(&accept->members[accept->n++], link, err);
 	if (rc == 0)
-		rc = find_refusal(accept, refusal, err);
+		rc = find_refusal(accept, compared, refusal, err);
 	if (rc == 0 && !*refusal)
 		rc = decide(accept, err);
 	if (rc == 0 && !*refusal)

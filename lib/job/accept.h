@@ -4,7 +4,9 @@
  *
  * Without the disk that was backed up, only the top image's fingerprint (image/fingerprint.h) can be compared: a
  * different one proves that the chain is wrong, and nothing is accepted. An image below whose disk is not that of its
- * record has become another backup: the one that the image above counts from, if that fits.
+ * record, or whose file was changed, has become another backup, with a new identifier: other backups that counted from
+ * it have lost their base. An image on another backup than its base is accepted only as the top image, with all of its
+ * disk compared.
  */
 #ifndef TIDE_ACCEPT_H
 #define TIDE_ACCEPT_H
@@ -15,10 +17,12 @@
 struct tide_accept;
 
 /*
- * Decides the records of all images of the chain, which is complete and has no damage.  *refusal: why the chain cannot
+ * Decides the records of all images of the chain, which is complete and has no damage.  compared: the whole disk of the
+ * top image is that of another image which a person has named.  *refusal: why the chain cannot
  * be accepted, to be freed, or NULL; *accept is NULL then.
  */
-int tide_accept_plan(struct tide_image *top, struct tide_accept **accept, char **refusal, struct tide_error *err);
+int tide_accept_plan(struct tide_image *top, bool compared, struct tide_accept **accept, char **refusal,
+                     struct tide_error *err);
 bool tide_accept_is_due(const struct tide_accept *accept); /* false: all records are as they should be */
 /*
  * Writes the records, with the chain closed, from the top down: after each of them, whatever follows, no image seems to

@@ -404,7 +404,10 @@ static int say_kinship(enum tide_kinship kinship, const char *text, bool compare
 	if ((kinship == TIDE_KINSHIP_LIKELY || kinship == TIDE_KINSHIP_REBASED) && !explained && !compared &&
 	    to->verdict == TIDE_VERDICT_WHOLE)
 		return say(to, TIDE_FINDING_UNKNOWN, err,
-		           "%s; --against compares all of it, --accept trusts the sample", text);
+		           kinship == TIDE_KINSHIP_REBASED
+		                   ? "%s; --against compares all of it, and with --accept it is accepted then"
+		                   : "%s; --against compares all of it, --accept trusts the sample",
+		           text);
 	return 0;
 }
 
@@ -750,7 +753,7 @@ static int accept_chain(struct tide_session *session, struct tide_node *node, co
 
 	if (!is_acceptable(*chain))
 		return 0;
-	if (tide_accept_plan(node->image, &accept, &refusal, err) < 0)
+	if (tide_accept_plan(node->image, (*chain)->compared, &accept, &refusal, err) < 0)
 		return -1;
 	if (refusal) {
 		tide_event_warning(&session->sink, node->path, "nothing is accepted: %s", refusal);

@@ -279,13 +279,41 @@ chain_of_3() {
 	cmp r.img disk.2
 	# So it does without the image that is empty now.
 	qemu-img rebase -u -b full.qcow2 -F qcow2 2.qcow2
-	done_ chain-verify --accept --output=json 3.qcow2
+	attempt chain-verify --accept 3.qcow2
+	assert_equal "$status" 1
+	[[ $stderr == *"2.qcow2' is on another backup than its base, and only the top image is compared"* ]]
+	attempt chain-verify --accept 2.qcow2
+	assert_equal "$status" 1
+	[[ $stderr == *"is on another backup than its base, and a sample proves too little; use --against"* ]]
+	done_ chain-verify --accept --against disk.2 -F raw 2.qcow2
+	# The file was changed, so it is another backup.
+	done_ chain-verify --accept --against disk.img -F raw --output=json 3.qcow2
 	jq -e '.return | .verdict == "whole" and .accepted > 0 and (.images | length == 3)' <<< "$output"
 	restores 3.qcow2
 	write 4 1M
 	auto disk.img 4.qcow2
-	assert_equal "$(member x-sync)" incremental
 	restores 4.qcow2
+}
+
+@test "--accept: an image whose contents changed is another backup, also outside of the sample" {
+	begin
+	write 1 2M
+	inc disk.img 1.qcow2
+	write 2 3M
+	cp -a 1.qcow2 aside.qcow2
+	inc disk.img 2.qcow2
+	qemu-img create -q -f qcow2 -b full.qcow2 -F qcow2 over.qcow2
+	qemu-io -f qcow2 -c 'write -q -P 9 2600K 4K' over.qcow2
+	qemu-img commit -q over.qcow2
+	verdict 1 2.qcow2
+	done_ chain-verify --accept 2.qcow2
+	verdict 3 aside.qcow2
+	[[ $output == *'its base is backup '*', and the backing image is another one, '* ]]
+	# So it is without a record.
+	qemu-img convert -O qcow2 full.qcow2 flat
+	mv flat full.qcow2
+	done_ chain-verify --accept 2.qcow2
+	verdict 3 aside.qcow2
 }
 
 @test "--accept: what convert and rebase have left right" {
