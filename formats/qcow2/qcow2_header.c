@@ -583,12 +583,12 @@ static int add_birth(int fd, const struct tide_qcow2_header *h, struct tide_driv
 {
 	bool is_changed;
 
+	if (h->birth_len == 0)
+		return 0;
 	if (tide_birth_decode(h->birth, h->birth_len, &info->birth, err) < 0)
 		return -1;
-	if (!info->birth)
-		return 0;
 	tide_qcow2_ext_compare_file(fd, h->birth_file, &is_changed, &info->birth->is_copy);
-	info->birth->intact = (h->autoclear & TIDE_QCOW2_AUTOCLEAR_INTACT) && !is_changed;
+	info->birth->intact = !info->birth->unknown && (h->autoclear & TIDE_QCOW2_AUTOCLEAR_INTACT) && !is_changed;
 	return 0;
 }
 

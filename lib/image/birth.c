@@ -36,7 +36,7 @@ enum {
 	AT_TEXT = 116, /* the bitmap's name, the device's id, then the checksum */
 };
 
-enum { FLAG_PART = 1 << 0, FLAG_INCOMPLETE = 1 << 1 };
+enum { FLAG_PART = 1 << 0, FLAG_INCOMPLETE = 1 << 1, FLAGS_KNOWN = FLAG_PART | FLAG_INCOMPLETE };
 
 void tide_birth_free(struct tide_birth *birth)
 {
@@ -136,14 +136,37 @@ static int get_text(char **text, const uint8_t *data, size_t len, struct tide_er
 	return *text ? 0 : -1;
 }
 
+struct tide_birth *tide_birth_unknown(bool is_later, struct tide_error *err)
+{
+	struct tide_birth *birth = tide_mem_alloc(1, sizeof(*birth), err);
+
+	if (birth) {
+		birth->unknown = is_later ? "was made by a later version" : "is damaged";
+		birth->is_later = is_later;
+	}
+	return birth;
+}
+
+/* May the record be one that only a later version understands? */
+static bool is_later(const uint8_t *data, size_t len)
+{
+	if (len < AT_FLAGS || tide_get_le16(data + AT_VERSION) < VERSION)
+		return false;
+	return tide_get_le16(data + AT_VERSION) > VERSION ||
+	       (is_sound(data, len) && (tide_get_le16(data + AT_FLAGS) & ~(unsigned)FLAGS_KNOWN));
+}
+
 int tide_birth_decode(const uint8_t *data, size_t len, struct tide_birth **out, struct tide_error *err)
 {
 	TIDE_AUTOBIRTH struct tide_birth *birth = NULL;
+	bool later = is_later(data, len);
 	size_t bitmap;
 
+	if (later || !is_sound(data, len)) {
+		*out = tide_birth_unknown(later, err);
+		return *out ? 0 : -1;
+	}
 	*out = NULL;
-	if (!is_sound(data, len))
-		return 0;
 	birth = tide_mem_alloc(1, sizeof(*birth), err);
 	if (!birth)
 		return -1;

@@ -32,7 +32,13 @@ struct tide_birth {
 	uint8_t fingerprint[TIDE_BIRTH_FINGERPRINT_BYTES];
 	char *device; /* the id of the disk's device, or NULL */
 	char *bitmap; /* the name of the bitmap that selected what was copied, or NULL */
-	bool intact;  /* nothing has changed the file since; not stored in the record */
+	/*
+	 * Why the record cannot be read, as a clause about it; then nothing else is known of the backup, which may be a
+	 * part. NULL: it can. Not stored.
+	 */
+	const char *unknown;
+	bool is_later; /* it is unknown because a later version made it */
+	bool intact;   /* nothing has changed the file since; not stored in the record */
 	/* The file is a copy of the one that was made: only what clears a flag in it is noticed. Not stored. */
 	bool is_copy;
 };
@@ -46,7 +52,12 @@ struct tide_birth *tide_birth_copy(const struct tide_birth *birth, struct tide_e
 
 /* Puts the record's bytes at out, which has room for TIDE_BIRTH_BYTES_MAX, and returns their number. */
 size_t tide_birth_encode(const struct tide_birth *birth, uint8_t *out);
-/* *birth is NULL if the bytes, which others may follow, are not a valid record of a version that is known. */
+/* A record that cannot be read. */
+struct tide_birth *tide_birth_unknown(bool is_later, struct tide_error *err);
+/*
+ * The bytes of a record, which others may follow. If they are not one of a version that is known, *birth has nothing
+ * but the reason.
+ */
 int tide_birth_decode(const uint8_t *data, size_t len, struct tide_birth **birth, struct tide_error *err);
 
 #endif

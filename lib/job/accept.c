@@ -39,7 +39,13 @@ static int look_at(struct member *m, struct tide_image *image, struct tide_error
 	if (!m->path || tide_identity_find(image, &m->own, err) < 0 ||
 	    tide_fingerprint_take_short(image, m->fingerprint, err) < 0)
 		return -1;
-	m->as_born = m->own && memcmp(m->own->fingerprint, m->fingerprint, sizeof(m->fingerprint)) == 0;
+	/* A damaged record is replaced by a new one. */
+	if (m->own && m->own->unknown && !m->own->is_later) {
+		tide_birth_free(m->own);
+		m->own = NULL;
+	}
+	m->as_born =
+	        m->own && !m->own->unknown && memcmp(m->own->fingerprint, m->fingerprint, sizeof(m->fingerprint)) == 0;
 	return 0;
 }
 
@@ -51,6 +57,8 @@ static const char *refuse_member(const struct member *m, const struct member *be
 		return "is not a file, and cannot get a record";
 	if (!own)
 		return NULL;
+	if (own->unknown)
+		return "has a birth record that was made by a later version";
 	if (own->is_incomplete)
 		return "is a backup that ended early";
 	if (own->is_part && !below)

@@ -92,7 +92,10 @@ static int follow(struct chain *chain, const struct tide_id *disk, const char **
 		if (tide_identity_find(link, &birth, err) < 0)
 			return -1;
 		chain->images++;
-		if (!birth || !tide_id_is_same(&birth->id, &wanted))
+		if (birth && birth->unknown)
+			*broken = birth->is_later ? "has a birth record that was made by a later version"
+			                          : "has a damaged birth record";
+		else if (!birth || !tide_id_is_same(&birth->id, &wanted))
 			*broken = "is another file than the backup of that name";
 		else if (!birth->intact)
 			*broken = "was changed after it had been made";

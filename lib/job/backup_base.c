@@ -148,6 +148,17 @@ static bool is_stranger(const struct basis *b)
 	       tide_lineage_named_find(&node->in_sidecar.list->inside, b->entry->name);
 }
 
+/* Nothing is known of a backup whose record cannot be read. */
+static int check_known(const struct tide_birth *birth, const struct tide_image *image, struct tide_error *err)
+{
+	if (!birth || !birth->unknown)
+		return 0;
+	tide_error_set(err, TIDE_E_REFUSED, "'%s' may be any backup, because its birth record %s",
+	               tide_image_path(image), birth->unknown);
+	return tide_error_hint(err, "make a full backup in a new file, as --sync auto does; "
+	                            "--allow-base=other does as you say");
+}
+
 static bool is_forced(const struct basis *b)
 {
 	return b->job->node->allow & TIDE_ALLOW_BASE;
@@ -290,15 +301,18 @@ int tide_backup_check_base(struct tide_backup_job *job, const struct tide_sideca
 		.base = counts ? tide_backup_known_base(job, entry) : NULL,
 	};
 	struct tide_image *target = job->target.image, *backing = tide_image_backing(target);
-	int rc;
+	bool is_linked = counts || (job->sync == TIDE_SYNC_TOP && (job->target.existing || backing));
+	int rc = job->target.existing ? tide_identity_find(target, &b.own, err) : 0;
 
-	if (!counts && (job->sync != TIDE_SYNC_TOP || (!job->target.existing && !backing)))
-		return 0;
-	rc = job->target.existing ? tide_identity_find(target, &b.own, err) : 0;
-	if (rc == 0 && backing)
+	/* The new record would replace it. */
+	if (rc == 0 && b.own && (is_linked || b.own->is_later) && !is_forced(&b))
+		rc = check_known(b.own, target, err);
+	if (rc == 0 && is_linked && backing)
 		rc = tide_identity_find(backing, &b.below, err);
+	if (rc == 0 && b.below && !is_forced(&b))
+		rc = check_known(b.below, backing, err);
 	b.updates = b.own && b.own->intact && b.base && tide_id_is_same(&b.own->id, &b.base->id);
-	if (rc == 0)
+	if (rc == 0 && is_linked)
 		rc = backing ? decide_on_backing(&b, err) : decide_alone(&b, err);
 	tide_birth_free(b.own);
 	tide_birth_free(b.below);

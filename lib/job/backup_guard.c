@@ -71,6 +71,11 @@ int tide_backup_guard_base(const struct tide_node *node, const char *target, str
 	if (tide_image_is_uri(target) || stat(target, &old) < 0 || !S_ISREG(old.st_mode))
 		return 0;
 	birth = find_birth(target);
+	if (birth && birth->is_later) {
+		tide_error_set(err, TIDE_E_REFUSED,
+		               "Could not create '%s': the backup of that name was made by a later version", target);
+		return tide_error_hint(err, "other backups may need it; choose another name, or remove it");
+	}
 	for (size_t i = 0; i < TIDE_ARRAY_SIZE(stores); i++) {
 		for (size_t k = 0; stores[i] && k < stores[i]->n; k++) {
 			const struct tide_sidecar_bitmap *entry = stores[i]->items[k];

@@ -51,7 +51,7 @@ static int find_base(const struct tide_image *other, struct tide_base **base, st
 	*base = NULL;
 	if (tide_identity_find(other, &birth, err) < 0)
 		return -1;
-	if (!birth || !birth->intact || (birth->is_part && !tide_image_backing(other)))
+	if (!birth || birth->unknown || !birth->intact || (birth->is_part && !tide_image_backing(other)))
 		return 0;
 	*base = tide_lineage_base_new(&birth->id, birth->time, tide_image_path(other), err);
 	return *base ? 0 : -1;

@@ -47,7 +47,7 @@ int tide_query_backup(const struct tide_image *image, struct tide_backup_info **
 
 	if (tide_identity_find(image, &birth, err) < 0)
 		return -1;
-	if (!birth)
+	if (!birth || birth->unknown)
 		return 0;
 	*out = tide_mem_alloc(1, sizeof(**out), err);
 	return *out ? copy(*out, birth, err) : -1;

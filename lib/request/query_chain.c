@@ -401,6 +401,8 @@ static int say_kinship(enum tide_kinship kinship, const char *text, bool compare
 		return say(to, TIDE_FINDING_PART, err, "%s", text);
 	if (kinship == TIDE_KINSHIP_WRONG && !explained)
 		return say(to, TIDE_FINDING_LINK, err, "%s", text);
+	if (kinship == TIDE_KINSHIP_UNKNOWN && !compared)
+		return say(to, TIDE_FINDING_UNKNOWN, err, "%s; --against compares it with the disk", text);
 	if ((kinship == TIDE_KINSHIP_LIKELY || kinship == TIDE_KINSHIP_REBASED) && !explained && !compared &&
 	    to->verdict == TIDE_VERDICT_WHOLE)
 		return say(to, TIDE_FINDING_UNKNOWN, err,

@@ -12,12 +12,21 @@ static int find_beside(const struct tide_image *image, struct tide_birth **birth
 {
 	TIDE_AUTOFREE char *path = tide_store_default(tide_image_path(image), err);
 	const struct tide_stamp *stamp = tide_image_stamp(image);
+	struct tide_error why = TIDE_ERROR_INIT;
 	struct tide_sidecar *sc = NULL;
 
 	if (!path)
 		return -1;
-	/* Commands that use the bitmaps report damage to the sidecar. */
-	if (tide_store_load(path, &sc, NULL) < 0 || !sc)
+	/* Commands that use the bitmaps report damage to the sidecar; there may be a record in it. */
+	if (tide_store_load(path, &sc, &why) < 0) {
+		bool is_later = why.code == TIDE_E_UNSUPPORTED, is_damaged = why.code == TIDE_E_CORRUPT;
+
+		tide_error_release(&why);
+		if (is_later || is_damaged)
+			*birth = tide_birth_unknown(is_later, err);
+		return *birth || !(is_later || is_damaged) ? 0 : -1;
+	}
+	if (!sc)
 		return 0;
 	if (sc->birth) {
 		*birth = sc->birth;

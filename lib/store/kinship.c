@@ -73,7 +73,7 @@ static bool is_unlike(const struct link *link)
 
 static bool is_rebased(const struct link *link)
 {
-	return link->own->is_part && link->below && tide_id_is_set(&link->own->base) &&
+	return link->own->is_part && link->below && !link->below->unknown && tide_id_is_set(&link->own->base) &&
 	       !tide_id_is_same(&link->own->base, &link->below->id);
 }
 
@@ -125,6 +125,9 @@ static int judge(struct link *link, bool is_base, struct tide_error *err)
 
 	if (!own)
 		return 0;
+	if (own->unknown)
+		return JUDGE(link, TIDE_KINSHIP_UNKNOWN, err, "it may be a part, because its birth record %s",
+		             own->unknown);
 	if (own->is_incomplete && !is_base && !is_continued(link))
 		return JUDGE(link, TIDE_KINSHIP_PART, err,
 		             "its backup ended early: it holds only some of what it was to hold");

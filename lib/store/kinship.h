@@ -13,6 +13,7 @@ enum tide_kinship {
 	TIDE_KINSHIP_PROVEN,      /* its backing image is its base */
 	TIDE_KINSHIP_LIKELY,      /* a file was changed since, and the disk looks as it did */
 	TIDE_KINSHIP_REBASED,     /* the same, and its backing image is another backup than its base */
+	TIDE_KINSHIP_UNKNOWN,     /* its record cannot be read: it may be a part */
 	TIDE_KINSHIP_PART,        /* it holds only changes, and its base is not there */
 	TIDE_KINSHIP_WRONG,       /* it shows another disk than that of its record */
 };
@@ -28,7 +29,8 @@ int tide_kinship_check(struct tide_image *image, const struct tide_image *above,
 /* Is no backup above it to be restored? */
 static inline bool tide_kinship_is_bad(enum tide_kinship kinship)
 {
-	return kinship == TIDE_KINSHIP_WRONG || kinship == TIDE_KINSHIP_PART || kinship == TIDE_KINSHIP_REBASED;
+	return kinship == TIDE_KINSHIP_UNKNOWN || kinship == TIDE_KINSHIP_WRONG || kinship == TIDE_KINSHIP_PART ||
+	       kinship == TIDE_KINSHIP_REBASED;
 }
 
 #endif

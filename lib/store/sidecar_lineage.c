@@ -321,7 +321,11 @@ static int get_birth(struct tide_sidecar *sc, const uint8_t *p, size_t len, uint
 		                      at);
 	if (tide_birth_decode(p, len, &sc->birth, err) < 0)
 		return -1;
-	return sc->birth ? 0 : tide_error_set(err, TIDE_E_CORRUPT, "birth record at byte %" PRIu64 ": not valid", at);
+	if (!sc->birth->unknown)
+		return 0;
+	/* It could not be written again. */
+	return tide_error_set(err, sc->birth->is_later ? TIDE_E_UNSUPPORTED : TIDE_E_CORRUPT,
+	                      "birth record at byte %" PRIu64 ": it %s", at, sc->birth->unknown);
 }
 
 static int get_record(struct tide_sidecar *sc, const uint8_t *p, size_t len, uint64_t at, struct tide_error *err)

@@ -595,3 +595,53 @@ backed_up_as() {
 	inc --backing 1.qcow2 disk.qcow2 2.qcow2
 	done_ chain-verify --against disk.qcow2 2.qcow2
 }
+
+# from_later VERSION FILE: its birth record is of that version.
+from_later() {
+	python3 - "$@" <<- 'PY'
+		import struct, sys
+		with open(sys.argv[2], "r+b") as f:
+		    f.seek(f.read(4096).index(b"TIDB") + 8 + 16)
+		    f.write(struct.pack("<H", int(sys.argv[1])))
+	PY
+}
+
+@test "a birth record of a later version: nothing is known of the backup" {
+	begin
+	write 1 1M
+	inc --backing none disk.img part.qcow2
+	from_later 2 part.qcow2
+	verdict 1 part.qcow2
+	[[ $output == *'cannot tell'*'it may be a part, because its birth record was made by a later version'* ]]
+	refused_like "cannot be restored: it may be a part, because its birth record was made by a later version" \
+		chain-restore part.qcow2 r.img
+	ok chain-restore --allow-part part.qcow2 r.img
+	unchanged refused_like "the backup of that name was made by a later version" \
+		backup-run --overwrite -F qcow2 disk.img part.qcow2
+	unchanged refused_like "may be any backup, because its birth record was made by a later version" \
+		backup-run --mode existing -F qcow2 disk.img part.qcow2
+	unchanged refused_like "may be any backup" \
+		backup-run --sync incremental --bitmap n --backing part.qcow2 -F qcow2 disk.img a.qcow2
+	attempt chain-verify --accept part.qcow2
+	assert_equal "$status" 1
+	auto disk.img a.qcow2
+	assert_equal "$(member x-sync)" full
+	[[ $(member x-reason) == *'a file has a birth record that was made by a later version' ]]
+	restores a.qcow2
+	# A damaged one, inside and beside.
+	write 2 2M
+	inc --backing none disk.img part2.qcow2
+	from_later 0 part2.qcow2
+	verdict 1 part2.qcow2
+	[[ $output == *'because its birth record is damaged'* ]]
+	done_ backup-run -q --overwrite -F qcow2 disk.img part2.qcow2
+	verdict 0 part2.qcow2
+	write 3 3M
+	done_ backup-run -q --sync incremental --bitmap n -F raw disk.img part.img
+	flip part.img.bitmaps 200
+	verdict 3 part.img
+	rejected chain-restore -f raw part.img r2.img
+	qemu-img create -q -f qcow2 -b part.img -F raw over.qcow2
+	verdict 1 over.qcow2
+	refused_like 'because its birth record is damaged' chain-restore over.qcow2 r2.img
+}

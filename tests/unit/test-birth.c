@@ -1,4 +1,5 @@
 /* Birth records: round trips, damage, and the header of a qcow2 that keeps them. */
+#include "base/checksum.h"
 #include "base/error.h"
 #include "image/birth.h"
 #include "qcow2_sample.h"
@@ -84,12 +85,32 @@ static void test_damage(void)
 	for (size_t i = 0; i < len * 8; i++) {
 		bytes[i / 8] ^= (uint8_t)(1 << i % 8);
 		CHECK_OK(tide_birth_decode(bytes, len, &back, &err), &err);
-		CHECK(!back);
+		CHECK(back && back->unknown && !tide_id_is_set(&back->id));
+		tide_birth_free(back);
 		bytes[i / 8] ^= (uint8_t)(1 << i % 8);
 	}
 	for (size_t i = 0; i < len; i++) {
 		CHECK_OK(tide_birth_decode(bytes, i, &back, &err), &err);
-		CHECK(!back);
+		CHECK(back && back->unknown && !back->is_later);
+		tide_birth_free(back);
+	}
+}
+
+static void test_later(void)
+{
+	struct tide_birth birth = sample(), *back;
+	uint8_t bytes[TIDE_BIRTH_BYTES_MAX];
+	size_t len = tide_birth_encode(&birth, bytes);
+	struct tide_error err = TIDE_ERROR_INIT;
+
+	/* A flag, then a version whose layout is not known. */
+	for (unsigned i = 0; i < 2; i++) {
+		tide_put_le16(bytes + (i ? 0 : 2), i ? 2 : 4);
+		if (!i)
+			tide_put_le32(bytes + len - 4, tide_checksum_crc32c(0, bytes, len - 4));
+		CHECK_OK(tide_birth_decode(bytes, len, &back, &err), &err);
+		CHECK(back && back->unknown && back->is_later && !back->is_part);
+		tide_birth_free(back);
 	}
 }
 
@@ -215,6 +236,7 @@ int main(void)
 	UNIT_RUN(test_round_trip);
 	UNIT_RUN(test_long_names);
 	UNIT_RUN(test_damage);
+	UNIT_RUN(test_later);
 	UNIT_RUN(test_in_qcow2);
 	UNIT_RUN(test_no_place);
 	return unit_done();
