@@ -70,7 +70,7 @@ ABI_NAMES := $(ABI_HEADERS:tests/abi/%/tidemark.h=%) shorter longer
 ABI_TESTS := $(ABI_NAMES:%=$(BUILD)/unit/test-abi-%)
 HELPER_SRC := $(wildcard tests/helpers/*.c)
 HELPERS := $(HELPER_SRC:tests/helpers/%.c=$(BUILD)/helpers/%)
-PRELOADS := $(BUILD)/helpers/faults.so $(BUILD)/helpers/record.so $(BUILD)/helpers/compares.so
+PRELOADS := $(BUILD)/helpers/faults.so $(BUILD)/helpers/record.so $(BUILD)/helpers/compares.so $(BUILD)/helpers/later.so
 FUZZ_SRC := $(wildcard tests/fuzz/fuzz-*.c)
 FUZZERS := $(FUZZ_SRC:tests/fuzz/%.c=$(BUILD)/fuzz/%)
 FUZZ_OBJ := $(LIB_SRC:%.c=$(BUILD)/fuzz/obj/%.o)

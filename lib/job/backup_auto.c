@@ -197,9 +197,11 @@ static int decide_age(const struct chain *chain, const struct tide_backup *args,
 	if (chain->images + 1 > TIDE_IMAGE_DEPTH_MAX)
 		return FULL(decision, err, "the chain has %u images, which is the limit", chain->images);
 	if (args->full_every && chain->increments >= args->full_every)
-		return FULL(decision, err, "the chain has %u increments", chain->increments);
+		return FULL(decision, err, "the chain has %u increment%s", chain->increments,
+		            chain->increments == 1 ? "" : "s");
 	if (args->full_every_seconds && age >= 0 && (uint64_t)age >= args->full_every_seconds)
-		return FULL(decision, err, "the last full backup is %lld days old", (long long)(age / 86400));
+		return FULL(decision, err, "the last full backup is %lld day%s old", (long long)(age / 86400),
+		            age / 86400 == 1 ? "" : "s");
 	return 0;
 }
 

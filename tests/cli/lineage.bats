@@ -140,7 +140,7 @@ load lineage
 	write 2 2M
 	auto --full-every 1 disk.img 2.qcow2
 	assert_equal "$(member x-sync)" full
-	assert_equal "$(member x-reason)" 'the chain has 1 increments'
+	assert_equal "$(member x-reason)" 'the chain has 1 increment'
 	write 3 3M
 	rm 2.qcow2
 	auto disk.img 3.qcow2
@@ -644,4 +644,53 @@ from_later() {
 	qemu-img create -q -f qcow2 -b part.img -F raw over.qcow2
 	verdict 1 over.qcow2
 	refused_like 'because its birth record is damaged' chain-restore over.qcow2 r2.img
+}
+
+# after DAYS CMD...: as if it were so many days and a minute later.
+after() {
+	local days=$1
+	shift
+	LATER=$((days * 86400 + 60)) LD_PRELOAD=$BUILD/helpers/later.so "$@"
+}
+
+@test "auto: a full backup when the last one is so many days old" {
+	begin
+	local day
+	for day in 1 2; do
+		write "$day" 1M
+		after "$day" auto --full-every 3d disk.img "$day.qcow2"
+		assert_equal "$(member x-sync)" incremental
+	done
+	write 3 1M
+	# The age is that of the full backup, not of the last increment.
+	after 3 auto --full-every 3d disk.img 3.qcow2
+	assert_equal "$(member x-sync)" full
+	assert_equal "$(member x-reason)" 'the last full backup is 3 days old'
+	write 4 1M
+	after 4 auto --full-every 3d disk.img 4.qcow2
+	assert_equal "$(member x-base)" "$(chain-info --output=json 3.qcow2 | jq -r '.return.images[0].backup.id')"
+	after 4 auto --full-every 1d disk.img 5.qcow2
+	assert_equal "$(member x-reason)" 'the last full backup is 1 day old'
+	# A clock that was put back makes no backup old.
+	write 5 1M
+	after -9 auto --full-every 1d disk.img 6.qcow2
+	assert_equal "$(member x-sync)" incremental
+	restores 6.qcow2
+}
+
+@test "auto: a full backup when the chain is as deep as can be read" {
+	local i
+	noise 64K > disk.img
+	auto disk.img 1.qcow2
+	for i in {2..200}; do
+		write $((i % 256)) 0
+		backup-run -q --sync auto --bitmap n -F qcow2 disk.img $i.qcow2 > out
+		jq -es '.[0].return["x-sync"] == "incremental"' out > /dev/null || fail "$(cat out)"
+	done
+	restores 200.qcow2
+	write 7 0
+	auto disk.img 201.qcow2
+	assert_equal "$(member x-sync)" full
+	assert_equal "$(member x-reason)" 'the chain has 200 images, which is the limit'
+	restores 201.qcow2
 }
