@@ -39,7 +39,9 @@ struct tide_restore {
 	struct tide_copy copy;
 	uint64_t *written;
 	bool salvage;
-	uint64_t exact_size; /* of the disk */
+	char *doubt;                  /* why the result is not proven to be the disk that was backed up, or NULL */
+	struct tide_bitmap *unproven; /* after a rescue: what comes from no image, or from another one; or NULL */
+	uint64_t exact_size;          /* of the disk */
 	/* For an existing target: */
 	bool existing, is_device; /* is_device: a block device, or an export, which is treated as one */
 	bool is_uri;
@@ -259,22 +261,93 @@ static int refuse_kinship(const struct tide_image *link, const char *text, bool 
 	return tide_error_hint(err, "chain-verify checks the whole chain; --allow-part restores what there is");
 }
 
-static int check_kinship(const struct tide_restore *restore, struct tide_error *err)
+/* The chain is restored, and the command says in the end that nothing proves the result. */
+static int add_doubt(struct tide_restore *restore, const struct tide_image *link, const char *text,
+                     struct tide_error *err)
+{
+	tide_event_warning(restore->sink, tide_image_path(link), "%s", text);
+	if (!restore->doubt)
+		restore->doubt = tide_mem_printf(err, "'%s': %s", tide_image_path(link), text);
+	return restore->doubt ? 0 : -1;
+}
+
+/* All that the images down to this depth do not hold comes from another image than their base, or from none. */
+static int find_unproven(struct tide_restore *restore, unsigned depth, struct tide_error *err)
+{
+	struct tide_image *image = restore->node->image;
+	uint64_t size = tide_image_size(image);
+	struct tide_extent x;
+
+	restore->unproven = tide_bitmap_new(size, 512, err);
+	if (!restore->unproven)
+		return -1;
+	for (uint64_t off = 0; off < size; off += x.len) {
+		if (tide_image_extent(image, off, size - off, &x, err) < 0)
+			return -1;
+		if ((x.kind == TIDE_EXTENT_HOLE || x.depth > depth) &&
+		    tide_bitmap_set(restore->unproven, off, x.len, err) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+/* An image without a record has stored what its backing image was like. */
+static int check_content(struct tide_restore *restore, struct tide_image *link, struct tide_error *err)
+{
+	const struct tide_fingerprint *recorded = tide_image_info(link)->fingerprint;
+	struct tide_fingerprint now;
+
+	if (!recorded || !tide_image_backing(link))
+		return 0;
+	if (tide_fingerprint_take(tide_image_backing(link), &now, err) < 0)
+		return -1;
+	if (strcmp(recorded->disk, now.disk) != 0)
+		return add_doubt(restore, link,
+		                 "its backing image has another content than when this image was created on it", err);
+	if (tide_fingerprint_is_written(recorded, &now))
+		return add_doubt(restore, link, "its backing image was written to after this image was created on it",
+		                 err);
+	return 0;
+}
+
+/* *bad: the images below this one do not belong to it. */
+static int check_link(struct tide_restore *restore, struct tide_image *link, const struct tide_image *above, bool *bad,
+                      enum tide_kinship *kinship, struct tide_error *err)
+{
+	TIDE_AUTOFREE char *text = NULL;
+
+	if (tide_kinship_check(link, above, false, kinship, &text, err) < 0)
+		return -1;
+	*bad = tide_kinship_is_bad(*kinship);
+	if (*bad && !restore->salvage)
+		return refuse_kinship(link, text, *kinship == TIDE_KINSHIP_REBASED, err);
+	if (*bad || *kinship == TIDE_KINSHIP_LIKELY)
+		return add_doubt(restore, link, text, err);
+	return *kinship == TIDE_KINSHIP_FOREIGN ? check_content(restore, link, err) : 0;
+}
+
+static int check_kinship(struct tide_restore *restore, struct tide_error *err)
 {
 	const struct tide_image *above = NULL;
+	unsigned depth = 0;
 
 	for (struct tide_image *link = restore->node->image; link; above = link, link = tide_image_backing(link)) {
-		TIDE_AUTOFREE char *text = NULL;
-		enum tide_kinship kinship;
+		struct tide_error why = TIDE_ERROR_INIT;
+		enum tide_kinship kinship = TIDE_KINSHIP_FOREIGN;
+		bool bad = false;
+		int rc = check_link(restore, link, above, &bad, &kinship, &why);
 
-		if (tide_kinship_check(link, above, false, &kinship, &text, err) < 0)
+		/* A rescue reads what can be read; data that is lost is reported in the end. */
+		if (rc < 0 && restore->salvage && why.code != TIDE_E_NOMEM && why.code != TIDE_E_CANCELLED)
+			rc = add_doubt(restore, link, why.msg, err);
+		else if (rc < 0)
+			return tide_error_move(err, &why);
+		tide_error_release(&why);
+		if (rc < 0 || (bad && !restore->unproven && find_unproven(restore, depth, err) < 0))
 			return -1;
-		if (tide_kinship_is_bad(kinship))
-			return refuse_kinship(link, text, kinship == TIDE_KINSHIP_REBASED, err);
 		if (kinship == TIDE_KINSHIP_COMPLETE)
 			break;
-		if (kinship == TIDE_KINSHIP_LIKELY)
-			tide_event_warning(restore->sink, tide_image_path(link), "%s", text);
+		depth++;
 	}
 	return 0;
 }
@@ -318,7 +391,7 @@ static int prepare(struct tide_restore *restore, const struct tide_chain_restore
 		return -1;
 	restore->exact_size = tide_image_exact_size(source);
 	if (tide_image_check_format(source, restore->node->path, "-f", err) < 0 ||
-	    (!args->salvage && !(restore->node->allow & TIDE_ALLOW_PART) && check_kinship(restore, err) < 0))
+	    (!(restore->node->allow & TIDE_ALLOW_PART) && check_kinship(restore, err) < 0))
 		return -1;
 	if (tide_copy_way_wanted(&copy->way, err) < 0 || find_target(restore, args, err) < 0)
 		return -1;
@@ -364,6 +437,8 @@ void tide_restore_free(struct tide_restore *restore)
 	if (!restore)
 		return;
 	tide_bitmap_free(restore->copy.todo);
+	tide_bitmap_free(restore->unproven);
+	free(restore->doubt);
 	tide_target_release(&restore->target);
 	tide_node_free(restore->into);
 	tide_target_bitmaps_release(&restore->bitmaps);
@@ -499,23 +574,47 @@ const struct tide_bitmap *tide_restore_lost(const struct tide_restore *restore)
 	return restore->salvage ? tide_image_salvage_lost(restore->node->image) : NULL;
 }
 
-int tide_restore_check_lost(struct tide_restore *restore, const char *target, struct tide_error *err)
+const struct tide_bitmap *tide_restore_unproven(const struct tide_restore *restore)
 {
-	const char *path = restore->node->path;
-	const struct tide_bitmap *lost = tide_restore_lost(restore);
+	return restore->unproven;
+}
+
+/* Reports the ranges, and returns how many bytes they have. */
+static uint64_t list_ranges(const struct tide_restore *restore, const struct tide_bitmap *ranges, const char *what)
+{
 	uint64_t off = 0, len, bytes = 0;
 
-	if (!lost || tide_bitmap_count(lost) == 0)
+	for (; tide_bitmap_next_dirty(ranges, off, UINT64_MAX, &off, &len); off += len, bytes += len)
+		tide_event_warning(restore->sink, restore->node->path,
+		                   "%" PRIu64 " bytes at %" PRIu64 " of the disk %s", len, off, what);
+	return bytes;
+}
+
+int tide_restore_check_lost(struct tide_restore *restore, const char *target, struct tide_error *err)
+{
+	const struct tide_bitmap *lost = tide_restore_lost(restore);
+	uint64_t bytes;
+
+	if (restore->unproven)
+		list_ranges(restore, restore->unproven, "come from a base that is absent or not proven");
+	if (lost && tide_bitmap_count(lost) > 0) {
+		tide_event_warning(restore->sink, restore->node->path, "the first error: %s",
+		                   tide_image_salvage_first(restore->node->image)->msg);
+		bytes = list_ranges(restore, lost, "cannot be read");
+		tide_error_set(err, TIDE_E_DAMAGED,
+		               "%" PRIu64 " bytes of the disk could not be read, and are zeroes in '%s'; the rest is "
+		               "restored",
+		               bytes, target);
+		return tide_error_hint(err, "restore these ranges from another backup");
+	}
+	if (!restore->doubt)
 		return 0;
-	tide_event_warning(restore->sink, path, "the first error: %s",
-	                   tide_image_salvage_first(restore->node->image)->msg);
-	for (; tide_bitmap_next_dirty(lost, off, UINT64_MAX, &off, &len); off += len, bytes += len)
-		tide_event_warning(restore->sink, path, "%" PRIu64 " bytes at %" PRIu64 " of the disk cannot be read",
-		                   len, off);
 	tide_error_set(err, TIDE_E_DAMAGED,
-	               "%" PRIu64 " bytes of the disk could not be read, and are zeroes in '%s'; the rest is restored",
-	               bytes, target);
-	return tide_error_hint(err, "restore these ranges from another backup");
+	               "'%s' is restored, and nothing proves that it is the disk that was backed up: %s", target,
+	               restore->doubt);
+	return tide_error_hint(err,
+	                       "compare the chain with chain-verify --against; if it is right, chain-verify --accept "
+	                       "records that; --allow-part restores without this check");
 }
 
 struct tide_target *tide_restore_new_target(struct tide_restore *restore)

@@ -29,7 +29,12 @@ struct tide_target *tide_restore_new_target(struct tide_restore *restore);
 struct tide_image *tide_restore_target_image(const struct tide_restore *restore);
 /* After a rescue: the ranges that could not be read and are zeroes in the target. NULL: it was a plain restore. */
 const struct tide_bitmap *tide_restore_lost(const struct tide_restore *restore);
-/* Reports these ranges as warnings, and fails with TIDE_E_DAMAGED, if there are any. */
+/* The ranges that come from a base that is absent or wrong, or NULL: there are none. */
+const struct tide_bitmap *tide_restore_unproven(const struct tide_restore *restore);
+/*
+ * Reports these ranges as warnings, and fails with TIDE_E_DAMAGED, if there are any, or if nothing proves that the
+ * result is the disk that was backed up.
+ */
 int tide_restore_check_lost(struct tide_restore *restore, const char *target, struct tide_error *err);
 void tide_restore_free(struct tide_restore *restore);
 

@@ -83,29 +83,37 @@ static bool restore_member(struct tide_step *step, struct tide_commit_member *me
 	return target != NULL;
 }
 
+static void put_ranges(struct tide_json_writer *w, const char *name, const struct tide_bitmap *ranges)
+{
+	uint64_t off = 0, len;
+
+	tide_json_begin(w, name, '[');
+	for (; tide_bitmap_next_dirty(ranges, off, UINT64_MAX, &off, &len); off += len) {
+		tide_json_begin(w, NULL, '{');
+		tide_json_uint(w, "start", off);
+		tide_json_uint(w, "length", len);
+		tide_json_end(w, '}');
+	}
+	tide_json_end(w, ']');
+}
+
 /* After a rescue the reply lists the ranges that are lost. */
 static int restore_result(struct tide_txn *txn, const struct tide_step *step, struct tide_error *err)
 {
 	const struct tide_chain_restore *args = step->args;
 	struct tide_strbuf sb = TIDE_STRBUF_INIT;
 	struct tide_json_writer w = { &sb, false };
-	const struct tide_bitmap *lost = tide_restore_lost(step->state);
-	uint64_t off = 0, len;
+	const struct tide_bitmap *lost = tide_restore_lost(step->state), *unproven = tide_restore_unproven(step->state);
 
-	if (!lost)
-		return 0;
-	tide_json_begin(&w, NULL, '{');
-	tide_json_begin(&w, "x-unreadable", '[');
-	for (; tide_bitmap_next_dirty(lost, off, UINT64_MAX, &off, &len); off += len) {
+	if (lost) {
 		tide_json_begin(&w, NULL, '{');
-		tide_json_uint(&w, "start", off);
-		tide_json_uint(&w, "length", len);
+		put_ranges(&w, "x-unreadable", lost);
+		if (unproven)
+			put_ranges(&w, "x-unproven", unproven);
 		tide_json_end(&w, '}');
+		if (tide_txn_set_answer(txn, &sb, err) < 0)
+			return -1;
 	}
-	tide_json_end(&w, ']');
-	tide_json_end(&w, '}');
-	if (tide_txn_set_answer(txn, &sb, err) < 0)
-		return -1;
 	return tide_restore_check_lost(step->state, args->target, err);
 }
 

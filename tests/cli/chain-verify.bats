@@ -360,7 +360,8 @@ another() {
 	mv packed 0.qcow2
 	verdict 1 unknown 2.qcow2
 	jq -e '[.images[].findings | map(.kind)] == [["doubt", "unknown"], ["doubt", "unknown"], []]' chain.json
-	done_ chain-restore -F qcow2 1.qcow2 flat
+	attempt chain-restore -F qcow2 1.qcow2 flat
+	assert_equal "$status" 3
 	mv flat 1.qcow2
 	verdict 1 unknown 2.qcow2
 	verdict 0 whole --against disk.img -F raw 2.qcow2
