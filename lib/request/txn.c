@@ -139,6 +139,27 @@ static bool is_backing(const struct place *places, size_t n, const struct stat *
 	return false;
 }
 
+static bool is_same_file(const struct stat *a, const struct stat *b)
+{
+	if (S_ISBLK(a->st_mode) && S_ISBLK(b->st_mode))
+		return a->st_rdev == b->st_rdev;
+	return a->st_ino && a->st_dev == b->st_dev && a->st_ino == b->st_ino;
+}
+
+/* A lock was refused: by a node of this transaction that has the same file? */
+static void say_if_own(const struct place *places, size_t n, const struct place *refused, struct tide_error *err)
+{
+	for (size_t i = 0; i < n; i++) {
+		if (!places[i].node->is_open || !is_same_file(&places[i].st, &refused->st))
+			continue;
+		tide_error_release(err);
+		tide_error_set(err, TIDE_E_REFUSED, "'%s' and '%s' are the same image, '%s'", places[i].node->id,
+		               refused->node->id, refused->node->path);
+		tide_error_hint(err, "give the image one name, and use that in all actions of the transaction");
+		return;
+	}
+}
+
 /* *blocked: the place that could not be opened because a node that was opened earlier reads its file; or n. */
 static int open_places(struct tide_session *session, const struct place *places, size_t n, size_t *blocked,
                        struct tide_error *err)
@@ -152,6 +173,8 @@ static int open_places(struct tide_session *session, const struct place *places,
 			continue;
 		if (err->code == TIDE_E_LOCKED && is_backing(places, i, &places[i].st))
 			*blocked = i;
+		if (err->code == TIDE_E_LOCKED)
+			say_if_own(places, i, &places[i], err);
 		return -1;
 	}
 	return 0;

@@ -466,3 +466,19 @@ compares() {
 		((few > 16383 && many < 6 * few))
 	done
 }
+
+@test "one image under two names of a transaction is named, not another process" {
+	truncate -s 1M disk.img
+	ok bitmap-add -f raw disk.img b
+	ln -s disk.img link.img
+	cat > two.json <<- 'J'
+		{"execute": "transaction", "arguments": {"actions": [
+		 {"type": "block-dirty-bitmap-clear", "data": {"node": "x", "name": "b"}},
+		 {"type": "block-dirty-bitmap-disable", "data": {"node": "y", "name": "b"}}]}}
+	J
+	refused_like "^'x' and 'y' are the same image, 'disk.img'$" \
+		txn-apply --drive x=disk.img --drive y=disk.img two.json
+	refused_like "^'x' and 'y' are the same image, " txn-apply --drive x=disk.img --drive y=link.img two.json
+	[[ $stderr == *"give the image one name"* ]]
+	assert_equal "$(bitmap-list --output=json disk.img | jq -c '.return[0].recording')" true
+}
