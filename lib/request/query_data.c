@@ -151,6 +151,60 @@ static int report_unproven(struct member *m, const struct tide_bitmap *blocks, s
 	return tide_query_chain_find(m->chain->images[m->index], TIDE_FINDING_UNKNOWN, 0, 0, text, err);
 }
 
+/* ---- data without checksums: what is compressed must decompress --------------------- */
+
+static int unpack(struct member *m, void *buf, uint64_t off, uint64_t len, struct tide_error *err)
+{
+	struct tide_error cause = TIDE_ERROR_INIT;
+	struct tide_chain_image *to = m->chain->images[m->index];
+	TIDE_AUTOFREE char *text = NULL;
+
+	if (tide_image_read(m->image, buf, off, len, &cause) == 0)
+		return 0;
+	if (cause.code != TIDE_E_DAMAGED && cause.code != TIDE_E_CORRUPT)
+		return tide_query_chain_find_error(to, TIDE_FINDING_DATA, &cause, err);
+	text = tide_mem_printf(err, "this range of the disk cannot be decompressed: %s", cause.msg);
+	tide_error_release(&cause);
+	return text ? tide_query_chain_find(to, TIDE_FINDING_DATA, off, len, text, err) : -1;
+}
+
+static int unpack_extent(struct member *m, const struct tide_extent *x, void *buf, struct tide_sink *sink,
+                         struct tide_error *err)
+{
+	uint64_t cluster = tide_image_info(m->image)->cluster_size;
+
+	for (uint64_t off = x->off, len; off < x->off + x->len; off += len) {
+		len = TIDE_MIN(cluster - off % cluster, x->off + x->len - off);
+		if (tide_event_is_cancelled(sink))
+			return tide_error_set(err, TIDE_E_CANCELLED, "Cancelled");
+		if (unpack(m, buf, off, len, err) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+static int unpack_image(struct member *m, struct tide_sink *sink, struct tide_error *err)
+{
+	uint64_t size = tide_image_size(m->image), cluster = tide_image_info(m->image)->cluster_size;
+	TIDE_AUTOFREE void *buf = NULL;
+	struct tide_extent x;
+
+	if (!cluster || m->chain->images[m->index]->is_remote)
+		return 0;
+	buf = tide_mem_alloc(cluster, 1, err);
+	if (!buf)
+		return -1;
+	for (uint64_t off = 0; off < size; off = x.off + x.len) {
+		if (tide_image_extent(m->image, off, size - off, &x, NULL) < 0)
+			return 0; /* a table is damaged: that is a finding already */
+		if (x.depth == 0 && x.kind == TIDE_EXTENT_DATA && !x.mapped && unpack_extent(m, &x, buf, sink, err) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+/* ---- one image --------------------------------------------------------------------- */
+
 static int prove_image(struct member *m, struct tide_sums *sums, struct tide_sink *sink, const char *device,
                        struct tide_error *err)
 {
@@ -165,7 +219,9 @@ static int prove_image(struct member *m, struct tide_sums *sums, struct tide_sin
 		tide_image_sums_confirm(m->image);
 	if (tide_bitmap_count(prove.bad) && report_bad(m, prove.bad, tide_sums_start(sums), err) < 0)
 		return -1;
-	return tide_bitmap_count(prove.unproven) ? report_unproven(m, prove.unproven, err) : 0;
+	if (!tide_bitmap_count(prove.unproven))
+		return 0;
+	return report_unproven(m, prove.unproven, err) < 0 ? -1 : unpack_image(m, sink, err);
 }
 
 static const char *why_none(const struct tide_image *image, bool changed)
@@ -193,8 +249,11 @@ static int examine(struct member *m, struct tide_sink *sink, const char *device,
 			cause.code = TIDE_E_CORRUPT;
 		return tide_query_chain_find_error(to, TIDE_FINDING_HEADER, &cause, err);
 	}
-	if (!sums)
-		return tide_query_chain_find(to, TIDE_FINDING_UNKNOWN, 0, 0, why_none(m->image, changed), err);
+	if (!sums) {
+		if (tide_query_chain_find(to, TIDE_FINDING_UNKNOWN, 0, 0, why_none(m->image, changed), err) < 0)
+			return -1;
+		return unpack_image(m, sink, err);
+	}
 	rc = prove_image(m, sums, sink, device, err);
 	tide_sums_free(sums);
 	return rc;

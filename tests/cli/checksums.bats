@@ -578,3 +578,29 @@ hostile() {
 	done
 	assert_equal $n 19
 }
+
+@test "without checksums, what is compressed is decompressed" {
+	local type at
+	noise 1M | xxd -p > disk.img
+	truncate -s 4M disk.img
+	for type in zlib zstd; do
+		qemu-img convert -q -c -f raw -O qcow2 -o compression_type=$type disk.img $type.qcow2
+		data 1 unknown --data $type.qcow2
+		# The fourth cluster.
+		at=$(python3 - $type.qcow2 <<- 'P'
+			import struct, sys
+			with open(sys.argv[1], "rb") as f:
+			    f.seek(40)
+			    f.seek(struct.unpack(">Q", f.read(8))[0])
+			    f.seek((struct.unpack(">Q", f.read(8))[0] & 0x00fffffffffffe00) + 3 * 8)
+			    print(struct.unpack(">Q", f.read(8))[0] & (1 << 54) - 1)
+		P
+		)
+		head -c 300 < /dev/zero | tr '\0' '\377' | put $type.qcow2 $((at + 20))
+		verdict=$(chain-verify $type.qcow2)
+		[[ $verdict == *whole* ]]
+		data 3 damaged --data $type.qcow2
+		assert_equal "$(jq -c '.images[0].findings[] | select(.kind == "data") | [.offset, .length]' chain.json)" '[196608,65536]'
+		rejected chain-restore $type.qcow2 restored.img
+	done
+}
