@@ -502,7 +502,8 @@ int tide_qcow2_ext_set_exact_size(void *state, uint64_t size, struct tide_driver
 size_t tide_qcow2_ext_encode_fingerprint(const struct tide_fingerprint *fp, const char *backing, uint8_t *out);
 int tide_qcow2_ext_set_fingerprint(void *state, const struct tide_fingerprint *fp, struct tide_error *err);
 /*
- * *is_copy: the file is another one than that whose identity this is, or that is not known; then *is_changed is false.
+ * *is_copy: the file is another one than that whose identity this is.  *is_changed: it has another size or time, which
+ * a copy keeps if it is made that way.  Both are true if the identity is not known, as on a block device.
  */
 void tide_qcow2_ext_compare_file(int fd, const uint8_t id[TIDE_QCOW2_ID_BYTES], bool *is_changed, bool *is_copy);
 int tide_qcow2_ext_set_birth(void *state, const struct tide_birth *birth, struct tide_error *err);

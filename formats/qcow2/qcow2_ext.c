@@ -280,16 +280,16 @@ static bool has_changed(const struct stat *st, const uint8_t *then, const uint8_
 
 void tide_qcow2_ext_compare_file(int fd, const uint8_t id[TIDE_QCOW2_ID_BYTES], bool *is_changed, bool *is_copy)
 {
+	static const uint8_t unknown[TIDE_QCOW2_ID_BYTES];
 	uint8_t now[TIDE_QCOW2_ID_BYTES];
 	struct stat st;
 
-	*is_changed = false;
-	*is_copy = true;
-	if (fstat(fd, &st) < 0)
+	*is_changed = *is_copy = true;
+	if (memcmp(id, unknown, sizeof(unknown)) == 0 || fstat(fd, &st) < 0)
 		return;
 	identify(fd, &st, now);
 	*is_copy = memcmp(id + AT_WHICH, now + AT_WHICH, 8) != 0;
-	*is_changed = !*is_copy && has_changed(&st, id, now);
+	*is_changed = has_changed(&st, id, now);
 }
 
 /*

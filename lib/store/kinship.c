@@ -107,7 +107,8 @@ static int judge_content(struct link *link, struct tide_error *err)
 	if (own->intact && !link->below && !tide_id_is_set(&own->base))
 		return 0;
 	return JUDGE(link, TIDE_KINSHIP_LIKELY, err,
-	             "it or its backing image was changed after it had been made; a sample of the disk is as it was");
+	             "it or its backing image may have been changed after it had been made; a sample of the disk is as "
+	             "it was");
 }
 
 /* Does the backup on top of the image count from it? */

@@ -228,11 +228,12 @@ set_l2() {
 @test "a copied chain is whole" {
 	chain
 	mkdir copy
-	# Times and files are others, the content is not.
-	cp 2.qcow2 copy/
-	cp 1.qcow2 copy/
-	cp 0.qcow2 copy/
+	cp -p 2.qcow2 1.qcow2 0.qcow2 copy/
 	verdict 0 whole copy/2.qcow2
+	# Other times could be those of a commit; the checksums prove that they are not.
+	cp 2.qcow2 1.qcow2 0.qcow2 copy/
+	verdict 1 unknown copy/2.qcow2
+	verdict 0 whole --data copy/2.qcow2
 	verdict 0 whole --against disk.img -F raw copy/2.qcow2
 }
 

@@ -425,13 +425,39 @@ chain_of_3() {
 
 @test "a copy of a backup that QEMU commits into is another disk" {
 	begin
-	cp full.qcow2 copy.qcow2
+	cp -a full.qcow2 copy.qcow2
 	verdict 0 copy.qcow2
+	cp -a full.qcow2 seen.qcow2
 	qemu-img create -q -f qcow2 -b copy.qcow2 -F qcow2 over.qcow2
 	qemu-io -f qcow2 -c 'write -q -P 7 0 64K' over.qcow2
 	qemu-img commit -q over.qcow2
 	verdict 3 copy.qcow2
 	refused_like "cannot be restored" chain-restore copy.qcow2 r.img
+	# Where the sample does not look, at the old name again.
+	write 1 1M
+	inc disk.img a.qcow2
+	qemu-img create -q -f qcow2 -b seen.qcow2 -F qcow2 over2.qcow2
+	qemu-io -f qcow2 -c 'write -q -P 9 2600K 4K' over2.qcow2
+	qemu-img commit -q over2.qcow2
+	cp -a seen.qcow2 full.qcow2
+	verdict 1 a.qcow2
+	verdict 1 full.qcow2
+	write 2 2M
+	auto disk.img b.qcow2
+	assert_equal "$(member x-sync)" full
+	restores b.qcow2
+}
+
+@test "a qcow2 on a block device has no times that show a change" {
+	begin
+	truncate -s 16M device
+	loop device
+	qemu-img create -q -f qcow2 "$loop" 4M
+	done_ backup-run -q --mode existing -F qcow2 disk.img "$loop"
+	attempt chain-verify -f qcow2 "$loop"
+	assert_equal "$status" 1
+	[[ $output == *'it or its backing image may have been changed'* ]]
+	done_ chain-verify -f qcow2 --against disk.img -F raw "$loop"
 }
 
 @test "an increment on an image without a record is whole until that one changes" {
