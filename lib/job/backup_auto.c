@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "base/mem.h"
 #include "store/identity.h"
+#include "store/kinship.h"
 #include "target.h"
 #include "target_bitmaps.h"
 
@@ -80,13 +81,31 @@ static int open_chain(const struct tide_node *node, struct chain *chain, struct 
 	return tide_target_bitmaps_open(&options, &chain->image, err);
 }
 
+/* The increment would be refused on it.  *broken: why, or NULL. */
+static int check_disk(struct tide_image *link, bool is_base, const char **broken, struct tide_error *err)
+{
+	TIDE_AUTOFREE char *text = NULL;
+	struct tide_error why = TIDE_ERROR_INIT;
+	enum tide_kinship kinship;
+
+	if (tide_kinship_check(link, NULL, is_base, &kinship, &text, &why) < 0) {
+		if (why.code == TIDE_E_CANCELLED || why.code == TIDE_E_NOMEM)
+			return tide_error_move(err, &why);
+		tide_error_release(&why);
+		*broken = "cannot be read completely";
+	} else if (kinship == TIDE_KINSHIP_WRONG) {
+		*broken = "shows another disk than the one that was backed up";
+	}
+	return 0;
+}
+
 /* Follows the identifiers from the base down to a full backup.  *broken: what breaks the chain, or NULL. */
 static int follow(struct chain *chain, const struct tide_id *disk, const char **broken, struct tide_error *err)
 {
 	struct tide_id wanted = chain->base->id;
 
 	*broken = NULL;
-	for (const struct tide_image *link = chain->image; link; link = tide_image_backing(link)) {
+	for (struct tide_image *link = chain->image; link; link = tide_image_backing(link)) {
 		TIDE_AUTOBIRTH struct tide_birth *birth = NULL;
 
 		if (tide_identity_find(link, &birth, err) < 0)
@@ -105,6 +124,8 @@ static int follow(struct chain *chain, const struct tide_id *disk, const char **
 			chain->full_time = birth->time;
 		else if (!tide_image_backing(link))
 			*broken = "is a part, and what it belongs on is missing";
+		if (!*broken && check_disk(link, link == chain->image, broken, err) < 0)
+			return -1;
 		if (*broken || !birth->is_part)
 			return 0;
 		chain->increments++;

@@ -439,13 +439,25 @@ chain_of_3() {
 	qemu-img create -q -f qcow2 -b seen.qcow2 -F qcow2 over2.qcow2
 	qemu-io -f qcow2 -c 'write -q -P 9 2600K 4K' over2.qcow2
 	qemu-img commit -q over2.qcow2
-	cp -a seen.qcow2 full.qcow2
+	mv seen.qcow2 full.qcow2
 	verdict 1 a.qcow2
 	verdict 1 full.qcow2
 	write 2 2M
 	auto disk.img b.qcow2
 	assert_equal "$(member x-sync)" full
 	restores b.qcow2
+	# The time was set back, and the sample shows it.
+	cp -a b.qcow2 kept.qcow2
+	qemu-img create -q -f qcow2 -b kept.qcow2 -F qcow2 over3.qcow2
+	qemu-io -f qcow2 -c 'write -q -P 7 0 64K' over3.qcow2
+	qemu-img commit -q over3.qcow2
+	touch -r b.qcow2 kept.qcow2
+	mv kept.qcow2 b.qcow2
+	write 3 3M
+	auto disk.img c.qcow2
+	assert_equal "$(member x-sync)" full
+	[[ $(member x-reason) == *'a file shows another disk than the one that was backed up' ]]
+	restores c.qcow2
 }
 
 @test "a qcow2 on a block device has no times that show a change" {
