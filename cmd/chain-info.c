@@ -109,6 +109,8 @@ static void print_backup(const struct tide_backup_info *b, bool has_checksums, i
 	if (b->base)
 		printf(", counts from %s", b->base);
 	else if (b->is_part)
+		printf(", counts from an unknown backup");
+	else if (b->is_part)
 		printf(", a part");
 	if (has_checksums)
 		printf(", with checksums");

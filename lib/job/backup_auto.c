@@ -124,6 +124,8 @@ static int follow(struct chain *chain, const struct tide_id *disk, const char **
 			chain->full_time = birth->time;
 		else if (!tide_image_backing(link))
 			*broken = "is a part, and what it belongs on is missing";
+		else if (!tide_id_is_set(&birth->base))
+			*broken = "is on an image that no identifier proves to be its base";
 		if (!*broken && check_disk(link, link == chain->image, broken, err) < 0)
 			return -1;
 		if (*broken || !birth->is_part)

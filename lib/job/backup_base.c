@@ -118,6 +118,7 @@ struct basis {
 	struct tide_birth *own, *below; /* of an existing target; of its backing image; or NULL */
 	bool updates;                   /* the target is the base itself, which becomes the new backup */
 	bool proven;                    /* identifiers prove all links below the new backup */
+	bool linked;                    /* the image below is the base: by identifiers, or all of it was compared */
 };
 
 static int refuse_own(const struct tide_backup_job *job, struct tide_error *err)
@@ -165,7 +166,7 @@ static bool is_forced(const struct basis *b)
 }
 
 /* Data that the target holds already is visible where nothing is copied. */
-static int check_own(const struct basis *b, struct tide_error *err)
+static int check_own(struct basis *b, struct tide_error *err)
 {
 	struct tide_backup_job *job = b->job;
 	bool complete;
@@ -175,10 +176,11 @@ static int check_own(const struct basis *b, struct tide_error *err)
 		return 0;
 	differs = tide_backup_compare_all(job->node->image, job->target.image, job->copy.todo, true, job->sink,
 	                                  &complete, err);
+	b->linked &= complete;
 	return differs > 0 ? refuse_own(job, err) : differs;
 }
 
-static int check_sample(const struct basis *b, struct tide_error *err)
+static int check_sample(struct basis *b, struct tide_error *err)
 {
 	struct tide_backup_job *job = b->job;
 	struct tide_image *target = job->target.image, *backing = tide_image_backing(target);
@@ -186,6 +188,7 @@ static int check_sample(const struct basis *b, struct tide_error *err)
 	int differs = tide_backup_compare_sample(job->node->image, b->updates ? target : backing, job->copy.todo,
 	                                         job->sink, &complete, err);
 
+	b->linked |= !differs && complete;
 	return differs > 0 ? refuse_sample(job, tide_image_path(b->updates ? target : backing), err) : differs;
 }
 
@@ -212,13 +215,35 @@ static int check_identity(struct basis *b, struct tide_error *err)
 	return 0;
 }
 
+/* Do identifiers say that the image below is the base? */
+static bool is_linked(const struct basis *b)
+{
+	if (b->job->sync == TIDE_SYNC_TOP)
+		return b->proven;
+	return b->below && b->base && tide_id_is_same(&b->below->id, &b->base->id);
+}
+
 static int check_link(struct basis *b, struct tide_error *err)
 {
 	if (check_identity(b, err) < 0)
 		return -1;
+	b->linked = is_linked(b);
 	if ((!b->proven || (b->entry && tide_backup_needs_sample(b->job->node, b->entry))) && check_sample(b, err) < 0)
 		return -1;
 	return check_own(b, err);
+}
+
+/* A link that only a sample speaks for, or the caller, has no identifier. */
+static void set_link(const struct basis *b, struct tide_birth *birth)
+{
+	birth->is_part = !b->updates || b->own->is_part;
+	if (birth->is_part && b->updates) {
+		birth->base = b->own->base;
+		birth->base_time = b->own->base_time;
+	} else if (birth->is_part && b->below && b->linked) {
+		birth->base = b->below->id;
+		birth->base_time = b->below->time;
+	}
 }
 
 static int decide_on_backing(struct basis *b, struct tide_error *err)
@@ -235,11 +260,10 @@ static int decide_on_backing(struct basis *b, struct tide_error *err)
 		if (check_link(b, err) < 0)
 			return -1;
 	}
-	job->birth.is_part = !b->updates || b->own->is_part;
-	if (job->birth.is_part && b->below) {
-		job->birth.base = b->below->id;
-		job->birth.base_time = b->below->time;
-	}
+	/* Nothing has compared data of the target's own then. */
+	if (is_forced(b))
+		b->linked = is_linked(b) && !job->target.existing;
+	set_link(b, &job->birth);
 	return 0;
 }
 

@@ -323,7 +323,11 @@ static int check_link(struct tide_restore *restore, struct tide_image *link, con
 		return refuse_kinship(link, text, *kinship == TIDE_KINSHIP_REBASED, err);
 	if (*bad || *kinship == TIDE_KINSHIP_LIKELY)
 		return add_doubt(restore, link, text, err);
-	return *kinship == TIDE_KINSHIP_FOREIGN ? check_content(restore, link, err) : 0;
+	if (*kinship == TIDE_KINSHIP_SAMPLED)
+		tide_event_warning(restore->sink, tide_image_path(link), "%s", text);
+	if (*kinship != TIDE_KINSHIP_SAMPLED && *kinship != TIDE_KINSHIP_FOREIGN)
+		return 0;
+	return check_content(restore, link, err);
 }
 
 static int check_kinship(struct tide_restore *restore, struct tide_error *err)

@@ -399,6 +399,8 @@ static int say_kinship(enum tide_kinship kinship, const char *text, bool compare
 {
 	if (kinship == TIDE_KINSHIP_PART)
 		return say(to, TIDE_FINDING_PART, err, "%s", text);
+	if (kinship == TIDE_KINSHIP_SAMPLED && !compared)
+		return say(to, TIDE_FINDING_DOUBT, err, "%s; --against compares all of it", text);
 	if (kinship == TIDE_KINSHIP_WRONG && !explained)
 		return say(to, TIDE_FINDING_LINK, err, "%s", text);
 	if (kinship == TIDE_KINSHIP_UNKNOWN && !compared)

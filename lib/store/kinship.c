@@ -103,9 +103,11 @@ static int judge_content(struct link *link, struct tide_error *err)
 	if (is_rebased(link))
 		return JUDGE(link, TIDE_KINSHIP_REBASED, err,
 		             "its backing image is another backup than its base; a sample of the disk is as it was");
-	/* It was made on an image without a record: its fingerprint of that image decides. */
-	if (own->intact && !link->below && !tide_id_is_set(&own->base))
-		return 0;
+	/* Only a sample was compared when it was made, or the image below has no record. */
+	if (own->intact && own->is_part && !tide_id_is_set(&own->base) && (!link->below || link->below->intact))
+		return JUDGE(link, TIDE_KINSHIP_SAMPLED, err,
+		             "no identifier proves that its backing image is its base; a sample of the disk is as it "
+		             "was");
 	return JUDGE(link, TIDE_KINSHIP_LIKELY, err,
 	             "it or its backing image may have been changed after it had been made; a sample of the disk is as "
 	             "it was");

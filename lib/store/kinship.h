@@ -11,6 +11,7 @@ enum tide_kinship {
 	TIDE_KINSHIP_FOREIGN = 0, /* no record: nothing is known here */
 	TIDE_KINSHIP_COMPLETE,    /* it holds all of its disk: the images below, if any, do not matter */
 	TIDE_KINSHIP_PROVEN,      /* its backing image is its base */
+	TIDE_KINSHIP_SAMPLED,     /* both are as they were made, and only a sample says that they belong together */
 	TIDE_KINSHIP_LIKELY,      /* a file was changed since, and the disk looks as it did */
 	TIDE_KINSHIP_REBASED,     /* the same, and its backing image is another backup than its base */
 	TIDE_KINSHIP_UNKNOWN,     /* its record cannot be read: it may be a part */

@@ -135,3 +135,36 @@ action() { printf '{"type": "%s", "data": {"node": "d", "name": "n"}}' "$1"; }
 	assert_equal "$(jq -r 'select(.return) | .return["x-backups"][0]["x-sync"]' <<< "$output")" incremental
 	restores merged.qcow2
 }
+
+@test "a link that only a sample speaks for has no identifier, and chain-verify says so" {
+	noise 32M > disk.img
+	done_ backup-run -q -F qcow2 disk.img full.qcow2
+	ok bitmap-add disk.img n
+	qemu-img create -q -f qcow2 -b full.qcow2 -F qcow2 other.qcow2
+	# One place that the sample nearly always misses.
+	qemu-io -f qcow2 -c 'write -q -P 9 20M 512' other.qcow2
+	write 1 1M
+	inc --backing other.qcow2 disk.img a.qcow2
+	[[ $output != *x-base* ]]
+	verdict 0 a.qcow2
+	[[ $output == *'no identifier proves that its backing image is its base'* ]]
+	[[ $(chain-info a.qcow2) == *'counts from an unknown backup'* ]]
+	done_ chain-restore a.qcow2 r.img
+	[[ $stderr == *'no identifier proves'* ]]
+	attempt chain-verify --against disk.img -F raw a.qcow2
+	assert_equal "$status" 3
+	# auto starts again, and chains the next on that.
+	write 2 2M
+	auto disk.img b.qcow2
+	assert_equal "$(member x-sync)" full
+	[[ $(member x-reason) == *'no identifier proves to be its base'* ]]
+	restores b.qcow2
+	# All of a small disk is compared, which proves as much.
+	noise 4M > small.img
+	done_ backup-run -q -F qcow2 small.img s0.qcow2
+	ok bitmap-add small.img n
+	done_ backup-run -q --sync incremental --bitmap n -F qcow2 --backing s0.qcow2 small.img s1.qcow2
+	[[ $output == *x-base* ]]
+	verdict 0 s1.qcow2
+	[[ $output != *'no identifier'* ]]
+}
