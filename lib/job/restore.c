@@ -25,6 +25,7 @@
 #include "image/fingerprint.h"
 #include "node/node_log.h"
 #include "store/kinship.h"
+#include "store/proof.h"
 #include "store/sums_file.h"
 #include "target.h"
 #include "target_bitmaps.h"
@@ -335,6 +336,8 @@ static int check_kinship(struct tide_restore *restore, struct tide_error *err)
 	const struct tide_image *above = NULL;
 	unsigned depth = 0;
 
+	if (tide_proof_of_copies(restore->node->image, restore->sink, err) < 0)
+		return -1;
 	for (struct tide_image *link = restore->node->image; link; above = link, link = tide_image_backing(link)) {
 		struct tide_error why = TIDE_ERROR_INIT;
 		enum tide_kinship kinship = TIDE_KINSHIP_FOREIGN;

@@ -25,6 +25,7 @@
 #include "query_chain.h"
 #include "session.h"
 #include "store/kinship.h"
+#include "store/proof.h"
 #include "store/sums_file.h"
 
 #define UNIT_MIN  4096u
@@ -659,7 +660,8 @@ static int verify_chain(struct tide_session *session, struct tide_node *node, co
 	if (options->record && !options->data)
 		return 0;
 	/* A backup all of which is proven is as it was made, whatever the times of the files say. */
-	if (options->data && tide_query_data(node->image, chain, &session->sink, node->id, err) < 0)
+	if ((options->data ? tide_query_data(node->image, chain, &session->sink, node->id, err)
+	                   : tide_proof_of_copies(node->image, &session->sink, err)) < 0)
 		return -1;
 	if (chain->images[chain->n - 1]->format &&
 	    check_contents(node->image, options->against, chain, &session->sink, err) < 0)

@@ -211,8 +211,12 @@ committed() {
 	data 0 whole --data moved.qcow2
 	# All of it is proven, so the links are, whatever the times say.
 	touch full.qcow2
-	data 1 unknown inc.qcow2
+	unchanged data 0 whole inc.qcow2
 	data 0 whole --data inc.qcow2
+	rot full.qcow2 "$(place full.qcow2 2100000)"
+	data 1 unknown inc.qcow2
+	data 3 damaged --data inc.qcow2
+	rejected chain-restore inc.qcow2 restored.img
 }
 
 @test "every cluster size" {

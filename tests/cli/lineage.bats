@@ -550,7 +550,8 @@ mount_image() {
 }
 
 @test "a copy whose time lost its nanoseconds is not a changed file" {
-	begin
+	noise 4M > disk.img
+	auto --checksums never disk.img full.qcow2 # they would prove it
 	write 1 1M
 	inc disk.img 1.qcow2
 	touch -d "@$(stat -c %Y full.qcow2)" full.qcow2
