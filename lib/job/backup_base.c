@@ -4,6 +4,7 @@
  * what the bitmap calls unchanged is compared.
  */
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "backup_job.h"
 #include "base/error.h"
@@ -62,21 +63,29 @@ static int refuse_sample(const struct tide_backup_job *job, const char *backing,
 	                            "backup; --allow-base=other does as you say");
 }
 
-static int check_birth(const struct tide_backup_job *job, struct tide_image *backing, const struct tide_birth *birth,
-                       struct tide_error *err)
+static int check_disk(const struct tide_backup_job *job, const struct tide_image *backing,
+                      const struct tide_birth *birth, struct tide_error *err)
 {
-	const struct tide_id *disk = &job->node->in_sidecar.list->disk;
-	const char *path = tide_image_path(backing);
+	if (!tide_id_differs(&job->node->in_sidecar.list->disk, &birth->disk))
+		return 0;
+	tide_error_set(err, TIDE_E_REFUSED, "'%s' is a backup of another disk", tide_image_path(backing));
+	return tide_error_hint(err, "is the image the one that you mean? --allow-base=other does as you say");
+}
 
-	if (tide_range_align_up(birth->exact_size, 512) != tide_range_align_up(tide_image_size(backing), 512))
+/* No option makes these a base. */
+static int check_possible(const struct tide_backup_job *job, struct tide_image *backing, const struct tide_birth *birth,
+                          struct tide_error *err)
+{
+	if (tide_image_is_same_file(backing, job->node->image))
 		return tide_error_set(err, TIDE_E_REFUSED,
-		                      "The backup '%s' was made of a disk of %llu bytes, and has another size now",
-		                      path, (unsigned long long)birth->exact_size);
-	if (tide_id_differs(disk, &birth->disk)) {
-		tide_error_set(err, TIDE_E_REFUSED, "'%s' is a backup of another disk", path);
-		return tide_error_hint(err, "is the image the one that you mean? --allow-base=other does as you say");
-	}
-	return 0;
+		                      "The disk '%s' itself cannot be the backing image of its backup",
+		                      tide_image_path(job->node->image));
+	if (!birth || birth->unknown ||
+	    tide_range_align_up(birth->exact_size, 512) == tide_range_align_up(tide_image_size(backing), 512))
+		return 0;
+	return tide_error_set(err, TIDE_E_REFUSED,
+	                      "The backup '%s' was made of a disk of %llu bytes, and has another size now",
+	                      tide_image_path(backing), (unsigned long long)birth->exact_size);
 }
 
 /*
@@ -208,7 +217,7 @@ static int check_identity(struct basis *b, struct tide_error *err)
 		return check_chain(target, true, &b->proven, err);
 	if (b->below && b->base && !tide_id_is_same(&b->below->id, &b->base->id))
 		return refuse_other(job, b->base, tide_image_path(backing), b->below, err);
-	if ((b->below && check_birth(job, backing, b->below, err) < 0) ||
+	if ((b->below && check_disk(job, backing, b->below, err) < 0) ||
 	    check_chain(backing, b->below && b->base, &b->proven, err) < 0)
 		return -1;
 	b->proven = b->proven && b->below && b->base;
@@ -250,11 +259,9 @@ static int decide_on_backing(struct basis *b, struct tide_error *err)
 {
 	struct tide_backup_job *job = b->job;
 
+	if (check_possible(job, tide_image_backing(job->target.image), b->below, err) < 0)
+		return -1;
 	if (!is_forced(b)) {
-		if (tide_image_is_same_file(tide_image_backing(job->target.image), job->node->image))
-			return tide_error_set(err, TIDE_E_REFUSED,
-			                      "The disk '%s' itself cannot be the backing image of its backup",
-			                      tide_image_path(job->node->image));
 		if (is_stranger(b))
 			return refuse_stranger(job, err);
 		if (check_link(b, err) < 0)
@@ -386,8 +393,9 @@ int tide_backup_find_base(const struct tide_backup_job *job, const struct tide_s
 		return *path ? 0 : -1;
 	}
 	tide_identity_format_time(base->time, time);
-	tide_error_set(err, TIDE_E_REFUSED, "The backup that the bitmap '%s' counts from, '%s' of %s, is not there",
-	               entry->name, base->path, time);
+	tide_error_set(err, TIDE_E_REFUSED, "The backup that the bitmap '%s' counts from, '%s' of %s, is not there%s",
+	               entry->name, base->path, time,
+	               access(base->path, F_OK) == 0 ? ": another file has its name" : "");
 	return tide_error_hint(err, "say where it is with --backing, or make a full backup, as --sync auto does; "
 	                            "--backing none makes a part that cannot be restored alone");
 }

@@ -223,6 +223,23 @@ load lineage
 	begin
 	refused_like "The disk '.*/disk.img' itself cannot be the backing image of its backup" \
 		backup-run --sync incremental --bitmap n -F qcow2 --backing disk.img,format=raw disk.img a.qcow2
+	refused_like "The disk '.*/disk.img' itself" backup-run --allow-base=other --sync incremental --bitmap n -F qcow2 \
+		--backing disk.img,format=raw disk.img a.qcow2
+}
+
+@test "a backup whose size was changed is no base, whatever is allowed" {
+	begin
+	write 1 1M
+	cp full.qcow2 larger.qcow2
+	qemu-img resize -q larger.qcow2 8M
+	refused_like "The backup '.*larger.qcow2' was made of a disk of 4194304 bytes, and has another size now" \
+		backup-run --allow-base=other --sync incremental --bitmap n -F qcow2 --backing larger.qcow2 disk.img a.qcow2
+	[ ! -e a.qcow2 ]
+	noise 2M > other.img
+	done_ backup-run -q -f raw -F qcow2 other.img other.qcow2
+	mv other.qcow2 full.qcow2
+	refused_like "'.*/full.qcow2' of .* UTC, is not there: another file has its name" \
+		backup-run --sync incremental --bitmap n -F qcow2 disk.img a.qcow2
 }
 
 @test "a backup that a bitmap counts from, or that such a one stands on, is never replaced" {
