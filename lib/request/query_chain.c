@@ -274,9 +274,21 @@ static struct tide_chain_image *add_image(struct tide_chain *chain, struct tide_
 
 /* ---- links ------------------------------------------------------------------------- */
 
+/* An increment without its base is a part: the missing image is that base. */
+static int say_part(struct tide_image *image, struct tide_chain_image *to, struct tide_error *err)
+{
+	TIDE_AUTOFREE char *text = NULL;
+	enum tide_kinship kinship;
+
+	if (tide_kinship_check(image, NULL, false, &kinship, &text, err) < 0)
+		return -1;
+	if (kinship != TIDE_KINSHIP_PART)
+		return 0;
+	return say(to, TIDE_FINDING_PART, err, "the image above is a part: %s", text);
+}
+
 /* The chain ends here although the image has a backing image: because of damage, or for an unknown reason. */
-static int explain_break(struct tide_chain *chain, const struct tide_image *above, const char *top,
-                         struct tide_error *err)
+static int explain_break(struct tide_chain *chain, struct tide_image *above, const char *top, struct tide_error *err)
 {
 	const struct tide_error *why = tide_image_broken(above);
 	struct tide_chain_image *to = add_image(chain, err);
@@ -285,8 +297,10 @@ static int explain_break(struct tide_chain *chain, const struct tide_image *abov
 
 	if (!to || !path || set_path(to, path, top, err) < 0)
 		return -1;
-	return tide_query_chain_find(to, gone || why->code == TIDE_E_CORRUPT ? TIDE_FINDING_LINK : TIDE_FINDING_UNKNOWN,
-	                             0, 0, why->msg, err);
+	if (tide_query_chain_find(to, gone || why->code == TIDE_E_CORRUPT ? TIDE_FINDING_LINK : TIDE_FINDING_UNKNOWN, 0,
+	                          0, why->msg, err) < 0)
+		return -1;
+	return gone ? say_part(above, to, err) : 0;
 }
 
 static int check_sizes(struct tide_chain_image *to, const struct tide_chain_image *below, struct tide_error *err)

@@ -197,6 +197,7 @@ set_l2() {
 	mv 0.qcow2 away
 	verdict 3 damaged 2.qcow2
 	jq -e '.images[2].findings[0].kind == "link" and .images[1].verdict == "whole"' chain.json
+	jq -e '.images[2].findings[1] | .kind == "part" and (.text | test("its base, backup [0-9a-f]{32} of .* UTC"))' chain.json
 	verdict 3 damaged --against disk.img -F raw 2.qcow2
 	jq -e '(has("compared") | not) and .images[0].findings[0].text == "not compared: the chain is broken"' chain.json
 	cp disk.img 0.qcow2
