@@ -1,6 +1,6 @@
 /*
- * Keeps a new target from replacing a backup that is still needed: the one that a bitmap of the disk counts from, and
- * the images below it.
+ * Keeps a target from replacing a backup that is still needed: the one that a bitmap of the disk counts from, and the
+ * images below it. Only the first may be written to as an existing target: an increment brings it up to date.
  */
 #include <sys/stat.h>
 
@@ -47,21 +47,24 @@ static struct tide_birth *find_birth(const char *path)
 	return tide_backup_find_birth(path, &image);
 }
 
-static int refuse(const char *target, const struct tide_sidecar_bitmap *entry, bool is_base, struct tide_error *err)
+static int refuse_base(const char *target, const struct tide_sidecar_bitmap *entry, struct tide_error *err)
 {
-	if (is_base)
-		tide_error_set(err, TIDE_E_REFUSED,
-		               "Could not create '%s': the bitmap '%s' counts from the backup of that name", target,
-		               entry->name);
-	else
-		tide_error_set(err, TIDE_E_REFUSED,
-		               "Could not create '%s': '%s', from which the bitmap '%s' counts, needs the backup of "
-		               "that name",
-		               target, entry->base->path, entry->name);
+	tide_error_set(err, TIDE_E_REFUSED,
+	               "Could not create '%s': the bitmap '%s' counts from the backup of that name", target,
+	               entry->name);
 	return tide_error_hint(err, "the existing file is unchanged; choose another name");
 }
 
-int tide_backup_guard_base(const struct tide_node *node, const char *target, struct tide_error *err)
+static int refuse_below(const char *target, const struct tide_sidecar_bitmap *entry, bool existing,
+                        struct tide_error *err)
+{
+	tide_error_set(err, TIDE_E_REFUSED,
+	               "Could not %s '%s': '%s', from which the bitmap '%s' counts, needs the backup of that name",
+	               existing ? "write to" : "create", target, entry->base->path, entry->name);
+	return tide_error_hint(err, "the existing file is unchanged; choose another name");
+}
+
+int tide_backup_guard_base(const struct tide_node *node, const char *target, bool existing, struct tide_error *err)
 {
 	const struct tide_sidecar *const stores[] = { node->in_sidecar.list, node->in_image.list };
 	TIDE_AUTOBIRTH struct tide_birth *birth = NULL;
@@ -71,7 +74,7 @@ int tide_backup_guard_base(const struct tide_node *node, const char *target, str
 	if (tide_image_is_uri(target) || stat(target, &old) < 0 || !S_ISREG(old.st_mode))
 		return 0;
 	birth = find_birth(target);
-	if (birth && birth->is_later) {
+	if (birth && birth->is_later && !existing) {
 		tide_error_set(err, TIDE_E_REFUSED,
 		               "Could not create '%s': the backup of that name was made by a later version", target);
 		return tide_error_hint(err, "other backups may need it; choose another name, or remove it");
@@ -82,10 +85,13 @@ int tide_backup_guard_base(const struct tide_node *node, const char *target, str
 
 			if (!entry->base)
 				continue;
-			if (birth && tide_id_is_same(&birth->id, &entry->base->id))
-				return refuse(target, entry, true, err);
+			if (birth && tide_id_is_same(&birth->id, &entry->base->id)) {
+				if (existing)
+					continue;
+				return refuse_base(target, entry, err);
+			}
 			if (needs(entry->base, &old))
-				return refuse(target, entry, false, err);
+				return refuse_below(target, entry, existing, err);
 		}
 	}
 	return 0;

@@ -70,8 +70,11 @@ int tide_backup_check_base(struct tide_backup_job *job, const struct tide_sideca
                            struct tide_error *err);
 /* The record of the backup at this path, or NULL.  *image: the file alone, or NULL; the caller closes it. */
 struct tide_birth *tide_backup_find_birth(const char *path, struct tide_image **image);
-/* Refuses to replace a backup that a bitmap of the disk counts from, or an image below such a one (backup_guard.c). */
-int tide_backup_guard_base(const struct tide_node *node, const char *target, struct tide_error *err);
+/*
+ * Refuses to replace a backup that a bitmap of the disk counts from, or an image below such a one (backup_guard.c).
+ * existing: the target is written to as it is, which the first of these may be.
+ */
+int tide_backup_guard_base(const struct tide_node *node, const char *target, bool existing, struct tide_error *err);
 /* Decides the rest of the birth record.  point: the same for all backups of a transaction. */
 int tide_backup_set_birth(struct tide_backup_job *job, const struct tide_id *point,
                           const struct tide_sidecar_bitmap *entry, struct tide_error *err);

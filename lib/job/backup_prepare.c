@@ -200,7 +200,7 @@ static int create_target(struct tide_backup_job *job, const struct tide_backup *
 	TIDE_AUTOFREE char *backing = NULL;
 
 	if ((job->node->sidecar_path && check_not_sidecar(job, args->target, err) < 0) ||
-	    (args->mode != TIDE_MODE_NEW && tide_backup_guard_base(job->node, args->target, err) < 0))
+	    (args->mode != TIDE_MODE_NEW && tide_backup_guard_base(job->node, args->target, false, err) < 0))
 		return -1;
 	/* In QEMU such a target gets the source as its backing image. */
 	if (job->sync == TIDE_SYNC_NONE && driver && driver->create && !driver->has_backing)
@@ -294,6 +294,7 @@ static int open_target(struct tide_backup_job *job, const struct tide_backup *ar
 		                      args->backing ? "be given a backing image" : "be created with settings",
 		                      is_device ? "a device or an export" : "one of mode 'existing'");
 	if ((is_device && find_device_format(job, args, &format, err) < 0) ||
+	    tide_backup_guard_base(job->node, args->target, true, err) < 0 ||
 	    tide_target_bitmaps_find(&job->bitmaps, args->target, job->onto ? job->onto->sidecar : NULL, err) < 0 ||
 	    tide_target_bitmaps_format(&job->bitmaps, args->target, &format, err) < 0 ||
 	    tide_target_open(&job->target, args->target, format, job->bitmaps.is_guess, job->node->allow,

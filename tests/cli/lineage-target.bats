@@ -168,3 +168,17 @@ action() { printf '{"type": "%s", "data": {"node": "d", "name": "n"}}' "$1"; }
 	verdict 0 s1.qcow2
 	[[ $output != *'no identifier'* ]]
 }
+
+@test "an existing target is no backup that others stand on" {
+	begin
+	write 1 1M
+	inc disk.img a.qcow2
+	write 2 2M
+	unchanged refused_like "'.*/a.qcow2', from which the bitmap 'n' counts, needs the backup of that name" \
+		backup-run --mode existing --sync full -F qcow2 disk.img full.qcow2
+	unchanged refused_like "needs the backup of that name" \
+		backup-run --mode existing --sync incremental --bitmap n --allow-base=other -F qcow2 disk.img full.qcow2
+	# The base itself is brought up to date.
+	inc --mode existing disk.img a.qcow2
+	restores a.qcow2
+}
