@@ -181,7 +181,7 @@ static int put(struct tide_qcow2 *q, const struct content *c, struct tide_error 
 
 int tide_qcow2_ext_put(struct tide_qcow2 *q, uint32_t type, const uint8_t *data, size_t len, struct tide_error *err)
 {
-	return put(q, &(struct content){ .type = type, .data = data, .len = len }, err);
+	return put(q, &(struct content){ .type = type, .data = data, .len = len, .has_fixed_len = true }, err);
 }
 
 int tide_qcow2_ext_set_exact_size(void *state, uint64_t size, struct tide_driver_info *info, struct tide_error *err)

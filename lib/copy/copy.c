@@ -232,7 +232,7 @@ static void work(struct tide_work *work, uint8_t *buf)
 
 	share_first(e);
 	w.moves = !c->detect_zeroes && c->way == TIDE_COPY_WAY_KERNEL;
-	tide_copy_offload_init(&w.mover, c->target, TIDE_COPY_WAY_KERNEL, c->target_reads_zero);
+	tide_copy_offload_init(&w.mover, c, TIDE_COPY_WAY_KERNEL);
 	if (c->compress && !(w.compressor = tide_copy_compress_new(c->target, e->piece, &err))) {
 		pthread_mutex_lock(&work->lock);
 		tide_work_fail(work, &err);

@@ -134,7 +134,7 @@ struct tide_copy_engine {
 /* ---- copy_offload.c ---- */
 
 struct tide_copy_mover {
-	struct tide_image *target;
+	struct tide_image *source, *target;
 	enum tide_copy_way way; /* reflink or kernel */
 	bool reads_zero;        /* the target's places read as zeroes where nothing was written */
 	uint64_t block;         /* of the target's file system */
@@ -145,8 +145,7 @@ struct tide_copy_mover {
 
 /* Do direct transfers and the page cache show the same data? */
 bool tide_copy_offload_is_coherent(int fd);
-void tide_copy_offload_init(struct tide_copy_mover *m, struct tide_image *target, enum tide_copy_way way,
-                            bool reads_zero);
+void tide_copy_offload_init(struct tide_copy_mover *m, const struct tide_copy *copy, enum tide_copy_way way);
 /*
  * Moves a stretch whose data is plain bytes in files.  True: all of it is in the target.  False: copy it in another
  * way; places of the target were given back, or hold what the other way writes there again.

@@ -6,6 +6,9 @@
  * share one range at a time.  Ranges that cannot be shared stay in the plan.  Moving inside the kernel
  * is a way for the pieces of the workers.  A failed attempt does no harm: nothing is committed
  * in the target, or the next way writes the same place again.
+ *
+ * Data that must have its checksum is read and compared before it is moved.  Rot stays for the way that reads, which
+ * reports it.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -132,14 +135,14 @@ static enum answer copy_in_kernel(int source, uint64_t from, uint64_t len, int t
 
 /* ---- A stretch ---- */
 
-void tide_copy_offload_init(struct tide_copy_mover *m, struct tide_image *target, enum tide_copy_way way,
-                            bool reads_zero)
+void tide_copy_offload_init(struct tide_copy_mover *m, const struct tide_copy *copy, enum tide_copy_way way)
 {
 	*m = (struct tide_copy_mover){
-		.target = target,
+		.source = copy->source,
+		.target = copy->target,
 		.way = way,
-		.reads_zero = reads_zero && tide_image_info(target)->cluster_size == 0,
-		.block = way == TIDE_COPY_WAY_REFLINK ? block_of(tide_image_fd(target)) : 1,
+		.reads_zero = copy->target_reads_zero && tide_image_info(copy->target)->cluster_size == 0,
+		.block = way == TIDE_COPY_WAY_REFLINK ? block_of(tide_image_fd(copy->target)) : 1,
 	};
 }
 
@@ -166,6 +169,22 @@ static bool is_movable(const struct tide_copy_mover *m, const struct tide_copy_s
 	return s->n > 0;
 }
 
+/* Is nothing in the source's range other than its checksums say? */
+static bool is_proven(const struct tide_copy_mover *m, int fd, uint64_t from, uint64_t off, uint64_t len)
+{
+	uint8_t buf[65536];
+
+	if (!tide_image_proves(m->source, fd))
+		return true;
+	for (uint64_t n; len; from += n, off += n, len -= n) {
+		n = TIDE_MIN(sizeof(buf) - from % sizeof(buf), len);
+		if (tide_sysio_pread(fd, buf, n, from, true, NULL) < 0 ||
+		    tide_image_prove_bytes(m->source, fd, buf, from, off, n, NULL) < 0)
+			return false;
+	}
+	return true;
+}
+
 /* For the end of the disk, where less than a block is left. */
 static bool copy_bytes(int source, uint64_t from, uint64_t len, int target, uint64_t to)
 {
@@ -179,13 +198,13 @@ static bool move_data(struct tide_copy_mover *m, const struct tide_copy_part *p,
                       uint64_t to)
 {
 	uint64_t from = p->at + (off - p->off), rest = len % m->block;
-	enum answer answer = DONE;
+	enum answer answer;
 
-	if (to % m->block || off % m->block)
+	/* Less than a block would only be read and written. */
+	if (to % m->block || off % m->block || len == rest || !is_proven(m, p->fd, from, off, len))
 		return false;
-	if (len > rest)
-		answer = m->way == TIDE_COPY_WAY_REFLINK ? reflink(p->fd, from, len - rest, target, to)
-		                                         : copy_in_kernel(p->fd, from, len - rest, target, to);
+	answer = m->way == TIDE_COPY_WAY_REFLINK ? reflink(p->fd, from, len - rest, target, to)
+	                                         : copy_in_kernel(p->fd, from, len - rest, target, to);
 	if (answer == NEVER && m->n_refused < TIDE_COPY_REFUSED_MAX)
 		m->refused[m->n_refused++] = p->fd;
 	return answer == DONE && (!rest || copy_bytes(p->fd, from + len - rest, rest, target, to + len - rest));
@@ -288,7 +307,7 @@ void tide_copy_offload_share(struct tide_copy_engine *e)
 	if (c->compress || c->detect_zeroes || (c->way != TIDE_COPY_WAY_AUTO && c->way != TIDE_COPY_WAY_REFLINK) ||
 	    (c->way == TIDE_COPY_WAY_AUTO && is_remote(tide_image_fd(c->target))))
 		return;
-	tide_copy_offload_init(&m, c->target, TIDE_COPY_WAY_REFLINK, c->target_reads_zero);
+	tide_copy_offload_init(&m, c, TIDE_COPY_WAY_REFLINK);
 	while (tide_bitmap_next_dirty(e->plan, off, UINT64_MAX, &start, &len) && share_run(e, &m, start, len, &misses))
 		off = start + len;
 }

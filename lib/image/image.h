@@ -148,6 +148,8 @@ void tide_image_prove_by(struct tide_image *image, struct tide_sums *sums);
 /* The same for a caller that has read bytes of the chain at `at` of a file by itself; off: of the disk. */
 int tide_image_prove_bytes(struct tide_image *image, int fd, const void *buf, uint64_t at, uint64_t off, uint64_t len,
                            struct tide_error *err);
+/* Must bytes of this file have their checksums?  Else a caller need not read them to prove them. */
+bool tide_image_proves(const struct tide_image *image, int fd);
 const struct tide_driver_info *tide_image_info(const struct tide_image *image);
 /* The least that is written without its neighbours: a cluster, or a subcluster; 0: any number of bytes. */
 uint64_t tide_image_write_unit(const struct tide_image *image);

@@ -203,6 +203,15 @@ void tide_image_prove_by(struct tide_image *image, struct tide_sums *sums)
 	image->info.sums = TIDE_SUMS_VALID;
 }
 
+bool tide_image_proves(const struct tide_image *image, int fd)
+{
+	for (; image; image = image->backing) {
+		if (image->proof && image->proof_fd == fd)
+			return true;
+	}
+	return false;
+}
+
 int tide_image_prove_bytes(struct tide_image *image, int fd, const void *buf, uint64_t at, uint64_t off, uint64_t len,
                            struct tide_error *err)
 {

@@ -608,3 +608,57 @@ hostile() {
 		rejected chain-restore $type.qcow2 restored.img
 	done
 }
+
+@test "no way of copying restores rot" {
+	local way
+	backups
+	rot full.qcow2 "$(place full.qcow2 2100000)"
+	for way in kernel rw direct; do
+		rm -f r.img
+		TIDE_COPY=$way rejected chain-restore full.qcow2 r.img
+		[[ $stderr == *'do not have their checksum'* ]]
+		[ ! -e r.img ]
+		TIDE_COPY=$way rejected chain-restore -F qcow2 inc.qcow2 r.img
+	done
+}
+
+@test "an end of less than a block has its checksum, and none restores with rot" {
+	truncate -s 8M disk.img
+	noise 100 7 >> disk.img
+	done_ backup-run -f raw -F qcow2 disk.img t.qcow2
+	data 0 whole --data t.qcow2
+	done_ backup-run -f raw -F raw disk.img t.raw
+	data 0 whole -f raw --data t.raw
+	rot t.raw $((8 * 1024 * 1024 + 50))
+	data 3 damaged -f raw --data t.raw
+	rejected chain-restore -f raw t.raw r.img
+}
+
+@test "reflinks: what has checksums is compared before it is shared" {
+	local loop
+	truncate -s 400M fs.img
+	mkfs.xfs -q fs.img 2> /dev/null || skip 'no mkfs.xfs'
+	mkdir fs
+	mount -o loop fs.img fs || skip 'loop devices cannot be used here'
+	mounts+=("$PWD/fs")
+	noise 8M > fs/disk.img
+	done_ backup-run -f raw -F qcow2 --checksums always fs/disk.img fs/f.qcow2
+	data 0 whole --data fs/f.qcow2
+	done_ chain-restore fs/f.qcow2 fs/r.img
+	cmp fs/disk.img fs/r.img
+	rm fs/disk.img fs/r.img
+	rot fs/f.qcow2 "$(place fs/f.qcow2 3000000)"
+	rejected chain-restore fs/f.qcow2 fs/r.img
+	attempt chain-restore --salvage fs/f.qcow2 fs/r.img
+	assert_equal "$status" 3
+	assert_equal "$(jq -c '.return."x-unreadable"' <<< "$output")" '[{"start":2949120,"length":65536}]'
+}
+
+@test "--record over what the header had of other lengths" {
+	raw disk.img 4M
+	done_ backup-run -q --sync auto --bitmap n --checksums never -F qcow2 disk.img t.qcow2
+	ok image-write --pattern 7 disk.img 1M 64K
+	done_ backup-run -q --sync auto --bitmap n --mode existing --checksums never -F qcow2 disk.img t.qcow2
+	done_ chain-verify --record t.qcow2
+	data 0 whole --data t.qcow2
+}
