@@ -273,9 +273,15 @@ static int decide_chain(struct tide_node *node, const struct tide_backup *args, 
 		return FULL(decision, err,
 		            "in the chain of the backup that the bitmap counts from, '%s' of %s, a file %s",
 		            chain->base->path, when, broken);
-	rc = tide_backup_needs_sample(node, entry) ? compare(node, entry, chain, sink, err) : 0;
-	if (rc < 0)
-		return -1;
+	rc = tide_backup_needs_sample(node, entry) ? compare(node, entry, chain, sink, &why) : 0;
+	if (rc < 0 && (why.code == TIDE_E_NOMEM || why.code == TIDE_E_CANCELLED))
+		return tide_error_move(err, &why);
+	if (rc < 0) {
+		rc = FULL(decision, err, "the backup that the bitmap counts from, '%s' of %s, cannot be read: %s",
+		          chain->base->path, when, why.msg);
+		tide_error_release(&why);
+		return rc;
+	}
 	if (rc > 0)
 		return FULL(decision, err,
 		            "the disk differs from the backup '%s' of %s where the bitmap says that nothing "

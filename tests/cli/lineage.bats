@@ -750,3 +750,22 @@ after() {
 	assert_equal "$(member x-reason)" 'the chain has 200 images, which is the limit'
 	restores 201.qcow2
 }
+
+@test "auto: a base that cannot be read leads to a full backup" {
+	local at
+	qemu-img create -q -f qcow2 disk.qcow2 4M
+	noise 512K | xxd -p | head -c 1M > data
+	ok image-write disk.qcow2 0 < data
+	ok bitmap-add --store image disk.qcow2 n
+	done_ backup-run -q --sync auto --bitmap n --compress -o compression_type=zstd --checksums never -F qcow2 \
+		disk.qcow2 full.qcow2
+	ok image-write --pattern 3 disk.qcow2 2M 64K
+	touch -r full.qcow2 when
+	for at in 400000 500000 600000 700000; do
+		flip full.qcow2 "$at"
+	done
+	touch -r when full.qcow2
+	auto disk.qcow2 2.qcow2
+	assert_equal "$(member x-sync)" full
+	[[ $(member x-reason) == *'cannot be read'* ]]
+}
