@@ -552,6 +552,25 @@ static int check_apart(struct tide_image *top, struct tide_image *other, const c
 	return 0;
 }
 
+/* An image that both read: the comparison proves nothing of it.  NULL: there is none. */
+static const struct tide_image *find_shared(const struct tide_image *top, const struct tide_image *other)
+{
+	for (; top; top = tide_image_backing(top)) {
+		for (const struct tide_image *i = other; i; i = tide_image_backing(i)) {
+			if (tide_image_is_same_file(i, top))
+				return top;
+		}
+	}
+	return NULL;
+}
+
+static int refuse_shared(const char *against, const struct tide_image *shared, struct tide_error *err)
+{
+	tide_error_set(err, TIDE_E_REFUSED, "'%s' reads from '%s', too, so it proves nothing of that image", against,
+	               tide_image_path(shared));
+	return tide_error_hint(err, "compare with the disk itself, or with an image that reads from none of the chain");
+}
+
 static int set_different(struct tide_compare *compare, uint64_t off, uint64_t len, struct tide_error *err)
 {
 	return tide_bitmap_set(compare->data, off, len, err);
@@ -632,14 +651,9 @@ static int compare_disks(struct tide_node *node, struct tide_image *other, struc
 	return compare_sizes(node->image, other, chain, err);
 }
 
-static int compare_with(struct tide_node *node, const struct tide_chain_options *options, struct tide_sink *sink,
+static int compare_with(struct tide_node *node, struct tide_image *other, struct tide_sink *sink,
                         struct tide_chain *chain, struct tide_error *err)
 {
-	TIDE_AUTOIMAGE struct tide_image *other = NULL;
-
-	if (open_other(options, node, sink, &other, err) < 0 ||
-	    check_apart(node->image, other, options->against, err) < 0)
-		return -1;
 	if (!chain->images[chain->n - 1]->format)
 		return say(chain->images[0], TIDE_FINDING_UNKNOWN, err, "not compared: the chain is broken");
 	return compare_disks(node, other, sink, chain, err);
@@ -668,6 +682,8 @@ static int verify_chain(struct tide_session *session, struct tide_node *node, co
                         struct tide_chain *chain, struct tide_error *err)
 {
 	struct tide_error cause = TIDE_ERROR_INIT;
+	TIDE_AUTOIMAGE struct tide_image *other = NULL;
+	const struct tide_image *shared;
 
 	if (check_format(node, chain, err) < 0 || check_images(node->image, chain, &session->sink, err) < 0)
 		return -1;
@@ -677,10 +693,16 @@ static int verify_chain(struct tide_session *session, struct tide_node *node, co
 	if ((options->data ? tide_query_data(node->image, chain, &session->sink, node->id, err)
 	                   : tide_proof_of_copies(node->image, &session->sink, err)) < 0)
 		return -1;
-	if (chain->images[chain->n - 1]->format &&
-	    check_contents(node->image, options->against, chain, &session->sink, err) < 0)
+	if (options->against && (open_other(options, node, &session->sink, &other, err) < 0 ||
+	                         check_apart(node->image, other, options->against, err) < 0))
 		return -1;
-	if (options->against && compare_with(node, options, &session->sink, chain, err) < 0)
+	shared = find_shared(node->image, other);
+	if (shared && options->accept && !options->record)
+		return refuse_shared(options->against, shared, err);
+	if (chain->images[chain->n - 1]->format &&
+	    check_contents(node->image, other && !shared, chain, &session->sink, err) < 0)
+		return -1;
+	if (other && compare_with(node, other, &session->sink, chain, err) < 0)
 		return -1;
 	/* With force_share the caller accepts that other programs write. */
 	if (!node->force_share && tide_image_check_unchanged(node->image, &cause) < 0)

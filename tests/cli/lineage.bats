@@ -769,3 +769,23 @@ after() {
 	assert_equal "$(member x-sync)" full
 	[[ $(member x-reason) == *'cannot be read'* ]]
 }
+
+@test "--against an image on the same base proves nothing of the base" {
+	noise 64M > disk.img # beyond what is compared completely
+	auto disk.img full.qcow2
+	write 1 5M
+	inc disk.img 1.qcow2
+	write 2 9M
+	inc disk.img 2.qcow2
+	qemu-img rebase -u -f qcow2 -b full.qcow2 -F qcow2 2.qcow2
+	verdict 1 2.qcow2
+	cp 2.qcow2 sibling.qcow2
+	attempt chain-verify --against sibling.qcow2 2.qcow2
+	assert_equal "$status" 1
+	attempt chain-verify --accept --against sibling.qcow2 2.qcow2
+	assert_equal "$status" 1
+	[[ $stderr == *"'sibling.qcow2' reads from '"*"/full.qcow2', too, so it proves nothing of that image"* ]]
+	verdict 1 2.qcow2
+	attempt chain-verify --accept --against disk.img -F raw 2.qcow2
+	assert_equal "$status" 3
+}
